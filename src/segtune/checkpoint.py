@@ -1,0 +1,206 @@
+"""From settings and files to a model, and back: the start of a run, its `best/` and `final/`, its training states."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field, model_validator
+from safetensors.torch import load_file, save_file
+
+from segtune.errors import DataError, UsageError
+from segtune.labels import LabelMap
+from segtune.section import Section
+from segtune.segformer.configuration_segformer import SegformerConfig
+from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+
+STATE_FILE = "training_state.pt"
+WEIGHTS_FILE = "model.safetensors"
+
+
+class ModelConfig(Section):
+    """The `model` section of a recipe."""
+
+    name: str | None = Field(None, description="Checkpoint folder or Hub id to start from; null = random weights.")
+    variant: Literal["b0", "b1", "b2", "b3", "b4", "b5"] = Field("b0", description="Architecture for random weights.")
+    num_labels: Literal[1] | None = Field(
+        None, description="1 = one logit and a binary loss, for a label map of two classes."
+    )
+    config: dict[str, Any] = Field({}, description="Fields of SegformerConfig that differ from the preset.")
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> ModelConfig:
+        owned = {"num_labels", "id2label", "label2id", "label_map", "semantic_loss_ignore_index"} & set(self.config)
+        if owned:
+            raise ValueError(f"config sets {', '.join(sorted(owned))}, which the label map decides")
+        try:
+            SegformerConfig.from_variant(self.variant, **self.config)
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
+def build_model(config: ModelConfig, label_map: LabelMap, seed: int = 0) -> SegformerForSemanticSegmentation:
+    """A model whose head and configuration follow the label map; what starts fresh is drawn from `seed`.
+
+    Raises:
+        UsageError: the checkpoint is not there or fits no SegFormer; one logit for other than two classes.
+    """
+    fields = label_map.config_fields()
+    if config.num_labels == 1:
+        if label_map.num_labels != 2:
+            raise UsageError(
+                f"model.num_labels=1 is for two classes, but the label map has {label_map.num_labels}: "
+                f"{', '.join(label_map.names)}"
+            )
+        name = label_map.names[1]
+        fields |= {"id2label": {0: name}, "label2id": {name: 0}}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if config.name is None:
+            return SegformerForSemanticSegmentation(
+                SegformerConfig.from_variant(config.variant, **config.config, **fields)
+            )
+        return load_model(config.name, ignore_mismatched_sizes=True, **config.config, **fields)
+
+
+def load_model(name: str | Path, **kwargs: Any) -> SegformerForSemanticSegmentation:
+    """`SegformerForSemanticSegmentation.from_pretrained` with one clear message where the checkpoint is missing.
+
+    Args:
+        name: a folder with `config.json` and `model.safetensors`, or a Hub id `user/name`.
+        kwargs: what `from_pretrained` takes: `revision`, `cache_dir`, `local_files_only`, fields of the config, …
+    """
+    path = Path(name)
+    if path.is_dir() and not (path / "config.json").is_file():
+        inside = [f"{path / sub}" for sub in ("best", "final") if (path / sub / "config.json").is_file()]
+        hint = f"did you mean {inside[0]}?" if inside else "a checkpoint folder has a config.json and model.safetensors"
+        raise UsageError(f"{path} is not a checkpoint: {hint}")
+    if not path.exists() and (path.is_absolute() or str(name).count("/") != 1 or str(name).startswith(".")):
+        raise UsageError(f"checkpoint {name} does not exist: give a folder, or a Hub id such as nvidia/mit-b0")
+    try:
+        return SegformerForSemanticSegmentation.from_pretrained(name, **kwargs)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"checkpoint {name} cannot be loaded: {reason} "
+            "(a folder must hold config.json and model.safetensors; a Hub id needs the network or a filled cache; "
+            "model.name=null starts from random weights)"
+        ) from error
+
+
+def save_model(folder: Path, model: SegformerForSemanticSegmentation, processor: SegformerImageProcessor) -> None:
+    """Write what `from_pretrained` needs, all at once: a reader sees the old folder or the new one."""
+
+    def write(target: Path) -> None:
+        model.save_pretrained(target)
+        processor.save_pretrained(target)
+
+    write_folder(folder, write)
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder under a temporary name, then put it in the place of `folder`."""
+    temporary, previous = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    for leftover in (temporary, previous):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write(temporary)
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            _sync(file)
+    if folder.exists():
+        folder.rename(previous)
+    temporary.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # a file system that cannot sync folders
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def save_state(
+    folder: Path, accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    """Write all that a resumed run needs: weights, optimiser, loss scaler, every process's random state, `state`."""
+    generators = accelerator.gather_for_metrics([_random_state()], use_gather_object=True)
+    if not accelerator.is_main_process:
+        return
+    content = {
+        "optimizer": optimizer.state_dict(),
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+        "random": generators,
+        "state": state,
+    }
+
+    def write(target: Path) -> None:
+        weights = accelerator.unwrap_model(model).state_dict()
+        save_file({name: value.contiguous() for name, value in weights.items()}, target / WEIGHTS_FILE)
+        torch.save(content, target / STATE_FILE)
+
+    write_folder(folder, write)
+
+
+def load_state(
+    folder: Path, accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Put weights, optimiser, scaler and this process's random state back; returns `state`.
+
+    Raises:
+        DataError: a file is missing or torn.
+    """
+    try:
+        weights = load_file(folder / WEIGHTS_FILE)
+        content = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise DataError(f"checkpoint {folder} cannot be read ({error}): remove it to resume from the one before") from error
+    accelerator.unwrap_model(model).load_state_dict(weights)
+    optimizer.load_state_dict(content["optimizer"])
+    if accelerator.scaler is not None and content["scaler"] is not None:
+        accelerator.scaler.load_state_dict(content["scaler"])
+    if len(content["random"]) == accelerator.num_processes:
+        _set_random_state(content["random"][accelerator.process_index])
+    return dict(content["state"])
+
+
+def _random_state() -> dict[str, Any]:
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def saved_states(folder: Path) -> list[Path]:
+    """The complete training states below `folder`, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if (path / STATE_FILE).is_file())
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; a last line that was cut off is left out."""
+    objects = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            objects.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return objects
