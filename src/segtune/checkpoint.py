@@ -68,7 +68,9 @@ def build_model(config: ModelConfig, label_map: LabelMap, seed: int = 0) -> Segf
             return SegformerForSemanticSegmentation(
                 SegformerConfig.from_variant(config.variant, **config.config, **fields)
             )
-        return load_model(config.name, ignore_mismatched_sizes=True, **config.config, **fields)
+        model = load_model(config.name, ignore_mismatched_sizes=True, **config.config, **fields)
+    model.name_or_path = model.config.name_or_path = ""  # no longer that checkpoint, nor its image processor's
+    return model
 
 
 def load_model(name: str | Path, **kwargs: Any) -> SegformerForSemanticSegmentation:
@@ -134,7 +136,11 @@ def _sync(path: Path) -> None:
 
 
 def save_state(
-    folder: Path, accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    folder: Path,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
 ) -> None:
     """Write all that a resumed run needs: weights, optimiser, loss scaler, every process's random state, `state`."""
     generators = accelerator.gather_for_metrics([_random_state()], use_gather_object=True)
@@ -167,7 +173,7 @@ def load_state(
         weights = load_file(folder / WEIGHTS_FILE)
         content = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise DataError(f"checkpoint {folder} cannot be read ({error}): remove it to resume from the one before") from error
+        raise DataError(f"{folder} cannot be read ({error}): remove it to resume from the one before") from error
     accelerator.unwrap_model(model).load_state_dict(weights)
     optimizer.load_state_dict(content["optimizer"])
     if accelerator.scaler is not None and content["scaler"] is not None:

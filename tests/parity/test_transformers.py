@@ -53,7 +53,7 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
                 continue
             elif tensor.ndim > 1:
                 tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            elif name.endswith("norm.weight") or "layer_norm" in name and name.endswith("weight"):
+            elif "norm" in name and name.endswith("weight"):
                 tensor.copy_(1 + 0.2 * noise)
             else:
                 tensor.copy_(0.2 * noise)

@@ -100,7 +100,11 @@ class SegformerConfig(PretrainedConfig):
             hidden_sizes, depths, decoder_hidden_size = _VARIANTS[variant.lower()]
         except (KeyError, AttributeError):
             raise ValueError(f"variant {variant!r} does not exist: choose one of {', '.join(_VARIANTS)}") from None
-        preset = {"hidden_sizes": hidden_sizes, "depths": depths, "decoder_hidden_size": decoder_hidden_size}
+        preset: dict[str, Any] = {
+            "hidden_sizes": hidden_sizes,
+            "depths": depths,
+            "decoder_hidden_size": decoder_hidden_size,
+        }
         return cls(**(preset | fields))
 
     @classmethod
@@ -146,7 +150,9 @@ class SegformerConfig(PretrainedConfig):
             zip(self.hidden_sizes, self.num_attention_heads, self.mlp_ratios, strict=True)
         ):
             if size % heads:
-                raise ValueError(f"hidden_sizes[{stage}]={size} is not divisible by num_attention_heads[{stage}]={heads}")
+                raise ValueError(
+                    f"hidden_sizes[{stage}]={size} is not divisible by num_attention_heads[{stage}]={heads}"
+                )
             if not ratio > 0 or int(size * ratio) < 1:
                 raise ValueError(f"mlp_ratios[{stage}]={ratio!r} must be positive")
         for name in _PROBABILITIES:
@@ -167,10 +173,10 @@ def _own_fields() -> set[str]:
 def _inherited_fields() -> set[str]:
     """Names that the base class of the installed transformers takes, public or with the underscore of its files."""
     names = {name.removeprefix("_") for name in vars(PretrainedConfig())}
-    more = {"num_labels", "dtype", "torch_dtype", "attn_implementation", "output_attentions", "name_or_path", "auto_map"}
-    published = {"image_size", "downsampling_rates", "num_hidden_layers", "use_return_dict", "return_dict"}
+    arguments = {"num_labels", "dtype", "torch_dtype", "attn_implementation", "output_attentions", "name_or_path"}
+    published = {"image_size", "downsampling_rates", "num_hidden_layers", "auto_map", "return_dict", "use_return_dict"}
     private = {"_name_or_path", "_attn_implementation", "_commit_hash", "_attn_implementation_autoset"}
-    return names | more | published | private
+    return names | arguments | published | private
 
 
 def _unknown_message(unknown: list[str]) -> str:

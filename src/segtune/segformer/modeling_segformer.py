@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -205,11 +205,11 @@ class SegformerEncoder(nn.Module):
         """Feature maps `(B, H_i, W_i, C_i)` of every stage, and the attention weights where asked for."""
         x = pixel_values.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)  # (B, H, W, C)
         features, attentions = [], []
-        for embed, blocks, norm in zip(self.patch_embeddings, self.block, self.layer_norm, strict=True):
+        for embed, stage, norm in zip(self.patch_embeddings, self.block, self.layer_norm, strict=True):
             x = embed(x)
-            for block in blocks:
+            for block in cast(nn.ModuleList, stage).children():
                 if self.gradient_checkpointing and self.training:
-                    x, weights = self._gradient_checkpointing_func(block.__call__, x, output_attentions)
+                    x, weights = cast(Any, self._gradient_checkpointing_func)(block.__call__, x, output_attentions)
                 else:
                     x, weights = block(x, output_attentions)
                 if output_attentions:
@@ -251,16 +251,13 @@ class SegformerDecodeHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Logits `(B, K, H_1, W_1)` from feature maps `(B, H_i, W_i, C_i)`, stage 1 first."""
-        if self._can_compose():
-            x = self._fuse_composed(features)
-        else:
-            x = self.batch_norm(self._fuse_literally(features))
+        x = self._fuse_composed(features) if self._can_compose() else self.batch_norm(self._fuse_literally(features))
         return self.classifier(self.dropout(F.relu(x)))  # (B, K, H_1, W_1)
 
     def _can_compose(self) -> bool:
         """Whether every projection is the plain module; adapted, quantised or hooked ones must be called."""
         return _is_plain(self.linear_fuse, nn.Conv2d) and all(
-            _is_plain(mlp, SegformerMLP) and _is_plain(mlp.proj, nn.Linear) for mlp in self.linear_c
+            _is_plain(mlp, SegformerMLP) and _is_plain(cast(SegformerMLP, mlp).proj, nn.Linear) for mlp in self.linear_c
         )
 
     def _fuse_literally(self, features: Sequence[Tensor]) -> Tensor:
@@ -283,10 +280,11 @@ class SegformerDecodeHead(nn.Module):
         dtype = self.linear_fuse.weight.dtype
         fuse = self.linear_fuse.weight.flatten(1).float()  # (D, 4·D)
         parts = fuse.chunk(len(self.linear_c), dim=1)[::-1]  # stage 4 comes first in the concatenation
-        weights = [part @ mlp.proj.weight.float() for part, mlp in zip(parts, self.linear_c, strict=True)]
-        bias = fuse @ torch.cat([mlp.proj.bias.float() for mlp in reversed(self.linear_c)])
-        if fold:
-            norm = self.batch_norm
+        projections = [cast(SegformerMLP, mlp).proj for mlp in self.linear_c]
+        weights = [part @ proj.weight.float() for part, proj in zip(parts, projections, strict=True)]
+        bias = fuse @ torch.cat([proj.bias.float() for proj in reversed(projections)])
+        norm = self.batch_norm
+        if fold and norm.running_mean is not None and norm.running_var is not None:
             scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)
             weights = [scale[:, None] * weight for weight in weights]
             bias = (bias - norm.running_mean.float()) * scale + norm.bias.float()
@@ -315,7 +313,8 @@ class SegformerPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
-            nn.init.normal_(module.weight, std=(2 * module.groups / (module.out_channels * module.weight[0, 0].numel())) ** 0.5)
+            fan_out = module.out_channels * module.weight[0, 0].numel() / module.groups
+            nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)  # He et al. 2015
         elif isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
@@ -325,9 +324,8 @@ class SegformerPreTrainedModel(PreTrainedModel):
         if module.bias is not None:
             nn.init.zeros_(module.bias)
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.zeros_(module.running_mean)
-            nn.init.ones_(module.running_var)
-            nn.init.zeros_(module.num_batches_tracked)
+            for buffer, value in ((module.running_mean, 0), (module.running_var, 1), (module.num_batches_tracked, 0)):
+                nn.init.constant_(cast(Tensor, buffer), value)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -403,7 +401,8 @@ class SegformerModel(SegformerPreTrainedModel):
         config = self.config
         if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
             raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}, expected (batch, {config.num_channels}, height, width)"
+                f"pixel_values has shape {tuple(pixel_values.shape)}, "
+                f"expected (batch, {config.num_channels}, height, width)"
             )
         attend = config.output_attentions if output_attentions is None else output_attentions
         hidden = config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -600,7 +599,7 @@ def _loading_summary(model: nn.Module, info: dict[str, Any]) -> str:
 
 
 def _parts(keys: set[str]) -> str:
-    """The parts of the network that `keys` belong to, e.g. `encoder (192 tensors), decode_head.classifier (2 tensors)`."""
+    """The parts of the network that `keys` belong to, e.g. `encoder (192 tensors), decode_head (16 tensors)`."""
     paths = [key.removeprefix("segformer.").split(".") for key in sorted(keys)]
     head = {path[1] for path in paths if path[0] == "decode_head"}
     counts: dict[str, int] = {}

@@ -1,0 +1,79 @@
+"""segtune: fine-tune SegFormer in the Hugging Face ecosystem.
+
+The public names are loaded on first use, so that `import segtune` costs next to nothing. What is not listed in
+`__all__` can be reached by its module path and is not promised to stay.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # as typing.TYPE_CHECKING, without importing typing
+if TYPE_CHECKING:
+    from segtune.data.sources import load_segmentation_dataset
+    from segtune.data.transforms import TrainTransform, TransformConfig
+    from segtune.inference import overlay, predict
+    from segtune.labels import LabelMap
+    from segtune.metrics import MeanIoU
+    from segtune.recipe import Recipe, load_recipe
+    from segtune.segformer.configuration_segformer import SegformerConfig
+    from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+    from segtune.segformer.modeling_segformer import (
+        SegformerForImageClassification,
+        SegformerForSemanticSegmentation,
+        SegformerModel,
+    )
+    from segtune.trainer import SegmentationTrainer, TrainingConfig
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LabelMap",
+    "MeanIoU",
+    "Recipe",
+    "SegformerConfig",
+    "SegformerForImageClassification",
+    "SegformerForSemanticSegmentation",
+    "SegformerImageProcessor",
+    "SegformerModel",
+    "SegmentationTrainer",
+    "TrainTransform",
+    "TrainingConfig",
+    "TransformConfig",
+    "__version__",
+    "load_recipe",
+    "load_segmentation_dataset",
+    "overlay",
+    "predict",
+]
+
+_HOME = {
+    "LabelMap": "segtune.labels",
+    "MeanIoU": "segtune.metrics",
+    "Recipe": "segtune.recipe",
+    "SegformerConfig": "segtune.segformer.configuration_segformer",
+    "SegformerForImageClassification": "segtune.segformer.modeling_segformer",
+    "SegformerForSemanticSegmentation": "segtune.segformer.modeling_segformer",
+    "SegformerImageProcessor": "segtune.segformer.image_processing_segformer",
+    "SegformerModel": "segtune.segformer.modeling_segformer",
+    "SegmentationTrainer": "segtune.trainer",
+    "TrainTransform": "segtune.data.transforms",
+    "TrainingConfig": "segtune.trainer",
+    "TransformConfig": "segtune.data.transforms",
+    "load_recipe": "segtune.recipe",
+    "load_segmentation_dataset": "segtune.data.sources",
+    "overlay": "segtune.inference",
+    "predict": "segtune.inference",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'segtune' has no attribute {name!r}")
+    import importlib
+
+    value: object = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

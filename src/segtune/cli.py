@@ -1,0 +1,288 @@
+"""The command line: `segtune train | evaluate | predict | recipes`.
+
+Results go to stdout, logs and progress bars to stderr. Exit codes: 0 done, 1 failed, 2 bad usage or recipe.
+torch and its kin are imported inside the commands that need them, so that help and lists answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import segtune
+from segtune.catalog import find_recipe, list_recipes, recipe_table
+from segtune.errors import SegtuneError, UsageError
+
+if TYPE_CHECKING:
+    from segtune.data.transforms import TransformConfig
+    from segtune.labels import LabelMap
+    from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file or a shipped recipe's name.")]
+OverridesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="section.key=value", help="Changes to the recipe.")
+]
+CheckpointArgument = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="A folder such as runs/demo/best, or a model id of the Hub.")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, …; by default the best there is.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Images in one forward pass.")]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a command and leaves with its exit code. SEGTUNE_TRACEBACK=1 shows the traceback of an error."""
+    try:
+        typer.main.get_command(_application()).main(args=argv, prog_name="segtune")
+    except Exception as error:
+        if os.environ.get("SEGTUNE_TRACEBACK") == "1":
+            raise
+        if isinstance(error, SegtuneError):
+            _fail(str(error), error.exit_code)
+        _fail(f"{type(error).__name__}: {error}\n(SEGTUNE_TRACEBACK=1 in the environment shows where it happened)", 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _application() -> typer.Typer:
+    app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+    app.callback(help="Fine-tune SegFormer: train a recipe, evaluate a checkpoint, predict masks.")(_configure)
+    commands: tuple[Callable[..., None], ...] = (train, evaluate, predict)
+    for command in commands:
+        app.command()(command)
+    recipes = typer.Typer(rich_markup_mode=None)
+    recipes.callback(invoke_without_command=True, help="List, show or copy the shipped recipes.")(_list)
+    commands = (show, copy)
+    for command in commands:
+        recipes.command()(command)
+    app.add_typer(recipes, name="recipes")
+    return app
+
+
+def _fail(message: str, exit_code: int) -> None:
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(exit_code)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"segtune {segtune.__version__}")
+        raise typer.Exit
+
+
+def _configure(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("segtune").setLevel(logging.INFO if _is_main_process() else logging.ERROR)
+
+
+def _hide_bars_of_libraries() -> None:
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # one for each checkpoint that is read or written
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # set by accelerate launch and torchrun
+
+
+# train ---------------------------------------------------------------------------------------------------------------
+
+
+def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Fine-tune what a recipe describes; the run folder keeps the weights, the metrics and the resolved recipe.
+
+    Paths are relative to the current folder. Several processes: accelerate launch -m segtune train RECIPE …
+    """
+    from segtune.recipe import load_recipe, run
+
+    _hide_bars_of_libraries()
+    result = run(load_recipe(recipe, overrides or ()))
+    if _is_main_process():
+        typer.echo("\n".join(_closing_lines(result)))
+
+
+def _closing_lines(result: dict[str, Any]) -> list[str]:
+    folder = Path(result["output_dir"])
+    lines = []
+    if best := result["best"]:
+        lines.append(f"best val mIoU {best['mean_iou']:.4f} at step {best['step']}")
+    lines.append(f"run folder: {folder}")
+    split = next((split for split in ("test", "val") if split in result["splits"]), None)
+    if split:
+        words = ["segtune", "evaluate", str(folder / "best"), str(folder / "recipe.yaml"), "--split", split]
+        lines.append(f"next: {shlex.join([*words, '--overlays', str(folder / 'overlays')])}")
+    return lines
+
+
+# evaluate ------------------------------------------------------------------------------------------------------------
+
+
+def evaluate(
+    checkpoint: CheckpointArgument,
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    overlays: Annotated[Path | None, typer.Option(metavar="DIR", help="Save image | truth | prediction here.")] = None,
+    limit_overlays: Annotated[int, typer.Option(min=1, help="How many overlays, spread over the split.")] = 12,
+    batch_size: BatchOption = 1,
+    device: DeviceOption = None,
+) -> None:
+    """Compute the mean IoU of a checkpoint on one split of a recipe's dataset, at the masks' own size."""
+    from segtune.data.sources import find_label_map
+    from segtune.inference import evaluate_model
+    from segtune.outputs import Comparisons
+    from segtune.recipe import load_data, load_recipe
+    from segtune.trainer import plain_scores
+
+    settings = load_recipe(recipe, overrides or ())
+    label_map = find_label_map(settings.dataset)
+    dataset = load_data(settings.dataset)
+    if split not in dataset:
+        raise UsageError(f"--split {split}: {settings.dataset.path} has {', '.join(dataset)}")
+    model = _load(checkpoint, device)
+    _check_same_labels(checkpoint, model.config, settings.dataset.path, label_map)
+    pictures = Comparisons(overlays, label_map, dataset[split]["id"], limit_overlays) if overlays else None
+    confusion = evaluate_model(
+        model,
+        dataset[split],
+        label_map,
+        _processor(checkpoint, settings.transforms),
+        batch_size=batch_size,
+        on_image=pictures.save if pictures else None,
+    )
+    result = {"checkpoint": checkpoint, "recipe": recipe, "split": split, "num_images": len(dataset[split])}
+    result |= plain_scores(confusion, label_map)
+    typer.echo(json.dumps(result) if as_json else _table(result))
+    if pictures:
+        pictures.save_overview()
+        typer.echo(f"overlays: {overlays} (overview.png first)", err=as_json)
+
+
+def _processor(checkpoint: str, transforms: TransformConfig) -> SegformerImageProcessor:
+    """The one saved with the checkpoint, else what the recipe says."""
+    from segtune.inference import processor_for
+    from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+
+    try:
+        return SegformerImageProcessor.from_pretrained(checkpoint)
+    except OSError:
+        return processor_for(transforms)
+
+
+def _check_same_labels(checkpoint: str, config: Any, path: str, label_map: LabelMap) -> None:
+    from segtune.labels import LabelMap
+
+    own = LabelMap.from_config(config)
+    if own.names != label_map.names:
+        raise UsageError(
+            f"the labels disagree: {checkpoint} has {own.num_labels} ({', '.join(own.names)}), {path} has "
+            f"{label_map.num_labels} ({', '.join(label_map.names)}); dataset.labels can name the checkpoint's"
+        )
+
+
+def _table(result: dict[str, Any]) -> str:
+    def cell(value: float | None) -> str:
+        return f"{'absent' if value is None else f'{value:.4f}':>9}"
+
+    width = max(len("class"), *map(len, result["per_class"]))
+    lines = [f"{'class':<{width}}{'IoU':>9}{'accuracy':>10}"]
+    for name, row in result["per_class"].items():
+        lines.append(f"{name:<{width}}{cell(row['iou'])} {cell(row['accuracy'])}")
+    lines.append(f"{'mean':<{width}}{cell(result['mean_iou'])} {cell(result['mean_accuracy'])}")
+    score = "undefined" if result["mean_iou"] is None else f"{result['mean_iou']:.4f}"
+    return "\n".join([*lines, f"{result['split']} mIoU {score} over {result['num_images']} images"])
+
+
+# predict -------------------------------------------------------------------------------------------------------------
+
+
+def predict(
+    checkpoint: CheckpointArgument,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, folders or quoted globs.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where the masks go.")],
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also save NAME_overlay.png.")] = False,
+    batch_size: BatchOption = 1,
+    device: DeviceOption = None,
+) -> None:
+    """Save a mask of class ids for each image: a palette PNG in the labels' colours, at the image's own size."""
+    from tqdm import tqdm
+
+    from segtune import inference, outputs
+    from segtune.labels import LabelMap
+
+    paths = outputs.find_images(images)
+    masks = outputs.mask_paths(paths, output, overlay)
+    model = _load(checkpoint, device)
+    label_map = LabelMap.from_config(model.config)
+    with tqdm(total=len(paths), desc="predict", disable=len(paths) < 2) as bar:
+        for start in range(0, len(paths), batch_size):
+            batch = paths[start : start + batch_size]
+            predictions = inference.predict(model, batch, batch_size=batch_size)
+            for path, mask, labels in zip(batch, masks[start:], predictions, strict=False):
+                outputs.save_mask(labels, label_map, mask)
+                if overlay:
+                    inference.overlay(path, labels, label_map).save(outputs.overlay_path(mask))
+            bar.update(len(batch))
+    typer.echo(f"{len(paths)} mask{'s' if len(paths) > 1 else ''} in {output}")
+
+
+def _load(checkpoint: str, device: str | None) -> Any:
+    import torch
+
+    from segtune.checkpoint import load_model
+
+    _hide_bars_of_libraries()
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return load_model(checkpoint).to(torch.device(device or best))
+    except RuntimeError as error:
+        raise UsageError(f"--device {device}: {str(error).splitlines()[0]}") from error
+
+
+# recipes -------------------------------------------------------------------------------------------------------------
+
+
+def _list(
+    context: typer.Context,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the table of recipes/README.md.")] = False,
+) -> None:
+    if context.invoked_subcommand is not None:
+        return
+    if markdown:
+        typer.echo(recipe_table(list_recipes()), nl=False)
+        return
+    for recipe in list_recipes():
+        typer.echo(f"{recipe.name}\n  command  {recipe.command}\n  cost     {recipe.cost}\n  result   {recipe.result}")
+
+
+def show(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+    """Print a recipe."""
+    typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
+
+
+def copy(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="A file or a folder.")] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+) -> None:
+    """Copy a recipe, to change it: by default into the current folder."""
+    source = find_recipe(name)
+    target = destination / source.name if destination.is_dir() else destination
+    if target.exists() and not force:
+        raise UsageError(f"{target} exists already; name another file, or say --force to overwrite it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    typer.echo(f"{target}")

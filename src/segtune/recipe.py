@@ -1,0 +1,250 @@
+"""A recipe: one YAML file that fully determines one fine-tuning run, loaded strictly."""
+
+from __future__ import annotations
+
+import logging
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+import segtune
+from segtune.catalog import find_recipe, list_recipes, recipe_name
+from segtune.checkpoint import ModelConfig, build_model
+from segtune.data.sources import DatasetConfig, check_masks, find_label_map, load_segmentation_dataset
+from segtune.data.transforms import TransformConfig
+from segtune.errors import UsageError
+from segtune.inference import processor_for
+from segtune.section import Section
+from segtune.strict import Keys, check, dotted, show
+from segtune.trainer import SPLIT_FILE, SegmentationTrainer, TrainingConfig
+
+__all__ = ["Recipe", "find_recipe", "list_recipes", "load_recipe", "run"]
+
+logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+
+class Recipe(Section):
+    """Everything that determines one run. Read from YAML by `load_recipe`, written back by `to_yaml` and `save`."""
+
+    dataset: DatasetConfig
+    transforms: TransformConfig = TransformConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    def to_yaml(self) -> str:
+        """The recipe with every field written out, so that it keeps its meaning when a default changes."""
+        body = yaml.dump(self.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+        return f"# Every setting of one run, written by segtune {segtune.__version__}\n{body}"
+
+    def save(self, path: str | Path) -> None:
+        """Writes `to_yaml()` to a file."""
+        Path(path).write_text(self.to_yaml(), encoding="utf-8")
+
+
+def load_recipe(ref: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe (a file's path or a shipped recipe's name) with overrides such as `training.max_steps=100`.
+
+    An output folder that is not given becomes `runs/<name of the recipe>`.
+    Raises UsageError that lists everything wrong with the file and the overrides at once.
+    """
+    path = find_recipe(ref)
+    data = _read_yaml(path)
+    merged = dict(data)
+    problems, changed = [], []
+    for text in overrides:
+        try:
+            changed.append(_override(merged, text))
+        except ValueError as error:
+            problems.append(f"command line: {error}")
+    sections, found = check(merged, _sections())
+    problems += [f"{_origin(problem.keys, path, data, changed)}: {problem.message}" for problem in found]
+    if problems:
+        raise UsageError(
+            "\n  ".join([f"{len(problems)} faults in the recipe", *problems]) if len(problems) > 1 else problems[0]
+        )
+    recipe = Recipe.model_validate(sections)
+    if recipe.training.output_dir is None:
+        recipe = _with(recipe, "training", output_dir=f"runs/{recipe_name(path)}")
+    return recipe
+
+
+def run(recipe: Recipe) -> dict[str, Any]:
+    """Builds what the recipe names, checks the data, and trains.
+
+    Returns what `SegmentationTrainer.train` returns and, under "splits", the names of the data's splits.
+    """
+    label_map = find_label_map(recipe.dataset)
+    dataset = load_data(recipe.dataset)
+    if "train" not in dataset:
+        raise UsageError(f"dataset.path = {recipe.dataset.path}: no training images, only {', '.join(dataset)}")
+    if "val" not in dataset:
+        logger.warning("no validation split: the last weights count as the best (dataset.val_fraction draws one)")
+    if recipe.dataset.check_masks:
+        check_masks(dataset, label_map)
+    trainer = SegmentationTrainer(
+        build_model(recipe.model, label_map, seed=recipe.training.seed),
+        recipe.training,
+        train_dataset=dataset["train"],
+        eval_dataset=dataset.get("val"),
+        label_map=label_map,
+        transforms=recipe.transforms,
+        processor=processor_for(recipe.transforms),
+        recipe=resolved(recipe).to_yaml(),
+        splits=dataset,
+    )
+    return {**trainer.train(), "splits": list(dataset)}
+
+
+def load_data(config: DatasetConfig) -> DatasetDict:
+    """The splits that a recipe's `dataset` section names."""
+    return load_segmentation_dataset(
+        config.path,
+        images=config.images,
+        masks=config.masks,
+        val_fraction=config.val_fraction,
+        seed=config.split_seed,
+        split_file=config.split_file,
+    )
+
+
+def resolved(recipe: Recipe) -> Recipe:
+    """The recipe as the run folder keeps it: with the stored split, from the first step, overwriting nothing."""
+    recipe = _with(recipe, "dataset", split_file=f"{recipe.training.output_dir}/{SPLIT_FILE}")
+    return _with(recipe, "training", resume="never", overwrite=False)
+
+
+def _with(recipe: Recipe, section: str, **changes: Any) -> Recipe:
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=changes)})
+
+
+# YAML ----------------------------------------------------------------------------------------------------------------
+
+
+def _core_schema() -> dict[str, Any]:
+    """First character -> what plain scalars mean: https://yaml.org/spec/1.2.2/#103-core-schema."""
+    scalars = (
+        ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+        ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+        ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+        ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+        ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
+    )
+    table: dict[str, Any] = {}
+    for tag, pattern, first_characters in scalars:
+        for first in first_characters:
+            table.setdefault(first, []).append((f"tag:yaml.org,2002:{tag}", re.compile(rf"(?:{pattern})\Z")))
+    return table
+
+
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node)
+    return int(text[2:], 16 if text[1] == "x" else 8) if text[1:2] in ("x", "o") else int(text)
+
+
+def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    return float(loader.construct_scalar(node).lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+def _constructors() -> dict[str | None, Any]:
+    constructors: dict[str | None, Any] = {**yaml.SafeLoader.yaml_constructors}
+    constructors["tag:yaml.org,2002:int"] = _construct_int
+    constructors["tag:yaml.org,2002:float"] = _construct_float
+    return constructors
+
+
+def _both_schemas() -> dict[str, Any]:
+    old, new = yaml.SafeDumper.yaml_implicit_resolvers, _core_schema()
+    return {first: [*old.get(first, []), *new.get(first, [])] for first in {*old, *new}}
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain scalars as in YAML 1.2 (6e-5 is a number; yes, on and 12:30 are text), each key once, no merge keys."""
+
+    yaml_implicit_resolvers = _core_schema()
+    yaml_constructors = _constructors()
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep=deep)
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return mapping
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either version of YAML would take for something else than text."""
+
+    yaml_implicit_resolvers = _both_schemas()
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
+        return super().represent_sequence(tag, sequence, flow_style=True)
+
+
+def _sections() -> dict[str, type[Section]]:
+    return {name: typing.cast("type[Section]", field.annotation) for name, field in Recipe.model_fields.items()}
+
+
+def _parse(text: str | bytes) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
+def _read_yaml(path: Path) -> dict[Any, Any]:
+    try:
+        data = _parse(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        what = " ".join(filter(None, (getattr(error, "context", None), getattr(error, "problem", None)))) or error
+        raise UsageError(f"{path}{where}: {what}") from error
+    if not isinstance(data, dict):
+        what = "the file is empty" if data is None else f"the file holds {show(data)}"
+        raise UsageError(f"{path}: {what}, not a mapping of the sections {', '.join(_sections())}")
+    return data
+
+
+# Overrides -----------------------------------------------------------------------------------------------------------
+
+
+def _override(data: dict[Any, Any], text: str) -> Keys:
+    """Sets `section.key=value` in `data`, copying what it changes; returns the keys. ValueError says what is wrong."""
+    path, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[^.\s]+(\.[^.\s]+)+", path):
+        raise ValueError(f"'{text}' does not have the form section.key=value")
+    section, key, *deeper = path.split(".")
+    try:
+        keys = (section, key, *map(_parse, deeper))
+        parsed = _parse(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text}: not valid YAML; text with special characters needs quotes: '\"…\"'") from error
+    for depth, name in enumerate(keys[:-1], start=1):
+        below = data.get(name)
+        if below is not None and not isinstance(below, dict):
+            raise ValueError(f"{text}: {dotted(keys[:depth])} = {show(below)} has no keys")
+        data[name] = dict(below or {})
+        data = data[name]
+    data[keys[-1]] = parsed
+    return keys
+
+
+def _origin(keys: Keys, path: Path, data: Mapping[Any, Any], changed: Sequence[Keys]) -> str:
+    """Where a value was written: the file or the command line."""
+    overridden = any(keys[: len(override)] == override[: len(keys)] for override in changed)
+    in_file: Any = data
+    for key in keys:
+        in_file = in_file.get(key) if isinstance(in_file, dict) else None
+    return "command line" if overridden and (in_file is None or len(keys) > 1) else str(path)

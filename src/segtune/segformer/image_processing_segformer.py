@@ -1,0 +1,404 @@
+"""Images and masks to what SegFormer reads, and its logits back to masks, with NumPy and Pillow alone.
+
+A drop-in for transformers' ``SegformerImageProcessor``: same fields, same file, same pixels as its Pillow backend.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers.image_processing_base import BatchFeature, ImageProcessingMixin
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+FIELDS = (
+    "do_resize",
+    "size",
+    "size_divisor",
+    "resample",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+    "do_reduce_labels",
+)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+IGNORED = 255  # what label reduction makes of id 0
+
+# Four bands go through Pillow as CMYK: it would multiply the first three of an RGBA image by the fourth.
+_PILLOW_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+
+
+class SegformerImageProcessor(ImageProcessingMixin):
+    """Resize, rescale and normalise images; resize (nearest) and optionally reduce masks; turn logits into maps.
+
+    Args:
+        do_resize: resize every image to `size`.
+        size: `{"height": h, "width": w}`, or `{"shortest_edge": n}` which keeps the aspect ratio (rounded down, as
+            in transformers); `n` and `(h, w)` are read as a square and as height and width.
+        size_divisor: both sides are rounded up to a multiple of this, within the one resize, also where `do_resize`
+            is off. (transformers does not know this field: it keeps it in the file and does not apply it.)
+        resample: Pillow's filter for images, `PIL.Image.Resampling` or its number; 2 is bilinear.
+        do_rescale: multiply by `rescale_factor`. 8-bit images need 1/255, 16-bit ones 1/65535.
+        do_normalize: subtract `image_mean` and divide by `image_std`.
+        image_mean: one value per channel; their number is the number of channels of an image.
+        image_std: one value per channel.
+        do_reduce_labels: masks hold 0 for "no class" and classes from 1: 0 becomes 255, the others go down by one,
+            255 stays. The caller's array is never written.
+
+    Raises:
+        TypeError: an argument that does not exist; the message names the nearest one that does.
+        ValueError: a value that makes no sense.
+    """
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012 (a plain list in transformers' base class)
+
+    def __init__(
+        self,
+        *,
+        do_resize: bool = True,
+        size: Mapping[str, int] | Sequence[int] | int = 512,
+        size_divisor: int = 1,
+        resample: int = 2,
+        do_rescale: bool = True,
+        rescale_factor: float = 1 / 255,
+        do_normalize: bool = True,
+        image_mean: Sequence[float] = IMAGENET_MEAN,
+        image_std: Sequence[float] = IMAGENET_STD,
+        do_reduce_labels: bool = False,
+        **unknown: Any,
+    ) -> None:
+        _refuse(unknown, "SegformerImageProcessor")
+        super().__init__()
+        self.do_resize = bool(do_resize)
+        self.size = _size_dict(size)
+        self.size_divisor = _positive_int("size_divisor", size_divisor)
+        self.resample = int(Image.Resampling(resample))
+        self.do_rescale = bool(do_rescale)
+        self.rescale_factor = float(rescale_factor)
+        self.do_normalize = bool(do_normalize)
+        self.image_mean = [float(value) for value in image_mean]
+        self.image_std = [float(value) for value in image_std]
+        self.do_reduce_labels = bool(do_reduce_labels)
+        if not self.image_mean or len(self.image_mean) != len(self.image_std) or 0.0 in self.image_std:
+            raise ValueError(
+                "image_mean and image_std need one value per channel, none of image_std 0; "
+                f"got {self.image_mean} and {self.image_std}"
+            )
+
+    # ---- files ----
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: Mapping[str, Any], **kwargs: Any) -> Any:
+        """Build from the content of a `preprocessor_config.json`, of ours or of any version of transformers.
+
+        Fields of the file that this class does not know are kept and written again; unknown `kwargs` are refused, or
+        handed back as the second of a pair where `return_unused_kwargs` is true.
+        """
+        return_unused = kwargs.pop("return_unused_kwargs", False)
+        stored = dict(image_processor_dict)
+        if "reduce_labels" in stored:  # transformers before 4.30
+            stored.setdefault("do_reduce_labels", stored.pop("reduce_labels"))
+        for name in ("image_processor_type", "feature_extractor_type", "processor_class", "reduce_labels"):
+            stored.pop(name, None)
+        fields = {name: stored.pop(name) for name in FIELDS if name in stored}
+        unused = {name: kwargs.pop(name) for name in list(kwargs) if return_unused and name not in FIELDS}
+        fields = {
+            name: value for name, value in {**fields, **kwargs}.items() if value is not None or name not in FIELDS
+        }
+        processor = cls(**fields)
+        for name, value in stored.items():
+            if not hasattr(cls, name):
+                setattr(processor, name, value)
+        return (processor, unused) if return_unused else processor
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike[str]) -> Any:
+        """Build from a JSON file; see `from_dict`."""
+        with open(json_file, encoding="utf-8") as reader:
+            return cls.from_dict(json.load(reader))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, those only kept from a file included, as `save_pretrained` writes them."""
+        fields = {name: value for name, value in super().to_dict().items() if not name.startswith("_")}
+        if fields["size_divisor"] == 1:
+            del fields["size_divisor"]  # transformers 4 warns of a field it does not know
+        return {**fields, "image_processor_type": "SegformerImageProcessor"}
+
+    # ---- images and masks in ----
+
+    def __call__(self, images: Any, segmentation_maps: Any = None, **kwargs: Any) -> BatchFeature:
+        """The same as `preprocess`."""
+        return self.preprocess(images, segmentation_maps, **kwargs)
+
+    def preprocess(
+        self,
+        images: Any,
+        segmentation_maps: Any = None,
+        return_tensors: str | None = None,
+        input_data_format: str | None = None,
+        **overrides: Any,
+    ) -> BatchFeature:
+        """Prepare one image or several, with their masks.
+
+        Args:
+            images: a PIL image, an array or tensor `(H, W)`, `(H, W, C)` or `(C, H, W)`, a batch of them with one
+                axis more in front, or a list. Where `C` is 3, greyscale is repeated and alpha is dropped.
+            segmentation_maps: as many masks `(H, W)` of the same sizes, PIL (palette indices are the ids), arrays or
+                tensors of any integer type.
+            return_tensors: `"pt"`, `"np"`, or None for lists of arrays, whose sizes may differ.
+            input_data_format: `"channels_first"` or `"channels_last"` where the shape leaves it open.
+            overrides: fields of this class, for this call only.
+
+        Returns:
+            `pixel_values`, float32 `(C, h, w)` each, and with masks `labels`, int64 `(h, w)` each.
+
+        Raises:
+            TypeError, ValueError: something is no image or no mask, sizes or numbers do not match, or sizes differ
+                where one tensor is asked for.
+        """
+        _refuse({name: value for name, value in overrides.items() if name not in FIELDS}, "preprocess")
+        given = {name: value for name, value in overrides.items() if value is not None}
+        settings = type(self)(**{**{name: getattr(self, name) for name in FIELDS}, **given})
+        channels = len(settings.image_mean)
+        arrays = [channels_last(image, channels, input_data_format) for image in _as_list(images, ndim=3)]
+        data = {"pixel_values": [settings._prepare_image(array) for array in arrays]}
+        if segmentation_maps is not None:
+            masks = [_id_map(mask) for mask in _as_list(segmentation_maps, ndim=2)]
+            _check_pairs(arrays, masks)
+            data["labels"] = [settings._prepare_mask(mask) for mask in masks]
+        if return_tensors is not None:
+            _check_stackable(data["pixel_values"])
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _prepare_image(self, image: np.ndarray) -> np.ndarray:
+        """`(H, W, C)` of any real type to float32 `(C, h, w)`."""
+        if self.do_rescale and self.rescale_factor < 1 and image.dtype.kind == "f" and image.max() <= 1:
+            logger.warning_once(
+                f"A floating-point image with no value above 1 is multiplied by {self.rescale_factor:g}; pass "
+                "do_rescale=False where images are already between 0 and 1."
+            )
+        resized = _resize(image, self._target_size(*image.shape[:2]), self.resample)
+        bands = np.ascontiguousarray(resized.transpose(2, 0, 1))  # (C, h, w)
+        values = np.empty(bands.shape, dtype=np.float32)
+        # The product is rounded once, from float64: so do transformers, and the pixels are equal to the last bit.
+        factor = self.rescale_factor if self.do_rescale else 1.0
+        np.multiply(bands, factor, out=values, dtype=np.float64, casting="unsafe")
+        if self.do_normalize:
+            values -= np.array(self.image_mean, dtype=np.float32)[:, None, None]
+            values /= np.array(self.image_std, dtype=np.float32)[:, None, None]
+        return values
+
+    def _prepare_mask(self, mask: np.ndarray) -> np.ndarray:
+        """Integer `(H, W)` to int64 `(h, w)`, nearest neighbour."""
+        height, width = self._target_size(*mask.shape)
+        if mask.shape != (height, width):
+            stored = mask if mask.dtype == np.uint8 else mask.astype(np.int32)
+            mask = np.asarray(Image.fromarray(stored).resize((width, height), Image.Resampling.NEAREST))
+        labels = mask.astype(np.int64)
+        if self.do_reduce_labels:
+            labels = np.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
+        return labels
+
+    def _target_size(self, height: int, width: int) -> tuple[int, int]:
+        if self.do_resize and "shortest_edge" in self.size:
+            edge = self.size["shortest_edge"]
+            long = int(edge * max(height, width) / min(height, width))
+            height, width = (edge, long) if height < width else (long, edge)
+        elif self.do_resize:
+            height, width = self.size["height"], self.size["width"]
+        divisor = self.size_divisor
+        return -(-height // divisor) * divisor, -(-width // divisor) * divisor
+
+    # ---- logits out ----
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """Class maps of a batch.
+
+        Args:
+            outputs: what the model returned; `outputs.logits` is `(B, K, h, w)`.
+            target_sizes: `(height, width)` for each image; None leaves the logits' own size.
+
+        Returns:
+            `B` int64 maps `(height, width)` of the largest logit; of a model with one logit, 1 where it is above 0.
+        """
+        logits = outputs.logits
+        if target_sizes is None:
+            return list(upsampled_prediction(logits, logits.shape[-2:]))
+        sizes = [(int(height), int(width)) for height, width in target_sizes]
+        if len(sizes) != len(logits):
+            raise ValueError(f"{len(sizes)} target_sizes were given for {len(logits)} images; give one for each")
+        return [upsampled_prediction(logits[i : i + 1], size)[0] for i, size in enumerate(sizes)]
+
+
+def upsampled_prediction(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Logits `(B, K, h, w)` to int64 class maps `(B, H, W)` at `size`: the one place that owns this rule.
+
+    Upsampling is bilinear with `align_corners=False` and comes before the decision, which is taken at the full size:
+    the largest of `K` logits, or, where `K` is 1, whether it is above 0 (a probability above 0.5).
+    """
+    upsampled = F.interpolate(logits.float(), size=tuple(size), mode="bilinear", align_corners=False)  # (B, K, H, W)
+    if logits.shape[1] == 1:
+        return (upsampled[:, 0] > 0).long()  # (B, H, W)
+    return upsampled.argmax(dim=1)  # (B, H, W)
+
+
+def channels_last(image: Any, num_channels: int, input_data_format: str | None = None) -> np.ndarray:
+    """One PIL image, array or tensor as an array `(H, W, num_channels)`.
+
+    Where three channels are wanted, greyscale is repeated, alpha dropped, 16-bit greyscale PIL images brought to 8 bit.
+
+    Raises:
+        TypeError: this is no image.
+        ValueError: the channels cannot be found or their number does not fit.
+    """
+    array = _pil_array(image, num_channels) if isinstance(image, Image.Image) else _array(image, "image")
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    if array.dtype.kind not in "iuf" or array.ndim not in (2, 3) or 0 in array.shape:
+        raise TypeError(f"an image is (H, W), (H, W, C) or (C, H, W) of numbers; got {array.dtype} {array.shape}")
+    if array.ndim == 2:
+        array = array[:, :, None]  # (H, W, 1)
+    elif not isinstance(image, Image.Image) and _is_channels_first(array.shape, num_channels, input_data_format):
+        array = array.transpose(1, 2, 0)  # (H, W, C)
+    if num_channels == 3 and array.shape[2] in (1, 4):
+        array = np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[:, :, :3]  # (H, W, 3)
+    if array.shape[2] != num_channels:
+        raise ValueError(
+            f"an image has {array.shape[2]} channels, image_mean and image_std have {num_channels} values; "
+            "give one value per channel"
+        )
+    return array
+
+
+def _pil_array(image: Image.Image, num_channels: int) -> np.ndarray:
+    if num_channels in (1, 3) and image.mode in (*_SIXTEEN_BIT, "F"):
+        array = np.asarray(image)
+        if num_channels == 3 and image.mode != "F":
+            array = (array.clip(0, 65535) >> 8).astype(np.uint8)
+        return array  # (H, W)
+    if num_channels == 3:
+        # A palette with several transparent entries only converts without a warning by way of RGBA.
+        image = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
+        return np.asarray(image.convert("RGB"))  # (H, W, 3)
+    return np.asarray(image.convert("L") if num_channels == 1 else image)
+
+
+def _is_channels_first(shape: tuple[int, ...], num_channels: int, layout: str | None) -> bool:
+    if layout is not None:
+        name = str(getattr(layout, "value", layout))
+        if name not in ("channels_first", "channels_last"):
+            raise ValueError(f"input_data_format is channels_first or channels_last, not {name!r}")
+        return name == "channels_first"
+    for channels in ((num_channels,), (1, 4)):
+        if shape[0] in channels:
+            return True
+        if shape[2] in channels:
+            return False
+    raise ValueError(
+        f"neither end of the image's shape {shape} is its {num_channels} channels (as many as image_mean has values); "
+        "check the image, or give input_data_format"
+    )
+
+
+def _array(value: Any, what: str) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        return (value.float() if value.dtype is torch.bfloat16 else value).numpy()
+    if isinstance(value, np.ndarray):
+        return value
+    raise TypeError(f"an {what} is a PIL image, a NumPy array or a tensor, not {type(value).__name__}")
+
+
+def _as_list(values: Any, ndim: int) -> list[Any]:
+    """One item, or a batch of items of `ndim` axes, as a list of items."""
+    if isinstance(values, (list, tuple)):
+        items = list(values)
+    elif isinstance(values, (np.ndarray, torch.Tensor)) and values.ndim == ndim + 1:
+        single = ndim == 2 and values.shape[-1] == 1 and values.shape[0] > 1  # a mask (H, W, 1)
+        items = [values] if single else list(values)
+    else:
+        items = [values]
+    if not items:
+        raise ValueError("there is no image in the list")
+    return items
+
+
+def _id_map(mask: Any) -> np.ndarray:
+    """A mask as an integer array `(H, W)`; may share the caller's memory."""
+    array = np.asarray(mask) if isinstance(mask, Image.Image) else _array(mask, "id mask")
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
+        array = array[:, :, 0] if array.shape[-1] == 1 else array[0]  # (H, W)
+    if array.ndim != 2 or array.dtype.kind not in "iub":
+        raise TypeError(f"a mask is (H, W) integer ids; got {array.dtype} {array.shape}: turn colours into ids first")
+    return array.astype(np.uint8) if array.dtype == bool else array
+
+
+def _check_pairs(images: list[np.ndarray], masks: list[np.ndarray]) -> None:
+    if len(images) != len(masks):
+        raise ValueError(f"{len(images)} images but {len(masks)} segmentation_maps")
+    for index, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        if image.shape[:2] != mask.shape:
+            raise ValueError(f"image {index} is {image.shape[:2]} (height, width), its segmentation map {mask.shape}")
+
+
+def _check_stackable(arrays: list[np.ndarray]) -> None:
+    shapes = sorted({array.shape[1:] for array in arrays})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"images of different sizes {shapes[:4]} make no single tensor: pass them one at a time, "
+            "set do_resize with a size of height and width, or leave return_tensors out"
+        )
+
+
+def _resize(image: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
+    """`(H, W, C)` to `(*size, C)`, uint8 or float32, with Pillow's anti-aliased filters."""
+    if image.dtype != np.uint8:
+        image = image.astype(np.float32, copy=False)
+    if image.shape[:2] == size:
+        return image
+    height, width, channels = image.shape
+    if image.dtype == np.uint8 and channels in _PILLOW_MODES:
+        data, mode = np.ascontiguousarray(image), _PILLOW_MODES[channels]
+        resized = Image.frombuffer(mode, (width, height), data, "raw", mode, 0, 1).resize(size[::-1], resample)
+        return np.asarray(resized).reshape(*size, channels)
+    bands = [Image.fromarray(np.ascontiguousarray(image[:, :, i])) for i in range(channels)]
+    return np.stack([np.asarray(band.resize(size[::-1], resample)) for band in bands], axis=-1)  # (*size, C)
+
+
+def _size_dict(size: Any) -> dict[str, int]:
+    if isinstance(size, int):
+        size = (size, size)
+    if isinstance(size, (list, tuple)) and len(size) == 2:
+        size = {"height": size[0], "width": size[1]}
+    fields = {name: value for name, value in dict(size).items() if value is not None}
+    if set(fields) not in ({"height", "width"}, {"shortest_edge"}):
+        raise ValueError(f"size is {{'height': h, 'width': w}} or {{'shortest_edge': n}}, not {size!r}")
+    return {name: _positive_int(f"size[{name!r}]", value) for name, value in fields.items()}
+
+
+def _positive_int(name: str, value: Any) -> int:
+    if int(value) != value or value < 1:
+        raise ValueError(f"{name} is a whole number of at least 1, not {value!r}")
+    return int(value)
+
+
+def _refuse(unknown: Mapping[str, Any], where: str) -> None:
+    for name in unknown:
+        nearest = difflib.get_close_matches(name, FIELDS, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are: {', '.join(FIELDS)}"
+        raise TypeError(f"{where} has no argument {name!r}; {hint}")

@@ -1,0 +1,160 @@
+"""Checks a mapping of sections against their models and says everything that is wrong in the words of a recipe."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+from pydantic import ValidationError
+
+from segtune.section import Section
+
+Keys = tuple[Any, ...]  # ("training", "max_steps"): where in a recipe a value stands
+Models = Mapping[str, type[Section]]
+
+
+class Problem(NamedTuple):
+    """What is wrong, and where."""
+
+    keys: Keys
+    message: str
+
+
+def check(data: Mapping[Any, Any], models: Models) -> tuple[dict[str, Section], list[Problem]]:
+    """Validates `data` (section → key → value).
+
+    Returns the sections that are right and one problem for each unknown name, missing key and wrong value.
+    """
+    given = {name: {} if data.get(name) is None else data[name] for name in models}
+    mappings = {name: values for name, values in given.items() if isinstance(values, dict)}
+    unknown: list[Keys] = [(name,) for name in data if name not in models]
+    unknown += [
+        (name, key) for name, values in mappings.items() for key in values if key not in models[name].model_fields
+    ]
+    problems = [Problem(keys, _say_unknown(keys, data, models)) for keys in unknown]
+    meant = {nearest(keys, models) for keys in unknown}  # what a misspelt name stands for is not missing as well
+    sections: dict[str, Section] = {}
+    for name, model in models.items():
+        if name not in mappings:
+            problems.append(Problem((name,), f"{name} = {show(data[name])}: expected a mapping of settings"))
+            continue
+        try:
+            sections[name] = model.model_validate(_known(model, mappings[name]))
+        except ValidationError as error:
+            problems += _explain(name, model, mappings[name], error, meant)
+    return sections, problems
+
+
+def nearest(keys: Keys, models: Models) -> Keys | None:
+    """The valid section or key that an unknown one most resembles; a key may also stand in the wrong section."""
+    section, *rest = map(str, keys)
+    if not rest:
+        close = difflib.get_close_matches(section, models, n=1)
+        return (close[0],) if close else None
+    fields = [(name, field) for name, model in models.items() for field in model.model_fields]
+    for candidates in ([field for field in fields if field[0] == section], fields):
+        cutoff = 0.6 if candidates is not fields else 1.0  # of another section: this very name only
+        if close := difflib.get_close_matches(rest[0], [key for _, key in candidates], n=1, cutoff=cutoff):
+            return next(field for field in candidates if field[1] == close[0])
+    return None
+
+
+def expected(annotation: Any) -> str:
+    """A field's type in words: `tuple[int, int] | None` is "a list of 2 whole numbers or null"."""
+    origin, members = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(expected(member) for member in members)
+    if origin is typing.Annotated:
+        return expected(members[0])
+    if origin is Literal:
+        return " or ".join(show(member) for member in members)
+    if origin in (tuple, list) and members:
+        count = "" if origin is list or members[-1] is Ellipsis else f"{len(members)} "
+        return f"a list of {count}{expected(members[0]).removeprefix('a ')}s"
+    return _WORDS.get(origin or annotation, str(annotation))
+
+
+def dotted(keys: Keys) -> str:
+    """`training.max_steps` of ("training", "max_steps")."""
+    return ".".join(map(str, keys))
+
+
+def show(value: Any) -> str:
+    """A value nearly as YAML would say it, on one short line."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    dict: "a mapping",
+    list: "a list",
+    types.NoneType: "null",
+}
+
+
+def _explain(
+    name: str, model: type[Section], values: Mapping[Any, Any], error: ValidationError, meant: set[Keys | None]
+) -> Iterator[Problem]:
+    """One problem a field: its value and the rule that it breaks or, where the type is wrong, what is expected."""
+    fields: dict[Any, list[Any]] = {}
+    for item in error.errors(include_url=False):
+        fields.setdefault(item["loc"][0] if item["loc"] else None, []).append(item)
+    for field, items in fields.items():
+        rules = "; ".join(item["msg"].removeprefix("Value error, ") for item in items if not _about_type(item["type"]))
+        if field is None:  # a rule about several fields
+            yield Problem((name,), f"{name}: {rules}")
+        elif field in values:
+            wanted = rules or f"expected {expected(model.model_fields[field].annotation)}"
+            yield Problem((name, field), f"{name}.{field} = {show(values[field])}: {wanted}")
+        elif not {(name,), (name, field)} & meant:
+            yield Problem((name, field), f"{name}.{field} is missing")
+
+
+def _about_type(kind: str) -> bool:
+    return kind.endswith(("_type", "_parsing", "_from_float", "literal_error", "too_short", "too_long", "missing"))
+
+
+def _known(model: type[Section], values: Mapping[Any, Any]) -> dict[str, Any]:
+    """The values of known keys, made invalid where pydantic would take `true` for 1, or "yes" for true."""
+    return {
+        key: _Invalid() if _is_mistaken_truth(field.annotation, values[key]) else values[key]
+        for key, field in model.model_fields.items()
+        if key in values
+    }
+
+
+class _Invalid:
+    """A value that fits no type."""
+
+
+def _is_mistaken_truth(annotation: Any, value: Any) -> bool:
+    kinds = set(_leaves(annotation))
+    if bool in kinds and kinds <= {bool, types.NoneType}:
+        return value is not None and not isinstance(value, bool)
+    values = value if isinstance(value, list) else [value]
+    return not kinds & {bool, list, Any} and any(isinstance(item, bool) for item in values)
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    members = typing.get_args(annotation)
+    for member in members:
+        yield from _leaves(member)
+    if not members:
+        yield annotation
+
+
+def _say_unknown(keys: Keys, data: Mapping[Any, Any], models: Models) -> str:
+    close = nearest(keys, models)
+    choices = list(models) if len(keys) == 1 else list(models[keys[0]].model_fields)
+    hint = f"did you mean '{dotted(close)}'?" if close else f"known are {', '.join(choices)}"
+    if len(keys) == 1:
+        return f"{keys[0]}: no such section; {hint}"
+    return f"{dotted(keys)} = {show(data[keys[0]][keys[1]])}: no such key; {hint}"

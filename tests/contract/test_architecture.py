@@ -1,0 +1,285 @@
+"""The order of the house: who may import whom, which package is used where, and no work at import time.
+
+Everything is read from the syntax tree, imports inside functions included; nothing is imported here.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import requires
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+PACKAGE = Path(__file__).resolve().parents[2] / "src" / "segtune"
+
+# A module imports modules of its own layer or of a lower one. A new module is given its layer here.
+LAYERS = [
+    {"__init__", "data", "errors", "labels", "section", "segformer", "segformer.configuration_segformer"},
+    {
+        "data.doctor",
+        "data.loading",
+        "data.sources",
+        "data.transforms",
+        "losses",
+        "metrics",
+        "segformer.image_processing_segformer",
+        "segformer.modeling_segformer",
+    },
+    {"checkpoint", "inference", "optim", "segformer.conversion"},
+    {"bench", "export", "hub", "outputs", "report", "trainer"},
+    {"catalog", "recipe", "strict"},
+    {"__main__", "cli"},
+]
+# Packages that may change under us, and the only modules that touch them.
+FENCES = {
+    "accelerate": {"checkpoint", "trainer"},
+    "albumentations": {"data.transforms"},
+    "click": {"cli"},
+    "cv2": set(),
+    "datasets": {"data.sources"},
+    "evaluate": {"metrics"},
+    "huggingface_hub": {"hub"},
+    "rich": {"cli"},
+    "torchvision": set(),
+    "typer": {"cli"},
+    "yaml": {"recipe"},
+}
+TYPES_ANYWHERE = {"datasets"}  # may be named in annotations, under `if TYPE_CHECKING`
+HUB_CODE = {  # copied to the Hub beside the weights: besides these and the standard library, nothing
+    "segformer.configuration_segformer": {"transformers"},
+    "segformer.modeling_segformer": {"torch", "transformers", "segformer.configuration_segformer"},
+    "segformer.image_processing_segformer": {"numpy", "PIL", "torch", "transformers"},
+}
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # where the name of the import differs
+WORK_AT_IMPORT = {"data.transforms": {"os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')"}}
+
+
+@dataclass(frozen=True)
+class Import:
+    module: str  # who imports, below segtune; "__init__" for the package itself
+    target: str  # a module of ours (below segtune), or the top-level name of another package
+    ours: bool
+    types_only: bool
+    relative: bool
+    line: int
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+TREES = {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def is_package(module: str) -> bool:
+    return PACKAGE.joinpath(*module.split("."), "__init__.py").is_file()
+
+
+def is_types_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+
+
+def walk_imports(node: ast.AST, types_only: bool = False) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child, types_only
+        yield from walk_imports(child, types_only or is_types_only(child))
+
+
+def targets(module: str, node: ast.Import | ast.ImportFrom) -> Iterator[str]:
+    """The absolute dotted names that a statement imports; of `from a import b`, a.b where that is a module of ours."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+        return
+    base = node.module or ""
+    if node.level:
+        inside = ["segtune", *([] if module == "__init__" else module.split("."))]
+        package = inside if module == "__init__" or is_package(module) else inside[:-1]
+        base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
+    for alias in node.names:
+        full = f"{base}.{alias.name}"
+        yield full if full.removeprefix("segtune.") in TREES else base
+
+
+def imports_of(module: str) -> Iterator[Import]:
+    for node, types_only in walk_imports(TREES[module]):
+        for name in targets(module, node):
+            top, _, rest = name.partition(".")
+            ours = top == "segtune"
+            target = (rest or "__init__") if ours else top
+            relative = isinstance(node, ast.ImportFrom) and node.level > 0
+            yield Import(module, target, ours, types_only, relative, node.lineno)
+
+
+IMPORTS = [found for module in TREES for found in imports_of(module)]
+OURS = [found for found in IMPORTS if found.ours]
+THIRD_PARTY = [found for found in IMPORTS if not found.ours and found.target not in sys.stdlib_module_names]
+
+
+def layer_of(module: str) -> int:
+    return next(number for number, names in enumerate(LAYERS) if module in names)
+
+
+def test_reader_found_the_package() -> None:
+    assert len(TREES) >= 20
+    assert len(OURS) >= 40
+    assert {"torch", "transformers", "datasets", "albumentations", "evaluate"} <= {
+        found.target for found in THIRD_PARTY
+    }
+    assert any(found.relative for found in OURS)
+    assert any(found.types_only for found in IMPORTS)
+
+
+def test_every_module_has_a_layer() -> None:
+    placed = [name for names in LAYERS for name in names]
+    assert len(placed) == len(set(placed))
+    assert set(TREES) - set(placed) == set()
+
+
+def test_imports_go_down() -> None:
+    upward = [
+        f"{found.module}:{found.line} imports {found.target}"
+        for found in OURS
+        if found.module != "__init__" and layer_of(found.target) > layer_of(found.module)
+    ]
+    assert upward == []
+
+
+def test_package_itself_imports_nothing_when_it_is_imported() -> None:
+    lazy = [found for found in IMPORTS if found.module == "__init__" and not found.types_only]
+    assert {found.target for found in lazy} == {"__future__", "importlib"}
+    inits = [name for name in TREES if is_package(name)]
+    assert len(inits) >= 2
+    assert [found for found in IMPORTS if found.module in inits] == []
+
+
+def test_modules_take_only_the_version_from_the_package_itself() -> None:
+    """`segtune.predict` inside the package would load any layer from any other."""
+    taken = {
+        name for module, tree in TREES.items() for node in ast.walk(tree) for name in names_from_package(module, node)
+    }
+    assert taken <= {"__version__"}
+
+
+def names_from_package(module: str, node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "segtune":
+        return [node.attr]
+    if isinstance(node, ast.ImportFrom) and list(targets(module, node)) == ["segtune"]:
+        return [alias.name for alias in node.names]
+    return []
+
+
+def test_no_cycles() -> None:
+    graph: dict[str, set[str]] = {module: set() for module in TREES}
+    for found in OURS:
+        if found.module != "__init__" and found.target != found.module:
+            graph[found.module].add(found.target)
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path, module])
+        if module not in done:
+            for target in sorted(graph[module]):
+                visit(target, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("package", sorted(FENCES))
+def test_fence(package: str) -> None:
+    outside = [
+        f"{found.module}:{found.line}"
+        for found in THIRD_PARTY
+        if found.target == package
+        and found.module not in FENCES[package]
+        and not (found.types_only and package in TYPES_ANYWHERE)
+    ]
+    assert outside == []
+
+
+@pytest.mark.parametrize("module", sorted(HUB_CODE))
+def test_hub_code_stands_alone(module: str) -> None:
+    found = [item for item in IMPORTS if item.module == module and item.target not in sys.stdlib_module_names]
+    assert found
+    assert {item.target for item in found} <= HUB_CODE[module]
+    assert all(item.relative for item in found if item.ours)  # the Hub's loader follows `from .name import x` only
+
+
+def test_packages_are_declared() -> None:
+    required = [Requirement(line) for line in requires("segtune") or []]
+    declared = {item.name.lower().replace("_", "-") for item in required if "extra" not in str(item.marker)}
+    assert len(declared) >= 12
+    used = {DISTRIBUTIONS.get(found.target, found.target).lower().replace("_", "-") for found in THIRD_PARTY}
+    assert used - declared == set()
+
+
+def test_modules_do_no_work_when_imported() -> None:
+    """At the top of a module nothing is called or assigned to change what the module did not make itself."""
+    for module, tree in TREES.items():
+        effects = {ast.unparse(node) for node in top_level(tree) if has_effect(node, own_things(tree))}
+        assert effects <= WORK_AT_IMPORT.get(module, set()), module
+
+
+@pytest.mark.parametrize(
+    ("code", "flagged"),
+    [
+        ("import os\nos.environ['A'] = '1'", True),
+        ("import os\nos.environ.setdefault('A', '1')", True),
+        ("import logging\ntry:\n    logging.basicConfig()\nfinally:\n    pass", True),
+        ("import logging\nlogger = logging.getLogger('x')\nlogger.setLevel(10)", True),
+        ("import torch\nclass A:\n    torch.manual_seed(0)", True),
+        ("import os\ndef f():\n    os.environ['A'] = '1'", False),
+        ("class A:\n    'Doc.'\n    x: int = 1\nA.register()", False),
+        ("import typer\napp = typer.Typer()\napp.add_typer(app)", False),
+        ("if __name__ == '__main__':\n    main()", False),
+    ],
+)
+def test_effects_are_recognised(code: str, flagged: bool) -> None:
+    tree = ast.parse(code)
+    assert any(has_effect(node, own_things(tree)) for node in top_level(tree)) == flagged
+
+
+def top_level(node: ast.AST) -> Iterator[ast.stmt]:
+    """The statements that run on import: not those in functions, nor under `if __name__ == "__main__"`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.expr):
+            continue
+        if isinstance(child, ast.If) and "__name__" in ast.unparse(child.test):
+            continue
+        if isinstance(child, ast.stmt):
+            yield child
+        yield from top_level(child)
+
+
+def own_things(tree: ast.Module) -> set[str]:
+    """The classes a module defines, the objects it makes (`app = Typer(…)`), the variables of loops over these."""
+    own = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    for node in top_level(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            made_by = ast.unparse(node.value.func).rpartition(".")[2]
+            own |= {ast.unparse(target) for target in node.targets} if made_by[:1].isupper() else set()
+        if isinstance(node, ast.For) and isinstance(node.iter, ast.Tuple):
+            own |= {ast.unparse(node.target)} if {ast.unparse(item) for item in node.iter.elts} <= own else set()
+    return own
+
+
+def has_effect(node: ast.stmt, own: set[str]) -> bool:
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return False  # a docstring or `...`
+    if isinstance(node, ast.Expr):
+        return not (isinstance(node.value, ast.Call) and is_method_of(node.value.func, own))
+    if isinstance(node, ast.Assign | ast.Delete):
+        return any(isinstance(target, ast.Attribute | ast.Subscript) for target in node.targets)
+    return isinstance(node, ast.AugAssign) and not isinstance(node.target, ast.Name)
+
+
+def is_method_of(function: ast.expr, own: set[str]) -> bool:
+    return isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id in own

@@ -1,0 +1,475 @@
+"""Predictions at the original size, evaluation of a data set, and the pictures of both."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from segtune.data.loading import read_image, read_mask
+from segtune.data.sources import load_segmentation_dataset
+from segtune.data.transforms import TransformConfig
+from segtune.errors import DataError, UsageError
+from segtune.inference import comparison, evaluate_model, overlay, predict, processor_for
+from segtune.labels import LabelMap
+from segtune.metrics import ConfusionMatrix
+from segtune.segformer.configuration_segformer import SegformerConfig
+from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+
+TINY = {"hidden_sizes": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "num_attention_heads": (1, 2, 4, 8)}
+
+
+def _tiny(num_labels: int = 4, **fields: object) -> SegformerForSemanticSegmentation:
+    torch.manual_seed(0)
+    config = SegformerConfig(**TINY, decoder_hidden_size=16, num_labels=num_labels, **fields)
+    model = SegformerForSemanticSegmentation(config)
+    nn.init.normal_(model.decode_head.classifier.weight, std=5.0)  # so that all classes occur
+    return model.eval()
+
+
+def _photo(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Smooth colour patches, so that classes form regions."""
+    small = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _expected(model: nn.Module, photo: np.ndarray, processor: SegformerImageProcessor) -> np.ndarray:
+    with torch.no_grad():
+        logits = model(processor(photo, return_tensors="pt")["pixel_values"]).logits
+    upsampled = F.interpolate(logits, size=photo.shape[:2], mode="bilinear", align_corners=False)
+    return upsampled[0].argmax(0).numpy()
+
+
+class _RedChannel(nn.Module):
+    """A model that answers, at a quarter of the size, with the class that the red value names."""
+
+    def __init__(self, num_labels: int, stride: int = 4) -> None:
+        super().__init__()
+        self.num_labels, self.stride = num_labels, stride
+        self.unused = nn.Parameter(torch.zeros(1))
+        self.batch_sizes: list[int] = []
+
+    def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
+        self.batch_sizes.append(len(pixel_values))
+        red = pixel_values[:, 0, :: self.stride, :: self.stride].round().long()
+        return SimpleNamespace(logits=F.one_hot(red, self.num_labels).movedim(-1, 1).float())
+
+
+def _as_is() -> SegformerImageProcessor:
+    return SegformerImageProcessor(do_resize=False, do_rescale=False, do_normalize=False)
+
+
+def _dataset(images: list[np.ndarray], masks: list[np.ndarray]) -> datasets.Dataset:
+    features = datasets.Features(id=datasets.Value("string"), image=datasets.Image(), mask=datasets.Image())
+    rows = {
+        "id": [f"tile_{i}" for i in range(len(images))],
+        "image": [Image.fromarray(image) for image in images],
+        "mask": [Image.fromarray(mask) for mask in masks],
+    }
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+# ---- predict ----
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (65, 97), (31, 20)])
+def test_predictions_have_the_size_of_the_image(height, width):
+    model, photo = _tiny(), _photo(height, width)
+    labels = predict(model, photo)
+    assert labels.dtype == np.uint8
+    assert labels.shape == (height, width)
+    np.testing.assert_array_equal(labels, _expected(model, photo, SegformerImageProcessor(do_resize=False)))
+    assert len(np.unique(labels)) > 1
+
+
+def test_every_kind_of_image_is_read_alike(tmp_path):
+    model, photo = _tiny(), _photo(40, 56)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    wanted = predict(model, photo)
+    path = tmp_path / "photo.png"
+    for image in (path, str(path), Image.fromarray(photo), photo.transpose(2, 0, 1), torch.from_numpy(photo.copy())):
+        labels = predict(model, image)
+        assert isinstance(labels, np.ndarray)
+        np.testing.assert_array_equal(labels, wanted)
+    for several in ([path], (photo,), iter([path]), photo[None], tmp_path.glob("*.png")):
+        labels = predict(model, several)
+        assert isinstance(labels, list)
+        assert len(labels) == 1
+        np.testing.assert_array_equal(labels[0], wanted)
+    assert predict(model, []) == []
+    grey = Image.fromarray(photo).convert("L")
+    np.testing.assert_array_equal(predict(model, grey), predict(model, np.asarray(grey)))
+
+
+def test_orientation_noted_by_a_camera_is_applied(tmp_path):
+    photo = _photo(48, 80)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise
+    Image.fromarray(photo).save(tmp_path / "turned.png", exif=exif)
+    model = _tiny()
+    labels = predict(model, tmp_path / "turned.png")
+    assert labels.shape == (80, 48)
+    np.testing.assert_array_equal(labels, predict(model, np.rot90(photo, -1).copy()))
+
+
+def test_batches_join_images_of_one_size_and_keep_the_order():
+    photos = [_photo(*size, seed=i) for i, size in enumerate([(32, 40), (40, 32), (32, 40), (40, 32), (24, 24)])]
+    model = _RedChannel(256)
+    one_by_one = [predict(model, photo, processor=_as_is()) for photo in photos]
+    model.batch_sizes.clear()
+    together = predict(model, photos, processor=_as_is(), batch_size=2)
+    assert model.batch_sizes == [2, 2, 1]
+    for alone, joined in zip(one_by_one, together, strict=True):
+        np.testing.assert_array_equal(alone, joined)
+    model.batch_sizes.clear()
+    sizes = [(8 + i, 8) for i in range(12)]  # no two alike: not all of them may wait for a partner
+    labels = predict(model, [_photo(*size) for size in sizes], processor=_as_is(), batch_size=2)
+    assert [ids.shape for ids in labels] == sizes
+    assert model.batch_sizes == [1] * 12
+
+
+def test_a_batch_is_computed_like_its_images_alone():
+    model, photos = _tiny(), [_photo(40, 56, seed=i) for i in range(3)]
+    together = predict(model, photos, batch_size=3)
+    same = [np.mean(predict(model, photo) == labels) for photo, labels in zip(photos, together, strict=True)]
+    assert min(same) > 0.999  # one batch may sum in another order
+
+
+def test_one_logit_is_a_threshold():
+    model, photo = _tiny(num_labels=1), _photo(33, 45)
+    processor = SegformerImageProcessor(do_resize=False)
+    labels = predict(model, photo)
+    with torch.no_grad():
+        logits = model(processor(photo, return_tensors="pt")["pixel_values"]).logits
+    probability = torch.sigmoid(F.interpolate(logits, size=(33, 45), mode="bilinear", align_corners=False))[0, 0]
+    np.testing.assert_array_equal(labels, (probability > 0.5).numpy())
+    assert set(np.unique(labels)) == {0, 1}
+
+
+@pytest.mark.parametrize(("num_labels", "dtype"), [(256, np.uint8), (257, np.int32)])
+def test_many_labels_take_wider_integers(num_labels, dtype):
+    image = np.zeros((8, 8, 3), dtype=np.float32)
+    image[:, 4:, 0] = num_labels - 1
+    labels = predict(_RedChannel(num_labels), image, processor=_as_is())
+    assert labels.dtype == dtype
+    assert labels[0, 0] == 0
+    assert labels[7, 7] == num_labels - 1
+
+
+def test_a_checkpoint_is_loaded_with_its_processor(tmp_path):
+    model, photo = _tiny(), _photo(50, 70)
+    processor = SegformerImageProcessor(size={"shortest_edge": 96}, image_mean=[0.4] * 3, image_std=[0.3] * 3)
+    model.save_pretrained(tmp_path)
+    without = _expected(model, photo, SegformerImageProcessor(do_resize=False))
+    np.testing.assert_array_equal(predict(tmp_path, photo), without)
+    processor.save_pretrained(tmp_path)
+    wanted = _expected(model, photo, processor)
+    assert (wanted != without).any()
+    for reference in (tmp_path, str(tmp_path), SegformerForSemanticSegmentation.from_pretrained(tmp_path)):
+        np.testing.assert_array_equal(predict(reference, photo, device="cpu"), wanted)
+    np.testing.assert_array_equal(predict(model, photo, processor=processor), wanted)
+
+
+def test_a_hub_name_without_a_processor_is_told(caplog):
+    model = _tiny()
+    model.name_or_path = "someone/encoder"
+    labels = predict(model, _photo(32, 32))
+    assert labels.shape == (32, 32)
+    assert "someone/encoder: no preprocessor_config.json, so images keep their size" in caplog.text
+
+
+def test_four_channels():
+    model = _tiny(num_channels=4)
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)
+    with pytest.raises(UsageError, match=r"4 channels .* one value per channel"):
+        predict(model, image)
+    processor = SegformerImageProcessor(do_resize=False, image_mean=[0.5] * 4, image_std=[0.25] * 4)
+    labels = predict(model, [image, image.transpose(2, 0, 1), Image.fromarray(image)], processor=processor)
+    assert [ids.shape for ids in labels] == [(20, 30)] * 3
+    np.testing.assert_array_equal(labels[0], labels[1])
+    np.testing.assert_array_equal(labels[0], labels[2])
+
+
+def test_every_module_is_left_in_its_mode():
+    model = _tiny().train()
+    model.decode_head.batch_norm.eval()
+    running_mean = model.decode_head.batch_norm.running_mean.clone()
+    photo = _photo(32, 32)
+    np.testing.assert_array_equal(
+        predict(model, photo), predict(model.eval(), photo)
+    )  # no dropout, no batch statistics
+    model.train()
+    model.decode_head.batch_norm.eval()
+    predict(model, photo)
+    assert model.training
+    assert model.decode_head.classifier.training
+    assert not model.decode_head.batch_norm.training
+    with pytest.raises(DataError):
+        predict(model, "nowhere.png")
+    assert model.training
+    assert torch.equal(model.decode_head.batch_norm.running_mean, running_mean)
+
+
+def test_half_precision_weights():
+    model, photo = _tiny(), _photo(32, 48)
+    exact = predict(model, photo)
+    assert np.mean(predict(model.bfloat16(), photo) == exact) > 0.9
+
+
+def test_files_that_are_no_images_are_named(tmp_path):
+    model = _tiny()
+    (tmp_path / "notes.png").write_text("no image")
+    Image.fromarray(_photo(64, 64)).save(tmp_path / "cut.png")
+    content = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    for name, message in [("nowhere.png", "no such image"), ("notes.png", "cannot be read"), ("cut.png", "cannot be")]:
+        with pytest.raises(DataError, match=rf"{name}: {message}"):
+            predict(model, [_photo(8, 8), tmp_path / name])
+    with pytest.raises(UsageError, match="absent"):
+        predict(tmp_path / "absent", _photo(8, 8))
+
+
+def test_the_bar_goes_to_stderr_on_request_only(capsys):
+    model = _RedChannel(256)
+    predict(model, [_photo(8, 8)] * 2, processor=_as_is())
+    assert capsys.readouterr() == ("", "")
+    predict(model, [_photo(8, 8)] * 2, processor=_as_is(), progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "predict" in err
+    assert "2/2" in err
+
+
+# ---- evaluate_model ----
+
+
+def test_evaluation_by_hand():
+    """Three tiles whose red value is what the model will say; masks of many-to-one ids."""
+    label_map = LabelMap.from_ids({10: "water", 11: "water", 20: "land", 30: "ice", 0: None})
+    images = [np.zeros((8, 8, 3), np.uint8), np.zeros((8, 12, 3), np.uint8), np.zeros((4, 4, 3), np.uint8)]
+    images[0][:, 4:, 0] = 1  # water | land
+    images[1][:, :, 0] = 2  # ice everywhere
+    masks = [np.full((8, 8), 10, np.uint8), np.full((8, 12), 30, np.uint8), np.full((4, 4), 0, np.uint8)]
+    masks[0][:4] = 11
+    masks[0][:, 7] = 20
+    masks[1][0] = 0
+    model = _RedChannel(3, stride=1).train()
+    seen = []
+    confusion = evaluate_model(
+        model,
+        _dataset(images, masks),
+        label_map,
+        _as_is(),
+        batch_size=2,
+        progress=False,
+        on_image=lambda *found: seen.append(found),
+    )
+    assert isinstance(confusion, ConfusionMatrix)
+    #                                  water  land  ice
+    assert confusion.counts.tolist() == [[32, 24, 0], [0, 8, 0], [0, 0, 84]]
+    assert model.training
+    assert sorted(name for name, *_ in seen) == ["tile_0", "tile_1", "tile_2"]
+    for name, image, labels, prediction in seen:
+        number = int(name[-1])
+        np.testing.assert_array_equal(image, images[number])
+        np.testing.assert_array_equal(labels, label_map.encode(masks[number]))
+        np.testing.assert_array_equal(prediction, images[number][:, :, 0])
+
+
+def test_parts_of_a_dataset_add_up_and_evaluation_equals_prediction(earth):
+    dataset = load_segmentation_dataset(earth)["test"].select(range(4))
+    label_map, model = LabelMap.from_file(next(earth.glob("*.json"))), _tiny()
+    processor = processor_for(TransformConfig(eval_short_side=96, eval_size_divisor=32))
+    whole = evaluate_model(model, dataset, label_map, processor, progress=False)
+    parts = [evaluate_model(model, dataset, label_map, processor, indices=i, progress=False) for i in ([0, 2], [1, 3])]
+    np.testing.assert_array_equal((parts[0] + parts[1]).counts, whole.counts)
+    expected = ConfusionMatrix(4)
+    for row in dataset:
+        expected.update(predict(model, row["image"], processor=processor), label_map.encode(read_mask(row["mask"])))
+    np.testing.assert_array_equal(whole.counts, expected.counts)
+    pixels = sum(int((label_map.encode(read_mask(row["mask"])) != 255).sum()) for row in dataset)
+    assert whole.counts.sum() == pixels
+
+
+def test_evaluation_of_one_logit():
+    label_map = LabelMap.from_ids({0: "background", 255: "foreground"}, ignore_index=-100)
+    photo = _photo(16, 16)
+    model = _tiny(num_labels=1)
+    mask = (predict(model, photo) * 255).astype(np.uint8)
+    confusion = evaluate_model(
+        model, _dataset([photo], [mask]), label_map, SegformerImageProcessor(do_resize=False), progress=False
+    )
+    assert confusion.compute()["mean_iou"] == 1.0
+
+
+def test_evaluation_names_what_is_wrong():
+    label_map = LabelMap.from_names(["a", "b", "c"])
+    image = np.zeros((8, 8, 3), np.uint8)
+    good, bad = np.zeros((8, 8), np.uint8), np.full((8, 8), 42, np.uint8)
+    with pytest.raises(DataError, match=r"sample 'tile_1': .*id 42 \(64 pixels\)"):
+        evaluate_model(_RedChannel(3), _dataset([image] * 2, [good, bad]), label_map, _as_is(), progress=False)
+    with pytest.raises(DataError, match=r"sample 'tile_0': the image is \(8, 8\).* its mask \(4, 8\)"):
+        evaluate_model(_RedChannel(3), _dataset([image], [good[:4]]), label_map, _as_is(), progress=False)
+    with pytest.raises(UsageError, match="tells 5 classes apart, the label map has 3"):
+        evaluate_model(_RedChannel(5), _dataset([image], [good]), label_map, _as_is(), progress=False)
+
+
+# ---- pictures ----
+
+
+LABELS = LabelMap.from_names(["sky", "road", "car"], colors=[(10, 20, 200), (200, 30, 40), (240, 200, 20)])
+
+
+def _colors(picture: Image.Image) -> set[tuple[int, int, int]]:
+    return {color for _, color in picture.getcolors(1 << 24)}
+
+
+def test_an_opaque_overlay_shows_the_classes_in_their_colours():
+    labels = np.array([[0] * 250 + [1] * 250] * 300)
+    picture = np.asarray(overlay(_photo(300, 500), labels, LABELS, alpha=1, legend=False))
+    np.testing.assert_array_equal(picture, LABELS.colorize(labels))
+
+
+def test_a_half_transparent_overlay_mixes_and_outlines():
+    photo, labels = np.full((300, 500, 3), 100, np.uint8), np.array([[0] * 250 + [1] * 250] * 300)
+    picture = np.asarray(overlay(photo, labels, LABELS, legend=False))
+    assert picture[10, 10].tolist() == [55, 60, 150]
+    assert picture[10, 490].tolist() == [150, 65, 70]
+    assert picture[10, 249].tolist() == [10, 20, 200]  # the last column of the first region
+    photo_alone = np.asarray(overlay(photo, labels, LABELS, alpha=0, legend=False))
+    np.testing.assert_array_equal(photo_alone[:, :249], photo[:, :249])
+
+
+@pytest.mark.parametrize(("shape", "factor"), [((180, 180), 3), ((64, 100), 5), ((360, 480), 1), ((100, 900), 1)])
+def test_small_images_are_enlarged_by_a_whole_factor(shape, factor):
+    labels = np.zeros(shape, np.uint8)
+    labels[: shape[0] // 2] = 2
+    picture = overlay(_photo(*shape), labels, LABELS, alpha=1, legend=False)
+    assert picture.size == (shape[1] * factor, shape[0] * factor)
+    np.testing.assert_array_equal(np.asarray(picture)[::factor, ::factor], LABELS.colorize(labels))
+
+
+def test_ignored_pixels_are_grey_and_hatched():
+    labels = np.zeros((300, 500), np.uint8)
+    labels[100:200, 100:200] = 255
+    photo = _photo(300, 500)
+    picture = np.asarray(overlay(photo, labels, LABELS, legend=False)).astype(int)
+    inside = picture[101:199, 101:199].reshape(-1, 3)
+    assert (inside.max(axis=1) == inside.min(axis=1)).all()
+    light = inside[:, 0] > 200
+    assert 0.08 < light.mean() < 0.2
+    assert inside[~light].max() < 130
+    assert (picture[:90] != picture[:90, :, :1]).any()  # elsewhere there is colour
+
+
+def test_the_legend_lists_what_occurs():
+    labels = np.zeros((300, 500), np.uint8)
+    labels[:, 250:] = 2
+    photo = np.full((300, 500, 3), 128, np.uint8)
+    picture = overlay(photo, labels, LABELS)
+    legend = picture.crop((0, 300, *picture.size))
+    assert picture.width == 500
+    assert legend.height > 20
+    assert {LABELS.colors[0], LABELS.colors[2]} <= _colors(legend)
+    assert LABELS.colors[1] not in _colors(legend)
+    dark = np.asarray(legend.convert("L")) < 90
+    assert dark.any()  # the names
+    hatched = overlay(photo, np.where(labels == 2, 255, labels), LABELS).crop((0, 300, *picture.size))
+    assert (235, 235, 235) in _colors(hatched)
+    assert (235, 235, 235) not in _colors(legend)
+
+
+def test_long_legends_wrap_within_the_picture():
+    names = [f"a rather long class name {i}" for i in range(30)]
+    label_map = LabelMap.from_names(names)
+    labels = np.arange(30).repeat(500).reshape(30, 500)
+    picture = overlay(_photo(30, 500), labels, label_map)
+    assert picture.width == 500
+    assert set(label_map.colors) <= _colors(picture.crop((0, 30, *picture.size)))
+
+
+def test_a_name_wider_than_the_picture_widens_the_page():
+    label_map = LabelMap.from_names(["a class whose name is far wider than the strip"])
+    picture = overlay(_photo(600, 40), np.zeros((600, 40), np.uint8), label_map)
+    assert picture.width > 200
+    ink = np.asarray(picture.convert("L"))[600:] < 90
+    last = np.flatnonzero(ink.any(axis=0)).max()
+    assert 200 < last < picture.width - 1  # the name ends within the page
+
+
+def test_a_comparison_is_three_panels_and_one_legend():
+    truth = np.zeros((300, 400), np.uint8)
+    truth[:50] = 255
+    prediction = np.full((300, 400), 1, np.uint8)
+    photo = np.full((300, 400, 3), 90, np.uint8)
+    picture = comparison(photo, truth, prediction, LABELS)
+    gap = (picture.width - 3 * 400) // 2
+    assert 0 < gap < 40
+    pixels = np.asarray(picture)
+    top = next(row for row in range(picture.height) if (pixels[row, 200] == 90).all())
+    assert top > 20  # the titles
+    panels = [pixels[top : top + 300, i * (400 + gap) :][:, :400] for i in range(3)]
+    np.testing.assert_array_equal(panels[0], photo)
+    for panel, color in zip(panels[1:], LABELS.colors, strict=False):
+        np.testing.assert_allclose(panel[200, 200], 0.4 * 90 + 0.6 * np.array(color), atol=1)
+    legend = picture.crop((0, top + 300, *picture.size))
+    assert {LABELS.colors[0], LABELS.colors[1], (235, 235, 235)} <= _colors(legend)
+    assert LABELS.colors[2] not in _colors(legend)
+
+
+def test_pictures_take_paths_and_refuse_other_sizes(tmp_path):
+    photo, labels = _photo(300, 500), np.zeros((300, 500), np.uint8)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    assert overlay(tmp_path / "photo.png", labels, LABELS).tobytes() == overlay(photo, labels, LABELS).tobytes()
+    with pytest.raises(UsageError, match=r"image is \(300, 500\).*labels \(500, 300\)"):
+        overlay(photo, labels.T, LABELS)
+    with pytest.raises(UsageError, match=r"labels \(10, 10\)"):
+        comparison(photo, labels, labels[:10, :10], LABELS)
+    with pytest.raises(DataError, match="id 7"):
+        overlay(photo, labels + 7, LABELS)
+
+
+# ---- real photographs ----
+
+
+def test_street_scenes_from_file_to_picture(camvid, tmp_path):
+    dataset = load_segmentation_dataset(camvid)["test"].select(range(2))
+    label_map = LabelMap.from_file(camvid / "classes.json")
+    model = _tiny(num_labels=11)
+    pictures = []
+    confusion = evaluate_model(
+        model,
+        dataset,
+        label_map,
+        processor_for(TransformConfig()),
+        batch_size=2,
+        progress=False,
+        on_image=lambda name, image, labels, ids: pictures.append(comparison(image, labels, ids, label_map)),
+    )
+    assert confusion.counts.sum() == sum(int((np.asarray(row["mask"]) != 11).sum()) for row in dataset)
+    assert [picture.width for picture in pictures] == [pictures[0].width] * 2
+    assert pictures[0].width >= 3 * 480
+    for row in dataset:
+        image = read_image(row["image"])
+        assert predict(model, image).shape == image.shape[:2] == (360, 480)
+    assert os.listdir(tmp_path) == []
+
+
+# ---- processor_for ----
+
+
+def test_the_processor_follows_the_transforms():
+    plain = processor_for(TransformConfig(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)))
+    assert (plain.do_resize, plain.size_divisor) == (False, 1)
+    assert (plain.image_mean, plain.image_std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    sized = processor_for(TransformConfig(eval_short_side=64, eval_size_divisor=32))
+    assert sized(_photo(100, 151))["pixel_values"][0].shape == (3, 64, 96)
+    assert sized.do_resize

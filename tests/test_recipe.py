@@ -1,0 +1,322 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import segtune
+from segtune.catalog import list_recipes, recipe_folder, recipe_table
+from segtune.checkpoint import ModelConfig
+from segtune.data.sources import DatasetConfig
+from segtune.data.transforms import TransformConfig
+from segtune.errors import DataError, UsageError
+from segtune.recipe import Recipe, load_recipe, resolved, run
+from segtune.trainer import TrainingConfig
+
+DATASET = "dataset: {path: data/x}\n"
+TINY = {"hidden_sizes": [8, 16, 20, 32], "depths": [1, 1, 1, 1], "decoder_hidden_size": 16}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    def write_recipe(text: str | bytes) -> Path:
+        path = tmp_path / "mine.yaml"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return path
+
+    return write_recipe
+
+
+def fault(path: Path, *overrides: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        load_recipe(path, overrides)
+    return str(caught.value)
+
+
+# shipped recipes
+
+
+def test_shipped_recipes_are_complete_short_and_valid() -> None:
+    recipes = list_recipes()
+    assert len(recipes) >= 2
+    for recipe in recipes:
+        assert recipe.command.startswith(f"segtune train {recipe.name.split('/')[0]}"), recipe.name
+        assert recipe.cost and recipe.result, recipe.name
+        assert len(recipe.path.read_text(encoding="utf-8").splitlines()) <= 60, recipe.name
+        assert load_recipe(recipe.path) == load_recipe(recipe.name)
+
+
+def test_readme_holds_the_table_made_from_the_headers() -> None:
+    readme = (recipe_folder() / "README.md").read_text(encoding="utf-8")
+    assert recipe_table(list_recipes()) in readme, "paste the output of: segtune recipes --markdown"
+
+
+def test_demo_needs_no_download() -> None:
+    demo = load_recipe("demo")
+    assert demo.model.name is None
+    assert demo.dataset.path == "segtune://earth"
+    assert demo.training.output_dir == "runs/demo"
+
+
+def test_camvid_fits_the_documented_overrides() -> None:
+    recipe = load_recipe(
+        "camvid",
+        [
+            "dataset.path=../shared/data/camvid",
+            "training.output_dir=runs/camvid",
+            "training.max_steps=300",
+            "model.name=null",
+        ],
+    )
+    assert (recipe.dataset.path, recipe.training.output_dir) == ("../shared/data/camvid", "runs/camvid")
+    assert (recipe.training.max_steps, recipe.model.name) == (300, None)
+    assert recipe.training.warmup < 100
+
+
+# YAML
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("6e-5", 6e-5),
+        ("1e3", 1000.0),
+        ("-.5", -0.5),
+        (".inf", float("inf")),
+        ("010", 10),
+        ("0x10", 16),
+        ("0o17", 15),
+        ("true", True),
+        ("~", None),
+        ("", None),
+        ("yes", "yes"),
+        ("off", "off"),
+        ("12:30", "12:30"),
+        ("2024-01-01", "2024-01-01"),
+        ("1_000", "1_000"),
+        ("'6e-5'", "6e-5"),
+    ],
+)
+def test_plain_scalars_are_those_of_yaml_1_2(write: Any, text: str, value: Any) -> None:
+    path = write(f"{DATASET}model: {{config: {{drop_path_rate: 0.5}}}}\n")
+    data = f"{path.read_text()}# {text}"
+    loaded = load_recipe(write(data), [f"dataset.labels={{7: {text}}}"]).dataset.labels
+    assert loaded == {7: value}
+    assert type(loaded[7]) is type(value)  # type: ignore[index, call-overload]
+
+
+def test_numbers_written_as_text_are_coerced_by_the_field(write: Any) -> None:
+    recipe = load_recipe(write(f'{DATASET}training: {{learning_rate: "6e-5", max_steps: "30"}}'))
+    assert (recipe.training.learning_rate, recipe.training.max_steps) == (6e-5, 30)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the file is empty, not a mapping of the sections dataset, transforms, model, training"),
+        ("[1, 2]", "the file holds [1, 2], not a mapping"),
+        ("dataset: {path: x}\ndataset: {path: y}\n", ", line 2, column 1: the key 'dataset' is given twice"),
+        ("dataset:\n  path: x\n  path: y\n", ", line 3, column 3: the key 'path' is given twice"),
+        ("dataset:\n\tpath: x\n", ", line 2, column 1: while scanning for the next token found character '\\t'"),
+        ("dataset: {path: x\n", ", line 2, column 1: while parsing a flow mapping expected ',' or '}'"),
+        ("dataset: {path: x}\n---\na: 1\n", ", line 2, column 1: expected a single document in the stream"),
+        ("dataset: !!python/name:os.system x", "could not determine a constructor for the tag"),
+        ("dataset: {path: !!int abc}", "invalid literal for int()"),
+        (b"dataset: {path: \xff}", "unacceptable"),
+    ],
+)
+def test_files_that_are_no_recipe(write: Any, text: str | bytes, message: str) -> None:
+    path = write(text)
+    found = fault(path)
+    assert found.startswith(str(path))
+    assert message in found
+
+
+def test_merge_keys_are_no_inheritance(write: Any) -> None:
+    path = write("training: &base {max_steps: 3}\ndataset: {path: x, <<: *base}\n")
+    assert "dataset.<< = " in fault(path)
+
+
+# strictness and overrides
+
+
+def test_misspelt_names_are_named_with_the_nearest(write: Any) -> None:
+    path = write(f"{DATASET}trainig: {{max_steps: 3}}\n")
+    assert fault(path) == f"{path}: trainig: no such section; did you mean 'training'?"
+    path = write(f"{DATASET}training: {{learnig_rate: 6e-5}}\n")
+    assert fault(path) == (
+        f"{path}: training.learnig_rate = 6e-05: no such key; did you mean 'training.learning_rate'?"
+    )
+
+
+def test_misspelt_field_of_the_model_configuration(write: Any) -> None:
+    path = write(f"{DATASET}model: {{config: {{drop_path_rat: 0.2}}}}\n")
+    found = fault(path)
+    assert found.startswith(f"{path}: model")
+    assert "drop_path_rat'" in found and "'drop_path_rate'" in found
+
+
+def test_all_faults_are_reported_at_once_with_their_origin(write: Any) -> None:
+    path = write("dataset: {path: 3}\ntrainig: {}\ntraining: {max_steps: many, batch_size: 0}\n")
+    found = fault(path, "training.max_steps=lots", "transform.crop_size=4", "seed", "model.nam=x")
+    assert found.splitlines() == [
+        "7 faults in the recipe",
+        "  command line: 'seed' does not have the form section.key=value",
+        f"  {path}: trainig: no such section; did you mean 'training'?",
+        "  command line: transform: no such section; did you mean 'transforms'?",
+        "  command line: model.nam = \"x\": no such key; did you mean 'model.name'?",
+        f"  {path}: dataset.path = 3: expected text",
+        '  command line: training.max_steps = "lots": expected a whole number',
+        f"  {path}: training.batch_size = 0: Input should be greater than or equal to 1",
+    ]
+
+
+def test_overrides_take_yaml_values(write: Any) -> None:
+    path = write(f"{DATASET}model: {{name: nvidia/mit-b1, config: {{drop_path_rate: 0.3}}}}\n")
+    recipe = load_recipe(
+        path,
+        [
+            "model.name=null",
+            "model.config.decoder_hidden_size=64",
+            "transforms.crop_size=[96, 128]",
+            "training.learning_rate=1e-3",
+            "dataset.path=a=b",
+            "dataset.labels={0: sky, 1: road}",
+            "dataset.labels.1=street",
+            "training.max_steps=5",
+            "training.max_steps=7",
+        ],
+    )
+    assert recipe.model == ModelConfig(config={"drop_path_rate": 0.3, "decoder_hidden_size": 64})
+    assert recipe.transforms.crop_size == (96, 128)
+    assert recipe.training.learning_rate == 1e-3
+    assert recipe.dataset.path == "a=b"
+    assert recipe.dataset.labels == {0: "sky", 1: "street"}
+    assert recipe.training.max_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training=3", "'training=3' does not have the form section.key=value"),
+        ("training.max_steps", "'training.max_steps' does not have the form section.key=value"),
+        ("training..x=3", "'training..x=3' does not have the form section.key=value"),
+        ("training.output_dir=*x", "training.output_dir=*x: not valid YAML"),
+        ("dataset.path.x=3", 'dataset.path.x=3: dataset.path = "data/x" has no keys'),
+        ("training.max_steps=true", "training.max_steps = true: expected a whole number"),
+        ("training.max_stps=3", "training.max_stps = 3: no such key; did you mean 'training.max_steps'?"),
+    ],
+)
+def test_wrong_overrides(write: Any, override: str, message: str) -> None:
+    assert fault(write(DATASET), override).startswith(f"command line: {message}")
+
+
+def test_output_folder_is_named_after_the_recipe(write: Any) -> None:
+    assert load_recipe(write(DATASET)).training.output_dir == "runs/mine"
+    assert load_recipe(write(DATASET), ["training.output_dir=out"]).training.output_dir == "out"
+    assert load_recipe("camvid").training.output_dir == "runs/camvid-segformer-b0"
+
+
+# writing
+
+
+def test_yaml_holds_every_field_and_comes_back_equal(tmp_path: Path) -> None:
+    recipe = Recipe(
+        dataset=DatasetConfig(path="on", labels={7: "6e-5", 8: "no", 9: None, 10: "a: b # c"}, val_fraction=0.1 + 0.2),
+        transforms=TransformConfig(crop_size=(96, 128)),
+        model=ModelConfig(config=TINY | {"drop_path_rate": 1e-7, "hidden_act": "relu"}),
+        training=TrainingConfig(output_dir="läufe/1_0", learning_rate=6e-5, mixed_precision="no"),
+    )
+    recipe.save(tmp_path / "saved.yaml")
+    text = (tmp_path / "saved.yaml").read_text(encoding="utf-8")
+    assert text == recipe.to_yaml()
+    assert text.startswith(f"# Every setting of one run, written by segtune {segtune.__version__}\n")
+    loaded = load_recipe(tmp_path / "saved.yaml")
+    assert loaded == recipe
+    assert loaded.to_yaml() == text
+    old_style = yaml.safe_load(text)  # YAML 1.1 readers find the same values
+    assert {name: set(values) for name, values in old_style.items()} == {
+        name: set(values) for name, values in recipe.model_dump().items()
+    }
+    assert old_style["dataset"]["labels"] == recipe.dataset.labels
+    assert old_style["training"]["learning_rate"] == 6e-5
+
+
+def test_resolved_recipe_repeats_the_run_and_overwrites_nothing() -> None:
+    recipe = load_recipe("demo", ["training.output_dir=out", "training.overwrite=true", "training.resume=auto"])
+    again = resolved(recipe)
+    assert again.dataset.split_file == "out/split.json"
+    assert (again.training.overwrite, again.training.resume) == (False, "never")
+    changed = {"dataset": {"split_file"}, "training": {"overwrite", "resume"}}
+    assert again.model_dump(exclude=changed) == recipe.model_dump(exclude=changed)  # type: ignore[arg-type]
+
+
+# running
+
+
+def tiny(earth: Path, output: Path, **dataset: Any) -> Recipe:
+    return Recipe(
+        dataset=DatasetConfig(path=str(earth), **dataset),
+        transforms=TransformConfig(crop_size=64),
+        model=ModelConfig(config=TINY),
+        training=TrainingConfig(output_dir=str(output), max_steps=2, batch_size=2, device="cpu"),
+    )
+
+
+@pytest.fixture
+def few(earth: Path, tmp_path: Path) -> Path:
+    """Eight training tiles of the embedded data, without other splits."""
+    folder = tmp_path / "few"
+    for kind, suffix in (("images", "jpg"), ("masks", "png")):
+        (folder / kind).mkdir(parents=True)
+        for path in sorted((earth / kind / "train").glob(f"*.{suffix}"))[:8]:
+            (folder / kind / path.name).write_bytes(path.read_bytes())
+    (folder / "classes.json").write_bytes((earth / "classes.json").read_bytes())
+    return folder
+
+
+def test_run_trains_and_leaves_a_recipe_that_repeats_it(few: Path, tmp_path: Path) -> None:
+    recipe = tiny(few, tmp_path / "run", val_fraction=0.25)
+    result = run(recipe)
+    assert result["splits"] == ["train", "val"]
+    assert result["best"]["step"] == 2
+    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    assert (len(split["train"]), len(split["val"])) == (6, 2)
+    stored = load_recipe(tmp_path / "run" / "recipe.yaml")
+    assert stored == resolved(recipe)
+    again = run(load_recipe(tmp_path / "run" / "recipe.yaml", [f"training.output_dir={tmp_path / 'again'}"]))
+    assert again["best"] == result["best"]
+    assert json.loads((tmp_path / "again" / "split.json").read_text()) == split
+
+
+def test_run_without_validation_says_so(few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    result = run(tiny(few, tmp_path / "run", val_fraction=0))
+    assert result["splits"] == ["train"]
+    assert "no validation split" in caplog.text
+    assert (tmp_path / "run" / "best" / "config.json").is_file()
+
+
+def test_masks_are_checked_before_anything_is_built(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    broken = sorted((few / "masks").glob("*.png"))[3]
+    mask = Image.new("L", (180, 180))
+    mask.paste(42, (0, 0, 17, 1))
+    mask.save(broken)
+    monkeypatch.setattr("segtune.recipe.build_model", lambda *_, **__: pytest.fail("a model was built"))
+    with pytest.raises(DataError) as caught:
+        run(tiny(few, tmp_path / "run"))
+    assert all(part in str(caught.value) for part in (broken.name, "42", "17"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_needs_a_training_split(few: Path, tmp_path: Path) -> None:
+    for kind in ("images", "masks"):
+        (few / kind).rename(few / "moved")
+        (few / kind).mkdir()
+        (few / "moved").rename(few / kind / "test")
+    with pytest.raises(UsageError, match="no training images, only test"):
+        run(tiny(few, tmp_path / "run"))

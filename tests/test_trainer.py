@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from segtune.checkpoint import ModelConfig, build_model
+from segtune.data.sources import DatasetConfig, find_label_map, load_segmentation_dataset
+from segtune.data.transforms import TransformConfig
+from segtune.errors import SegtuneError, UsageError
+from segtune.inference import processor_for
+from segtune.labels import LabelMap
+from segtune.trainer import SegmentationTrainer, TrainingConfig, make_accelerator
+
+TINY = {
+    "hidden_sizes": [8, 16, 24, 32],
+    "depths": [1, 1, 1, 1],
+    "num_attention_heads": [1, 2, 3, 4],
+    "decoder_hidden_size": 16,
+    "classifier_dropout_prob": 0.0,
+    "drop_path_rate": 0.0,
+}
+TRANSFORMS = TransformConfig(crop_size=64)
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[Any, LabelMap]:
+    splits = load_segmentation_dataset("segtune://earth")
+    splits["train"] = splits["train"].select(range(12))
+    splits["val"] = splits["val"].select(range(3))
+    return splits, find_label_map(DatasetConfig(path="segtune://earth"))
+
+
+def trainer(
+    data: tuple[Any, LabelMap], folder: Path, model: dict[str, Any] | None = None, **fields: Any
+) -> SegmentationTrainer:
+    splits, label_map = data
+    config = TrainingConfig(
+        **{"output_dir": str(folder), "max_steps": 4, "batch_size": 4, "log_every": 1, "learning_rate": 1e-3} | fields
+    )
+    return SegmentationTrainer(
+        build_model(ModelConfig(config=TINY | (model or {})), label_map, seed=config.seed),
+        config,
+        train_dataset=splits["train"],
+        eval_dataset=splits["val"],
+        label_map=label_map,
+        transforms=TRANSFORMS,
+        processor=processor_for(TRANSFORMS),
+        recipe="# a recipe\n",
+        splits=splits,
+    )
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_run_folder(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    result = trainer(data, tmp_path / "run", eval_every=2, save_every=1, keep_last=2).train()
+    run = tmp_path / "run"
+    assert sorted(path.name for path in run.iterdir()) == [
+        "best", "checkpoints", "final", "metrics.jsonl", "recipe.yaml", "split.json"
+    ]  # fmt: skip
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
+    assert sorted(path.name for path in (run / "best").iterdir()) == [
+        "config.json", "model.safetensors", "preprocessor_config.json"
+    ]  # fmt: skip
+    records = lines(run)
+    assert records[0]["environment"]["num_processes"] == 1
+    steps = [record for record in records[1:] if "loss" in record]
+    evals = [record for record in records[1:] if "mean_iou" in record]
+    assert [record["step"] for record in steps] == [1, 2, 3, 4]
+    assert [record["step"] for record in evals] == [2, 4]
+    assert steps[0]["epoch"] == pytest.approx(4 / 12, abs=1e-4)
+    assert {"loss", "lr", "grad_norm", "images_per_second"} <= set(steps[0])
+    assert set(evals[0]["per_class"]) == {"ocean", "humid", "arid", "polar"}
+    best = max(evals, key=lambda record: record["mean_iou"])
+    assert result["best"] == {"step": best["step"], "mean_iou": best["mean_iou"]}
+    assert result["step"] == 4 and result["last"]["mean_iou"] == evals[-1]["mean_iou"]
+
+
+def test_same_seed_same_run_whatever_the_workers(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    for name, fields in {"a": {}, "b": {"num_workers": 2}, "c": {"seed": 1}}.items():
+        trainer(data, tmp_path / name, model={"classifier_dropout_prob": 0.1, "drop_path_rate": 0.1}, **fields).train()
+    a, b, c = (weights(tmp_path / name / "final") for name in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not all(torch.equal(a[name], c[name]) for name in a)
+    evals = [[line for line in lines(tmp_path / name) if "mean_iou" in line] for name in "ab"]
+    assert evals[0] == evals[1]
+
+
+@pytest.mark.parametrize("split", [(2, 2), (1, 4)])
+def test_accumulation_gives_the_gradient_of_the_whole_batch(
+    data: tuple[Any, LabelMap], tmp_path: Path, split: tuple[int, int]
+) -> None:
+    gradients = []
+    for batch_size, accumulation_steps in ((4, 1), split):
+        run = trainer(data, tmp_path / f"{batch_size}", batch_size=batch_size, accumulation_steps=accumulation_steps)
+        run.model.train()
+        run.model.decode_head.batch_norm.eval()  # batch statistics differ between micro-batches: freeze them
+        run.optimizer.zero_grad = lambda: None  # keep the gradient
+        micro_batches = next(run._batches())
+        assert [len(batch["labels"]) for batch in micro_batches] == [batch_size] * accumulation_steps
+        whole = torch.cat([batch["labels"] for batch in micro_batches])
+        whole[0] = 255  # the first micro-batch of 1 x 4 is wholly ignored
+        for batch, labels in zip(micro_batches, whole.split(batch_size), strict=True):
+            batch["labels"] = labels
+        run._optimizer_step(micro_batches)
+        gradients.append({name: p.grad.clone() for name, p in run.model.named_parameters()})
+    largest = max(gradient.abs().max() for gradient in gradients[0].values())
+    assert largest > 0
+    for name, gradient in gradients[0].items():
+        scale = max(gradient.abs().max(), 1e-3 * largest)
+        assert (gradient - gradients[1][name]).abs().max() <= 1e-5 * scale, name
+
+
+def test_resume_is_exact(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    fields = {"save_every": 2, "eval_every": 2, "model": {"classifier_dropout_prob": 0.1, "drop_path_rate": 0.1}}
+    trainer(data, tmp_path / "whole", **fields).train()
+    stopped = trainer(data, tmp_path / "stopped", **fields)
+    original = stopped._log
+
+    def stop(window: Any, norm: Any, bar: Any) -> None:
+        original(window, norm, bar)
+        if stopped.step == 3:
+            raise KeyboardInterrupt
+
+    stopped._log = stop
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    result = trainer(data, tmp_path / "stopped", resume="auto", **fields).train()
+    a, b = weights(tmp_path / "whole" / "final"), weights(tmp_path / "stopped" / "final")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    strip = lambda records: [{k: v for k, v in r.items() if k != "images_per_second"} for r in records]  # noqa: E731
+    assert strip(lines(tmp_path / "whole")) == strip(lines(tmp_path / "stopped"))
+    assert result["step"] == 4
+
+
+def test_a_run_is_never_overwritten_unasked(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    trainer(data, tmp_path / "run", max_steps=1).train()
+    before = weights(tmp_path / "run" / "final")
+    with pytest.raises(UsageError, match=r"holds a run \(recipe.yaml, split.json, metrics.jsonl, best, final\)"):
+        trainer(data, tmp_path / "run", max_steps=1).train()
+    assert len(lines(tmp_path / "run")) == 3
+    trainer(data, tmp_path / "run", max_steps=1, seed=1, overwrite=True).train()
+    after = weights(tmp_path / "run" / "final")
+    assert not all(torch.equal(before[name], after[name]) for name in before)
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_it_learns(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    trainer(data, tmp_path / "run", max_steps=25, learning_rate=3e-3, head_lr_multiplier=1).train()
+    losses = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
+    assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
+
+
+def test_without_validation_the_last_weights_are_the_best(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    run = trainer(data, tmp_path / "run", max_steps=1)
+    run.eval_dataset = None
+    assert run.train()["best"] == {}
+    assert (tmp_path / "run" / "best" / "model.safetensors").read_bytes() == (
+        tmp_path / "run" / "final" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_non_finite_loss_stops(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    run = trainer(data, tmp_path / "run")
+    with torch.no_grad():
+        run.model.decode_head.classifier.bias.fill_(float("nan"))
+    with pytest.raises(SegtuneError, match="the loss is nan at step 1"):
+        run.train()
+
+
+def test_bf16_and_gradient_checkpointing_run(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    result = trainer(
+        data, tmp_path / "run", max_steps=2, mixed_precision="bf16", gradient_checkpointing=True, max_grad_norm=1.0
+    ).train()
+    assert result["step"] == 2
+    assert all(value.dtype != torch.bfloat16 for value in weights(tmp_path / "run" / "final").values())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"warmup_steps": 10, "max_steps": 10}, "warmup_steps=10 must be below max_steps=10"),
+        ({"betas": (0.9, 1.0)}, "betas"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_wrong_settings_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**fields)
+
+
+def test_warmup_defaults_to_a_twentieth() -> None:
+    assert TrainingConfig(max_steps=300).warmup == 15
+    assert TrainingConfig(max_steps=160_000).warmup == 1500
+    assert TrainingConfig(max_steps=300, warmup_steps=0).warmup == 0
+
+
+def test_processes_that_believe_to_be_alone_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_accelerator(TrainingConfig())
+    monkeypatch.setenv("WORLD_SIZE", "2")  # another process was started, but no rendezvous took place
+    with pytest.raises(UsageError, match="2 processes were started, but Accelerate sees 1"):
+        make_accelerator(TrainingConfig())
