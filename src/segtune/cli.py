@@ -14,7 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -33,6 +33,9 @@ OverridesArgument = Annotated[
 ]
 CheckpointArgument = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="A folder such as runs/demo/best, or a model id of the Hub.")
+]
+OverlaysOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", file_okay=False, help="Save image | truth | prediction here.")
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, …; by default the best there is.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images in one forward pass.")]
@@ -67,7 +70,7 @@ def _application() -> typer.Typer:
     return app
 
 
-def _fail(message: str, exit_code: int) -> None:
+def _fail(message: str, exit_code: int) -> NoReturn:
     typer.echo(f"error: {message}", err=True)
     sys.exit(exit_code)
 
@@ -135,7 +138,7 @@ def evaluate(
     overrides: OverridesArgument = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
-    overlays: Annotated[Path | None, typer.Option(metavar="DIR", help="Save image | truth | prediction here.")] = None,
+    overlays: OverlaysOption = None,
     limit_overlays: Annotated[int, typer.Option(min=1, help="How many overlays, spread over the split.")] = 12,
     batch_size: BatchOption = 1,
     device: DeviceOption = None,
@@ -212,7 +215,7 @@ def _table(result: dict[str, Any]) -> str:
 def predict(
     checkpoint: CheckpointArgument,
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, folders or quoted globs.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Where the masks go.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Where the masks go.")],
     overlay: Annotated[bool, typer.Option("--overlay", help="Also save NAME_overlay.png.")] = False,
     batch_size: BatchOption = 1,
     device: DeviceOption = None,

@@ -22,7 +22,7 @@ from segtune.errors import DataError, UsageError
 from segtune.labels import LabelMap
 from segtune.metrics import ConfusionMatrix
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor, channels_last
-from segtune.segformer.image_processing_segformer import upsampled_prediction as _upsampled_prediction
+from segtune.segformer.upsampling import upsampled_prediction
 
 if TYPE_CHECKING:
     import datasets
@@ -193,7 +193,7 @@ def _segment(
             "use the label map the model was trained with"
         )
     dtype = torch.uint8 if found <= 256 else torch.int32
-    maps = (_upsampled_prediction(logits[i : i + 1], size)[0] for i, size in enumerate(sizes))
+    maps = (upsampled_prediction(logits[i : i + 1], size)[0] for i, size in enumerate(sizes))
     return [ids.to(dtype).cpu().numpy() for ids in maps]
 
 

@@ -26,7 +26,7 @@ def find_images(patterns: Iterable[str]) -> list[Path]:
 
     Raises UsageError for a pattern without any image.
     """
-    found: list[Path] = []
+    found: dict[str, Path] = {}
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
@@ -37,8 +37,9 @@ def find_images(patterns: Iterable[str]) -> list[Path]:
             matches = sorted(file for file in map(Path, glob.glob(pattern, recursive=True)) if file.is_file())
         if not matches:
             raise UsageError(f"{pattern}: {'no images in this folder' if path.is_dir() else 'no such image'}")
-        found += matches
-    return list({os.path.abspath(path): path for path in reversed(found)}.values())[::-1]
+        for match in matches:
+            found.setdefault(os.path.abspath(match), match)
+    return list(found.values())
 
 
 def mask_paths(images: Sequence[Path], output: Path, overlays: bool = False) -> list[Path]:

@@ -29,6 +29,7 @@ LAYERS = [
         "metrics",
         "segformer.image_processing_segformer",
         "segformer.modeling_segformer",
+        "segformer.upsampling",
     },
     {"checkpoint", "inference", "optim", "segformer.conversion"},
     {"bench", "export", "hub", "outputs", "report", "trainer"},
@@ -52,11 +53,20 @@ FENCES = {
 TYPES_ANYWHERE = {"datasets"}  # may be named in annotations, under `if TYPE_CHECKING`
 HUB_CODE = {  # copied to the Hub beside the weights: besides these and the standard library, nothing
     "segformer.configuration_segformer": {"transformers"},
-    "segformer.modeling_segformer": {"torch", "transformers", "segformer.configuration_segformer"},
-    "segformer.image_processing_segformer": {"numpy", "PIL", "torch", "transformers"},
+    "segformer.modeling_segformer": {
+        "torch",
+        "transformers",
+        "segformer.configuration_segformer",
+        "segformer.upsampling",
+    },
+    "segformer.image_processing_segformer": {"numpy", "PIL", "torch", "transformers", "segformer.upsampling"},
+    "segformer.upsampling": {"torch"},
 }
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # where the name of the import differs
-WORK_AT_IMPORT = {"data.transforms": {"os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')"}}
+WORK_AT_IMPORT = {
+    "data.transforms": {"os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')"},
+    "segformer.upsampling": {"_cross_entropy.register_autograd(_scale_gradient, setup_context=_keep_gradient)"},
+}
 
 
 @dataclass(frozen=True)

@@ -480,6 +480,13 @@ def test_truncated_masks_are_named(tmp_path: Path) -> None:
         check_masks(load_segmentation_dataset(tmp_path), TWO)
 
 
+def test_masks_saved_as_jpeg(tmp_path: Path) -> None:
+    write_image(tmp_path / "images/a.jpg", (64, 64))
+    write_mask(tmp_path / "masks/a.jpg", mask=np.random.default_rng(0).integers(0, 2, (64, 64), dtype=np.uint8) * 90)
+    with pytest.raises(DataError, match=r"masks/a\.jpg: .*JPEG does not keep exact values: save masks as PNG$"):
+        check_masks(load_segmentation_dataset(tmp_path), LabelMap.from_ids({0: "sky", 90: "road"}))
+
+
 def test_binary_masks_whose_foreground_would_be_ignored(tmp_path: Path) -> None:
     write_image(tmp_path / "images/a.jpg")
     write_mask(tmp_path / "masks/a.png", mask=np.array([[0, 255] * 3] * 4, np.uint8))

@@ -17,7 +17,8 @@ from transformers import AutoImageProcessor
 from transformers.models.segformer import image_processing_pil_segformer
 
 from segtune.segformer import image_processing_segformer
-from segtune.segformer.image_processing_segformer import SegformerImageProcessor, channels_last, upsampled_prediction
+from segtune.segformer.image_processing_segformer import SegformerImageProcessor, channels_last
+from segtune.segformer.upsampling import upsampled_prediction
 
 Theirs = image_processing_pil_segformer.SegformerImageProcessorPil
 
@@ -389,10 +390,11 @@ def test_unused_arguments_come_back_on_request(tmp_path):
     assert read.to_dict() == SegformerImageProcessor().to_dict()
 
 
-def test_the_file_alone_works_as_hub_code(tmp_path):
-    """`trust_remote_code` loads the copied source outside the package."""
+def test_the_file_and_its_neighbour_work_as_hub_code(tmp_path):
+    """`trust_remote_code` loads the copied sources outside the package."""
     source = Path(image_processing_segformer.__file__)
-    shutil.copy(source, tmp_path / source.name)
+    for name in (source.name, "upsampling.py"):
+        shutil.copy(source.with_name(name), tmp_path / name)
     config = SegformerImageProcessor(size=24).to_dict()
     config["auto_map"] = {"AutoImageProcessor": "image_processing_segformer.SegformerImageProcessor"}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))

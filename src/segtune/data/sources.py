@@ -403,11 +403,15 @@ def _check_row(row: Mapping[str, Any], label_map: LabelMap) -> tuple[Exception |
             read_image(image)
         cell = row["mask"]
         with _open(cell) as mask:
-            labels = label_map.encode(read_mask(mask))
-    except Exception as error:
+            lossy, stored = mask.format == "JPEG", read_mask(mask)
+        return None, set(np.unique(label_map.encode(stored)).tolist())
+    except LabelError as error:
         message = f"{cell['path'] or row['id']}: {error}"
-        return LabelError(message, error.values) if isinstance(error, LabelError) else DataError(message), set()
-    return None, set(np.unique(labels).tolist())
+        if lossy:
+            return DataError(f"{message}. JPEG does not keep exact values: save masks as PNG"), set()
+        return LabelError(message, error.values), set()
+    except Exception as error:
+        return DataError(f"{cell['path'] or row['id']}: {error}"), set()
 
 
 def _open(cell: Mapping[str, Any]) -> PIL.Image.Image:

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from transformers.image_processing_base import BatchFeature, ImageProcessingMixin
 from transformers.utils import logging
+
+from .upsampling import upsampled_prediction
 
 logger = logging.get_logger(__name__)
 
@@ -243,18 +244,6 @@ class SegformerImageProcessor(ImageProcessingMixin):
         if len(sizes) != len(logits):
             raise ValueError(f"{len(sizes)} target_sizes were given for {len(logits)} images; give one for each")
         return [upsampled_prediction(logits[i : i + 1], size)[0] for i, size in enumerate(sizes)]
-
-
-def upsampled_prediction(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Logits `(B, K, h, w)` to int64 class maps `(B, H, W)` at `size`: the one place that owns this rule.
-
-    Upsampling is bilinear with `align_corners=False` and comes before the decision, which is taken at the full size:
-    the largest of `K` logits, or, where `K` is 1, whether it is above 0 (a probability above 0.5).
-    """
-    upsampled = F.interpolate(logits.float(), size=tuple(size), mode="bilinear", align_corners=False)  # (B, K, H, W)
-    if logits.shape[1] == 1:
-        return (upsampled[:, 0] > 0).long()  # (B, H, W)
-    return upsampled.argmax(dim=1)  # (B, H, W)
 
 
 def channels_last(image: Any, num_channels: int, input_data_format: str | None = None) -> np.ndarray:

@@ -21,6 +21,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput, SemanticSegmenterOutput
 
 from .configuration_segformer import SegformerConfig
+from .upsampling import upsample, upsampled_cross_entropy
 
 logger = logging.getLogger(__name__)
 
@@ -262,7 +263,7 @@ class SegformerDecodeHead(nn.Module):
 
     def _fuse_literally(self, features: Sequence[Tensor]) -> Tensor:
         size = features[0].shape[1:3]
-        maps = [_upsample(mlp(x), size) for mlp, x in zip(self.linear_c, features, strict=True)]
+        maps = [upsample(mlp(x).permute(0, 3, 1, 2), size) for mlp, x in zip(self.linear_c, features, strict=True)]
         return self.linear_fuse(torch.cat(maps[::-1], dim=1))  # stage 4 comes first; (B, D, H_1, W_1)
 
     def _fuse_composed(self, features: Sequence[Tensor]) -> Tensor:
@@ -272,7 +273,7 @@ class SegformerDecodeHead(nn.Module):
         size = features[0].shape[1:3]
         x = F.linear(features[0], weights[0], bias).permute(0, 3, 1, 2)  # (B, D, H_1, W_1)
         for feature, weight in zip(features[1:], weights[1:], strict=True):
-            x = x + _upsample(F.linear(feature, weight), size)
+            x = x + upsample(F.linear(feature, weight).permute(0, 3, 1, 2), size)
         return x if fold else self.batch_norm(x)
 
     def _compose(self, fold: bool) -> tuple[list[Tensor], Tensor]:
@@ -523,27 +524,18 @@ def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255, r
         raise ValueError(f"labels has shape {tuple(labels.shape)}, expected ({logits.shape[0]}, height, width)")
     if 0 <= ignore_index < max(logits.shape[1], 2):
         raise ValueError(f"ignore_index={ignore_index} is one of the {logits.shape[1]} labels: choose e.g. 255 or -100")
-    logits = F.interpolate(logits.float(), size=labels.shape[1:], mode="bilinear", align_corners=False)
-    if logits.shape[1] == 1:
-        valid = (labels != ignore_index) & (labels >= 0)
-        target = torch.where(valid, labels, 0).to(logits.dtype)
-        losses = F.binary_cross_entropy_with_logits(logits.squeeze(1), target, reduction="none")
-        total = (losses * valid).sum()
-    else:
-        total = F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="sum")
-    if reduction == "sum":
-        return total
-    return total / valid_pixels(labels, ignore_index).clamp(min=1)
+    if logits.shape[1] > 1:
+        return upsampled_cross_entropy(logits, labels, ignore_index, reduction=reduction)
+    logits = upsample(logits.float(), labels.shape[1:])[:, 0]  # (B, H, W)
+    valid = (labels != ignore_index) & (labels >= 0)
+    target = torch.where(valid, labels, 0).to(logits.dtype)
+    total = (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * valid).sum()
+    return total if reduction == "sum" else total / valid.sum().clamp(min=1)
 
 
 def valid_pixels(labels: Tensor, ignore_index: int = 255) -> Tensor:
     """The number of pixels that count in the loss: neither `ignore_index` nor negative."""
     return ((labels != ignore_index) & (labels >= 0)).sum()
-
-
-def _upsample(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize a `(B, h, w, C)` map to a channels-last `(B, C, H, W)` one."""
-    return F.interpolate(x.permute(0, 3, 1, 2), size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def _eager_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> tuple[Tensor, Tensor]:

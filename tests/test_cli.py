@@ -1,0 +1,348 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import segtune
+from segtune import cli
+from segtune.catalog import list_recipes, recipe_folder, recipe_table
+from segtune.errors import DataError
+from segtune.labels import LabelMap
+from segtune.recipe import load_recipe
+
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "numpy",
+    "albumentations",
+    "accelerate",
+    "evaluate",
+    "PIL",
+    "yaml",
+)
+TINY = [
+    "transforms.crop_size=64",
+    "model.config={hidden_sizes: [8, 16, 20, 32], depths: [1, 1, 1, 1], decoder_hidden_size: 16}",
+    "training.max_steps=2",
+    "training.batch_size=2",
+    "training.device=cpu",
+]
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def segtune_command(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a command in this process."""
+
+    def run(*arguments: str | Path) -> Result:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Result(int(left.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_folder(earth: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two steps of training leave."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    with pytest.raises(SystemExit) as left:
+        cli.main(["train", "demo", f"training.output_dir={folder}", *TINY])
+    assert not left.value.code
+    return folder
+
+
+# answers that need no torch
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["recipes"], ["recipes", "show", "demo"], ["train", "--help"]]
+)
+def test_help_and_lists_import_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom segtune.cli import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit as left:\n    assert not left.code\n"
+        f"loaded = sorted(set(sys.modules) & set({HEAVY!r}))\nassert not loaded, loaded\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert done.stderr == ""
+
+
+def test_version(segtune_command: Any) -> None:
+    assert segtune_command("--version") == (0, f"segtune {segtune.__version__}\n", "")
+
+
+def test_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "segtune", "recipes", "show", "demo"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, (recipe_folder() / "demo.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["train"], ["evaluate", "x"], ["train", "demo", "--steps=3"]])
+def test_wrong_usage_leaves_with_2(segtune_command: Any, arguments: list[str]) -> None:
+    code, out, err = segtune_command(*arguments)
+    assert (code, out) == (2, "")
+    assert "Error: " in err
+
+
+# recipes
+
+
+def test_recipes_are_listed_with_their_headers(segtune_command: Any) -> None:
+    code, out, _ = segtune_command("recipes")
+    assert code == 0
+    assert len(list_recipes()) >= 2
+    for recipe in list_recipes():
+        assert f"{recipe.name}\n  command  {recipe.command}\n  cost     {recipe.cost}\n" in out
+    assert segtune_command("recipes", "--markdown").out == recipe_table(list_recipes())
+
+
+def test_recipe_is_copied_and_never_overwritten_unasked(
+    segtune_command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert segtune_command("recipes", "copy", "camvid") == (0, "segformer-b0.yaml\n", "")
+    assert load_recipe("segformer-b0.yaml").dataset == load_recipe("camvid").dataset
+    assert segtune_command("recipes", "copy", "demo", "new/mine.yaml").code == 0
+    mine = tmp_path / "new" / "mine.yaml"
+    mine.write_text("changed")
+    code, out, err = segtune_command("recipes", "copy", "demo", "new/mine.yaml")
+    assert (code, out, mine.read_text()) == (2, "", "changed")
+    assert err == "error: new/mine.yaml exists already; name another file, or say --force to overwrite it\n"
+    assert segtune_command("recipes", "copy", "demo", "new/mine.yaml", "--force").code == 0
+    assert mine.read_text(encoding="utf-8") == (recipe_folder() / "demo.yaml").read_text(encoding="utf-8")
+
+
+# errors
+
+
+def test_error_is_one_message_without_traceback(segtune_command: Any, tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("dataset: {path: x}\ntrainig: {max_steps: 3}\n")
+    code, out, err = segtune_command("train", path)
+    assert (code, out, err) == (2, "", f"error: {path}: trainig: no such section; did you mean 'training'?\n")
+
+
+def test_missing_dataset_folder(segtune_command: Any, tmp_path: Path) -> None:
+    code, _, err = segtune_command("train", "demo", f"dataset.path={tmp_path / 'none'}")
+    assert code == 2
+    assert err.startswith("error: ") and "dataset.path" in err and str(tmp_path / "none") in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (DataError("x.png: broken"), 1, "error: x.png: broken\n"),
+        (KeyError("lost"), 1, "error: KeyError: 'lost'\n(SEGTUNE_TRACEBACK=1 in the environment shows where"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_exit_codes(
+    segtune_command: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.delenv("SEGTUNE_TRACEBACK", raising=False)
+    monkeypatch.setattr(cli, "list_recipes", fail)
+    found = segtune_command("recipes")
+    assert (found.code, found.out) == (code, "")
+    assert found.err.startswith(message)
+    assert "Traceback" not in found.err
+
+
+def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise KeyError("lost")
+
+    monkeypatch.setenv("SEGTUNE_TRACEBACK", "1")
+    monkeypatch.setattr(cli, "list_recipes", fail)
+    with pytest.raises(KeyError, match="lost"):
+        cli.main(["recipes"])
+
+
+# train, evaluate, predict
+
+
+def test_train_ends_with_the_next_command(segtune_command: Any, earth: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "a run"
+    code, out, _ = segtune_command("train", "demo", f"training.output_dir={folder}", *TINY)
+    lines = out.splitlines()
+    assert code == 0
+    assert len(lines) == 3
+    assert lines[0].startswith("best val mIoU 0.") and lines[0].endswith(" at step 2")
+    assert lines[1] == f"run folder: {folder}"
+    assert lines[2] == (
+        f"next: segtune evaluate '{folder}/best' '{folder}/recipe.yaml' --split test --overlays '{folder}/overlays'"
+    )
+    code, _, err = segtune_command("train", "demo", f"training.output_dir={folder}", *TINY)
+    assert code == 2
+    assert f"{folder} holds a run" in err
+
+
+def test_evaluate_prints_a_table(segtune_command: Any, run_folder: Path, tmp_path: Path) -> None:
+    code, out, _ = segtune_command(
+        "evaluate", run_folder / "best", run_folder / "recipe.yaml", "--overlays", tmp_path / "o", "--limit-overlays", 3
+    )
+    lines = out.splitlines()
+    assert code == 0
+    assert [line.split()[0] for line in lines[:6]] == ["class", "ocean", "humid", "arid", "polar", "mean"]
+    assert lines[6].startswith("test mIoU 0.") and lines[6].endswith(" over 37 images")
+    assert lines[7:] == [f"overlays: {tmp_path / 'o'} (overview.png first)"]
+    assert len(list((tmp_path / "o").iterdir())) == 4
+
+
+def test_evaluate_prints_one_json_object(segtune_command: Any, run_folder: Path, tmp_path: Path) -> None:
+    code, out, err = segtune_command(
+        "evaluate", run_folder / "best", "demo", "--split", "val", "--json", "--overlays", tmp_path / "o"
+    )
+    assert code == 0
+    assert f"overlays: {tmp_path / 'o'}" in err
+    result = json.loads(out)
+    assert list(result) == [
+        "checkpoint",
+        "recipe",
+        "split",
+        "num_images",
+        "mean_iou",
+        "mean_accuracy",
+        "overall_accuracy",
+        "per_class",
+    ]
+    assert (result["recipe"], result["split"], result["num_images"]) == ("demo", "val", 39)
+    assert list(result["per_class"]) == ["ocean", "humid", "arid", "polar"]
+    best = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()][-1]
+    assert result["mean_iou"] == pytest.approx(best["mean_iou"], abs=1e-12)  # what training found
+    assert result["per_class"] == best["per_class"]
+
+
+def test_absent_classes_are_null_in_json_and_absent_in_the_table(
+    segtune_command: Any, run_folder: Path, earth: Path, tmp_path: Path
+) -> None:
+    for kind, suffix in (("images", "jpg"), ("masks", "png")):
+        (tmp_path / kind / "test").mkdir(parents=True)
+        name = f"{min((earth / kind / 'test').iterdir()).stem}.{suffix}"
+        (tmp_path / kind / "test" / name).write_bytes((earth / kind / "test" / name).read_bytes())
+    labels = json.dumps({str(i): name for i, name in enumerate(["ocean", "humid", "arid", "polar"])})
+    mask = next((tmp_path / "masks" / "test").iterdir())
+    Image.fromarray(np.full((180, 180), 255, dtype=np.uint8)).save(mask)
+    arguments = ("evaluate", run_folder / "best", "demo", f"dataset.path={tmp_path}", f"dataset.labels={labels}")
+    code, out, err = segtune_command(*arguments, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["mean_iou"] is None
+    assert result["per_class"]["polar"] == {"iou": None, "accuracy": None}
+    out = segtune_command(*arguments).out
+    assert "polar   absent    absent\n" in out
+    assert out.endswith("test mIoU undefined over 1 images\n")
+
+
+def test_labels_that_disagree(segtune_command: Any, run_folder: Path) -> None:
+    code, out, err = segtune_command(
+        "evaluate", run_folder / "best", "demo", "dataset.labels={0: sea, 1: humid, 2: arid, 3: polar}"
+    )
+    assert (code, out) == (2, "")
+    assert "(ocean, humid, arid, polar)" in err
+    assert "(sea, humid, arid, polar)" in err
+
+
+def test_missing_split_and_checkpoint(segtune_command: Any, run_folder: Path) -> None:
+    code, _, err = segtune_command("evaluate", run_folder / "best", "demo", "--split", "tset")
+    assert code == 2
+    assert "--split tset: segtune://earth has train, val, test" in err
+    code, _, err = segtune_command("evaluate", run_folder, "demo")
+    assert code == 2
+    assert f"did you mean {run_folder / 'best'}?" in err
+    code, _, err = segtune_command("evaluate", run_folder / "best", "demo", "--device", "toaster")
+    assert code == 2
+    assert "error: --device toaster: " in err
+
+
+def test_predict_writes_palette_masks_and_overlays(
+    segtune_command: Any, run_folder: Path, earth: Path, tmp_path: Path
+) -> None:
+    photo = min((earth / "images" / "test").iterdir())
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "tile.jpg").write_bytes(photo.read_bytes())
+    with Image.open(photo) as picture:
+        picture.crop((0, 0, 90, 50)).convert("L").save(tmp_path / "y" / "small.png")
+    out_folder = tmp_path / "out"
+    code, out, _ = segtune_command(
+        "predict", run_folder / "best", tmp_path / "x", f"{tmp_path}/y/*", "--output", out_folder, "--overlay",
+        "--batch-size", "2",
+    )  # fmt: skip
+    assert (code, out) == (0, f"3 masks in {out_folder}\n")
+    names = {path.relative_to(out_folder).as_posix() for path in out_folder.rglob("*.png")}
+    assert names == {f"{name}{end}.png" for name in ("x/tile", "y/tile", "y/small") for end in ("", "_overlay")}
+    with Image.open(out_folder / "y" / "small.png") as small, Image.open(out_folder / "x" / "tile.png") as tile:
+        assert (small.mode, small.size) == ("P", (90, 50))
+        assert (tile.mode, tile.size) == ("P", (180, 180))
+        ids, colors = np.array(tile), np.array(tile.convert("RGB"))
+    label_map = LabelMap.from_file(earth / "classes.json")
+    assert set(np.unique(ids)) <= set(range(4))
+    assert np.array_equal(colors, label_map.colorize(ids))
+    expected = segtune.predict(run_folder / "best", tmp_path / "x" / "tile.jpg")
+    assert np.array_equal(ids, expected)
+
+
+def test_predict_never_writes_among_the_images(segtune_command: Any, run_folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    code, _, err = segtune_command("predict", run_folder / "best", tmp_path / "a.png", "--output", tmp_path)
+    assert code == 2
+    assert "would lie among the input images" in err
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_folders_for_output_are_no_files(segtune_command: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for arguments in (("predict", "x", "y.png", "--output"), ("evaluate", "x", "demo", "--overlays")):
+        code, _, err = segtune_command(*arguments, tmp_path / "file")
+        assert code == 2
+        assert "is a file" in err
+
+
+def test_predict_names_a_broken_image(segtune_command: Any, run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    code, out, err = segtune_command(
+        "predict", run_folder / "best", tmp_path / "broken.jpg", "--output", tmp_path / "out"
+    )
+    assert (code, out) == (1, "")
+    assert str(tmp_path / "broken.jpg") in err
+
+
+@pytest.mark.slow
+def test_accelerate_launches_two_cpu_processes_into_one_run(earth: Path, tmp_path: Path) -> None:
+    config = recipe_folder() / "accelerate" / "cpu.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "-m", "segtune"]
+    done = subprocess.run(
+        [*launch, "train", "demo", f"training.output_dir={tmp_path / 'run'}", *TINY],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("best val mIoU") == 1
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["environment"]["num_processes"] == 2
