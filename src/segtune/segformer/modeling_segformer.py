@@ -21,6 +21,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput, SemanticSegmenterOutput
 
 from .configuration_segformer import SegformerConfig
+from .fused import MixFFN, NormReluClassify
 from .upsampling import upsample, upsampled_cross_entropy
 
 logger = logging.getLogger(__name__)
@@ -130,6 +131,7 @@ class SegformerMixFFN(nn.Module):
         self.dense1 = nn.Linear(hidden_size, width)
         self.dwconv = SegformerDepthwiseConv(width)
         self.activation = ACT2FN[config.hidden_act]
+        self.gelu = config.hidden_act == "gelu"
         self.dense2 = nn.Linear(width, hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -137,6 +139,18 @@ class SegformerMixFFN(nn.Module):
         x = self.dwconv(self.dense1(x))  # (B, H, W, ratio·C)
         x = self.dropout(self.activation(x))
         return self.dropout(self.dense2(x))  # (B, H, W, C)
+
+    def is_fusible(self) -> bool:
+        """Whether `MixFFN` does the same: GELU, no dropout, and nothing replaced or hooked."""
+        modules: list[tuple[nn.Module, type[nn.Module]]] = [
+            (self, SegformerMixFFN),
+            (self.dense1, nn.Linear),
+            (self.dwconv, SegformerDepthwiseConv),
+            (self.dwconv.dwconv, nn.Conv2d),
+            (self.dense2, nn.Linear),
+        ]
+        no_dropout = self.dropout.p == 0 or not self.dropout.training
+        return self.gelu and no_dropout and all(_is_plain(module, kind) for module, kind in modules)
 
 
 class SegformerDropPath(nn.Module):
@@ -171,7 +185,25 @@ class SegformerBlock(nn.Module):
     def forward(self, x: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
         y, weights = self.attention(self.layer_norm_1(x), output_attentions)
         x = x + self.drop_path(y)
-        return x + self.drop_path(self.mlp(self.layer_norm_2(x))), weights  # (B, H, W, C)
+        return x + self.drop_path(self._mix_ffn(x)), weights  # (B, H, W, C)
+
+    def _mix_ffn(self, x: Tensor) -> Tensor:
+        norm, mlp = self.layer_norm_2, self.mlp
+        if not (_keeps_for_backward() and _is_plain(norm, nn.LayerNorm) and mlp.is_fusible()):
+            return mlp(norm(x))
+        first, conv, last = mlp.dense1, mlp.dwconv.dwconv, mlp.dense2
+        return MixFFN.apply(
+            x,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            first.weight,
+            first.bias,
+            conv.weight,
+            conv.bias,
+            last.weight,
+            last.bias,
+        )
 
 
 class SegformerEncoder(nn.Module):
@@ -252,7 +284,15 @@ class SegformerDecodeHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Logits `(B, K, H_1, W_1)` from feature maps `(B, H_i, W_i, C_i)`, stage 1 first."""
-        x = self._fuse_composed(features) if self._can_compose() else self.batch_norm(self._fuse_literally(features))
+        fold = self._can_fold_batch_norm()
+        if self._can_compose():
+            x = self._fuse_composed(features, fold)
+        else:
+            x, fold = self._fuse_literally(features), False
+        if not fold:
+            if self._is_fusible():
+                return self._classify_fused(x)
+            x = self.batch_norm(x)
         return self.classifier(self.dropout(F.relu(x)))  # (B, K, H_1, W_1)
 
     def _can_compose(self) -> bool:
@@ -266,15 +306,14 @@ class SegformerDecodeHead(nn.Module):
         maps = [upsample(mlp(x).permute(0, 3, 1, 2), size) for mlp, x in zip(self.linear_c, features, strict=True)]
         return self.linear_fuse(torch.cat(maps[::-1], dim=1))  # stage 4 comes first; (B, D, H_1, W_1)
 
-    def _fuse_composed(self, features: Sequence[Tensor]) -> Tensor:
-        fold = self._can_fold_batch_norm()
+    def _fuse_composed(self, features: Sequence[Tensor], fold: bool) -> Tensor:
         with _full_precision(features[0].device.type):
             weights, bias = self._compose(fold)
         size = features[0].shape[1:3]
-        x = F.linear(features[0], weights[0], bias).permute(0, 3, 1, 2)  # (B, D, H_1, W_1)
+        x = F.linear(features[0], weights[0], bias)  # (B, H_1, W_1, D)
         for feature, weight in zip(features[1:], weights[1:], strict=True):
-            x = x + upsample(F.linear(feature, weight).permute(0, 3, 1, 2), size)
-        return x if fold else self.batch_norm(x)
+            x += upsample(F.linear(feature, weight).permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
+        return x.permute(0, 3, 1, 2)  # (B, D, H_1, W_1)
 
     def _compose(self, fold: bool) -> tuple[list[Tensor], Tensor]:
         """Weights `F_i P_i` of shape (D, C_i), stage 1 first, and the bias (D,); with the batch norm if `fold`."""
@@ -290,6 +329,24 @@ class SegformerDecodeHead(nn.Module):
             weights = [scale[:, None] * weight for weight in weights]
             bias = (bias - norm.running_mean.float()) * scale + norm.bias.float()
         return [weight.to(dtype) for weight in weights], bias.to(dtype)
+
+    def _is_fusible(self) -> bool:
+        """Whether `NormReluClassify` does the same as batch norm with batch statistics and what follows it."""
+        norm = self.batch_norm
+        plain = _is_plain(norm, nn.BatchNorm2d) and norm.affine and norm.momentum is not None
+        plain = plain and _is_plain(self.dropout, nn.Dropout2d) and _is_plain(self.classifier, nn.Conv2d)
+        return _keeps_for_backward() and norm.training and plain
+
+    def _classify_fused(self, x: Tensor) -> Tensor:
+        norm, p = self.batch_norm, self.dropout.p
+        noise = None
+        if self.dropout.training and p > 0:
+            noise = x.new_empty(x.shape[:2]).bernoulli_(1 - p).div_(1 - p)  # (B, D)
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+        weight = self.classifier.weight.flatten(1)  # (K, D)
+        statistics = (norm.running_mean, norm.running_var, norm.momentum, norm.eps)
+        return NormReluClassify.apply(x, norm.weight, norm.bias, *statistics, noise, weight, self.classifier.bias)
 
     def _can_fold_batch_norm(self) -> bool:
         norm = self.batch_norm
@@ -542,6 +599,11 @@ def _eager_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float) 
     scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # (B, heads, N, N/R²)
     weights = F.dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout)
     return weights @ value, weights
+
+
+def _keeps_for_backward() -> bool:
+    """Whether autograd records what runs now; a compiler decides on its own what to compute again."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _full_precision(device_type: str) -> AbstractContextManager[Any]:

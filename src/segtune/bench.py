@@ -1,0 +1,375 @@
+"""Side by side with transformers on the same weights: time, memory and work (`segtune bench`).
+
+Times are taken interleaved in one process and compared pair by pair, so that a machine that slows down slows both;
+every peak of memory is that of a fresh process.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
+
+from segtune.checkpoint import load_model
+from segtune.errors import UsageError
+from segtune.optim import adamw, parameter_groups
+from segtune.segformer.configuration_segformer import SegformerConfig
+from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+from segtune.segformer.upsampling import upsampled_prediction
+
+Task = Literal["forward", "predict", "train"]
+TASKS: tuple[Task, ...] = ("forward", "predict", "train")
+LABELS = {"forward": "forward", "predict": "prediction, full-size mask", "train": "training step (AdamW)"}
+CURVE_SIZES = (256, 512, 1024, 2048)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured: one network at one input."""
+
+    variant: str = "b0"
+    checkpoint: str | None = None
+    size: int = 512
+    labels: int = 150
+    batch: int = 1
+    train_batch: int = 1
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    device: str = "cpu"
+    repeats: int = 7
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("fp32", "bf16"):
+            raise UsageError(f"dtype {self.dtype!r}: fp32 or bf16")
+        for name in ("size", "labels", "batch", "train_batch", "repeats"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} = {getattr(self, name)}: at least 1")
+
+    @property
+    def name(self) -> str:
+        return self.checkpoint or self.variant
+
+
+def run_bench(bench: Bench, progress: bool = True) -> dict[str, Any]:
+    """All figures of one network, JSON-able; see `table` for what they mean."""
+    ours, theirs = models(bench)
+    steps = 2 * len(TASKS) + 2
+    with tqdm(total=steps, desc=f"bench {bench.name}", disable=not progress) as bar:
+        result: dict[str, Any] = {"bench": asdict(bench), "threads": torch.get_num_threads()}
+        result |= {"torch": torch.__version__, "transformers": transformers.__version__}
+        result["matmul_gflops"] = matmul_gflops(bench.device)
+        result["gmacs"] = {"segtune": gmacs(ours, bench), "transformers": gmacs(theirs, bench)}
+        result["largest_difference"] = _largest_difference(ours, theirs, bench)
+        bar.update()
+        for task in TASKS:
+            with _calls(ours, theirs, task, bench) as calls:
+                result[task] = compare(*calls, bench.repeats)
+            bar.update()
+        result["saved_bytes"] = {"segtune": saved_bytes(ours, bench), "transformers": saved_bytes(theirs, bench)}
+        bar.update()
+        del ours, theirs
+        for task in TASKS:
+            result[task]["peak_mb"] = {side: peak_memory(bench, side, task) for side in ("segtune", "transformers")}
+            bar.update()
+    return result
+
+
+# --- the two networks ------------------------------------------------------------------------------------------------
+
+
+def models(bench: Bench) -> tuple[nn.Module, nn.Module]:
+    """Ours and transformers' with the same weights, exchanged through a file."""
+    ours = make_model(bench, "segtune")
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        ours.save_pretrained(folder)
+        theirs = transformers.SegformerForSemanticSegmentation.from_pretrained(folder)
+    return ours, theirs.to(bench.device)
+
+
+def make_model(bench: Bench, side: str) -> Any:
+    """The network of one side; from random weights, of the scale of trained ones so that the output varies."""
+    torch.manual_seed(0)
+    if bench.checkpoint:
+        if side == "segtune":
+            return load_model(bench.checkpoint).to(bench.device)
+        return transformers.SegformerForSemanticSegmentation.from_pretrained(bench.checkpoint).to(bench.device)
+    config = SegformerConfig.from_variant(bench.variant, num_labels=bench.labels)
+    if side == "segtune":
+        model = SegformerForSemanticSegmentation(config)
+    else:
+        fields = {key: value for key, value in config.to_dict().items() if key != "label_map"}
+        model = transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig.from_dict(fields))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+    return model.to(bench.device)
+
+
+def inputs(bench: Bench, batch: int) -> tuple[Tensor, Tensor]:
+    """Normalised photographs `(B, C, S, S)` out of the embedded dataset, and random labels `(B, S, S)`."""
+    folder = Path(__file__).parent / "data" / "earth" / "images" / "test"
+    files = sorted(folder.glob("*.jpg"))
+    pictures = [Image.open(files[i % len(files)]).resize((bench.size, bench.size)) for i in range(batch)]
+    pixels = np.stack([np.asarray(picture.convert("RGB"), dtype=np.float32) for picture in pictures])
+    pixel_values = torch.from_numpy((pixels / 255 - 0.45) / 0.225).permute(0, 3, 1, 2).contiguous()
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randint(0, bench.labels, (batch, 1, bench.size // 16 + 1, bench.size // 16 + 1), generator=generator)
+    labels = F.interpolate(coarse.float(), size=(bench.size, bench.size))[:, 0].long()
+    return pixel_values.to(bench.device), labels.to(bench.device)
+
+
+@contextmanager
+def _calls(
+    ours: nn.Module, theirs: nn.Module, task: Task, bench: Bench
+) -> Iterator[tuple[Callable[[], Any], Callable[[], Any]]]:
+    yield call(ours, "segtune", task, bench), call(theirs, "transformers", task, bench)
+    for model in (ours, theirs):
+        model.zero_grad(set_to_none=True)
+
+
+def call(model: nn.Module, side: str, task: Task, bench: Bench) -> Callable[[], Any]:
+    """A function that does the task once, waiting for the device."""
+    pixel_values, labels = inputs(bench, bench.train_batch if task == "train" else bench.batch)
+    if task == "train":
+        return _training_step(model.train(), pixel_values, labels, bench)
+    model.eval()
+
+    def run() -> Tensor:
+        with torch.inference_mode(), _precision(bench):
+            logits = model(pixel_values).logits  # (B, K, S/4, S/4)
+            if task == "predict" and side == "segtune":
+                logits = upsampled_prediction(logits, pixel_values.shape[2:])
+            elif task == "predict":
+                size = pixel_values.shape[2:]
+                logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(1)
+        _wait(bench)
+        return logits
+
+    return run
+
+
+def _training_step(model: nn.Module, pixel_values: Tensor, labels: Tensor, bench: Bench) -> Callable[[], Any]:
+    optimizer = adamw(parameter_groups(model, 1e-6, 0.01, 1.0), (0.9, 0.999))
+
+    def run() -> None:
+        optimizer.zero_grad()
+        with _precision(bench):
+            loss = model(pixel_values, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        _wait(bench)
+
+    return run
+
+
+def _precision(bench: Bench) -> AbstractContextManager[Any]:
+    return torch.autocast(bench.device.split(":")[0], torch.bfloat16) if bench.dtype == "bf16" else nullcontext()
+
+
+def _wait(bench: Bench) -> None:
+    if bench.device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
+# --- measures --------------------------------------------------------------------------------------------------------
+
+
+def compare(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int) -> dict[str, Any]:
+    """Seconds of both, interleaved, and the quartiles of the paired ratios theirs / ours, by wall and by CPU time."""
+    samples: dict[str, list[tuple[float, float]]] = {"segtune": [], "transformers": []}
+    for call_once in (ours, theirs):
+        call_once()  # warm up
+    for i in range(repeats):
+        order = [("segtune", ours), ("transformers", theirs)]
+        for side, call_once in order if i % 2 else order[::-1]:
+            wall, cpu = time.perf_counter(), time.process_time()
+            call_once()
+            samples[side].append((time.perf_counter() - wall, time.process_time() - cpu))
+    result: dict[str, Any] = {}
+    for index, clock in enumerate(("wall", "cpu")):
+        mine, other = ([sample[index] for sample in samples[side]] for side in ("segtune", "transformers"))
+        ratios = [b / a for a, b in zip(mine, other, strict=True) if a > 0]
+        quartiles = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist() if ratios else [float("nan")] * 3
+        result[clock] = {
+            "segtune_s": statistics.median(mine),
+            "transformers_s": statistics.median(other),
+            "ratio": quartiles[1],
+            "ratio_quartiles": [quartiles[0], quartiles[2]],
+        }
+    return result
+
+
+def matmul_gflops(device: str, size: int = 1536) -> float:
+    """What the machine's fp32 matrix product does, the best of five: the limit that any network stays below."""
+    a = torch.randn(size, size, device=device)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        (a @ a).sum().item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9
+
+
+def gmacs(model: Any, bench: Bench) -> float:
+    """Multiply-accumulates (10^9) of one forward pass of one image, counted on the meta device."""
+    with torch.device("meta"):
+        copy = type(model)(model.config).eval()
+    with FlopCounterMode(display=False) as counter:
+        copy(torch.empty(1, model.config.num_channels, bench.size, bench.size, device="meta"))
+    return counter.get_total_flops() / 2e9
+
+
+def saved_bytes(model: nn.Module, bench: Bench) -> int:
+    """Bytes that one forward pass with loss keeps for the backward pass, parameters aside, each storage once."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    pixel_values, labels = inputs(bench, bench.train_batch)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), _precision(bench):
+        loss = model.train()(pixel_values, labels=labels).loss
+    del loss
+    return sum(kept.values())
+
+
+def _largest_difference(ours: nn.Module, theirs: nn.Module, bench: Bench) -> float:
+    """Between the logits, as a share of the largest logit."""
+    a, b = (call(model, side, "forward", bench)().float() for model, side in ((ours, "segtune"), (theirs, "")))
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+def peak_memory(bench: Bench, side: str, task: Task) -> float:
+    """Megabytes that a fresh process needs at most to do the task twice; on a GPU, those of its allocator."""
+    job = json.dumps({"bench": asdict(bench), "side": side, "task": task})
+    done = subprocess.run([sys.executable, "-m", __name__, job], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"measuring the memory of {side} failed:\n{done.stderr[-2000:]}")
+    return float(done.stdout.split()[-1])
+
+
+def _worker(job: str) -> None:
+    settings = json.loads(job)
+    bench = Bench(**settings["bench"])
+    run = call(make_model(bench, settings["side"]), settings["side"], settings["task"], bench)
+    run()
+    run()
+    print(_peak_mb(bench.device))
+
+
+def _peak_mb(device: str) -> float:
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 1e6
+    status = Path("/proc/self/status")
+    if status.exists():  # unlike getrusage, not inherited from the process that started this one
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def cost_curve(bench: Bench, sizes: Sequence[int] = CURVE_SIZES, progress: bool = True) -> list[dict[str, Any]]:
+    """Time and peak memory of prediction for each size, of both."""
+    rows = []
+    for size in tqdm(sizes, desc="cost curve", disable=not progress):
+        at = replace(bench, size=size, repeats=min(bench.repeats, 3))
+        with _calls(*models(at), "predict", at) as calls:
+            row = compare(*calls, at.repeats)["wall"]
+        row |= {f"{side}_mb": peak_memory(at, side, "predict") for side in ("segtune", "transformers")}
+        rows.append({"size": size, **row})
+    return rows
+
+
+# --- showing ---------------------------------------------------------------------------------------------------------
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """A readable table, one block a network."""
+    lines = []
+    for result in results:
+        bench = result["bench"]
+        lines += [
+            f"{bench['checkpoint'] or bench['variant']}, {bench['size']}x{bench['size']}, {bench['labels']} labels, "
+            f"{bench['dtype']}, {bench['device']} ({result['threads']} threads), batch {bench['batch']}, "
+            f"training {bench['train_batch']}",
+            f"{'':<28}{'segtune':>12}{'transformers':>14}{'ratio':>8}   quartiles",
+        ]
+        for task in TASKS:
+            wall, peak = result[task]["wall"], result[task]["peak_mb"]
+            low, high = wall["ratio_quartiles"]
+            lines.append(
+                f"{LABELS[task]:<28}{wall['segtune_s'] * 1e3:>9.0f} ms{wall['transformers_s'] * 1e3:>11.0f} ms"
+                f"{wall['ratio']:>7.2f}x   {low:.2f} to {high:.2f}"
+            )
+            lines.append(_row("  peak memory", peak, "MB", 1))
+        lines.append(_row("saved for backward", result["saved_bytes"], "MB", 1e-6))
+        lines.append(_row("multiply-accumulates", result["gmacs"], "G", 1, digits=2))
+        share = 2 * result["gmacs"]["segtune"] * bench["batch"] / result["forward"]["wall"]["segtune_s"]
+        lines.append(
+            f"largest difference of logits {result['largest_difference']:.1e} of the largest; matrix product "
+            f"{result['matmul_gflops']:.0f} GFLOP/s, of which our forward reaches {share / result['matmul_gflops']:.0%}"
+        )
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _row(label: str, values: dict[str, float], unit: str, factor: float, digits: int = 0) -> str:
+    mine, other = values["segtune"] * factor, values["transformers"] * factor
+    return f"{label:<28}{mine:>9.{digits}f} {unit:<2}{other:>11.{digits}f} {unit:<2}{other / mine:>7.2f}x"
+
+
+def plot_curve(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+    """Time and memory against resolution, both axes logarithmic, as a PNG (needs matplotlib)."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UsageError("--plot needs matplotlib: pip install 'segtune[bench]'") from None
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    sizes = [row["size"] for row in rows]
+    for axes, key, label in zip(figure.subplots(1, 2), ("s", "mb"), ("seconds", "peak memory, MB"), strict=True):
+        for side, color in (("transformers", "#b0b0b0"), ("segtune", "#1a6fb0")):
+            axes.plot(sizes, [row[f"{side}_{key}"] for row in rows], "o-", color=color, label=side)
+        axes.set(xscale="log", yscale="log", xlabel="side of the image, pixels", ylabel=label)
+        axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(frameon=False)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    _worker(sys.argv[1])

@@ -1,0 +1,154 @@
+"""Two parts of the network that keep for the backward pass only what is expensive to compute again.
+
+Autograd keeps every intermediate map. Here element-wise results and cheap products are computed a second time instead:
+of 14 units (a unit is a map of C channels, at the usual Mix-FFN ratio of 4) the Mix-FFN keeps 5, of three maps the end
+of the decode head keeps one. Both equal the plain modules up to rounding, and differentiate once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class MixFFN(torch.autograd.Function):
+    """`dense2(gelu(dwconv(dense1(layer_norm(x)))))` of a map `(B, H, W, C)`; M = B·H·W, E = ratio·C."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        eps: float,
+        weight1: Tensor,
+        bias1: Tensor,
+        conv_weight: Tensor,
+        conv_bias: Tensor,
+        weight2: Tensor,
+        bias2: Tensor,
+    ) -> Tensor:
+        ctx.dtype, ctx.eps = x.dtype, eps
+        x = x.to(norm_weight.dtype)
+        normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
+        wide = F.linear(normed, weight1, bias1).permute(0, 3, 1, 2)  # (B, E, H, W), channels last
+        wide = F.conv2d(wide, conv_weight, conv_bias, padding=1, groups=len(conv_weight)).permute(0, 2, 3, 1)
+        ctx.save_for_backward(x, wide, norm_weight, norm_bias, weight1, bias1, conv_weight, weight2)
+        return F.linear(F.gelu(wide), weight2, bias2)  # (B, H, W, C)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        refuse_second_derivative("the Mix-FFN")
+        x, wide, norm_weight, norm_bias, weight1, bias1, conv_weight, weight2 = ctx.saved_tensors
+        dtype, width = wide.dtype, wide.shape[-1]
+        train = any(ctx.needs_input_grad[1:])  # or only pass the gradient on, as with frozen weights
+
+        grad = grad.to(dtype).reshape(-1, grad.shape[-1])  # (M, C)
+        grad_weight2 = grad.t() @ F.gelu(wide).view(-1, width) if train else None
+        grad_wide = torch.ops.aten.gelu_backward((grad @ weight2.to(dtype)).view_as(wide), wide)  # (B, H, W, E)
+
+        normed, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], norm_weight, norm_bias, ctx.eps)
+        normed = normed.to(dtype)
+        before = F.linear(normed, weight1.to(dtype), bias1.to(dtype))  # (B, H, W, E), as in the forward pass
+        grad_before, grad_conv_weight, grad_conv_bias = torch.ops.aten.convolution_backward(
+            grad_wide.permute(0, 3, 1, 2),
+            before.permute(0, 3, 1, 2),
+            conv_weight.to(dtype),
+            [width],
+            [1, 1],
+            [1, 1],
+            [1, 1],
+            False,
+            [0, 0],
+            width,
+            [True, train, train],
+        )
+        grad_before = grad_before.permute(0, 2, 3, 1).reshape(-1, width)  # (M, E)
+        grad_weight1 = grad_before.t() @ normed.view(-1, normed.shape[-1]) if train else None
+        grad_normed = (grad_before @ weight1.to(dtype)).view_as(x).to(x.dtype)  # (B, H, W, C)
+        grad_x, grad_norm_weight, grad_norm_bias = torch.ops.aten.native_layer_norm_backward(
+            grad_normed, x, list(x.shape[-1:]), mean, rstd, norm_weight, norm_bias, [True, train, train]
+        )
+        return (
+            grad_x.to(ctx.dtype),
+            grad_norm_weight,
+            grad_norm_bias,
+            None,
+            grad_weight1,
+            grad_before.sum(0) if train else None,
+            grad_conv_weight,
+            grad_conv_bias,
+            grad_weight2,
+            grad.sum(0) if train else None,
+        )
+
+
+class NormReluClassify(torch.autograd.Function):
+    """`classifier(dropout(relu(batch_norm(x))))` of a channels-last `(B, D, H, W)` with batch statistics.
+
+    Channel dropout multiplies whole channels, so that it goes into the classifier's weight, sample by sample.
+    The running statistics are updated in place, as `nn.BatchNorm2d` does.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+        noise: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+    ) -> Tensor:
+        """`noise` (B, D) is what dropout multiplies with; `weight` is (K, D)."""
+        normed, mean, rstd = torch.native_batch_norm(
+            x, norm_weight, norm_bias, running_mean, running_var, True, momentum, eps
+        )
+        ctx.save_for_backward(x, mean, rstd, norm_weight, norm_bias, noise, weight)
+        ctx.eps = eps
+        active = F.relu_(normed).permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, D)
+        weights = weight if noise is None else weight * noise[:, None]  # (K, D) or (B, K, D)
+        logits = torch.matmul(active, weights.mT.to(active.dtype)).add_(bias)  # (B, N, K)
+        return logits.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)  # (B, K, H, W)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        refuse_second_derivative("the decode head")
+        x, mean, rstd, norm_weight, norm_bias, noise, weight = ctx.saved_tensors
+        grad = grad.permute(0, 2, 3, 1).flatten(1, 2).to(x.dtype)  # (B, N, K)
+        normed = F.batch_norm(x, mean, rstd.pow(-2) - ctx.eps, norm_weight, norm_bias, eps=ctx.eps)
+        active = F.relu_(normed).permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, D)
+        grad_weights = grad.mT @ active  # (B, K, D)
+        weights = weight if noise is None else weight * noise[:, None]
+        grad_active = torch.matmul(grad, weights.to(x.dtype))  # (B, N, D)
+        grad_active = torch.ops.aten.threshold_backward(grad_active, active, 0)
+        grad_normed = grad_active.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)  # (B, D, H, W)
+        grad_x, grad_norm_weight, grad_norm_bias = torch.ops.aten.native_batch_norm_backward(
+            grad_normed, x, norm_weight, None, None, mean, rstd, True, ctx.eps, [True, True, True]
+        )
+        grad_weight = (grad_weights if noise is None else grad_weights * noise[:, None]).sum(0)  # (K, D)
+        return (
+            grad_x,
+            grad_norm_weight,
+            grad_norm_bias,
+            None,
+            None,
+            None,
+            None,
+            None,
+            grad_weight,
+            grad.sum((0, 1)),
+        )
+
+
+def refuse_second_derivative(what: str) -> None:
+    """For the backward pass of a function that differentiates once."""
+    if torch.is_grad_enabled():  # create_graph=True
+        raise RuntimeError(f"{what} keeps too little for a second derivative: call backward without create_graph=True")
