@@ -143,7 +143,9 @@ def test_error_is_one_message_without_traceback(segtune_command: Any, tmp_path: 
 
 
 def test_missing_dataset_folder(segtune_command: Any, tmp_path: Path) -> None:
-    code, _, err = segtune_command("train", "demo", f"dataset.path={tmp_path / 'none'}")
+    code, _, err = segtune_command(
+        "train", "demo", f"dataset.path={tmp_path / 'none'}", f"training.output_dir={tmp_path / 'run'}"
+    )
     assert code == 2
     assert err.startswith("error: ") and "dataset.path" in err and str(tmp_path / "none") in err
 

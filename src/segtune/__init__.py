@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from segtune.inference import overlay, predict
     from segtune.labels import LabelMap
     from segtune.metrics import MeanIoU
-    from segtune.recipe import Recipe, load_recipe
+    from segtune.recipe import Recipe, load_recipe, train
     from segtune.segformer.configuration_segformer import SegformerConfig
     from segtune.segformer.image_processing_segformer import SegformerImageProcessor
     from segtune.segformer.modeling_segformer import (
@@ -43,6 +43,7 @@ __all__ = [
     "load_segmentation_dataset",
     "overlay",
     "predict",
+    "train",
 ]
 
 _HOME = {
@@ -62,6 +63,7 @@ _HOME = {
     "load_segmentation_dataset": "segtune.data.sources",
     "overlay": "segtune.inference",
     "predict": "segtune.inference",
+    "train": "segtune.recipe",
 }
 
 

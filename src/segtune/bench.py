@@ -50,7 +50,7 @@ class Bench:
     labels: int = 150
     batch: int = 1
     train_batch: int = 1
-    dtype: Literal["fp32", "bf16"] = "fp32"
+    dtype: str = "fp32"
     device: str = "cpu"
     repeats: int = 7
 

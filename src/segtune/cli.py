@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _application() -> typer.Typer:
     app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
     app.callback(help="Fine-tune SegFormer: train a recipe, evaluate a checkpoint, predict masks.")(_configure)
-    commands: tuple[Callable[..., None], ...] = (train, evaluate, predict)
+    commands: tuple[Callable[..., None], ...] = (train, evaluate, predict, bench)
     for command in commands:
         app.command()(command)
     recipes = typer.Typer(rich_markup_mode=None)
@@ -108,10 +108,10 @@ def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
 
     Paths are relative to the current folder. Several processes: accelerate launch -m segtune train RECIPE …
     """
-    from segtune.recipe import load_recipe, run
+    from segtune import recipe as recipes
 
     _hide_bars_of_libraries()
-    result = run(load_recipe(recipe, overrides or ()))
+    result = recipes.train(recipes.load_recipe(recipe, overrides or ()))
     if _is_main_process():
         typer.echo("\n".join(_closing_lines(result)))
 
@@ -229,11 +229,12 @@ def predict(
     paths = outputs.find_images(images)
     masks = outputs.mask_paths(paths, output, overlay)
     model = _load(checkpoint, device)
+    processor = inference.processor_of(model)
     label_map = LabelMap.from_config(model.config)
     with tqdm(total=len(paths), desc="predict", disable=len(paths) < 2) as bar:
         for start in range(0, len(paths), batch_size):
             batch = paths[start : start + batch_size]
-            predictions = inference.predict(model, batch, batch_size=batch_size)
+            predictions = inference.predict(model, batch, processor=processor, batch_size=batch_size)
             for path, mask, labels in zip(batch, masks[start:], predictions, strict=False):
                 outputs.save_mask(labels, label_map, mask)
                 if overlay:
@@ -246,13 +247,48 @@ def _load(checkpoint: str, device: str | None) -> Any:
     import torch
 
     from segtune.checkpoint import load_model
+    from segtune.inference import best_device
 
     _hide_bars_of_libraries()
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        return load_model(checkpoint).to(torch.device(device or best))
+        return load_model(checkpoint).to(torch.device(device or best_device()))
     except RuntimeError as error:
         raise UsageError(f"--device {device}: {str(error).splitlines()[0]}") from error
+
+
+# bench ---------------------------------------------------------------------------------------------------------------
+
+
+def bench(
+    variants: Annotated[str, typer.Option(help="Of the network, separated by commas: b0 to b5.")] = "b0",
+    checkpoint: Annotated[str | None, typer.Option(help="A checkpoint instead of random weights.")] = None,
+    size: Annotated[int, typer.Option(min=1, help="Side of the square input, pixels.")] = 512,
+    labels: Annotated[int, typer.Option(min=1, help="Classes.")] = 150,
+    batch_size: BatchOption = 1,
+    train_batch_size: Annotated[int, typer.Option(min=1, help="Images in a training step.")] = 1,
+    dtype: Annotated[str, typer.Option(help="fp32, or bf16 for autocast.")] = "fp32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps, …")] = "cpu",
+    repeats: Annotated[int, typer.Option(min=1, help="Pairs of timings.")] = 7,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PNG", dir_okay=False, help="Also draw time and memory from 256 to 2048.")
+    ] = None,
+) -> None:
+    """Compare with transformers' SegFormer on the same weights, side by side: time, memory, work, equality."""
+    from segtune import bench as benches
+
+    _hide_bars_of_libraries()
+    settings = [
+        benches.Bench(variant, checkpoint, size, labels, batch_size, train_batch_size, dtype, device, repeats)
+        for variant in ([variants] if checkpoint else variants.lower().split(","))
+    ]
+    results = [benches.run_bench(one) for one in settings]
+    curve = benches.cost_curve(settings[0]) if plot else None
+    if plot and curve:
+        benches.plot_curve(curve, f"SegFormer {settings[0].name}, {labels} labels, {dtype}, {device}", plot)
+    typer.echo(json.dumps({"results": results, "curve": curve}) if as_json else benches.table(results))
+    if plot:
+        typer.echo(f"cost curve: {plot}", err=as_json)
 
 
 # recipes -------------------------------------------------------------------------------------------------------------

@@ -214,13 +214,19 @@ def _prepared(model: Any, processor: Any, device: str | torch.device | None) -> 
     network = model
     if isinstance(model, (str, os.PathLike)):
         network = load_model(os.fspath(model))
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = device or best_device()
     if device is not None:
         network.to(device)
-    return network, processor if processor is not None else _processor_of(network)
+    return network, processor if processor is not None else processor_of(network)
 
 
-def _processor_of(model: nn.Module) -> SegformerImageProcessor:
+def best_device() -> str:
+    """The accelerator that is there, or the CPU."""
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def processor_of(model: nn.Module) -> SegformerImageProcessor:
+    """The image processor saved beside the weights; where there is none, one that keeps the image's size."""
     name = getattr(model, "name_or_path", "")
     if name and (not os.path.isdir(name) or (Path(name) / "preprocessor_config.json").is_file()):
         try:

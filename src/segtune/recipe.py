@@ -20,9 +20,9 @@ from segtune.errors import UsageError
 from segtune.inference import processor_for
 from segtune.section import Section
 from segtune.strict import Keys, check, dotted, show
-from segtune.trainer import SPLIT_FILE, SegmentationTrainer, TrainingConfig
+from segtune.trainer import SPLIT_FILE, SegmentationTrainer, TrainingConfig, refuse_existing_run
 
-__all__ = ["Recipe", "find_recipe", "list_recipes", "load_recipe", "run"]
+__all__ = ["Recipe", "find_recipe", "list_recipes", "load_recipe", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,11 +75,12 @@ def load_recipe(ref: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def run(recipe: Recipe) -> dict[str, Any]:
+def train(recipe: Recipe) -> dict[str, Any]:
     """Builds what the recipe names, checks the data, and trains.
 
     Returns what `SegmentationTrainer.train` returns and, under "splits", the names of the data's splits.
     """
+    refuse_existing_run(recipe.training)
     label_map = find_label_map(recipe.dataset)
     dataset = load_data(recipe.dataset)
     if "train" not in dataset:

@@ -263,14 +263,10 @@ class SegmentationTrainer:
 
     def _open_run_folder(self) -> None:
         if self.accelerator.is_main_process:
-            held = [name for name in _RUN_CONTENT if (self.folder / name).exists()]
+            refuse_existing_run(self.config)
+            held = run_content(self.folder)
             resuming = self.config.resume != "never" and held
-            if held and not resuming and not self.config.overwrite:
-                raise UsageError(
-                    f"{self.folder} holds a run ({', '.join(held)}): choose another training.output_dir, or set "
-                    "training.resume=auto to go on with it or training.overwrite=true to remove it"
-                )
-            if held and self.config.overwrite and not resuming:
+            if not resuming:
                 for name in held:
                     path = self.folder / name
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -375,6 +371,21 @@ class _Window:
         rate = self.images * num_processes / max(time.perf_counter() - self.started, 1e-9)
         self._open()
         return loss, rate
+
+
+def run_content(folder: Path) -> list[str]:
+    """What of a run the folder holds."""
+    return [name for name in _RUN_CONTENT if (folder / name).exists()]
+
+
+def refuse_existing_run(config: TrainingConfig) -> None:
+    """Raise UsageError where `output_dir` holds a run that the settings neither go on with nor remove."""
+    held = run_content(Path(config.output_dir or ""))
+    if config.output_dir and held and config.resume == "never" and not config.overwrite:
+        raise UsageError(
+            f"{config.output_dir} holds a run ({', '.join(held)}): choose another training.output_dir, or set "
+            "training.resume=auto to go on with it or training.overwrite=true to remove it"
+        )
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
