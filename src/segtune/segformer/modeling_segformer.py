@@ -8,6 +8,7 @@ Letters: B batch, K labels, C channels, H W size, N = H·W tokens, D decoder wid
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 
 from .configuration_segformer import SegformerConfig
 from .fused import MixFFN, NormReluClassify
-from .upsampling import upsample, upsampled_cross_entropy
+from .upsampling import band_rows, neighbours, upsample, upsampled_cross_entropy
 
 logger = logging.getLogger(__name__)
 
@@ -189,8 +190,10 @@ class SegformerBlock(nn.Module):
 
     def _mix_ffn(self, x: Tensor) -> Tensor:
         norm, mlp = self.layer_norm_2, self.mlp
-        if not (_keeps_for_backward() and _is_plain(norm, nn.LayerNorm) and mlp.is_fusible()):
+        if torch.compiler.is_compiling() or not (_is_plain(norm, nn.LayerNorm) and mlp.is_fusible()):
             return mlp(norm(x))
+        if not torch.is_grad_enabled():
+            return self._mix_ffn_in_bands(x) if x.device.type == "cpu" else mlp(norm(x))
         first, conv, last = mlp.dense1, mlp.dwconv.dwconv, mlp.dense2
         return MixFFN.apply(
             x,
@@ -204,6 +207,21 @@ class SegformerBlock(nn.Module):
             last.weight,
             last.bias,
         )
+
+
+    def _mix_ffn_in_bands(self, x: Tensor) -> Tensor:
+        """The Mix-FFN over bands of rows, whose wide maps stay in the cache; a band sees one row more on each side."""
+        mlp, height = self.mlp, x.shape[1]
+        out = torch.empty_like(x)
+        rows = band_rows(x.shape[2] * mlp.dense1.out_features, x.device)
+        for image, target in zip(x, out, strict=True):  # (H, W, C) each
+            for first in range(0, height, rows):
+                last = min(first + rows, height)
+                top, bottom = max(first - 1, 0), min(last + 1, height)
+                wide = mlp.dwconv(mlp.dense1(self.layer_norm_2(image[None, top:bottom])))  # (1, rows + 2, W, ratio·C)
+                wide = wide[:, first - top : last - top]
+                target[first:last] = mlp.dense2(mlp.activation(wide))[0]
+        return out
 
 
 class SegformerEncoder(nn.Module):
@@ -286,6 +304,8 @@ class SegformerDecodeHead(nn.Module):
         """Logits `(B, K, H_1, W_1)` from feature maps `(B, H_i, W_i, C_i)`, stage 1 first."""
         fold = self._can_fold_batch_norm()
         if self._can_compose():
+            if fold and self._can_use_bands(features[0].device):
+                return self._logits_in_bands(features)
             x = self._fuse_composed(features, fold)
         else:
             x, fold = self._fuse_literally(features), False
@@ -314,6 +334,34 @@ class SegformerDecodeHead(nn.Module):
         for feature, weight in zip(features[1:], weights[1:], strict=True):
             x += upsample(F.linear(feature, weight).permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
         return x.permute(0, 3, 1, 2)  # (B, D, H_1, W_1)
+
+    def _can_use_bands(self, device: torch.device) -> bool:
+        free = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        return free and device.type == "cpu" and _is_plain(self.classifier, nn.Conv2d)
+
+    def _logits_in_bands(self, features: Sequence[Tensor]) -> Tensor:
+        """The whole head over bands of rows: no map of D channels at the size of stage 1 leaves the cache."""
+        first, *others = features
+        height, width = first.shape[1:3]
+        with _full_precision(first.device.type):
+            weights, bias = self._compose(fold=True)
+        maps = [F.linear(x, weight) for x, weight in zip(others, weights[1:], strict=True)]  # (B, H_i, W_i, D)
+        places = [neighbours(x.shape[1], height, x.device) for x in maps]
+        dtype = maps[0].dtype if maps else first.dtype  # autocast's, where it is on
+        weight, bias, classify_bias = (x.to(dtype) for x in (weights[0], bias, self.classifier.bias))
+        classify = self.classifier.weight.flatten(1).to(dtype).t()  # (D, K)
+        logits = torch.empty((len(first), height, width, classify.shape[1]), dtype=dtype, device=first.device)
+        rows = band_rows(width * len(bias), first.device)
+        with _full_precision(first.device.type):
+            for i, start in itertools.product(range(len(first)), range(0, height, rows)):
+                band = slice(start, min(start + rows, height))
+                x = F.linear(first[i, band].to(dtype), weight, bias)  # (rows, W_1, D)
+                for other, (top, bottom, t) in zip(maps, places, strict=True):
+                    above, below = (other[i].index_select(0, near[band]) for near in (top, bottom))
+                    line = torch.lerp(above, below, t[band, None, None].to(dtype))  # (rows, W_i, D)
+                    x += upsample(line[None].permute(0, 3, 1, 2), x.shape[:2])[0].permute(1, 2, 0)
+                torch.addmm(classify_bias, F.relu_(x).flatten(0, 1), classify, out=logits[i, band].flatten(0, 1))
+        return logits.permute(0, 3, 1, 2)  # (B, K, H_1, W_1)
 
     def _compose(self, fold: bool) -> tuple[list[Tensor], Tensor]:
         """Weights `F_i P_i` of shape (D, C_i), stage 1 first, and the bias (D,); with the batch norm if `fold`."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_CPU_BAND, _DEVICE_BAND = 2**18, 2**25  # elements of a band: what stays in a CPU's cache, what fills a GPU
+_CPU_BAND, _DEVICE_BAND = 2**19, 2**25  # elements of a band: what stays in a CPU's cache, what fills a GPU
 _LARGEST_SPREAD = 80.0  # exp(-80) is a normal float32
 _PHASES = (0.125, 0.375, 0.625, 0.875)  # where output pixels lie between two input pixels at a ratio of four
 
@@ -178,8 +178,8 @@ _cross_entropy.register_autograd(_scale_gradient, setup_context=_keep_gradient)
 def _add_targets(x: Tensor, target: Tensor, c: Tensor, gradient: Tensor | None) -> Tensor:
     """Sum of `c u_t` over pixels `(H, W)`, u being `x` (K, h, w) upsampled; subtracts its gradient."""
     _, h, w = x.shape
-    top, bottom, dy = _neighbours(h, target.shape[0], x.device)
-    left, right, dx = _neighbours(w, target.shape[1], x.device)
+    top, bottom, dy = neighbours(h, target.shape[0], x.device)
+    left, right, dx = neighbours(w, target.shape[1], x.device)
     base = target * (h * w)  # (H, W)
     flat = x.view(-1)
     total = x.new_zeros((), dtype=torch.float64)
@@ -197,9 +197,9 @@ def _add_normalizers(x: Tensor, a: Tensor, gradient: Tensor | None) -> Tensor:
     """Sum of `a lse(u)` over pixels, u being `x` (K, h, w) upsampled to the size of `a` (H, W); adds its gradient."""
     num_labels, h, _ = x.shape
     height, width = a.shape
-    top, bottom, dy = _neighbours(h, height, x.device)
+    top, bottom, dy = neighbours(h, height, x.device)
     total = x.new_zeros((), dtype=torch.float64)
-    for rows in torch.arange(height, device=x.device).split(_band_rows(num_labels * width, x.device)):
+    for rows in torch.arange(height, device=x.device).split(band_rows(num_labels * width, x.device)):
         t = dy[rows, None]
         band = torch.lerp(x[:, top[rows]], x[:, bottom[rows]], t)[None]  # (1, K, rows, w)
         u = upsample(band, (len(rows), width))[0]  # (K, rows, W)
@@ -225,7 +225,7 @@ def _add_normalizers_of_ratio_four(x: Tensor, a: Tensor, gradient: Tensor | None
     a = F.pad(a, (2, 2, 2, 2)).view(h + 1, 4, w + 1, 4).permute(3, 1, 0, 2).contiguous()  # (column, row, h+1, w+1)
     padded = None if gradient is None else torch.zeros_like(x)
     total = x.new_zeros((), dtype=torch.float64)
-    step = _band_rows(4 * num_labels * (w + 2), x.device)
+    step = band_rows(4 * num_labels * (w + 2), x.device)
     for first in range(0, h + 1, step):
         last = min(first + step, h + 1)
         p1 = torch.lerp(x[:, None, first:last], x[:, None, first + 1 : last + 1], t).exp_()  # (K, row, rows, w+2)
@@ -256,7 +256,7 @@ def _add_normalizers_of_ratio_four(x: Tensor, a: Tensor, gradient: Tensor | None
     return total
 
 
-def _neighbours(size: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def neighbours(size: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """For each of `target` positions: the input positions before and after it, and its way from one to the other."""
     position = (torch.arange(target, device=device, dtype=torch.float32) + 0.5) * (size / target) - 0.5
     position = position.clamp(min=0)
@@ -264,7 +264,8 @@ def _neighbours(size: int, target: int, device: torch.device) -> tuple[Tensor, T
     return before, (before + 1).clamp(max=size - 1), position - before
 
 
-def _band_rows(row_elements: int, device: torch.device) -> int:
+def band_rows(row_elements: int, device: torch.device) -> int:
+    """Rows of a band whose rows have `row_elements` elements: on a CPU, as many as stay in the cache."""
     return max(1, (_CPU_BAND if device.type == "cpu" else _DEVICE_BAND) // row_elements)
 
 
