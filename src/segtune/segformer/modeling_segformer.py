@@ -330,10 +330,10 @@ class SegformerDecodeHead(nn.Module):
         with _full_precision(features[0].device.type):
             weights, bias = self._compose(fold)
         size = features[0].shape[1:3]
-        x = F.linear(features[0], weights[0], bias)  # (B, H_1, W_1, D)
-        for feature, weight in zip(features[1:], weights[1:], strict=True):
-            x += upsample(F.linear(feature, weight).permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
-        return x.permute(0, 3, 1, 2)  # (B, D, H_1, W_1)
+        x = F.linear(features[0], weights[0], bias).permute(0, 3, 1, 2)  # (B, D, H_1, W_1)
+        for feature, weight in zip(features[1:], weights[1:], strict=True):  # in place, autograd would copy the views
+            x = x + upsample(F.linear(feature, weight).permute(0, 3, 1, 2), size)
+        return x
 
     def _can_use_bands(self, device: torch.device) -> bool:
         free = not (torch.is_grad_enabled() or torch.compiler.is_compiling())

@@ -217,37 +217,44 @@ def _add_normalizers_of_ratio_four(x: Tensor, a: Tensor, gradient: Tensor | None
     """The same for H = 4h, W = 4w and `-80 < x <= 0`, with a quarter of the exponentials.
 
     Between two columns p and q, the four output columns are `exp((7p + q)/8)`, `exp((5p + 3q)/8)`, … : products of
-    powers of `exp(p/8)` and `exp(q/8)`. So only rows are interpolated before the exponential.
+    powers of `exp(p/8)` and `exp(q/8)`. So only rows are interpolated before the exponential. A band is kept as
+    (K, R) with the R positions of all its rows one after another: the neighbour q is the next position, and what the
+    last column of a row makes with the first one of the next has `a = 0`.
     """
     num_labels, h, w = x.shape
     x = F.pad(x[None], (1, 1, 1, 1), mode="replicate")[0] / 8  # (K, h+2, w+2)
     t = x.new_tensor(_PHASES)[:, None, None]
-    a = F.pad(a, (2, 2, 2, 2)).view(h + 1, 4, w + 1, 4).permute(3, 1, 0, 2).contiguous()  # (column, row, h+1, w+1)
-    padded = None if gradient is None else torch.zeros_like(x)
+    a = F.pad(a, (2, 2, 2, 2)).view(h + 1, 4, w + 1, 4).permute(3, 1, 0, 2)  # (column, row, h+1, w+1)
+    a = F.pad(a, (0, 1))  # (column, row, h+1, w+2)
+    padded = torch.zeros_like(x)
     total = x.new_zeros((), dtype=torch.float64)
     step = band_rows(4 * num_labels * (w + 2), x.device)
     for first in range(0, h + 1, step):
         last = min(first + step, h + 1)
         p1 = torch.lerp(x[:, None, first:last], x[:, None, first + 1 : last + 1], t).exp_()  # (K, row, rows, w+2)
+        shape, p1 = p1.shape, p1.view(num_labels, -1)  # (K, R)
         p2 = p1 * p1
         p3 = p1 * p2
         p5 = p2 * p3
-        p7 = p5 * p2
-        share = None if padded is None else torch.zeros_like(p1)
+        p7 = p2.mul_(p5)
+        pairs = torch.ones_like(p1)
+        to_left, to_right = torch.zeros_like(p1), torch.zeros_like(p1)
         for phase, (left, right) in enumerate(((p7, p1), (p5, p3), (p3, p5), (p1, p7))):
-            exponentials = left[..., :-1] * right[..., 1:]  # (K, row, rows, w+1)
-            sums = exponentials.sum(0)  # (row, rows, w+1)
-            scale = a[phase, :, first:last]
-            total += (sums.log() * scale).sum()
-            if share is not None:
+            torch.mul(left.view(-1)[:-1], right.view(-1)[1:], out=pairs.view(-1)[:-1])
+            sums = pairs.sum(0)  # (R,)
+            scale = a[phase, :, first:last].reshape(-1)  # (R,)
+            total += torch.dot(sums.log(), scale)
+            if gradient is not None:
                 scale = scale / sums
-                share[..., :-1].addcmul_(exponentials, scale * (1 - _PHASES[phase]))
-                share[..., 1:].addcmul_(exponentials, scale * _PHASES[phase])
-        if padded is not None and share is not None:
+                to_left.addcmul_(pairs, scale * (1 - _PHASES[phase]))
+                to_right.addcmul_(pairs, scale * _PHASES[phase])
+        if gradient is not None:
+            to_left.view(-1)[1:] += to_right.view(-1)[:-1]
+            share = to_left.view(shape)
             for row, phase_weight in enumerate(_PHASES):
                 padded[:, first:last].add_(share[:, row], alpha=1 - phase_weight)
                 padded[:, first + 1 : last + 1].add_(share[:, row], alpha=phase_weight)
-    if gradient is not None and padded is not None:
+    if gradient is not None:
         padded[:, 1] += padded[:, 0]
         padded[:, -2] += padded[:, -1]
         padded[:, :, 1] += padded[:, :, 0]
