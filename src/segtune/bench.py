@@ -30,14 +30,13 @@ from tqdm.auto import tqdm
 from segtune.checkpoint import load_model
 from segtune.errors import UsageError
 from segtune.optim import adamw, parameter_groups
-from segtune.segformer.configuration_segformer import SegformerConfig
+from segtune.segformer.configuration_segformer import VARIANTS, SegformerConfig
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 from segtune.segformer.upsampling import upsampled_prediction
 
 Task = Literal["forward", "predict", "train"]
 TASKS: tuple[Task, ...] = ("forward", "predict", "train")
 LABELS = {"forward": "forward", "predict": "prediction, full-size mask", "train": "training step (AdamW)"}
-CURVE_SIZES = (256, 512, 1024, 2048)
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,8 @@ class Bench:
     def __post_init__(self) -> None:
         if self.dtype not in ("fp32", "bf16"):
             raise UsageError(f"dtype {self.dtype!r}: fp32 or bf16")
+        if self.variant not in VARIANTS and self.checkpoint is None:
+            raise UsageError(f"variant {self.variant!r} does not exist: {', '.join(VARIANTS)}")
         for name in ("size", "labels", "batch", "train_batch", "repeats"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} = {getattr(self, name)}: at least 1")
@@ -301,7 +302,7 @@ def _peak_mb(device: str) -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def cost_curve(bench: Bench, sizes: Sequence[int] = CURVE_SIZES, progress: bool = True) -> list[dict[str, Any]]:
+def cost_curve(bench: Bench, sizes: Sequence[int], progress: bool = True) -> list[dict[str, Any]]:
     """Time and peak memory of prediction for each size, of both."""
     rows = []
     for size in tqdm(sizes, desc="cost curve", disable=not progress):

@@ -271,8 +271,9 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Pairs of timings.")] = 7,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     plot: Annotated[
-        Path | None, typer.Option(metavar="PNG", dir_okay=False, help="Also draw time and memory from 256 to 2048.")
+        Path | None, typer.Option(metavar="PNG", dir_okay=False, help="Also draw time and memory against the size.")
     ] = None,
+    plot_sizes: Annotated[str, typer.Option(help="Sides for --plot, separated by commas.")] = "256,512,1024,2048",
 ) -> None:
     """Compare with transformers' SegFormer on the same weights, side by side: time, memory, work, equality."""
     from segtune import bench as benches
@@ -282,13 +283,21 @@ def bench(
         benches.Bench(variant, checkpoint, size, labels, batch_size, train_batch_size, dtype, device, repeats)
         for variant in ([variants] if checkpoint else variants.lower().split(","))
     ]
+    sizes = _integers(plot_sizes, "--plot-sizes")
     results = [benches.run_bench(one) for one in settings]
-    curve = benches.cost_curve(settings[0]) if plot else None
+    curve = benches.cost_curve(settings[0], sizes) if plot else None
     if plot and curve:
         benches.plot_curve(curve, f"SegFormer {settings[0].name}, {labels} labels, {dtype}, {device}", plot)
     typer.echo(json.dumps({"results": results, "curve": curve}) if as_json else benches.table(results))
     if plot:
         typer.echo(f"cost curve: {plot}", err=as_json)
+
+
+def _integers(text: str, option: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} {text}: whole numbers separated by commas, such as 256,512") from None
 
 
 # recipes -------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ PYTHON = [text for language, text in BLOCKS if language == "python"]
 # what makes a command small enough for a test, by the word that it starts with
 SMALLER = {
     "train": ["training.max_steps=2", "training.batch_size=2", "training.eval_every=null", "model.name=null"],
-    "bench": ["--size", "64", "--repeats", "1"],
+    "bench": ["--size", "64", "--repeats", "1", "--variants", "b0", "--plot-sizes", "32,64"],
 }
 
 
@@ -46,6 +46,12 @@ def test_make_targets_exist() -> None:
 def test_links_and_pictures_exist() -> None:
     named = re.findall(r"\]\((?!http)([^)#]+)\)", README) + re.findall(r"`((?:src|recipes|docs)/[\w./-]+)`", README)
     assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_named_tests_exist() -> None:
+    named = [path for line in re.findall(r"`pytest ([^`]+)`", README) for path in line.split()]
+    assert len(named) >= 5
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 

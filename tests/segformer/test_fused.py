@@ -7,7 +7,11 @@ from torch.nn import functional as F
 
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.fused import MixFFN, NormReluClassify
-from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+from segtune.segformer.modeling_segformer import (
+    SegformerDecodeHead,
+    SegformerForSemanticSegmentation,
+    SegformerMixFFN,
+)
 
 TINY = {
     "hidden_sizes": (8, 16, 24, 32),
@@ -125,7 +129,8 @@ def test_fused_network_keeps_less_and_gives_the_same(monkeypatch: pytest.MonkeyP
     grads, kept = [], []
     for fused in (True, False):
         if not fused:
-            monkeypatch.setattr("segtune.segformer.modeling_segformer._keeps_for_backward", lambda: False)
+            monkeypatch.setattr(SegformerMixFFN, "is_fusible", lambda self: False)
+            monkeypatch.setattr(SegformerDecodeHead, "_is_fusible", lambda self: False)
         storages: dict[int, int] = {}
 
         def pack(tensor: torch.Tensor, storages: dict[int, int] = storages) -> torch.Tensor:

@@ -11,6 +11,7 @@ import transformers
 from torch import nn
 from torch.nn import functional as F
 
+from segtune.segformer import upsampling
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.modeling_segformer import (
     SegformerForImageClassification,
@@ -206,6 +207,23 @@ def test_frozen_batch_norm_in_training_uses_its_statistics() -> None:
     torch.testing.assert_close(frozen, model.eval()(images(2, 3, 32, 32)).logits)
     model.train()(images(2, 3, 32, 32))
     assert model.decode_head.batch_norm.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("band", [1, 1000, 10**9])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bands_of_any_height_give_the_same_logits(band: int, autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(initializer_range=0.3).eval()
+    nn.init.normal_(model.decode_head.batch_norm.running_mean)
+    for size in ((65, 97), (128, 64), (5, 40)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            whole = model(images(2, 3, *size)).logits.detach()  # with autograd, nothing runs in bands
+            monkeypatch.setattr(upsampling, "_CPU_BAND", band)
+            with torch.no_grad():
+                banded = model(images(2, 3, *size)).logits
+            monkeypatch.undo()
+        assert banded.dtype == whole.dtype and banded.is_contiguous(memory_format=torch.channels_last)
+        tolerance = 0.05 if autocast else 1e-5
+        assert (banded.float() - whole.float()).abs().max() <= tolerance * whole.float().abs().max()
 
 
 # --- loss ------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 # Table 6 of the paper: (hidden sizes, depths, decoder width).
-_VARIANTS: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
+VARIANTS: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
     "b0": ((32, 64, 160, 256), (2, 2, 2, 2), 256),
     "b1": ((64, 128, 320, 512), (2, 2, 2, 2), 256),
     "b2": ((64, 128, 320, 512), (3, 4, 6, 3), 768),
@@ -97,9 +97,9 @@ class SegformerConfig(PretrainedConfig):
     def from_variant(cls, variant: str, **fields: Any) -> SegformerConfig:
         """The preset `"b0"` … `"b5"` of the paper's table 6; `fields` override or add, e.g. `num_labels=19`."""
         try:
-            hidden_sizes, depths, decoder_hidden_size = _VARIANTS[variant.lower()]
+            hidden_sizes, depths, decoder_hidden_size = VARIANTS[variant.lower()]
         except (KeyError, AttributeError):
-            raise ValueError(f"variant {variant!r} does not exist: choose one of {', '.join(_VARIANTS)}") from None
+            raise ValueError(f"variant {variant!r} does not exist: choose one of {', '.join(VARIANTS)}") from None
         preset: dict[str, Any] = {
             "hidden_sizes": hidden_sizes,
             "depths": depths,

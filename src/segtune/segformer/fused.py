@@ -123,17 +123,20 @@ class NormReluClassify(torch.autograd.Function):
         refuse_second_derivative("the decode head")
         x, mean, rstd, norm_weight, norm_bias, noise, weight = ctx.saved_tensors
         grad = grad.permute(0, 2, 3, 1).flatten(1, 2).to(x.dtype)  # (B, N, K)
-        normed = F.batch_norm(x, mean, rstd.pow(-2) - ctx.eps, norm_weight, norm_bias, eps=ctx.eps)
-        active = F.relu_(normed).permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, D)
-        grad_weights = grad.mT @ active  # (B, K, D)
-        weights = weight if noise is None else weight * noise[:, None]
-        grad_active = torch.matmul(grad, weights.to(x.dtype))  # (B, N, D)
-        grad_active = torch.ops.aten.threshold_backward(grad_active, active, 0)
-        grad_normed = grad_active.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)  # (B, D, H, W)
+        variance = rstd.pow(-2) - ctx.eps
+        weights = (weight if noise is None else weight * noise[:, None]).to(x.dtype).expand(len(x), *weight.shape)
+        grad_weight = torch.zeros_like(weight)
+        grad_normed = torch.empty_like(x.permute(0, 2, 3, 1), memory_format=torch.contiguous_format)  # (B, H, W, D)
+        for i in range(len(x)):  # one image at a time: less memory
+            normed = F.batch_norm(x[i : i + 1], mean, variance, norm_weight, norm_bias, eps=ctx.eps)
+            active = F.relu_(normed)[0].permute(1, 2, 0).flatten(0, 1)  # (N, D)
+            grad_weights = grad[i].t() @ active  # (K, D)
+            grad_weight += grad_weights if noise is None else grad_weights * noise[i]
+            torch.mm(grad[i], weights[i], out=grad_normed[i].flatten(0, 1)).mul_(active > 0)
+        grad_normed = grad_normed.permute(0, 3, 1, 2)  # (B, D, H, W)
         grad_x, grad_norm_weight, grad_norm_bias = torch.ops.aten.native_batch_norm_backward(
             grad_normed, x, norm_weight, None, None, mean, rstd, True, ctx.eps, [True, True, True]
         )
-        grad_weight = (grad_weights if noise is None else grad_weights * noise[:, None]).sum(0)  # (K, D)
         return (
             grad_x,
             grad_norm_weight,

@@ -190,7 +190,8 @@ class SegformerBlock(nn.Module):
 
     def _mix_ffn(self, x: Tensor) -> Tensor:
         norm, mlp = self.layer_norm_2, self.mlp
-        if torch.compiler.is_compiling() or not (_is_plain(norm, nn.LayerNorm) and mlp.is_fusible()):
+        compiling = torch.compiler.is_compiling()  # a compiler decides on its own what to keep
+        if compiling or not (_is_plain(norm, nn.LayerNorm) and mlp.is_fusible()):
             return mlp(norm(x))
         if not torch.is_grad_enabled():
             return self._mix_ffn_in_bands(x) if x.device.type == "cpu" else mlp(norm(x))
@@ -207,7 +208,6 @@ class SegformerBlock(nn.Module):
             last.weight,
             last.bias,
         )
-
 
     def _mix_ffn_in_bands(self, x: Tensor) -> Tensor:
         """The Mix-FFN over bands of rows, whose wide maps stay in the cache; a band sees one row more on each side."""
@@ -348,7 +348,7 @@ class SegformerDecodeHead(nn.Module):
         maps = [F.linear(x, weight) for x, weight in zip(others, weights[1:], strict=True)]  # (B, H_i, W_i, D)
         places = [neighbours(x.shape[1], height, x.device) for x in maps]
         dtype = maps[0].dtype if maps else first.dtype  # autocast's, where it is on
-        weight, bias, classify_bias = (x.to(dtype) for x in (weights[0], bias, self.classifier.bias))
+        weight, bias, classify_bias = (x.to(dtype) for x in (weights[0], bias, cast(Tensor, self.classifier.bias)))
         classify = self.classifier.weight.flatten(1).to(dtype).t()  # (D, K)
         logits = torch.empty((len(first), height, width, classify.shape[1]), dtype=dtype, device=first.device)
         rows = band_rows(width * len(bias), first.device)
@@ -383,7 +383,7 @@ class SegformerDecodeHead(nn.Module):
         norm = self.batch_norm
         plain = _is_plain(norm, nn.BatchNorm2d) and norm.affine and norm.momentum is not None
         plain = plain and _is_plain(self.dropout, nn.Dropout2d) and _is_plain(self.classifier, nn.Conv2d)
-        return _keeps_for_backward() and norm.training and plain
+        return torch.is_grad_enabled() and not torch.compiler.is_compiling() and norm.training and plain
 
     def _classify_fused(self, x: Tensor) -> Tensor:
         norm, p = self.batch_norm, self.dropout.p
@@ -647,11 +647,6 @@ def _eager_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float) 
     scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # (B, heads, N, N/R²)
     weights = F.dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout)
     return weights @ value, weights
-
-
-def _keeps_for_backward() -> bool:
-    """Whether autograd records what runs now; a compiler decides on its own what to compute again."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _full_precision(device_type: str) -> AbstractContextManager[Any]:
