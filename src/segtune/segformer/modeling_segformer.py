@@ -448,7 +448,7 @@ class SegformerPreTrainedModel(PreTrainedModel):
                     pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
                 )
             except RuntimeError as error:
-                if "ignore_mismatched_sizes" not in str(error):
+                if "ignore_mismatched_sizes" not in str(error) and "size mismatch" not in str(error):
                     raise
                 raise RuntimeError(
                     f"{pretrained_model_name_or_path} holds tensors of another shape than this {cls.__name__}: pass "
