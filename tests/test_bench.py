@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +16,10 @@ SMALL = Bench(size=64, labels=5, repeats=2)
 
 
 @pytest.fixture(scope="module")
-def result() -> Iterator[dict]:
+def result() -> dict:
     with pytest.MonkeyPatch.context() as patch:  # no fresh process for each figure: one test below starts two
         patch.setattr(bench_module, "peak_memory", lambda bench, side, task: 200.0 if side == "segtune" else 400.0)
-        yield run_bench(SMALL, progress=False)
+        return run_bench(SMALL, progress=False)
 
 
 def test_result_is_complete_and_plain(result: dict) -> None:
