@@ -1,8 +1,8 @@
 """Two parts of the network that keep for the backward pass only what is expensive to compute again.
 
 Autograd keeps every intermediate map. Here element-wise results and cheap products are computed a second time instead:
-of 14 units (a unit is a map of C channels, at the usual Mix-FFN ratio of 4) the Mix-FFN keeps 5, of three maps the end
-of the decode head keeps one. Both equal the plain modules up to rounding, and differentiate once.
+of 14 units (a unit is a map of C channels, at the usual Mix-FFN ratio of 4) the Mix-FFN keeps one, its input; of three
+maps the end of the decode head keeps one. Both equal the plain modules up to rounding, and differentiate once.
 """
 
 from __future__ import annotations
@@ -34,25 +34,26 @@ class MixFFN(torch.autograd.Function):
         ctx.dtype, ctx.eps = x.dtype, eps
         x = x.to(norm_weight.dtype)
         normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
-        wide = F.linear(normed, weight1, bias1).permute(0, 3, 1, 2)  # (B, E, H, W), channels last
-        wide = F.conv2d(wide, conv_weight, conv_bias, padding=1, groups=len(conv_weight)).permute(0, 2, 3, 1)
-        ctx.save_for_backward(x, wide, norm_weight, norm_bias, weight1, bias1, conv_weight, weight2)
+        wide = _depthwise(F.linear(normed, weight1, bias1), conv_weight, conv_bias)  # (B, H, W, E)
+        ctx.save_for_backward(x, norm_weight, norm_bias, weight1, bias1, conv_weight, conv_bias, weight2)
+        ctx.compute_dtype = wide.dtype
         return F.linear(F.gelu(wide), weight2, bias2)  # (B, H, W, C)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         refuse_second_derivative("the Mix-FFN")
-        x, wide, norm_weight, norm_bias, weight1, bias1, conv_weight, weight2 = ctx.saved_tensors
-        dtype, width = wide.dtype, wide.shape[-1]
+        x, norm_weight, norm_bias, weight1, bias1, conv_weight, conv_bias, weight2 = ctx.saved_tensors
+        dtype, width = ctx.compute_dtype, len(conv_weight)
         train = any(ctx.needs_input_grad[1:])  # or only pass the gradient on, as with frozen weights
-
-        grad = grad.to(dtype).reshape(-1, grad.shape[-1])  # (M, C)
-        grad_weight2 = grad.t() @ F.gelu(wide).view(-1, width) if train else None
-        grad_wide = torch.ops.aten.gelu_backward((grad @ weight2.to(dtype)).view_as(wide), wide)  # (B, H, W, E)
 
         normed, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], norm_weight, norm_bias, ctx.eps)
         normed = normed.to(dtype)
         before = F.linear(normed, weight1.to(dtype), bias1.to(dtype))  # (B, H, W, E), as in the forward pass
+        wide = _depthwise(before, conv_weight.to(dtype), conv_bias.to(dtype))  # (B, H, W, E)
+
+        grad = grad.to(dtype).reshape(-1, grad.shape[-1])  # (M, C)
+        grad_weight2 = grad.t() @ F.gelu(wide).view(-1, width) if train else None
+        grad_wide = torch.ops.aten.gelu_backward((grad @ weight2.to(dtype)).view_as(wide), wide)  # (B, H, W, E)
         grad_before, grad_conv_weight, grad_conv_bias = torch.ops.aten.convolution_backward(
             grad_wide.permute(0, 3, 1, 2),
             before.permute(0, 3, 1, 2),
@@ -84,6 +85,11 @@ class MixFFN(torch.autograd.Function):
             grad_weight2,
             grad.sum(0) if train else None,
         )
+
+
+def _depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A zero-padded 3x3 depthwise convolution of a map `(B, H, W, E)`."""
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=len(weight)).permute(0, 2, 3, 1)
 
 
 class NormReluClassify(torch.autograd.Function):
