@@ -125,26 +125,27 @@ def _cross_entropy(
     c = (1 - label_smoothing) * of_target  # (B, H, W)
     a = c + spread.sum() * valid  # (B, H, W)
 
-    shifted = logits - logits.amax(1, keepdim=True)  # softmax does not see it; upsampled, no value exceeds 0
-    gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format) if needs_gradient else None
-    fast = tuple(size) == (4 * logits.shape[2], 4 * logits.shape[3]) and shifted.numel() > 0
-    fast = fast and shifted.amin().item() > -_LARGEST_SPREAD
+    top = logits.amax(
+        1, keepdim=True
+    )  # (B, 1, h, w): softmax does not see it; without it, no upsampled value exceeds 0
+    fast = tuple(size) == (4 * logits.shape[2], 4 * logits.shape[3]) and logits.numel() > 0
+    fast = fast and (logits.amin(1, keepdim=True) - top).amin().item() > -_LARGEST_SPREAD
     add_normalizers = _add_normalizers_of_ratio_four if fast else _add_normalizers
     total = logits.new_zeros((), dtype=torch.float64)
-    for i in range(len(logits)):
-        x = shifted[i].contiguous()  # (K, h, w)
-        g = None if gradient is None else gradient[i]
+    gradient = torch.empty_like(logits) if needs_gradient else logits.new_empty(0)
+    for i in range(len(logits)):  # one image at a time: less memory
+        x = (logits[i] - top[i]).contiguous()  # (K, h, w)
+        g = torch.zeros_like(x) if needs_gradient else None
         total += add_normalizers(x, a[i], g) - _add_targets(x, target[i], c[i], g)
-    if label_smoothing > 0:
-        mean = torch.einsum("bkhw,k->bhw", shifted, spread)[:, None]  # (B, 1, h, w)
-        total -= (upsample(mean, size)[:, 0] * valid).sum(dtype=torch.float64)
-        if gradient is not None:
-            share = _upsample_backward(valid[:, None].to(logits.dtype), mean.shape)  # (B, 1, h, w)
-            gradient -= share * spread[:, None, None]
-    norm = of_target.sum()
-    if gradient is None:
-        return total.to(logits.dtype), norm, logits.new_empty(0)
-    return total.to(logits.dtype), norm, torch.empty_like(logits).copy_(gradient)
+        if label_smoothing > 0:
+            mean = torch.einsum("khw,k->hw", x, spread)[None, None]  # (1, 1, h, w)
+            total -= (upsample(mean, size)[0, 0] * valid[i]).sum(dtype=torch.float64)
+            if g is not None:
+                share = _upsample_backward(valid[None, None, i].to(x.dtype), mean.shape)[0]  # (1, h, w)
+                g -= share * spread[:, None, None]
+        if g is not None:
+            gradient[i] = g
+    return total.to(logits.dtype), of_target.sum(), gradient
 
 
 @_cross_entropy.register_fake
