@@ -226,6 +226,16 @@ def test_bands_of_any_height_give_the_same_logits(band: int, autocast: bool, mon
         assert (banded.float() - whole.float()).abs().max() <= tolerance * whole.float().abs().max()
 
 
+def test_dropout_that_is_on_counts_without_autograd_too() -> None:
+    """With a frozen batch norm, or to sample predictions: the head may not skip it for running in bands."""
+    model = tiny(classifier_dropout_prob=0.5, initializer_range=0.3).eval()
+    with torch.no_grad():
+        quiet = model(images(1, 3, 64, 64)).logits
+        model.decode_head.dropout.train()
+        first, second = (model(images(1, 3, 64, 64)).logits for _ in range(2))
+    assert not torch.allclose(first, quiet) and not torch.allclose(first, second)
+
+
 # --- loss ------------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 from typing import Any
 
@@ -166,10 +167,12 @@ def _is_positive_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+@functools.cache
 def _own_fields() -> set[str]:
     return set(inspect.signature(SegformerConfig.__init__).parameters) - {"self", "kwargs"}
 
 
+@functools.cache
 def _inherited_fields() -> set[str]:
     """Names that the base class of the installed transformers takes, public or with the underscore of its files."""
     names = {name.removeprefix("_") for name in vars(PretrainedConfig())}

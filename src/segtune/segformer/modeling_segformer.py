@@ -327,8 +327,7 @@ class SegformerDecodeHead(nn.Module):
         return self.linear_fuse(torch.cat(maps[::-1], dim=1))  # stage 4 comes first; (B, D, H_1, W_1)
 
     def _fuse_composed(self, features: Sequence[Tensor], fold: bool) -> Tensor:
-        with _full_precision(features[0].device.type):
-            weights, bias = self._compose(fold)
+        weights, bias = self._compose(fold)
         size = features[0].shape[1:3]
         x = F.linear(features[0], weights[0], bias).permute(0, 3, 1, 2)  # (B, D, H_1, W_1)
         for feature, weight in zip(features[1:], weights[1:], strict=True):  # in place, autograd would copy the views
@@ -337,14 +336,15 @@ class SegformerDecodeHead(nn.Module):
 
     def _can_use_bands(self, device: torch.device) -> bool:
         free = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-        return free and device.type == "cpu" and _is_plain(self.classifier, nn.Conv2d)
+        drops = self.dropout.training and self.dropout.p > 0  # as with a frozen batch norm, or for sampling
+        plain = _is_plain(self.dropout, nn.Dropout2d) and _is_plain(self.classifier, nn.Conv2d)
+        return free and plain and not drops and device.type == "cpu"
 
     def _logits_in_bands(self, features: Sequence[Tensor]) -> Tensor:
         """The whole head over bands of rows: no map of D channels at the size of stage 1 leaves the cache."""
         first, *others = features
         height, width = first.shape[1:3]
-        with _full_precision(first.device.type):
-            weights, bias = self._compose(fold=True)
+        weights, bias = self._compose(fold=True)
         maps = [F.linear(x, weight) for x, weight in zip(others, weights[1:], strict=True)]  # (B, H_i, W_i, D)
         places = [neighbours(x.shape[1], height, x.device) for x in maps]
         dtype = maps[0].dtype if maps else first.dtype  # autocast's, where it is on
@@ -369,8 +369,9 @@ class SegformerDecodeHead(nn.Module):
         fuse = self.linear_fuse.weight.flatten(1).float()  # (D, 4·D)
         parts = fuse.chunk(len(self.linear_c), dim=1)[::-1]  # stage 4 comes first in the concatenation
         projections = [cast(SegformerMLP, mlp).proj for mlp in self.linear_c]
-        weights = [part @ proj.weight.float() for part, proj in zip(parts, projections, strict=True)]
-        bias = fuse @ torch.cat([proj.bias.float() for proj in reversed(projections)])
+        with _full_precision(fuse.device.type):
+            weights = [part @ proj.weight.float() for part, proj in zip(parts, projections, strict=True)]
+            bias = fuse @ torch.cat([proj.bias.float() for proj in reversed(projections)])
         norm = self.batch_norm
         if fold and norm.running_mean is not None and norm.running_var is not None:
             scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)
