@@ -22,8 +22,8 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput, SemanticSegmenterOutput
 
 from .configuration_segformer import SegformerConfig
-from .fused import MixFFN, NormReluClassify
-from .upsampling import band_rows, neighbours, upsample, upsampled_cross_entropy
+from .fused import MixFFN, NormQueryKeyValue, SumNormClassify, mix_ffn, windows
+from .upsampling import band_rows, neighbours, upsample, upsampled_cross_entropy, upsampled_rows
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +60,16 @@ class SegformerEfficientSelfAttention(nn.Module):
             self.sr = nn.Conv2d(hidden_size, hidden_size, ratio, ratio)
             self.layer_norm = nn.LayerNorm(hidden_size)
 
-    def forward(self, x: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, output_attentions: bool = False, norm: nn.LayerNorm | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend within `(B, H, W, C)`, after `norm` where it is given."""
         b, h, w, c = x.shape
-        query = self._split_heads(self.query(x))  # (B, heads, N, d)
-        key, value = self._keys_and_values(self._reduce(x))  # (B, heads, N/R², d) each
+        if norm is not None:
+            query, key, value = self._project_fused(x, norm)
+        else:
+            query = self._split_heads(self.query(x))  # (B, heads, N, d)
+            key, value = self._keys_and_values(self._reduce(x))  # (B, heads, N/R², d) each
         dropout = self.dropout if self.training else 0.0
         if output_attentions or self.config._attn_implementation == "eager":
             out, weights = _eager_attention(query, key, value, dropout)
@@ -71,25 +77,53 @@ class SegformerEfficientSelfAttention(nn.Module):
             out, weights = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout), None
         return out.transpose(1, 2).reshape(b, h, w, c), weights
 
+    def can_fuse_norm(self, x: Tensor) -> bool:
+        """Whether `NormQueryKeyValue` does the same as a layer norm and these modules: nothing replaced or hooked."""
+        modules: list[tuple[nn.Module, type[nn.Module]]] = [
+            (self, SegformerEfficientSelfAttention),
+            *((module, nn.Linear) for module in (self.query, self.key, self.value)),
+        ]
+        if self.ratio > 1:
+            modules += [(self.sr, nn.Conv2d), (self.layer_norm, nn.LayerNorm)]
+        return min(x.shape[1:3]) >= self.ratio and all(_is_plain(module, kind) for module, kind in modules)
+
+    def _project_fused(self, x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor, Tensor]:
+        reduction: tuple[Any, ...] = ()
+        if self.ratio > 1:
+            matrix = self.sr.weight.permute(0, 2, 3, 1).flatten(1)  # (C, R²·C)
+            reduction = (matrix, self.sr.bias, self.layer_norm.weight, self.layer_norm.bias, self.layer_norm.eps)
+        query, key_value = NormQueryKeyValue.apply(
+            x,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            self.query.weight,
+            self.query.bias,
+            torch.cat((self.key.weight, self.value.weight)),
+            torch.cat((self.key.bias, self.value.bias)),
+            self.ratio,
+            *reduction,
+        )
+        key, value = key_value.chunk(2, -1)  # (B, N/R², C) each
+        return self._split_heads(query), self._split_heads(key), self._split_heads(value)
+
     def _split_heads(self, x: Tensor) -> Tensor:
-        return x.view(x.shape[0], -1, self.heads, x.shape[-1] // self.heads).transpose(1, 2)  # (B, heads, N, d)
+        x = x.flatten(1, -2)  # (B, N, C)
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
 
     def _reduce(self, x: Tensor) -> Tensor:
         """Sequence reduction. Kernel and stride are equal, so that the convolution is one matrix product."""
-        b, h, w, c = x.shape
+        _, h, w, c = x.shape
         r = self.ratio
         if r == 1:
             return x.flatten(1, 2)  # (B, N, C)
         if h < r or w < r:  # smaller than one window: zeros below and to the right, as a convolution pads
             x = F.pad(x, (0, 0, 0, max(r - w, 0), 0, max(r - h, 0)))
-            b, h, w, c = x.shape
         if not _is_plain(self.sr, nn.Conv2d):
             x = self.sr(x.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)  # (B, N/R², C)
         else:
-            rows, cols = h // r, w // r  # like the convolution, leave out a remainder
-            x = x[:, : rows * r, : cols * r].reshape(b, rows, r, cols, r, c)
-            x = x.transpose(2, 3).reshape(b, rows * cols, r * r * c)
-            x = F.linear(x, self.sr.weight.permute(0, 2, 3, 1).reshape(c, -1), self.sr.bias)  # (B, N/R², C)
+            matrix = self.sr.weight.permute(0, 2, 3, 1).reshape(c, -1)  # (C, R²·C)
+            x = F.linear(windows(x, r), matrix, self.sr.bias)  # (B, N/R², C)
         return self.layer_norm(x)
 
     def _keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,8 +132,7 @@ class SegformerEfficientSelfAttention(nn.Module):
         weight = torch.cat((self.key.weight, self.value.weight))
         bias = torch.cat((self.key.bias, self.value.bias))
         key, value = F.linear(x, weight, bias).chunk(2, -1)  # (B, N/R², C) each
-        shape = (*key.shape[:2], self.heads, key.shape[-1] // self.heads)
-        return key.view(shape).transpose(1, 2), value.view(shape).transpose(1, 2)
+        return self._split_heads(key), self._split_heads(value)
 
 
 class SegformerAttention(nn.Module):
@@ -109,8 +142,10 @@ class SegformerAttention(nn.Module):
         self.output = nn.ModuleDict({"dense": nn.Linear(hidden_size, hidden_size)})
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
-        x, weights = self.self(x, output_attentions)
+    def forward(
+        self, x: Tensor, output_attentions: bool = False, norm: nn.LayerNorm | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        x, weights = self.self(x, output_attentions, norm)
         return self.dropout(self.output["dense"](x)), weights  # (B, H, W, C)
 
 
@@ -184,44 +219,29 @@ class SegformerBlock(nn.Module):
         self.mlp = SegformerMixFFN(config, hidden_size, mlp_ratio)
 
     def forward(self, x: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
-        y, weights = self.attention(self.layer_norm_1(x), output_attentions)
+        norm = self.layer_norm_1
+        if self._can_fuse_norm(x):
+            y, weights = self.attention(x, output_attentions, norm)
+        else:
+            y, weights = self.attention(norm(x), output_attentions)
         x = x + self.drop_path(y)
         return x + self.drop_path(self._mix_ffn(x)), weights  # (B, H, W, C)
+
+    def _can_fuse_norm(self, x: Tensor) -> bool:
+        attention = self.attention
+        free = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        plain = _is_plain(self.layer_norm_1, nn.LayerNorm) and _is_plain(attention, SegformerAttention)
+        return free and plain and attention.self.can_fuse_norm(x)
 
     def _mix_ffn(self, x: Tensor) -> Tensor:
         norm, mlp = self.layer_norm_2, self.mlp
         compiling = torch.compiler.is_compiling()  # a compiler decides on its own what to keep
         if compiling or not (_is_plain(norm, nn.LayerNorm) and mlp.is_fusible()):
             return mlp(norm(x))
-        if not torch.is_grad_enabled():
-            return self._mix_ffn_in_bands(x) if x.device.type == "cpu" else mlp(norm(x))
         first, conv, last = mlp.dense1, mlp.dwconv.dwconv, mlp.dense2
-        return MixFFN.apply(
-            x,
-            norm.weight,
-            norm.bias,
-            norm.eps,
-            first.weight,
-            first.bias,
-            conv.weight,
-            conv.bias,
-            last.weight,
-            last.bias,
-        )
-
-    def _mix_ffn_in_bands(self, x: Tensor) -> Tensor:
-        """The Mix-FFN over bands of rows, whose wide maps stay in the cache; a band sees one row more on each side."""
-        mlp, height = self.mlp, x.shape[1]
-        out = torch.empty_like(x)
-        rows = band_rows(x.shape[2] * mlp.dense1.out_features, x.device)
-        for image, target in zip(x, out, strict=True):  # (H, W, C) each
-            for first in range(0, height, rows):
-                last = min(first + rows, height)
-                top, bottom = max(first - 1, 0), min(last + 1, height)
-                wide = mlp.dwconv(mlp.dense1(self.layer_norm_2(image[None, top:bottom])))  # (1, rows + 2, W, ratio·C)
-                wide = wide[:, first - top : last - top]
-                target[first:last] = mlp.dense2(mlp.activation(wide))[0]
-        return out
+        parameters = (first.weight, first.bias, conv.weight, cast(Tensor, conv.bias), last.weight, last.bias)
+        function = MixFFN.apply if torch.is_grad_enabled() else mix_ffn
+        return function(x, norm.weight, norm.bias, norm.eps, *parameters)
 
 
 class SegformerEncoder(nn.Module):
@@ -303,16 +323,16 @@ class SegformerDecodeHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Logits `(B, K, H_1, W_1)` from feature maps `(B, H_i, W_i, C_i)`, stage 1 first."""
         fold = self._can_fold_batch_norm()
-        if self._can_compose():
-            if fold and self._can_use_bands(features[0].device):
-                return self._logits_in_bands(features)
-            x = self._fuse_composed(features, fold)
-        else:
-            x, fold = self._fuse_literally(features), False
-        if not fold:
-            if self._is_fusible():
-                return self._classify_fused(x)
-            x = self.batch_norm(x)
+        if not self._can_compose():
+            return self._classify(self.batch_norm(self._fuse_literally(features)))
+        if fold and self._can_use_bands(features[0].device):
+            return self._logits_in_bands(features)
+        if not fold and self._is_fusible():
+            return self._train_fused(features)
+        x = self._fuse_composed(features, fold)
+        return self._classify(x if fold else self.batch_norm(x))
+
+    def _classify(self, x: Tensor) -> Tensor:
         return self.classifier(self.dropout(F.relu(x)))  # (B, K, H_1, W_1)
 
     def _can_compose(self) -> bool:
@@ -356,46 +376,48 @@ class SegformerDecodeHead(nn.Module):
             for i, start in itertools.product(range(len(first)), range(0, height, rows)):
                 band = slice(start, min(start + rows, height))
                 x = F.linear(first[i, band].to(dtype), weight, bias)  # (rows, W_1, D)
-                for other, (top, bottom, t) in zip(maps, places, strict=True):
-                    above, below = (other[i].index_select(0, near[band]) for near in (top, bottom))
-                    line = torch.lerp(above, below, t[band, None, None].to(dtype))  # (rows, W_i, D)
-                    x += upsample(line[None].permute(0, 3, 1, 2), x.shape[:2])[0].permute(1, 2, 0)
+                for other, place in zip(maps, places, strict=True):
+                    x += upsampled_rows(other[i], place, band, width)
                 torch.addmm(classify_bias, F.relu_(x).flatten(0, 1), classify, out=logits[i, band].flatten(0, 1))
         return logits.permute(0, 3, 1, 2)  # (B, K, H_1, W_1)
 
     def _compose(self, fold: bool) -> tuple[list[Tensor], Tensor]:
         """Weights `F_i P_i` of shape (D, C_i), stage 1 first, and the bias (D,); with the batch norm if `fold`."""
         dtype = self.linear_fuse.weight.dtype
-        fuse = self.linear_fuse.weight.flatten(1).float()  # (D, 4·D)
+        exact = torch.promote_types(dtype, torch.float32)
+        fuse = self.linear_fuse.weight.flatten(1).to(exact)  # (D, 4·D)
         parts = fuse.chunk(len(self.linear_c), dim=1)[::-1]  # stage 4 comes first in the concatenation
         projections = [cast(SegformerMLP, mlp).proj for mlp in self.linear_c]
         with _full_precision(fuse.device.type):
-            weights = [part @ proj.weight.float() for part, proj in zip(parts, projections, strict=True)]
-            bias = fuse @ torch.cat([proj.bias.float() for proj in reversed(projections)])
+            weights = [part @ proj.weight.to(exact) for part, proj in zip(parts, projections, strict=True)]
+            bias = fuse @ torch.cat([proj.bias.to(exact) for proj in reversed(projections)])
         norm = self.batch_norm
         if fold and norm.running_mean is not None and norm.running_var is not None:
-            scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)
+            scale = norm.weight.to(exact) * torch.rsqrt(norm.running_var.to(exact) + norm.eps)
             weights = [scale[:, None] * weight for weight in weights]
-            bias = (bias - norm.running_mean.float()) * scale + norm.bias.float()
+            bias = (bias - norm.running_mean.to(exact)) * scale + norm.bias.to(exact)
         return [weight.to(dtype) for weight in weights], bias.to(dtype)
 
     def _is_fusible(self) -> bool:
-        """Whether `NormReluClassify` does the same as batch norm with batch statistics and what follows it."""
+        """Whether `SumNormClassify` does the same as the modules after the projections, with batch statistics."""
         norm = self.batch_norm
         plain = _is_plain(norm, nn.BatchNorm2d) and norm.affine and norm.momentum is not None
         plain = plain and _is_plain(self.dropout, nn.Dropout2d) and _is_plain(self.classifier, nn.Conv2d)
         return torch.is_grad_enabled() and not torch.compiler.is_compiling() and norm.training and plain
 
-    def _classify_fused(self, x: Tensor) -> Tensor:
+    def _train_fused(self, features: Sequence[Tensor]) -> Tensor:
         norm, p = self.batch_norm, self.dropout.p
+        first, *others = features
+        (weight, *weights), bias = self._compose(fold=False)
+        maps = [F.linear(x, other) for x, other in zip(others, weights, strict=True)]  # (B, H_i, W_i, D)
         noise = None
         if self.dropout.training and p > 0:
-            noise = x.new_empty(x.shape[:2]).bernoulli_(1 - p).div_(1 - p)  # (B, D)
+            noise = bias.new_empty((len(first), len(bias))).bernoulli_(1 - p).div_(1 - p)  # (B, D)
         if norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)
-        weight = self.classifier.weight.flatten(1)  # (K, D)
         statistics = (norm.running_mean, norm.running_var, norm.momentum, norm.eps)
-        return NormReluClassify.apply(x, norm.weight, norm.bias, *statistics, noise, weight, self.classifier.bias)
+        classify = self.classifier.weight.flatten(1), cast(Tensor, self.classifier.bias)  # (K, D), (K,)
+        return SumNormClassify.apply(first, weight, bias, norm.weight, norm.bias, *statistics, noise, *classify, *maps)
 
     def _can_fold_batch_norm(self) -> bool:
         norm = self.batch_norm

@@ -25,6 +25,12 @@ def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
+def upsample_backward(gradient: Tensor, shape: Sequence[int]) -> Tensor:
+    """What `upsample` does to a gradient: from full size back to `shape` (B, C, h, w)."""
+    size = list(gradient.shape[2:])
+    return torch.ops.aten.upsample_bilinear2d_backward(gradient, size, list(shape), False)
+
+
 def upsampled_cross_entropy(
     logits: Tensor,
     labels: Tensor,
@@ -134,17 +140,18 @@ def _cross_entropy(
     total = logits.new_zeros((), dtype=torch.float64)
     gradient = torch.empty_like(logits) if needs_gradient else logits.new_empty(0)
     for i in range(len(logits)):  # one image at a time: less memory
-        x = (logits[i] - top[i]).contiguous()  # (K, h, w)
+        x = logits.new_empty((num_labels, logits.shape[2] + 2, logits.shape[3] + 2))  # with a border
+        torch.sub(logits[i], top[i], out=_inside(x))
         g = torch.zeros_like(x) if needs_gradient else None
-        total += add_normalizers(x, a[i], g) - _add_targets(x, target[i], c[i], g)
+        total += add_normalizers(x, a[i], g) - _add_targets(_inside(x), target[i], c[i], _inside(g))
         if label_smoothing > 0:
-            mean = torch.einsum("khw,k->hw", x, spread)[None, None]  # (1, 1, h, w)
+            mean = torch.einsum("khw,k->hw", _inside(x), spread)[None, None]  # (1, 1, h, w)
             total -= (upsample(mean, size)[0, 0] * valid[i]).sum(dtype=torch.float64)
             if g is not None:
-                share = _upsample_backward(valid[None, None, i].to(x.dtype), mean.shape)[0]  # (1, h, w)
-                g -= share * spread[:, None, None]
+                share = upsample_backward(valid[None, None, i].to(x.dtype), mean.shape)[0]  # (1, h, w)
+                _inside(g).sub_(share * spread[:, None, None])
         if g is not None:
-            gradient[i] = g
+            gradient[i] = _inside(g)
     return total.to(logits.dtype), of_target.sum(), gradient
 
 
@@ -176,26 +183,45 @@ _cross_entropy.register_autograd(_scale_gradient, setup_context=_keep_gradient)
 # --- parts of one image ----------------------------------------------------------------------------------------------
 
 
+def _inside(x: Any) -> Any:
+    """A view without the border, `(K, h, w)` of `(K, h+2, w+2)`; None of None."""
+    return None if x is None else x[:, 1:-1, 1:-1]
+
+
 def _add_targets(x: Tensor, target: Tensor, c: Tensor, gradient: Tensor | None) -> Tensor:
-    """Sum of `c u_t` over pixels `(H, W)`, u being `x` (K, h, w) upsampled; subtracts its gradient."""
+    """Sum of `c u_t` over pixels `(H, W)`, u being `x` (K, h, w) upsampled; subtracts its gradient.
+
+    `gradient` has the strides of `x`.
+    """
     _, h, w = x.shape
     top, bottom, dy = neighbours(h, target.shape[0], x.device)
     left, right, dx = neighbours(w, target.shape[1], x.device)
-    base = target * (h * w)  # (H, W)
-    flat = x.view(-1)
+    base = target * x.stride(0)  # (H, W)
     total = x.new_zeros((), dtype=torch.float64)
     for rows, row_weight in ((top, 1 - dy), (bottom, dy)):
         for columns, column_weight in ((left, 1 - dx), (right, dx)):
-            index = (base + (rows * w)[:, None] + columns).view(-1)  # (H W)
+            index = (base + (rows * x.stride(1))[:, None] + columns).view(-1)  # (H W)
             share = (c * row_weight[:, None] * column_weight).view(-1)
-            total += torch.dot(flat[index], share)
+            total += torch.dot(_flat(x)[index], share)
             if gradient is not None:
-                gradient.view(-1).scatter_add_(0, index, -share)
+                _flat(gradient).scatter_add_(0, index, -share)
     return total
 
 
+def _flat(x: Tensor) -> Tensor:
+    """The memory from the first to the last element of `x`, as one view."""
+    span = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) + 1
+    return x.as_strided((span,), (1,))
+
+
 def _add_normalizers(x: Tensor, a: Tensor, gradient: Tensor | None) -> Tensor:
-    """Sum of `a lse(u)` over pixels, u being `x` (K, h, w) upsampled to the size of `a` (H, W); adds its gradient."""
+    """Sum of `a lse(u)` over pixels; adds its gradient.
+
+    Args:
+        x: logits with a border, `(K, h+2, w+2)`; u is what lies inside it, upsampled to the size of `a` (H, W).
+        gradient: laid out as `x`.
+    """
+    x, gradient = _inside(x), _inside(gradient)
     num_labels, h, _ = x.shape
     height, width = a.shape
     top, bottom, dy = neighbours(h, height, x.device)
@@ -208,32 +234,34 @@ def _add_normalizers(x: Tensor, a: Tensor, gradient: Tensor | None) -> Tensor:
         total += (lse * a[rows]).sum()
         if gradient is not None:
             u.sub_(lse).exp_().mul_(a[rows])
-            share = _upsample_backward(u[None], band.shape)[0]  # (K, rows, w)
+            share = upsample_backward(u[None], band.shape)[0]  # (K, rows, w)
             gradient.index_add_(1, top[rows], share * (1 - t))
             gradient.index_add_(1, bottom[rows], share * t)
     return total
 
 
 def _add_normalizers_of_ratio_four(x: Tensor, a: Tensor, gradient: Tensor | None) -> Tensor:
-    """The same for H = 4h, W = 4w and `-80 < x <= 0`, with a quarter of the exponentials.
+    """The same for H = 4h, W = 4w and `-80 < x <= 0`, with a quarter of the exponentials; fills the border of `x`.
 
     Between two columns p and q, the four output columns are `exp((7p + q)/8)`, `exp((5p + 3q)/8)`, … : products of
     powers of `exp(p/8)` and `exp(q/8)`. So only rows are interpolated before the exponential. A band is kept as
     (K, R) with the R positions of all its rows one after another: the neighbour q is the next position, and what the
     last column of a row makes with the first one of the next has `a = 0`.
     """
-    num_labels, h, w = x.shape
-    x = F.pad(x[None], (1, 1, 1, 1), mode="replicate")[0] / 8  # (K, h+2, w+2)
+    num_labels, h, w = _inside(x).shape
+    for inner, outer in ((1, 0), (-2, -1)):  # beyond the border, the nearest value
+        x[:, outer, 1:-1] = x[:, inner, 1:-1]
+    for inner, outer in ((1, 0), (-2, -1)):
+        x[:, :, outer] = x[:, :, inner]
     t = x.new_tensor(_PHASES)[:, None, None]
     a = F.pad(a, (2, 2, 2, 2)).view(h + 1, 4, w + 1, 4).permute(3, 1, 0, 2)  # (column, row, h+1, w+1)
     a = F.pad(a, (0, 1))  # (column, row, h+1, w+2)
-    padded = torch.zeros_like(x)
     total = x.new_zeros((), dtype=torch.float64)
     step = band_rows(4 * num_labels * (w + 2), x.device)
     for first in range(0, h + 1, step):
         last = min(first + step, h + 1)
-        p1 = torch.lerp(x[:, None, first:last], x[:, None, first + 1 : last + 1], t).exp_()  # (K, row, rows, w+2)
-        shape, p1 = p1.shape, p1.view(num_labels, -1)  # (K, R)
+        p1 = torch.lerp(x[:, None, first:last], x[:, None, first + 1 : last + 1], t)  # (K, row, rows, w+2)
+        shape, p1 = p1.shape, p1.div_(8).exp_().view(num_labels, -1)  # (K, R)
         p2 = p1 * p1
         p3 = p1 * p2
         p5 = p2 * p3
@@ -253,14 +281,12 @@ def _add_normalizers_of_ratio_four(x: Tensor, a: Tensor, gradient: Tensor | None
             to_left.view(-1)[1:] += to_right.view(-1)[:-1]
             share = to_left.view(shape)
             for row, phase_weight in enumerate(_PHASES):
-                padded[:, first:last].add_(share[:, row], alpha=1 - phase_weight)
-                padded[:, first + 1 : last + 1].add_(share[:, row], alpha=phase_weight)
+                gradient[:, first:last].add_(share[:, row], alpha=1 - phase_weight)
+                gradient[:, first + 1 : last + 1].add_(share[:, row], alpha=phase_weight)
     if gradient is not None:
-        padded[:, 1] += padded[:, 0]
-        padded[:, -2] += padded[:, -1]
-        padded[:, :, 1] += padded[:, :, 0]
-        padded[:, :, -2] += padded[:, :, -1]
-        gradient += padded[:, 1:-1, 1:-1]
+        for inner, outer in ((1, 0), (-2, -1)):
+            gradient[:, inner] += gradient[:, outer]
+            gradient[:, :, inner] += gradient[:, :, outer]
     return total
 
 
@@ -272,12 +298,14 @@ def neighbours(size: int, target: int, device: torch.device) -> tuple[Tensor, Te
     return before, (before + 1).clamp(max=size - 1), position - before
 
 
+def upsampled_rows(x: Tensor, place: tuple[Tensor, Tensor, Tensor], band: slice, width: int) -> Tensor:
+    """Rows `band` of a map `(h, w, C)` upsampled to `width` and to the height that `place` (`neighbours`) is for."""
+    top, bottom, t = place
+    above, below = (x.index_select(0, near[band]) for near in (top, bottom))
+    line = torch.lerp(above, below, t[band, None, None].to(x.dtype))  # (rows, w, C)
+    return upsample(line[None].permute(0, 3, 1, 2), (len(line), width))[0].permute(1, 2, 0)  # (rows, W, C)
+
+
 def band_rows(row_elements: int, device: torch.device) -> int:
     """Rows of a band whose rows have `row_elements` elements: on a CPU, as many as stay in the cache."""
     return max(1, (_CPU_BAND if device.type == "cpu" else _DEVICE_BAND) // row_elements)
-
-
-def _upsample_backward(gradient: Tensor, shape: Sequence[int]) -> Tensor:
-    """What `upsample` does to a gradient: from full size back to `shape` (B, C, h, w)."""
-    size = list(gradient.shape[2:])
-    return torch.ops.aten.upsample_bilinear2d_backward(gradient, size, list(shape), False)
