@@ -33,7 +33,7 @@ from segtune.errors import SegtuneError, UsageError
 from segtune.inference import evaluate_model
 from segtune.labels import LabelMap
 from segtune.metrics import ConfusionMatrix
-from segtune.optim import adamw, parameter_groups, poly_factor, set_learning_rate
+from segtune.optim import adamw, parameter_groups, schedule_factor, set_learning_rate
 from segtune.section import Section
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation, segmentation_loss, valid_pixels
@@ -224,7 +224,9 @@ class SegmentationTrainer:
 
     def _factor(self) -> float:
         config = self.config
-        return poly_factor(self.step, config.max_steps, config.warmup, config.warmup_start_factor, config.power)
+        return schedule_factor(
+            "poly", self.step, config.max_steps, config.warmup, config.warmup_start_factor, config.power
+        )
 
     def _due(self, every: int | None, at_end: bool = True) -> bool:
         if self.step == self.config.max_steps:

@@ -32,7 +32,7 @@ LAYERS = [
         "segformer.modeling_segformer",
         "segformer.upsampling",
     },
-    {"checkpoint", "inference", "optim", "segformer.conversion"},
+    {"adapt", "checkpoint", "ema", "inference", "optim", "segformer.conversion"},
     {"bench", "export", "hub", "outputs", "report", "trainer"},
     {"catalog", "recipe", "strict"},
     {"__main__", "cli"},
@@ -47,6 +47,7 @@ FENCES = {
     "evaluate": {"metrics"},
     "huggingface_hub": {"hub"},
     "matplotlib": {"bench"},
+    "peft": {"adapt"},
     "rich": {"cli"},
     "torchvision": set(),
     "typer": {"cli"},
@@ -62,11 +63,11 @@ HUB_CODE = {  # copied to the Hub beside the weights: besides these and the stan
         "segformer.fused",
         "segformer.upsampling",
     },
-    "segformer.fused": {"torch"},
+    "segformer.fused": {"torch", "segformer.upsampling"},
     "segformer.image_processing_segformer": {"numpy", "PIL", "torch", "transformers", "segformer.upsampling"},
     "segformer.upsampling": {"torch"},
 }
-OPTIONAL = {"matplotlib"}  # of an extra; imported where it is used
+OPTIONAL = {"matplotlib", "peft"}  # of an extra; imported where it is used
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # where the name of the import differs
 WORK_AT_IMPORT = {
     "data.transforms": {"os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')"},
