@@ -1,6 +1,12 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +17,9 @@ from safetensors.torch import load_file
 from segtune.checkpoint import ModelConfig, build_model
 from segtune.data.sources import DatasetConfig, find_label_map, load_segmentation_dataset
 from segtune.data.transforms import TransformConfig
-from segtune.errors import SegtuneError, UsageError
+from segtune.errors import DataError, SegtuneError, UsageError
 from segtune.inference import processor_for
+from segtune.interrupts import StopRequest
 from segtune.labels import LabelMap
 from segtune.trainer import SegmentationTrainer, TrainingConfig, make_accelerator
 
@@ -144,6 +151,108 @@ def test_resume_is_exact(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     assert result["step"] == 4
 
 
+@pytest.mark.parametrize("fields", [{"accumulation_steps": 2, "batch_size": 2}, {"ema_decay": 0.9}, {"num_workers": 2}])
+def test_stopped_on_request_and_resumed_is_exact(
+    data: tuple[Any, LabelMap], tmp_path: Path, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {"eval_every": 2, "model": {"classifier_dropout_prob": 0.1, "drop_path_rate": 0.1}} | fields
+    whole = trainer(data, tmp_path / "whole", **fields).train()
+    assert "stopped" not in whole
+    run = trainer(data, tmp_path / "stopped", time_limit="1s", **fields)
+    monkeypatch.setattr(StopRequest, "reason", property(lambda self: "enough" if run.step == 3 else None))
+    result = run.train()
+    assert result["stopped"] == "enough" and result["step"] == 3
+    assert not (tmp_path / "stopped" / "final").exists()
+    trainer(data, tmp_path / "stopped", resume="auto", **fields).train()
+    for name in ("best", "final"):
+        a, b = ((tmp_path / run / name / "model.safetensors").read_bytes() for run in ("whole", "stopped"))
+        assert a == b
+    evals = [[line for line in lines(tmp_path / run) if "mean_iou" in line] for run in ("whole", "stopped")]
+    assert evals[0] == evals[1] and len(evals[0]) == 2
+
+
+def test_averaged_weights_are_evaluated_and_saved(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    run = trainer(data, tmp_path / "run", ema_decay=0.5, save_every=3)
+    run.train()
+    final, last = weights(tmp_path / "run" / "final"), run.model.state_dict()
+    assert run.ema is not None
+    average = run.ema.state_dict()
+    differing = [name for name in final if not torch.equal(final[name], last[name])]
+    assert len(differing) > 50
+    assert all(torch.equal(final[name], average[name].to(final[name].dtype)) for name in differing)
+    with pytest.raises(UsageError, match=r"saved without training.ema_decay"):
+        trainer(data, tmp_path / "other", save_every=3).train()
+        trainer(data, tmp_path / "other", resume="auto", ema_decay=0.5).train()
+
+
+def test_a_torn_training_state_is_named_and_the_one_before_is_taken(
+    data: tuple[Any, LabelMap], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every file cut at every tenth of its length, one after another."""
+    trainer(data, tmp_path / "run", save_every=1, keep_last=2).train()
+    states = tmp_path / "run" / "checkpoints"
+    whole = tmp_path / "whole"
+    shutil.copytree(states / "step-000003", whole)
+    files = sorted(whole.iterdir())
+    assert [file.name for file in files] == ["manifest.json", "model.safetensors", "training_state.pt"]
+    resumed = trainer(data, tmp_path / "run", resume="auto")
+    for file in files:
+        for tenth in range(10):
+            shutil.rmtree(states / "step-000003", ignore_errors=True)
+            shutil.copytree(whole, states / "step-000003")
+            content = file.read_bytes()
+            (states / "step-000003" / file.name).write_bytes(content[: len(content) * tenth // 10])
+            caplog.clear()
+            assert resumed._newest_state() == states / "step-000002"
+            assert file.name in caplog.text and "the one before is taken" in caplog.text
+            assert not (states / "step-000003").exists()
+    damaged = bytearray((whole / "model.safetensors").read_bytes())
+    damaged[-1] ^= 1
+    (whole / "model.safetensors").write_bytes(damaged)
+    with pytest.raises(DataError, match=r"model.safetensors is not what was written: its checksum differs"):
+        trainer(data, tmp_path / "run", resume=str(whole)).train()
+    shutil.rmtree(states)
+    caplog.clear()
+    assert resumed._newest_state() is None
+    assert "holds no training state to go on from: starting from the first step" in caplog.text
+
+
+def test_what_a_killed_process_was_replacing_comes_back(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    trainer(data, run, max_steps=2, save_every=1).train()
+    (run / "best").rename(run / ".best.old")  # killed between the two renames
+    shutil.copytree(run / "final", run / ".final.tmp")
+    (run / "checkpoints" / "step-000001").rename(run / "checkpoints" / ".step-000001.old")
+    resumed = trainer(data, run, max_steps=2, resume="auto")
+    resumed._open_run_folder()
+    assert {path.name for path in run.iterdir()} >= {"best", "final", "checkpoints"}
+    assert not list(run.glob(".*"))
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000001"]
+
+
+def test_training_states_by_default() -> None:
+    assert TrainingConfig(max_steps=300).state_every == 30
+    assert TrainingConfig(max_steps=4).state_every == 1
+    assert TrainingConfig(save_every=0).state_every is None
+    assert TrainingConfig(save_every=7).state_every == 7
+
+
+@pytest.mark.parametrize(("schedule", "last"), [("poly", 0.25), ("constant", 1.0)])
+def test_schedule_and_freezing_reach_the_optimiser(
+    data: tuple[Any, LabelMap], tmp_path: Path, schedule: str, last: float
+) -> None:
+    frozen = {"stages": (1, 2), "batch_norm": "statistics"}
+    run = trainer(data, tmp_path / "run", schedule=schedule, warmup_steps=0, freeze=frozen, layer_decay=0.5)
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    run.train()
+    rates = [line["lr"] for line in lines(tmp_path / "run") if "loss" in line]
+    assert rates[-1] == pytest.approx(last * rates[0])
+    changed = {name for name, value in run.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert "segformer.encoder.block.2.0.mlp.dense1.weight" in changed
+    assert not any(name.startswith(("segformer.encoder.block.0", "segformer.encoder.block.1")) for name in changed)
+    assert not any("running" in name for name in changed)
+
+
 def test_a_run_is_never_overwritten_unasked(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
@@ -195,6 +304,8 @@ def test_bf16_and_gradient_checkpointing_run(data: tuple[Any, LabelMap], tmp_pat
         ({"warmup_steps": 10, "max_steps": 10}, "warmup_steps=10 must be below max_steps=10"),
         ({"betas": (0.9, 1.0)}, "betas"),
         ({"batch_size": 0}, "batch_size"),
+        ({"time_limit": "8.5h"}, "is no duration"),
+        ({"schedule": "linear"}, "poly"),
     ],
 )
 def test_wrong_settings_are_refused(fields: dict[str, Any], message: str) -> None:
@@ -213,3 +324,58 @@ def test_processes_that_believe_to_be_alone_are_refused(monkeypatch: pytest.Monk
     monkeypatch.setenv("WORLD_SIZE", "2")  # another process was started, but no rendezvous took place
     with pytest.raises(UsageError, match="2 processes were started, but Accelerate sees 1"):
         make_accelerator(TrainingConfig())
+
+
+def segtune_train(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    settings = ["training.max_steps=8", "training.batch_size=2", "training.eval_every=4", "transforms.crop_size=64"]
+    command = [sys.executable, "-m", "segtune", "train", "demo", f"training.output_dir={folder}", *settings, *overrides]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides", [["training.num_workers=2"], ["training.accumulation_steps=2", "training.ema_decay=0.9"]]
+)
+def test_killed_at_random_moments_and_resumed_is_exact(tmp_path: Path, overrides: list[str]) -> None:
+    """The processes are those of a user; SIGKILL leaves no time to save anything."""
+    generator = random.Random(0)
+    whole = segtune_train(tmp_path / "A", *overrides)
+    _, stderr = whole.communicate(timeout=300)
+    assert whole.returncode == 0, stderr
+    kills, seen = 0, 0
+    while True:
+        run = segtune_train(tmp_path / "B", "training.resume=auto", *overrides)
+        if kills < 3:
+            while run.poll() is None and len(list((tmp_path / "B").glob("checkpoints/step-*"))) + kills <= seen:
+                time.sleep(0.05)
+            time.sleep(generator.random())
+            if run.poll() is None:
+                run.kill()
+                run.communicate()
+                kills, seen = kills + 1, seen + 1
+                continue
+        _, stderr = run.communicate(timeout=300)
+        assert run.returncode == 0, stderr
+        break
+    assert kills >= 2
+    for name in ("final", "best"):
+        a, b = ((tmp_path / side / name / "model.safetensors").read_bytes() for side in "AB")
+        assert a == b, name
+    evals = [[line for line in lines(tmp_path / side) if "mean_iou" in line] for side in "AB"]
+    assert evals[0] == evals[1] and len(evals[0]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_everything_and_exits_with_3(tmp_path: Path, number: signal.Signals) -> None:
+    run = segtune_train(tmp_path / "run", "training.save_every=0", "training.num_workers=1")
+    while run.poll() is None and not (tmp_path / "run" / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    time.sleep(1)
+    run.send_signal(number)
+    stdout, stderr = run.communicate(timeout=300)
+    assert run.returncode == 3, stderr
+    assert f"everything saved: {number.name} was received" in stdout
+    assert "training.resume=auto" in stdout.splitlines()[-1]
+    assert "Traceback" not in stderr
+    assert len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) == 1

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from segtune.metrics import MeanIoU
     from segtune.recipe import Recipe, load_recipe, train
     from segtune.segformer.configuration_segformer import SegformerConfig
+    from segtune.segformer.conversion import from_transformers
     from segtune.segformer.image_processing_segformer import SegformerImageProcessor
     from segtune.segformer.modeling_segformer import (
         SegformerForImageClassification,
@@ -39,6 +40,7 @@ __all__ = [
     "TrainingConfig",
     "TransformConfig",
     "__version__",
+    "from_transformers",
     "load_recipe",
     "load_segmentation_dataset",
     "overlay",
@@ -59,6 +61,7 @@ _HOME = {
     "TrainTransform": "segtune.data.transforms",
     "TrainingConfig": "segtune.trainer",
     "TransformConfig": "segtune.data.transforms",
+    "from_transformers": "segtune.segformer.conversion",
     "load_recipe": "segtune.recipe",
     "load_segmentation_dataset": "segtune.data.sources",
     "overlay": "segtune.inference",

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
 from accelerate import Accelerator
 from pydantic import Field, model_validator
 from safetensors.torch import load_file, save_file
 
+from segtune.adapt import LoraConfig, add_lora, merged, save_adapter, set_input_channels
 from segtune.errors import DataError, UsageError
 from segtune.labels import LabelMap
 from segtune.section import Section
@@ -21,7 +23,7 @@ from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 
-STATE_FILE = "training_state.pt"
+STATE_FILE, MANIFEST_FILE = "training_state.pt", "manifest.json"
 WEIGHTS_FILE = "model.safetensors"
 
 
@@ -34,6 +36,10 @@ class ModelConfig(Section):
         None, description="1 = one logit and a binary loss, for a label map of two classes."
     )
     config: dict[str, Any] = Field({}, description="Fields of SegformerConfig that differ from the preset.")
+    lora: LoraConfig | None = Field(None, description="Train low-rank updates and the head only; null = all weights.")
+    input_channels: Literal["inflate", "average", "random"] = Field(
+        "inflate", description="The first convolution of a checkpoint that reads another number of channels."
+    )
 
     @model_validator(mode="after")
     def _check_fields(self) -> ModelConfig:
@@ -44,6 +50,8 @@ class ModelConfig(Section):
             SegformerConfig.from_variant(self.variant, **self.config)
         except TypeError as error:
             raise ValueError(str(error)) from None
+        if self.lora is not None and self.name is None:
+            raise ValueError("lora adapts a checkpoint: name one, such as name=nvidia/mit-b0")
         return self
 
 
@@ -68,7 +76,13 @@ def build_model(config: ModelConfig, label_map: LabelMap, seed: int = 0) -> Segf
             return SegformerForSemanticSegmentation(
                 SegformerConfig.from_variant(config.variant, **config.config, **fields)
             )
-        model = load_model(config.name, ignore_mismatched_sizes=True, **config.config, **fields)
+        settings = dict(config.config)
+        channels = settings.pop("num_channels", None)
+        model = load_model(config.name, ignore_mismatched_sizes=True, **settings, **fields)
+        if channels is not None:
+            set_input_channels(model, channels, config.input_channels)
+        if config.lora is not None:
+            add_lora(model, config.lora, base=config.name)
     model.name_or_path = model.config.name_or_path = ""  # no longer that checkpoint, nor its image processor's
     return model
 
@@ -99,10 +113,16 @@ def load_model(name: str | Path, **kwargs: Any) -> SegformerForSemanticSegmentat
 
 
 def save_model(folder: Path, model: SegformerForSemanticSegmentation, processor: SegformerImageProcessor) -> None:
-    """Write what `from_pretrained` needs, all at once: a reader sees the old folder or the new one."""
+    """Write what `from_pretrained` needs, all at once: a reader sees the old folder or the new one.
+
+    Of a model with adapters: the merged network, and the adapters with the head in `adapter/`.
+    """
+    adapted = hasattr(model, "peft_config")
 
     def write(target: Path) -> None:
-        model.save_pretrained(target)
+        (merged(model) if adapted else model).save_pretrained(target)
+        if adapted:
+            save_adapter(model, target / "adapter")
         processor.save_pretrained(target)
 
     write_folder(folder, write)
@@ -157,6 +177,8 @@ def save_state(
         weights = accelerator.unwrap_model(model).state_dict()
         save_file({name: value.contiguous() for name, value in weights.items()}, target / WEIGHTS_FILE)
         torch.save(content, target / STATE_FILE)
+        files = {file.name: _fingerprint(file) for file in sorted(target.iterdir())}
+        (target / MANIFEST_FILE).write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
 
     write_folder(folder, write)
 
@@ -167,13 +189,11 @@ def load_state(
     """Put weights, optimiser, scaler and this process's random state back; returns `state`.
 
     Raises:
-        DataError: a file is missing or torn.
+        DataError: a file is missing or torn (see `check_state`).
     """
-    try:
-        weights = load_file(folder / WEIGHTS_FILE)
-        content = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise DataError(f"{folder} cannot be read ({error}): remove it to resume from the one before") from error
+    check_state(folder)
+    weights = load_file(folder / WEIGHTS_FILE)
+    content = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
     accelerator.unwrap_model(model).load_state_dict(weights)
     optimizer.load_state_dict(content["optimizer"])
     if accelerator.scaler is not None and content["scaler"] is not None:
@@ -183,10 +203,51 @@ def load_state(
     return dict(content["state"])
 
 
+def check_state(folder: Path) -> None:
+    """Raise DataError where a training state is not byte by byte what was written."""
+    try:
+        files = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{folder} is no complete training state: {MANIFEST_FILE} is missing or torn") from None
+    if not expected.keys() >= {WEIGHTS_FILE, STATE_FILE}:
+        raise DataError(f"{folder} is no complete training state: {MANIFEST_FILE} does not list all files")
+    for name, (size, digest) in expected.items():
+        file = folder / name
+        if not file.is_file():
+            raise DataError(f"{file} is missing")
+        if file.stat().st_size != size:
+            raise DataError(f"{file} has {file.stat().st_size} of {size} bytes")
+        if _fingerprint(file)["sha256"] != digest:
+            raise DataError(f"{file} is not what was written: its checksum differs")
+
+
+def _fingerprint(file: Path) -> dict[str, Any]:
+    with file.open("rb") as opened:
+        return {"bytes": file.stat().st_size, "sha256": _sha256(opened)}
+
+
+def _sha256(opened: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := opened.read(2**20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def recover(folder: Path) -> None:
+    """Finish what `write_folder` left half done when its process was killed: what was being replaced comes back."""
+    temporary, previous = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    if previous.is_dir() and not folder.exists():
+        previous.rename(folder)
+    for leftover in (temporary, previous):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 def _random_state() -> dict[str, Any]:
     return {
         "cpu": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
     }
 
 
@@ -194,11 +255,13 @@ def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["cpu"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+    if state.get("mps") is not None and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
 
 
 def saved_states(folder: Path) -> list[Path]:
-    """The complete training states below `folder`, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / STATE_FILE).is_file())
+    """The training states below `folder`, oldest first; any may be torn (`check_state`)."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

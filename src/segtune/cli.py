@@ -1,6 +1,7 @@
 """The command line: `segtune train | evaluate | predict | recipes`.
 
-Results go to stdout, logs and progress bars to stderr. Exit codes: 0 done, 1 failed, 2 bad usage or recipe.
+Results go to stdout, logs and progress bars to stderr. Exit codes: 0 done, 1 failed, 2 bad usage or recipe, 3
+stopped early on request (a signal, training.time_limit) with everything saved.
 torch and its kin are imported inside the commands that need them, so that help and lists answer at once.
 """
 
@@ -112,8 +113,19 @@ def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
 
     _hide_bars_of_libraries()
     result = recipes.train(recipes.load_recipe(recipe, overrides or ()))
+    stopped = result.get("stopped")
     if _is_main_process():
-        typer.echo("\n".join(_closing_lines(result)))
+        typer.echo("\n".join(_stopped_lines(recipe, overrides or [], result) if stopped else _closing_lines(result)))
+    if stopped:
+        raise typer.Exit(3)
+
+
+def _stopped_lines(recipe: str, overrides: Sequence[str], result: dict[str, Any]) -> list[str]:
+    kept = [text for text in overrides if not text.startswith(("training.resume=", "training.overwrite="))]
+    return [
+        f"stopped at step {result['step']}, everything saved: {result['stopped']}",
+        f"next: {shlex.join(['segtune', 'train', recipe, *kept, 'training.resume=auto'])}",
+    ]
 
 
 def _closing_lines(result: dict[str, Any]) -> list[str]:

@@ -10,9 +10,9 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import accelerate
 import numpy as np
@@ -20,7 +20,8 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from pydantic import Field, model_validator
+from accelerate.utils import broadcast_object_list
+from pydantic import Field, field_validator, model_validator
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -29,11 +30,22 @@ from segtune import checkpoint
 from segtune.data.loading import SegmentationSamples, StepSampler, collate
 from segtune.data.sources import save_split
 from segtune.data.transforms import TrainTransform, TransformConfig
-from segtune.errors import SegtuneError, UsageError
+from segtune.ema import ExponentialMovingAverage
+from segtune.errors import DataError, SegtuneError, UsageError
 from segtune.inference import evaluate_model
+from segtune.interrupts import StopRequest, ignore_interrupts, seconds
 from segtune.labels import LabelMap
 from segtune.metrics import ConfusionMatrix
-from segtune.optim import adamw, parameter_groups, schedule_factor, set_learning_rate
+from segtune.optim import (
+    FreezeConfig,
+    ScheduleName,
+    adamw,
+    freeze,
+    parameter_groups,
+    schedule_factor,
+    set_learning_rate,
+    train_mode,
+)
 from segtune.section import Section
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation, segmentation_loss, valid_pixels
@@ -64,16 +76,28 @@ class TrainingConfig(Section):
         None, ge=0, description="Linear warm-up; null = 5 % of max_steps, at most the paper's 1500."
     )
     warmup_start_factor: float = Field(1e-6, ge=0, le=1, description="Share of the rate that the warm-up starts from.")
-    power: float = Field(1.0, ge=0, description="Of the polynomial decay to 0; 0 = constant.")
+    schedule: ScheduleName = Field("poly", description="poly, cosine, constant or wsd (warm-up, stable, decay).")
+    power: float = Field(1.0, ge=0, description="Of the polynomial decay to 0, of poly and wsd.")
+    decay_share: float = Field(0.2, gt=0, le=1, description="Part of max_steps over which wsd decays.")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="Each block learns at this times the rate of the next.")
+    freeze: FreezeConfig = Field(FreezeConfig(), description="Parts that do not train.")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="Evaluate and save an exponential moving average of the weights; null = none."
+    )
     max_grad_norm: float | None = Field(None, gt=0, description="Clip the gradient to this 2-norm; null = no clipping.")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Autocast of the forward pass.")
     gradient_checkpointing: bool = Field(False, description="Recompute each block in the backward pass: less memory.")
     seed: int = Field(0, ge=0, description="Of fresh weights, sample order, augmentation and dropout.")
     eval_every: int | None = Field(None, ge=1, description="Steps between evaluations; null = only at the end.")
-    save_every: int | None = Field(None, ge=1, description="Steps between training states; null = none.")
+    save_every: int | None = Field(
+        None, ge=0, description="Steps between training states; null = a tenth of max_steps, 0 = none."
+    )
     keep_last: int = Field(2, ge=1, description="Training states that are kept.")
     log_every: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
     device: Literal["auto", "cpu"] = Field("auto", description="auto = the accelerator that is there.")
+    time_limit: str | None = Field(
+        None, description="Save and stop after this time, e.g. 8h30m; the run goes on with training.resume=auto."
+    )
     resume: Literal["never", "auto"] | str = Field(
         "never", description="auto = go on from the newest state in output_dir; or the path of a state."
     )
@@ -86,6 +110,18 @@ class TrainingConfig(Section):
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas} must lie in [0, 1)")
         return self
+
+    @field_validator("time_limit")
+    @classmethod
+    def _check_time_limit(cls, value: str | None) -> str | None:
+        if value is not None:
+            seconds(value)
+        return value
+
+    @property
+    def state_every(self) -> int | None:
+        """Steps between training states, resolved; None for none."""
+        return (max(1, self.max_steps // 10) if self.save_every is None else self.save_every) or None
 
     @property
     def warmup(self) -> int:
@@ -136,8 +172,16 @@ class SegmentationTrainer:
         self.accelerator = make_accelerator(config)
         if config.gradient_checkpointing:
             model._set_gradient_checkpointing(True, _checkpoint_block)
-        groups = parameter_groups(model, config.learning_rate, config.weight_decay, config.head_lr_multiplier)
+        freeze(model, config.freeze)
+        groups = parameter_groups(
+            model, config.learning_rate, config.weight_decay, config.head_lr_multiplier, config.layer_decay
+        )
+        if not groups:
+            raise UsageError("training.freeze leaves nothing to train")
         self.model, self.optimizer = self.accelerator.prepare(model, adamw(groups, config.betas))
+        self.ema = None
+        if config.ema_decay is not None:
+            self.ema = ExponentialMovingAverage(self.accelerator.unwrap_model(self.model), config.ema_decay)
         self.samples = SegmentationSamples(
             train_dataset, label_map, TrainTransform(transforms, label_map.ignore_index), config.seed
         )
@@ -147,32 +191,53 @@ class SegmentationTrainer:
     # --- the loop ------------------------------------------------------------------------------------------------
 
     def train(self) -> dict[str, Any]:
-        """Train to `max_steps`; returns the run folder, the last step, the best and the last evaluation."""
+        """Train to `max_steps`; returns the run folder, the last step, the best and the last evaluation.
+
+        SIGTERM, SIGINT and `time_limit` end the training after the step in progress, with a training state saved;
+        "stopped" of the result then says why.
+        """
         config = self.config
         self._open_run_folder()
         accelerate.utils.set_seed(config.seed + self.accelerator.process_index)
         self._resume()
-        self.model.train()
+        train_mode(self.model, config.freeze)
         last: dict[str, Any] = {}
         window = _Window()
-        with self._progress() as bar:
+        limit = seconds(config.time_limit) if config.time_limit else None
+        with StopRequest(limit) as request, self._progress() as bar:
             for micro_batches in self._batches():
                 set_learning_rate(self.optimizer, self._factor())
                 loss, norm = self._optimizer_step(micro_batches)
                 self.step += 1
+                if self.ema is not None:
+                    self.ema.update(self.accelerator.unwrap_model(self.model))
                 window.add(loss, sum(len(batch["labels"]) for batch in micro_batches))
                 bar.update()
                 if self.step % config.log_every == 0 or self.step == config.max_steps:
                     self._log(window, norm, bar)
                 if self._due(config.eval_every) and self.eval_dataset is not None:
                     last = self._evaluate()
-                if self._due(config.save_every, at_end=False):
+                stopped = self._agree(request.reason) if self.step < config.max_steps else None
+                if stopped or self._due(config.state_every, at_end=False):
                     self._save_state()
-        self._save_model("final")
-        if self.eval_dataset is None:
-            self._save_model("best")
+                if stopped:
+                    return {**self._result(last), "stopped": stopped}
+        with self._averaged():
+            self._save_model("final")
+            if self.eval_dataset is None:
+                self._save_model("best")
         self.accelerator.wait_for_everyone()
+        return self._result(last)
+
+    def _result(self, last: dict[str, Any]) -> dict[str, Any]:
         return {"output_dir": str(self.folder), "step": self.step, "best": self.best, "last": last}
+
+    def _agree(self, reason: str | None) -> str | None:
+        """A reason to stop that any of the processes has, so that all stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return reason
+        flag = torch.tensor(float(reason is not None), device=self.accelerator.device)
+        return (reason or "another process was asked to") if self.accelerator.reduce(flag, "sum").item() else None
 
     def _optimizer_step(self, micro_batches: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
         """accumulate -> forward -> backward -> clip -> step -> zero; returns the step's loss and gradient norm."""
@@ -212,6 +277,7 @@ class SegmentationTrainer:
                 collate_fn=collate,
                 num_workers=config.num_workers,
                 pin_memory=device.type == "cuda",
+                worker_init_fn=ignore_interrupts,
                 generator=torch.Generator(),  # its own, so that a resumed run finds the global one as it was left
             )
         )
@@ -225,7 +291,13 @@ class SegmentationTrainer:
     def _factor(self) -> float:
         config = self.config
         return schedule_factor(
-            "poly", self.step, config.max_steps, config.warmup, config.warmup_start_factor, config.power
+            config.schedule,
+            self.step,
+            config.max_steps,
+            config.warmup,
+            config.warmup_start_factor,
+            config.power,
+            config.decay_share,
         )
 
     def _due(self, every: int | None, at_end: bool = True) -> bool:
@@ -236,13 +308,18 @@ class SegmentationTrainer:
     # --- evaluation ----------------------------------------------------------------------------------------------
 
     def _evaluate(self) -> dict[str, Any]:
-        scores = self.evaluate(self.eval_dataset)
-        self._write({"step": self.step, "split": "val", **scores})
-        mean_iou = scores["mean_iou"]
-        if mean_iou is not None and mean_iou > self.best.get("mean_iou", -math.inf):
-            self.best = {"step": self.step, "mean_iou": mean_iou}
-            self._save_model("best")
+        with self._averaged():
+            scores = self.evaluate(self.eval_dataset)
+            self._write({"step": self.step, "split": "val", **scores})
+            mean_iou = scores["mean_iou"]
+            if mean_iou is not None and mean_iou > self.best.get("mean_iou", -math.inf):
+                self.best = {"step": self.step, "mean_iou": mean_iou}
+                self._save_model("best")
         return scores
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Where weights are averaged, the block sees the average."""
+        return self.ema.swapped_in(self.accelerator.unwrap_model(self.model)) if self.ema else nullcontext()
 
     def evaluate(self, dataset: datasets.Dataset) -> dict[str, Any]:
         """Metrics of the whole `dataset`, every image counted once over all processes, as plain numbers."""
@@ -265,6 +342,10 @@ class SegmentationTrainer:
 
     def _open_run_folder(self) -> None:
         if self.accelerator.is_main_process:
+            for name in ("best", "final"):
+                checkpoint.recover(self.folder / name)
+            for leftover in (self.folder / "checkpoints").glob(".step-*.*"):
+                checkpoint.recover(leftover.with_name(leftover.name[1:-4]))
             refuse_existing_run(self.config)
             held = run_content(self.folder)
             resuming = self.config.resume != "never" and held
@@ -285,31 +366,54 @@ class SegmentationTrainer:
         """Go on from a training state, where asked for and one is there."""
         if self.config.resume == "never":
             return
-        if self.config.resume == "auto":
-            states = checkpoint.saved_states(self.folder / "checkpoints")
-            if not states:
-                return
-            state_folder = states[-1]
-        else:
-            state_folder = Path(self.config.resume)
-            if not state_folder.is_dir():
-                raise UsageError(f"training.resume={state_folder} is not a folder: give auto, never or a saved state")
+        state_folder = self._newest_state() if self.config.resume == "auto" else Path(self.config.resume)
+        if state_folder is None:
+            return
+        if not state_folder.is_dir():
+            raise UsageError(f"training.resume={state_folder} is not a folder: give auto, never or a saved state")
         state = checkpoint.load_state(state_folder, self.accelerator, self.model, self.optimizer)
         self.step, self.best = state["step"], state["best"]
+        if self.ema is not None:
+            if "ema" not in state:
+                raise UsageError(
+                    f"{state_folder} was saved without training.ema_decay: resume it without, or start anew"
+                )
+            self.ema.load_state_dict(state["ema"])
         logger.warning("going on from step %d (%s)", self.step, state_folder)
         if self.accelerator.is_main_process:
             self._cut_metrics()
+
+    def _newest_state(self) -> Path | None:
+        """The newest training state that is whole; torn ones are named and removed. None: start from the beginning."""
+        found: list[Path | None] = [None]
+        if self.accelerator.is_main_process:
+            states = checkpoint.saved_states(self.folder / "checkpoints")
+            for folder in reversed(states):
+                try:
+                    checkpoint.check_state(folder)
+                    found = [folder]
+                    break
+                except DataError as error:
+                    logger.warning("%s: this training state is removed, the one before is taken", error)
+                    shutil.rmtree(folder)
+            if found == [None] and run_content(self.folder) != [RECIPE_FILE]:
+                logger.warning("%s holds no training state to go on from: starting from the first step", self.folder)
+        return cast("Path | None", broadcast_object_list(found)[0])
 
     def _cut_metrics(self) -> None:
         """Forget the lines of `metrics.jsonl` that lie after the step that the run goes on from."""
         path = self.folder / METRICS_FILE
         if path.is_file():
             kept = [line for line in checkpoint.read_json_lines(path) if line.get("step", 0) <= self.step]
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            temporary = path.with_name(f".{path.name}.part")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            temporary.replace(path)
 
     def _save_state(self) -> None:
         folder = self.folder / "checkpoints"
-        state = {"step": self.step, "best": self.best}
+        state: dict[str, Any] = {"step": self.step, "best": self.best}
+        if self.ema is not None:
+            state["ema"] = self.ema.state_dict()
         checkpoint.save_state(folder / f"step-{self.step:06d}", self.accelerator, self.model, self.optimizer, state)
         if self.accelerator.is_main_process:
             for outdated in checkpoint.saved_states(folder)[: -self.config.keep_last]:

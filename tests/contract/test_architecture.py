@@ -19,7 +19,16 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "segtune"
 
 # A module imports modules of its own layer or of a lower one. A new module is given its layer here.
 LAYERS = [
-    {"__init__", "data", "errors", "labels", "section", "segformer", "segformer.configuration_segformer"},
+    {
+        "__init__",
+        "class_weights",
+        "data",
+        "errors",
+        "labels",
+        "section",
+        "segformer",
+        "segformer.configuration_segformer",
+    },
     {
         "data.doctor",
         "data.loading",
@@ -32,7 +41,7 @@ LAYERS = [
         "segformer.modeling_segformer",
         "segformer.upsampling",
     },
-    {"adapt", "checkpoint", "ema", "inference", "optim", "segformer.conversion"},
+    {"adapt", "checkpoint", "ema", "inference", "interrupts", "optim", "segformer.conversion"},
     {"bench", "export", "hub", "outputs", "report", "trainer"},
     {"catalog", "recipe", "strict"},
     {"__main__", "cli"},
@@ -49,6 +58,7 @@ FENCES = {
     "matplotlib": {"bench"},
     "peft": {"adapt"},
     "rich": {"cli"},
+    "scipy": {"losses"},
     "torchvision": set(),
     "typer": {"cli"},
     "yaml": {"recipe"},

@@ -7,7 +7,12 @@ import torch
 from torch.nn import functional as F
 
 from segtune.segformer import upsampling
-from segtune.segformer.upsampling import upsample, upsampled_cross_entropy, upsampled_prediction
+from segtune.segformer.upsampling import (
+    upsample,
+    upsampled_confidence,
+    upsampled_cross_entropy,
+    upsampled_prediction,
+)
 
 # (K, (h, w), (H, W)): a ratio of four, other whole ratios, none, shrinking, single pixels
 CASES = [
@@ -205,6 +210,23 @@ def test_classes_that_win_nowhere_are_not_upsampled(monkeypatch: pytest.MonkeyPa
 def test_one_logit_is_a_threshold() -> None:
     logits = torch.tensor([[[[-1.0, 2.0]]]])
     assert upsampled_prediction(logits, (1, 4)).tolist() == [[[0, 0, 1, 1]]]
+
+
+@pytest.mark.parametrize(("num_labels", "small", "size"), CASES)
+@pytest.mark.parametrize("band", [1, 2**19])
+def test_confidence_equals_the_largest_softmax(
+    num_labels: int, small: tuple[int, int], size: tuple[int, int], band: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upsampling, "_CPU_BAND", band)
+    logits, _ = logits_and_labels(num_labels, small, size)
+    expected = upsample(logits, size).softmax(1).amax(1)
+    torch.testing.assert_close(upsampled_confidence(logits, size), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_confidence_of_one_logit() -> None:
+    logits = torch.tensor([-2.0, 0.0, 3.0]).view(1, 1, 1, 3)
+    expected = torch.tensor([[[2.0, 0.0, 3.0]]]).sigmoid()
+    torch.testing.assert_close(upsampled_confidence(logits, (1, 3)), expected)
 
 
 def test_not_a_number_does_not_crash() -> None:

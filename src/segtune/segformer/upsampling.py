@@ -74,6 +74,27 @@ def upsampled_prediction(logits: Tensor, size: Sequence[int]) -> Tensor:
     return torch.stack([_predict_one(image, size) for image in logits])
 
 
+def upsampled_confidence(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """The probability of what `upsampled_prediction` answers, `(B, H, W)`, float32, in (0, 1].
+
+    `upsample(logits, size).softmax(1).amax(1)` up to rounding, in bands of rows; for K = 1, the sigmoid of the logit or
+    of its negative.
+    """
+    logits = logits.float().contiguous()
+    b, num_labels, h, _ = logits.shape
+    height, width = size
+    if num_labels == 1:
+        return upsample(logits, size)[:, 0].abs_().sigmoid_()  # (B, H, W)
+    top, bottom, t = neighbours(h, height, logits.device)
+    out = logits.new_empty((b, height, width))
+    for i in range(b):
+        for rows in torch.arange(height, device=logits.device).split(band_rows(num_labels * width, logits.device)):
+            band = torch.lerp(logits[i][:, top[rows]], logits[i][:, bottom[rows]], t[rows, None])  # (K, rows, w)
+            band = upsample(band[None], (len(rows), width))[0]  # (K, rows, W)
+            out[i, rows] = (band.amax(0) - band.logsumexp(0)).exp_()
+    return out
+
+
 def _predict_one(x: Tensor, size: Sequence[int]) -> Tensor:
     """`(K, h, w)` -> `(H, W)`."""
     candidates = _candidates(x).tolist()

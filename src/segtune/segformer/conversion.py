@@ -1,0 +1,128 @@
+"""Networks of others as ours: transformers' SegFormer, already in memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from segtune.errors import UsageError
+from segtune.segformer.configuration_segformer import SegformerConfig
+from segtune.segformer.modeling_segformer import (
+    SegformerForImageClassification,
+    SegformerForSemanticSegmentation,
+    SegformerModel,
+    SegformerPreTrainedModel,
+)
+
+_CLASSES: dict[str, type[SegformerPreTrainedModel]] = {
+    cls.__name__: cls for cls in (SegformerForImageClassification, SegformerForSemanticSegmentation, SegformerModel)
+}
+# transformers 5 renames modules in memory; files, transformers 4 and our modules carry the published names.
+_PUBLISHED_NAMES = (
+    (r"(^|\.)stages\.(\d+)\.patch_embeddings\.", r"\1encoder.patch_embeddings.\2."),
+    (r"(^|\.)stages\.(\d+)\.blocks\.", r"\1encoder.block.\2."),
+    (r"(^|\.)stages\.(\d+)\.layer_norm\.", r"\1encoder.layer_norm.\2."),
+    (r"\.attention\.q_proj\.", ".attention.self.query."),
+    (r"\.attention\.k_proj\.", ".attention.self.key."),
+    (r"\.attention\.v_proj\.", ".attention.self.value."),
+    (r"\.attention\.sequence_reduction\.sequence_reduction\.", ".attention.self.sr."),
+    (r"\.attention\.sequence_reduction\.layer_norm\.", ".attention.self.layer_norm."),
+    (r"\.attention\.o_proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc([12])\.", r".mlp.dense\1."),
+    (r"\.layernorm_before\.", ".layer_norm_1."),
+    (r"\.layernorm_after\.", ".layer_norm_2."),
+    (r"^decode_head\.linear_projections\.", "decode_head.linear_c."),
+)
+_SHOWN = 8  # names in an error message
+
+
+def from_transformers(model: nn.Module) -> Any:
+    """Our network around the parameters of a transformers SegFormer that is already loaded.
+
+    Parameters and buffers are shared, not copied: what one of the two learns, the other knows. Configuration, dtype,
+    device and the training mode of every layer are those of `model`; its hooks stay behind, and gradient checkpointing
+    starts switched off. In training, dropout before the classifier drops whole channels (as the authors' does), where
+    transformers drops single values.
+
+    Args:
+        model: transformers' `SegformerForSemanticSegmentation`, `SegformerForImageClassification` or `SegformerModel`,
+            of version 4 or 5.
+
+    Returns:
+        Our class of the same name; a model that is ours already is returned as it is.
+
+    Raises:
+        UsageError: another architecture, or a network whose layers were replaced (adapters, quantisation).
+    """
+    if isinstance(model, SegformerPreTrainedModel):
+        return model
+    name = type(model).__name__
+    if name not in _CLASSES or type(model) is not getattr(transformers, name):
+        raise UsageError(
+            f"from_transformers takes transformers' {', '.join(_CLASSES)}, not {type(model).__module__}.{name}; "
+            "of a wrapped model pass what is inside, with adapters merged"
+        )
+    theirs: Any = model
+    with torch.device("meta"):
+        ours = _CLASSES[name](SegformerConfig.from_dict(theirs.config.to_dict()))
+    modules = {_published(f"{path}.")[:-1]: module for path, module in theirs.named_modules(remove_duplicate=False)}
+    _check_layers(ours, modules)
+    _share_tensors(ours, theirs)
+    for path, module in ours.named_modules():  # parents come first; a layer that they lack follows its parent
+        module.training = modules.setdefault(path, modules.get(path.rpartition(".")[0], theirs)).training
+    ours.name_or_path = ours.config.name_or_path = theirs.name_or_path
+    return ours
+
+
+def _check_layers(ours: nn.Module, modules: dict[str, nn.Module]) -> None:
+    """Raise where a layer with parameters is not of the class that ours is: it may not do what its weights say."""
+    replaced = [
+        f"{path} is a {type(modules[path]).__module__}.{type(modules[path]).__name__}"
+        for path, module in ours.named_modules()
+        if module._parameters and path in modules and type(modules[path]) is not type(module)
+    ]
+    if replaced:
+        raise UsageError(
+            f"not a plain SegFormer: {_listed(replaced)}; merge adapters first, and convert layers after "
+            "from_transformers"
+        )
+
+
+def _share_tensors(ours: nn.Module, theirs: nn.Module) -> None:
+    """Put the parameters and buffers of `theirs` into `ours`, which must have a place for each and miss none."""
+    wanted, given = _tensors(ours), {_published(key): value for key, value in _tensors(theirs).items()}
+    faults = {
+        "missing": sorted(wanted.keys() - given.keys()),
+        "left over": sorted(given.keys() - wanted.keys()),
+        "of another shape": sorted(
+            key for key in wanted.keys() & given.keys() if wanted[key].shape != given[key].shape
+        ),
+    }
+    if any(faults.values()):
+        found = "; ".join(f"{what}: {_listed(names)}" for what, names in faults.items() if names)
+        raise UsageError(f"the parameters are not those of a SegFormer with this configuration: {found}")
+    for key in wanted:
+        path, _, leaf = key.rpartition(".")
+        module = ours.get_submodule(path)
+        (module._parameters if leaf in module._parameters else module._buffers)[leaf] = given[key]
+
+
+def _tensors(model: nn.Module) -> dict[str, Any]:
+    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    return tensors | dict(model.named_buffers(remove_duplicate=False))
+
+
+def _published(name: str) -> str:
+    for pattern, replacement in _PUBLISHED_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = [f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+    return ", ".join([*names[:_SHOWN], *more])
