@@ -368,10 +368,11 @@ def test_killed_at_random_moments_and_resumed_is_exact(tmp_path: Path, overrides
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_everything_and_exits_with_3(tmp_path: Path, number: signal.Signals) -> None:
-    run = segtune_train(tmp_path / "run", "training.save_every=0", "training.num_workers=1")
-    while run.poll() is None and not (tmp_path / "run" / "metrics.jsonl").exists():
+    settings = ["training.max_steps=5000", "training.log_every=1", "training.save_every=0", "training.num_workers=1"]
+    run = segtune_train(tmp_path / "run", *settings)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while run.poll() is None and not (metrics.exists() and '"loss"' in metrics.read_text()):  # a step was made
         time.sleep(0.05)
-    time.sleep(1)
     run.send_signal(number)
     stdout, stderr = run.communicate(timeout=300)
     assert run.returncode == 3, stderr
