@@ -73,8 +73,9 @@ def from_transformers(model: nn.Module) -> Any:
     modules = {_published(f"{path}.")[:-1]: module for path, module in theirs.named_modules(remove_duplicate=False)}
     _check_layers(ours, modules)
     _share_tensors(ours, theirs)
-    for path, module in ours.named_modules():  # parents come first; a layer that they lack follows its parent
-        module.training = modules.setdefault(path, modules.get(path.rpartition(".")[0], theirs)).training
+    for path, module in ours.named_modules():  # parents come first: what theirs does not have follows its parent
+        counterpart = modules.setdefault(path, modules.get(path.rpartition(".")[0], theirs))
+        module.training = counterpart.training
     ours.name_or_path = ours.config.name_or_path = theirs.name_or_path
     return ours
 
