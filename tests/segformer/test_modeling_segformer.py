@@ -221,7 +221,7 @@ def test_bands_of_any_height_give_the_same_logits(band: int, autocast: bool, mon
             with torch.no_grad():
                 banded = model(images(2, 3, *size)).logits
             monkeypatch.undo()
-        assert banded.dtype == whole.dtype and banded.is_contiguous(memory_format=torch.channels_last)
+        assert banded.dtype == whole.dtype and banded.is_contiguous()  # one plane a label, as the prediction reads it
         tolerance = 0.05 if autocast else 1e-5
         assert (banded.float() - whole.float()).abs().max() <= tolerance * whole.float().abs().max()
 

@@ -70,6 +70,18 @@ def test_loss_and_gradient_equal_the_plain_formula(
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 70)])
+def test_logits_with_gaps_in_memory(size: tuple[int, int]) -> None:
+    logits, labels = logits_and_labels(5, (16, 16), size)
+    x = torch.zeros(2, 10, 16, 18)
+    x[:, ::2, :, 1:-1] = logits
+    x.requires_grad_()
+    upsampled_cross_entropy(x[:, ::2, :, 1:-1], labels).backward()
+    _, gradient = reference(logits, labels)
+    torch.testing.assert_close(x.grad[:, ::2, :, 1:-1].double(), gradient, rtol=1e-5, atol=1e-9)
+    assert x.grad[:, 1::2].abs().max() == 0
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 70)])
 @pytest.mark.parametrize(
     "options",
     [
@@ -188,6 +200,15 @@ def test_prediction_equals_argmax_of_the_upsampled_logits(
     prediction = upsampled_prediction(logits, size)
     assert prediction.dtype == torch.int64
     assert torch.equal(prediction, upsample(logits, size).argmax(1))
+
+
+@pytest.mark.parametrize("band", [1, 300, 2000])
+def test_prediction_in_bands_equals_that_of_the_whole(band: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 6, 13, 9, generator=generator)
+    logits[:, 3, :6] += 9  # a class that wins in a part of the picture
+    monkeypatch.setattr(upsampling, "_CPU_BAND", band)
+    assert torch.equal(upsampled_prediction(logits, (52, 36)), upsample(logits, (52, 36)).argmax(1))
 
 
 def test_prediction_of_equal_logits_is_the_first_class() -> None:

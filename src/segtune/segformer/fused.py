@@ -17,8 +17,6 @@ from torch.nn import functional as F
 
 from .upsampling import band_rows, neighbours, upsample_backward, upsampled_rows
 
-_BANDS_OF_A_GROUP = 8
-
 
 class MixFFN(torch.autograd.Function):
     """`dense2(gelu(dwconv(dense1(layer_norm(x)))))` of a map `(B, H, W, C)`; M = B·H·W, E = ratio·C."""
@@ -60,7 +58,8 @@ class MixFFN(torch.autograd.Function):
 
             grad_out = grad[part].to(dtype).reshape(-1, grad.shape[-1])  # (M, C)
             grad_weight2 = grad_out.t() @ F.gelu(wide).view(-1, width) if train else None
-            grad_wide = torch.ops.aten.gelu_backward((grad_out @ weight2.to(dtype)).view_as(wide), wide)
+            grad_wide = (grad_out @ weight2.to(dtype)).view_as(wide)
+            grad_wide = torch.ops.aten.gelu_backward(grad_wide, wide)
             del wide
             grad_before, grad_conv_weight, grad_conv_bias = torch.ops.aten.convolution_backward(
                 grad_wide.permute(0, 3, 1, 2),
@@ -112,19 +111,21 @@ def mix_ffn(
         return F.linear(F.gelu(_depthwise(F.linear(normed, weight1, bias1), conv_weight, conv_bias)), weight2, bias2)
     device = x.device.type
     out = torch.empty_like(x, dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None)
+    weight2, bias2 = weight2.to(out.dtype).t(), bias2.to(out.dtype)
     for i in range(len(x)):
         for first in range(0, height, rows):
             last = min(first + rows, height)
             top, bottom = max(first - 1, 0), min(last + 1, height)
             normed = F.layer_norm(x[i : i + 1, top:bottom], x.shape[-1:], norm_weight, norm_bias, eps)
             wide = _depthwise(F.linear(normed, weight1, bias1), conv_weight, conv_bias)  # (1, rows + 2, W, E)
-            out[i, first:last] = F.linear(F.gelu(wide[:, first - top : last - top]), weight2, bias2)[0]
+            wide = F.gelu(wide[0, first - top : last - top]).flatten(0, 1)  # (rows W, E)
+            torch.addmm(bias2, wide, weight2, out=out[i, first:last].flatten(0, 1))
     return out
 
 
 def _groups_of_images(x: Tensor, width: int) -> Iterator[slice]:
-    """Slices of the batch `(B, H, W, C)` so that a map of `width` channels fills no more than a few bands."""
-    images = band_rows(x.shape[1] * x.shape[2] * width // _BANDS_OF_A_GROUP, x.device)
+    """Slices of the batch `(B, H, W, C)`: the images whose maps of `width` channels fill one band, at least one."""
+    images = band_rows(x.shape[1] * x.shape[2] * width, x.device)
     return (slice(start, start + images) for start in range(0, len(x), images))
 
 

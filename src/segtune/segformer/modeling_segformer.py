@@ -369,8 +369,8 @@ class SegformerDecodeHead(nn.Module):
         places = [neighbours(x.shape[1], height, x.device) for x in maps]
         dtype = maps[0].dtype if maps else first.dtype  # autocast's, where it is on
         weight, bias, classify_bias = (x.to(dtype) for x in (weights[0], bias, cast(Tensor, self.classifier.bias)))
-        classify = self.classifier.weight.flatten(1).to(dtype).t()  # (D, K)
-        logits = torch.empty((len(first), height, width, classify.shape[1]), dtype=dtype, device=first.device)
+        classify, classify_bias = self.classifier.weight.flatten(1).to(dtype), classify_bias[:, None]  # (K, D), (K, 1)
+        logits = torch.empty((len(first), len(classify), height, width), dtype=dtype, device=first.device)
         rows = band_rows(width * len(bias), first.device)
         with _full_precision(first.device.type):
             for i, start in itertools.product(range(len(first)), range(0, height, rows)):
@@ -378,8 +378,9 @@ class SegformerDecodeHead(nn.Module):
                 x = F.linear(first[i, band].to(dtype), weight, bias)  # (rows, W_1, D)
                 for other, place in zip(maps, places, strict=True):
                     x += upsampled_rows(other[i], place, band, width)
-                torch.addmm(classify_bias, F.relu_(x).flatten(0, 1), classify, out=logits[i, band].flatten(0, 1))
-        return logits.permute(0, 3, 1, 2)  # (B, K, H_1, W_1)
+                x = F.relu_(x).flatten(0, 1)  # (rows W_1, D)
+                torch.addmm(classify_bias, classify, x.t(), out=logits[i, :, band].flatten(1))
+        return logits  # (B, K, H_1, W_1)
 
     def _compose(self, fold: bool) -> tuple[list[Tensor], Tensor]:
         """Weights `F_i P_i` of shape (D, C_i), stage 1 first, and the bias (D,); with the batch norm if `fold`."""

@@ -96,30 +96,54 @@ def upsampled_confidence(logits: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _predict_one(x: Tensor, size: Sequence[int]) -> Tensor:
-    """`(K, h, w)` -> `(H, W)`."""
+    """`(K, h, w)` -> `(H, W)`, int64; at a ratio of four in bands of rows, which have the very weights of the whole."""
+    _, h, w = x.shape
+    rows = band_rows(4 * size[1], x.device) if tuple(size) == (4 * h, 4 * w) else h
+    if rows >= h:
+        return _predict_band(x, size)
+    out = torch.empty(tuple(size), dtype=torch.long, device=x.device)
+    for first in range(0, h, rows):
+        last = min(first + rows, h)
+        top, bottom = max(first - 1, 0), min(last + 1, h)
+        ids = _predict_band(x[:, top:bottom], (4 * (bottom - top), 4 * w))
+        out[4 * first : 4 * last] = ids[4 * (first - top) : 4 * (last - top)]
+    return out
+
+
+def _predict_band(x: Tensor, size: Sequence[int]) -> Tensor:
     candidates = _candidates(x).tolist()
     if not candidates:  # not a number everywhere
         return upsample(x[None], size)[0].argmax(0)
     first, *others = candidates
-    ids = torch.full(tuple(size), first, dtype=torch.uint8 if len(x) <= 256 else torch.int32, device=x.device)
+    ids = torch.full(tuple(size), first, dtype=torch.long, device=x.device)
     if others:
-        best = upsample(x[None, first : first + 1], size)[0, 0]  # (H, W)
+        best = upsample(x[None, first : first + 1], size)  # (1, 1, H, W)
+        score, higher = torch.empty_like(best), torch.empty_like(ids, dtype=torch.bool)
     for label in others:
-        score = upsample(x[None, label : label + 1], size)[0, 0]  # (H, W)
-        ids.masked_fill_(score > best, label)
+        torch.ops.aten.upsample_bilinear2d.out(x[None, label : label + 1], list(size), False, out=score)
+        torch.gt(score[0, 0], best[0, 0], out=higher)
+        ids.masked_fill_(higher, label)
         torch.maximum(best, score, out=best)
-    return ids.long()
+    return ids
 
 
 def _candidates(x: Tensor) -> Tensor:
     """The classes of `x` (K, h, w) that may have the largest value somewhere between its pixels, ascending."""
-    _, h, w = x.shape
-    x = F.pad(x[None], (0, int(w == 1), 0, int(h == 1)), mode="replicate")[0]
-    low, high = torch.minimum(x[:, :-1], x[:, 1:]), torch.maximum(x[:, :-1], x[:, 1:])  # (K, h-1, w)
-    low, high = torch.minimum(low[..., :-1], low[..., 1:]), torch.maximum(high[..., :-1], high[..., 1:])
-    sure = low.amax(0)  # (h-1, w-1): some class is at least this everywhere in the cell
-    rounding = 1e-5 * x.abs().amax()
-    return (high >= sure - rounding).flatten(1).any(1).nonzero()[:, 0]
+    num_labels, h, w = x.shape
+    lowest, highest = x.aminmax()
+    rounding = 1e-5 * torch.maximum(-lowest, highest)
+    found = torch.zeros(num_labels, dtype=torch.bool, device=x.device)
+    rows = band_rows(num_labels * w, x.device)
+    for first in range(0, max(h - 1, 1), rows):
+        band = x[:, first : first + rows + 1]
+        low, high = torch.minimum(band[:, :-1], band[:, 1:]), torch.maximum(band[:, :-1], band[:, 1:])
+        if h == 1:
+            low = high = band
+        if w > 1:  # (K, rows, w-1), of the four corners of each cell
+            low, high = torch.minimum(low[..., :-1], low[..., 1:]), torch.maximum(high[..., :-1], high[..., 1:])
+        sure = low.amax(0)  # (rows, w-1): some class is at least this everywhere in the cell
+        found |= (high >= sure - rounding).flatten(1).any(1)
+    return found.nonzero()[:, 0]
 
 
 # --- the operator: opaque to torch.compile, so that it may look at the data -------------------------------------------
@@ -141,39 +165,40 @@ def _cross_entropy(
     in the logits; only lse, and its gradient `a softmax(u)`, need every class at every pixel.
     """
     num_labels, size = logits.shape[1], labels.shape[1:]
+    if torch.empty_like(logits, device="meta").stride() != logits.stride():
+        logits = logits.contiguous()  # of a slice with gaps; the gradient has the strides of the logits
     weight = logits.new_ones(num_labels) if weight is None else weight
-    valid = labels != ignore_index
-    target = torch.where(valid, labels, 0).long()
-    if target.numel() and not 0 <= int(target.min()) <= int(target.max()) < num_labels:
-        outside = labels[valid & ((labels < 0) | (labels >= num_labels))]
-        raise IndexError(f"label {outside[0].item()} is neither one of {num_labels} classes nor {ignore_index}")
-    of_target = weight[target] * valid  # (B, H, W)
+    _refuse_unknown(labels, num_labels, ignore_index)
     spread = label_smoothing / num_labels * weight  # (K,)
-    c = (1 - label_smoothing) * of_target  # (B, H, W)
-    a = c + spread.sum() * valid  # (B, H, W)
-
-    top = logits.amax(
-        1, keepdim=True
-    )  # (B, 1, h, w): softmax does not see it; without it, no upsampled value exceeds 0
+    # softmax does not see the largest logit; without it, no upsampled value exceeds 0
+    top = logits.amax(1, keepdim=True)  # (B, 1, h, w)
     fast = tuple(size) == (4 * logits.shape[2], 4 * logits.shape[3]) and logits.numel() > 0
     fast = fast and (logits.amin(1, keepdim=True) - top).amin().item() > -_LARGEST_SPREAD
     add_normalizers = _add_normalizers_of_ratio_four if fast else _add_normalizers
-    total = logits.new_zeros((), dtype=torch.float64)
+    total, norm = logits.new_zeros((), dtype=torch.float64), logits.new_zeros(())
     gradient = torch.empty_like(logits) if needs_gradient else logits.new_empty(0)
     for i in range(len(logits)):  # one image at a time: less memory
-        x = logits.new_empty((num_labels, logits.shape[2] + 2, logits.shape[3] + 2))  # with a border
-        torch.sub(logits[i], top[i], out=_inside(x))
-        g = torch.zeros_like(x) if needs_gradient else None
-        total += add_normalizers(x, a[i], g) - _add_targets(_inside(x), target[i], c[i], _inside(g))
+        valid = labels[i] != ignore_index  # (H, W)
+        target = torch.where(valid, labels[i], 0).long()
+        of_target = weight[target] * valid
+        c = (1 - label_smoothing) * of_target
+        a = c + spread.sum() * valid
+        g = gradient[i].zero_() if needs_gradient else None
+        total += add_normalizers(logits[i], top[i], a, g) - _add_targets(logits[i], top[i], target, c, g)
+        norm += of_target.sum()
         if label_smoothing > 0:
-            mean = torch.einsum("khw,k->hw", _inside(x), spread)[None, None]  # (1, 1, h, w)
-            total -= (upsample(mean, size)[0, 0] * valid[i]).sum(dtype=torch.float64)
+            mean = torch.einsum("khw,k->hw", logits[i] - top[i], spread)[None, None]  # (1, 1, h, w)
+            total -= (upsample(mean, size)[0, 0] * valid).sum(dtype=torch.float64)
             if g is not None:
-                share = upsample_backward(valid[None, None, i].to(x.dtype), mean.shape)[0]  # (1, h, w)
-                _inside(g).sub_(share * spread[:, None, None])
-        if g is not None:
-            gradient[i] = _inside(g)
-    return total.to(logits.dtype), of_target.sum(), gradient
+                share = upsample_backward(valid[None, None].to(mean.dtype), mean.shape)[0]  # (1, h, w)
+                g.sub_(share * spread[:, None, None])
+    return total.to(logits.dtype), norm, gradient
+
+
+def _refuse_unknown(labels: Tensor, num_labels: int, ignore_index: int) -> None:
+    outside = labels[(labels != ignore_index) & ((labels < 0) | (labels >= num_labels))]
+    if outside.numel():
+        raise IndexError(f"label {outside[0].item()} is neither one of {num_labels} classes nor {ignore_index}")
 
 
 @_cross_entropy.register_fake
@@ -201,31 +226,28 @@ def _scale_gradient(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Any, ...]:
 _cross_entropy.register_autograd(_scale_gradient, setup_context=_keep_gradient)
 
 
-# --- parts of one image ----------------------------------------------------------------------------------------------
+# --- parts of one image; the largest logit of each pixel, `top` (1, h, w), is taken off the others --------------------
 
 
-def _inside(x: Any) -> Any:
-    """A view without the border, `(K, h, w)` of `(K, h+2, w+2)`; None of None."""
-    return None if x is None else x[:, 1:-1, 1:-1]
-
-
-def _add_targets(x: Tensor, target: Tensor, c: Tensor, gradient: Tensor | None) -> Tensor:
-    """Sum of `c u_t` over pixels `(H, W)`, u being `x` (K, h, w) upsampled; subtracts its gradient.
+def _add_targets(x: Tensor, top: Tensor, target: Tensor, c: Tensor, gradient: Tensor | None) -> Tensor:
+    """Sum of `c u_t` over pixels `(H, W)`, u being `x - top` (K, h, w) upsampled; subtracts its gradient.
 
     `gradient` has the strides of `x`.
     """
     _, h, w = x.shape
-    top, bottom, dy = neighbours(h, target.shape[0], x.device)
+    above, below, dy = neighbours(h, target.shape[0], x.device)
     left, right, dx = neighbours(w, target.shape[1], x.device)
-    base = target * x.stride(0)  # (H, W)
+    of_label, of_row, of_column = x.stride()
+    base = target * of_label  # (H, W)
     total = x.new_zeros((), dtype=torch.float64)
-    for rows, row_weight in ((top, 1 - dy), (bottom, dy)):
+    for rows, row_weight in ((above, 1 - dy), (below, dy)):
         for columns, column_weight in ((left, 1 - dx), (right, dx)):
-            index = (base + (rows * x.stride(1))[:, None] + columns).view(-1)  # (H W)
+            index = (base + (rows * of_row)[:, None] + columns * of_column).view(-1)  # (H W)
             share = (c * row_weight[:, None] * column_weight).view(-1)
-            total += torch.dot(_flat(x)[index], share)
+            highest = top[0, rows[:, None], columns].view(-1)
+            total += torch.dot(_flat(x)[index].sub_(highest), share)
             if gradient is not None:
-                _flat(gradient).scatter_add_(0, index, -share)
+                _flat(gradient).scatter_add_(0, index, share.neg_())
     return total
 
 
@@ -235,53 +257,48 @@ def _flat(x: Tensor) -> Tensor:
     return x.as_strided((span,), (1,))
 
 
-def _add_normalizers(x: Tensor, a: Tensor, gradient: Tensor | None) -> Tensor:
+def _add_normalizers(x: Tensor, top: Tensor, a: Tensor, gradient: Tensor | None) -> Tensor:
     """Sum of `a lse(u)` over pixels; adds its gradient.
 
-    Args:
-        x: logits with a border, `(K, h+2, w+2)`; u is what lies inside it, upsampled to the size of `a` (H, W).
-        gradient: laid out as `x`.
+    u is `x - top` (K, h, w) upsampled to the size of `a` (H, W).
     """
-    x, gradient = _inside(x), _inside(gradient)
     num_labels, h, _ = x.shape
     height, width = a.shape
-    top, bottom, dy = neighbours(h, height, x.device)
+    above, below, dy = neighbours(h, height, x.device)
     total = x.new_zeros((), dtype=torch.float64)
     for rows in torch.arange(height, device=x.device).split(band_rows(num_labels * width, x.device)):
         t = dy[rows, None]
-        band = torch.lerp(x[:, top[rows]], x[:, bottom[rows]], t)[None]  # (1, K, rows, w)
+        upper, lower = (x[:, near[rows]] - top[:, near[rows]] for near in (above, below))  # (K, rows, w)
+        band = torch.lerp(upper, lower, t)[None]  # (1, K, rows, w)
         u = upsample(band, (len(rows), width))[0]  # (K, rows, W)
         lse = u.logsumexp(0)  # (rows, W)
         total += (lse * a[rows]).sum()
         if gradient is not None:
             u.sub_(lse).exp_().mul_(a[rows])
             share = upsample_backward(u[None], band.shape)[0]  # (K, rows, w)
-            gradient.index_add_(1, top[rows], share * (1 - t))
-            gradient.index_add_(1, bottom[rows], share * t)
+            gradient.index_add_(1, above[rows], share * (1 - t))
+            gradient.index_add_(1, below[rows], share * t)
     return total
 
 
-def _add_normalizers_of_ratio_four(x: Tensor, a: Tensor, gradient: Tensor | None) -> Tensor:
-    """The same for H = 4h, W = 4w and `-80 < x <= 0`, with a quarter of the exponentials; fills the border of `x`.
+def _add_normalizers_of_ratio_four(x: Tensor, top: Tensor, a: Tensor, gradient: Tensor | None) -> Tensor:
+    """The same for H = 4h, W = 4w and `-80 < x - top <= 0`, with a quarter of the exponentials.
 
     Between two columns p and q, the four output columns are `exp((7p + q)/8)`, `exp((5p + 3q)/8)`, … : products of
-    powers of `exp(p/8)` and `exp(q/8)`. So only rows are interpolated before the exponential. A band is kept as
-    (K, R) with the R positions of all its rows one after another: the neighbour q is the next position, and what the
-    last column of a row makes with the first one of the next has `a = 0`.
+    powers of `exp(p/8)` and `exp(q/8)`. So only rows are interpolated before the exponential. A border of one pixel
+    repeats the nearest value. A band is kept as (K, R) with the R positions of all its rows one after another: the
+    neighbour q is the next position, and what the last column of a row makes with the first one of the next has
+    `a = 0`.
     """
-    num_labels, h, w = _inside(x).shape
-    for inner, outer in ((1, 0), (-2, -1)):  # beyond the border, the nearest value
-        x[:, outer, 1:-1] = x[:, inner, 1:-1]
-    for inner, outer in ((1, 0), (-2, -1)):
-        x[:, :, outer] = x[:, :, inner]
+    num_labels, h, w = x.shape
     t = x.new_tensor(_PHASES)[:, None, None]
     a = F.pad(a, (2, 2, 2, 2)).view(h + 1, 4, w + 1, 4).permute(3, 1, 0, 2)  # (column, row, h+1, w+1)
     a = F.pad(a, (0, 1))  # (column, row, h+1, w+2)
     total = x.new_zeros((), dtype=torch.float64)
-    step = band_rows(4 * num_labels * (w + 2), x.device)
-    for first in range(0, h + 1, step):
-        last = min(first + step, h + 1)
-        p1 = torch.lerp(x[:, None, first:last], x[:, None, first + 1 : last + 1], t)  # (K, row, rows, w+2)
+    for rows in torch.arange(h + 1, device=x.device).split(band_rows(4 * num_labels * (w + 2), x.device)):
+        near = torch.cat((rows - 1, rows[-1:])).clamp(0, h - 1)
+        band = F.pad(x[:, near] - top[:, near], (1, 1), mode="replicate")  # (K, rows+1, w+2)
+        p1 = torch.lerp(band[:, None, :-1], band[:, None, 1:], t)  # (K, row, rows, w+2)
         shape, p1 = p1.shape, p1.div_(8).exp_().view(num_labels, -1)  # (K, R)
         p2 = p1 * p1
         p3 = p1 * p2
@@ -292,7 +309,7 @@ def _add_normalizers_of_ratio_four(x: Tensor, a: Tensor, gradient: Tensor | None
         for phase, (left, right) in enumerate(((p7, p1), (p5, p3), (p3, p5), (p1, p7))):
             torch.mul(left.view(-1)[:-1], right.view(-1)[1:], out=pairs.view(-1)[:-1])
             sums = pairs.sum(0)  # (R,)
-            scale = a[phase, :, first:last].reshape(-1)  # (R,)
+            scale = a[phase, :, rows].reshape(-1)  # (R,)
             total += torch.dot(sums.log(), scale)
             if gradient is not None:
                 scale = scale / sums
@@ -301,13 +318,13 @@ def _add_normalizers_of_ratio_four(x: Tensor, a: Tensor, gradient: Tensor | None
         if gradient is not None:
             to_left.view(-1)[1:] += to_right.view(-1)[:-1]
             share = to_left.view(shape)
+            grad = torch.zeros_like(band)
             for row, phase_weight in enumerate(_PHASES):
-                gradient[:, first:last].add_(share[:, row], alpha=1 - phase_weight)
-                gradient[:, first + 1 : last + 1].add_(share[:, row], alpha=phase_weight)
-    if gradient is not None:
-        for inner, outer in ((1, 0), (-2, -1)):
-            gradient[:, inner] += gradient[:, outer]
-            gradient[:, :, inner] += gradient[:, :, outer]
+                grad[:, :-1].add_(share[:, row], alpha=1 - phase_weight)
+                grad[:, 1:].add_(share[:, row], alpha=phase_weight)
+            for inner, outer in ((1, 0), (-2, -1)):
+                grad[:, :, inner] += grad[:, :, outer]
+            gradient.index_add_(1, near, grad[:, :, 1:-1])
     return total
 
 
@@ -323,8 +340,9 @@ def upsampled_rows(x: Tensor, place: tuple[Tensor, Tensor, Tensor], band: slice,
     """Rows `band` of a map `(h, w, C)` upsampled to `width` and to the height that `place` (`neighbours`) is for."""
     top, bottom, t = place
     above, below = (x.index_select(0, near[band]) for near in (top, bottom))
-    line = torch.lerp(above, below, t[band, None, None].to(x.dtype))  # (rows, w, C)
-    return upsample(line[None].permute(0, 3, 1, 2), (len(line), width))[0].permute(1, 2, 0)  # (rows, W, C)
+    lines = torch.lerp(above, below, t[band, None, None].to(x.dtype))  # (rows, w, C)
+    lines = lines.permute(0, 2, 1)[:, :, None]  # (rows, C, 1, w): the rows as a batch, over which threads divide
+    return upsample(lines, (1, width))[:, :, 0].permute(0, 2, 1)  # (rows, W, C)
 
 
 def band_rows(row_elements: int, device: torch.device) -> int:
