@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2FN, GELUActivation
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput, SemanticSegmenterOutput
 
 from .configuration_segformer import SegformerConfig
@@ -167,7 +167,6 @@ class SegformerMixFFN(nn.Module):
         self.dense1 = nn.Linear(hidden_size, width)
         self.dwconv = SegformerDepthwiseConv(width)
         self.activation = ACT2FN[config.hidden_act]
-        self.gelu = config.hidden_act == "gelu"
         self.dense2 = nn.Linear(width, hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -183,10 +182,12 @@ class SegformerMixFFN(nn.Module):
             (self.dense1, nn.Linear),
             (self.dwconv, SegformerDepthwiseConv),
             (self.dwconv.dwconv, nn.Conv2d),
+            (self.activation, GELUActivation),
             (self.dense2, nn.Linear),
+            (self.dropout, nn.Dropout),
         ]
         no_dropout = self.dropout.p == 0 or not self.dropout.training
-        return self.gelu and no_dropout and all(_is_plain(module, kind) for module, kind in modules)
+        return no_dropout and all(_is_plain(module, kind) for module, kind in modules)
 
 
 class SegformerDropPath(nn.Module):
