@@ -64,6 +64,13 @@ def test_pairs_are_interleaved() -> None:
     assert set(times) == {"wall", "cpu"}
 
 
+def test_compiled_against_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    times = bench_module.compiled(models(SMALL)[0], SMALL)
+    assert len(compiled) == 1 and min(times["compile_s"], times["compiled_s"], times["eager_s"]) > 0
+
+
 def test_inputs_are_photographs_and_labels_in_range() -> None:
     pixel_values, labels = inputs(SMALL, 3)
     assert pixel_values.shape == (3, 3, 64, 64) and pixel_values.std() > 0.1

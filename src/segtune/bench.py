@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ class Bench:
     dtype: str = "fp32"
     device: str = "cpu"
     repeats: int = 7
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in ("fp32", "bf16"):
@@ -70,7 +71,7 @@ class Bench:
 def run_bench(bench: Bench, progress: bool = True) -> dict[str, Any]:
     """All figures of one network, JSON-able; see `table` for what they mean."""
     ours, theirs = models(bench)
-    steps = 2 * len(TASKS) + 2
+    steps = 2 * len(TASKS) + 2 + bench.compile
     with tqdm(total=steps, desc=f"bench {bench.name}", disable=not progress) as bar:
         result: dict[str, Any] = {"bench": asdict(bench), "threads": torch.get_num_threads()}
         result |= {"torch": torch.__version__, "transformers": transformers.__version__}
@@ -81,6 +82,9 @@ def run_bench(bench: Bench, progress: bool = True) -> dict[str, Any]:
         for task in TASKS:
             with _calls(ours, theirs, task, bench) as calls:
                 result[task] = compare(*calls, bench.repeats)
+            bar.update()
+        if bench.compile:
+            result["compiled"] = compiled(ours, bench)
             bar.update()
         result["saved_bytes"] = {"segtune": saved_bytes(ours, bench), "transformers": saved_bytes(theirs, bench)}
         bar.update()
@@ -185,8 +189,8 @@ def _precision(bench: Bench) -> AbstractContextManager[Any]:
 
 
 def _wait(bench: Bench) -> None:
-    if bench.device.startswith("cuda"):
-        torch.cuda.synchronize()
+    if torch.device(bench.device).type != "cpu":
+        torch.accelerator.synchronize()
 
 
 @contextmanager
@@ -226,6 +230,23 @@ def compare(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int) ->
             "ratio_quartiles": [quartiles[0], quartiles[2]],
         }
     return result
+
+
+def compiled(model: nn.Module, bench: Bench) -> dict[str, Any]:
+    """Our forward pass under `torch.compile` against the same one without; `compile_s` is the first call."""
+    fast = call(cast(nn.Module, torch.compile(model)), "segtune", "forward", bench)
+    plain = call(model, "segtune", "forward", bench)
+    start = time.perf_counter()
+    fast()
+    seconds = time.perf_counter() - start
+    wall = compare(fast, plain, bench.repeats)["wall"]
+    return {
+        "compile_s": seconds,
+        "compiled_s": wall["segtune_s"],
+        "eager_s": wall["transformers_s"],
+        "ratio": wall["ratio"],
+        "ratio_quartiles": wall["ratio_quartiles"],
+    }
 
 
 def matmul_gflops(device: str, size: int = 1536) -> float:
@@ -336,6 +357,12 @@ def table(results: Sequence[dict[str, Any]]) -> str:
                 f"{wall['ratio']:>7.2f}x   {low:.2f} to {high:.2f}"
             )
             lines.append(_row("  peak memory", peak, "MB", 1))
+        if "compiled" in result:
+            times = result["compiled"]
+            lines.append(
+                f"our forward, compiled {times['compiled_s'] * 1e3:.0f} ms, eager {times['eager_s'] * 1e3:.0f} ms "
+                f"({times['ratio']:.2f}x, after {times['compile_s']:.0f} s of compiling)"
+            )
         lines.append(_row("saved for backward", result["saved_bytes"], "MB", 1e-6))
         lines.append(_row("multiply-accumulates", result["gmacs"], "G", 1, digits=2))
         share = 2 * result["gmacs"]["segtune"] * bench["batch"] / result["forward"]["wall"]["segtune_s"]

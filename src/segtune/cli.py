@@ -281,6 +281,7 @@ def bench(
     dtype: Annotated[str, typer.Option(help="fp32, or bf16 for autocast.")] = "fp32",
     device: Annotated[str, typer.Option(help="cpu, cuda, mps, …")] = "cpu",
     repeats: Annotated[int, typer.Option(min=1, help="Pairs of timings.")] = 7,
+    compile_too: Annotated[bool, typer.Option("--compile", help="Also time our forward under torch.compile.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     plot: Annotated[
         Path | None, typer.Option(metavar="PNG", dir_okay=False, help="Also draw time and memory against the size.")
@@ -292,7 +293,9 @@ def bench(
 
     _hide_bars_of_libraries()
     settings = [
-        benches.Bench(variant, checkpoint, size, labels, batch_size, train_batch_size, dtype, device, repeats)
+        benches.Bench(
+            variant, checkpoint, size, labels, batch_size, train_batch_size, dtype, device, repeats, compile_too
+        )
         for variant in ([variants] if checkpoint else variants.lower().split(","))
     ]
     sizes = _integers(plot_sizes, "--plot-sizes")
