@@ -14,7 +14,8 @@ import yaml
 import segtune
 from segtune.catalog import find_recipe, list_recipes, recipe_name
 from segtune.checkpoint import ModelConfig, build_model
-from segtune.data.sources import DatasetConfig, check_masks, find_label_map, load_segmentation_dataset
+from segtune.data.checks import check_masks
+from segtune.data.sources import DatasetConfig, find_label_map, load_segmentation_dataset
 from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
 from segtune.inference import processor_for

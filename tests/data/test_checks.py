@@ -1,0 +1,145 @@
+"""Reading every mask before the first step: what passes, what is refused, and with which words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from datasets import DatasetDict
+
+from segtune.data.checks import check_masks
+from segtune.data.sources import load_segmentation_dataset
+from segtune.errors import DataError
+from segtune.labels import LabelMap
+
+TWO = LabelMap.from_names(["sky", "road"])
+
+
+def write_image(path: Path, size: tuple[int, int] = (4, 6), **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    PIL.Image.fromarray(noise).save(path, **options)
+
+
+def write_mask(path: Path, size: tuple[int, int] = (4, 6), mask: np.ndarray | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(np.arange(np.prod(size), dtype=np.uint8).reshape(size) % 2 if mask is None else mask).save(path)
+
+
+def write_pairs(root: Path, names: Iterable[str], images: str = "images", masks: str = "masks") -> Path:
+    for name in names:
+        write_image(root / images / f"{name}.jpg")
+        write_mask(root / masks / f"{name}.png")
+    return root
+
+
+def test_pixels_of_each_class_are_counted_by_split(tmp_path: Path) -> None:
+    write_pairs(tmp_path, "ab", "images/train", "masks/train")
+    mask = np.zeros((4, 6), np.uint8)
+    mask[:3, :5], mask[3] = 1, 255
+    write_image(tmp_path / "images/val/c.jpg")
+    write_mask(tmp_path / "masks/val/c.png", mask=mask)
+    counts = check_masks(load_segmentation_dataset(tmp_path), TWO)
+    assert {split: pixels.tolist() for split, pixels in counts.items()} == {"train": [24, 24, 0], "val": [3, 15, 6]}
+
+
+def test_unknown_ids_are_reported_with_file_value_count_and_fix(tmp_path: Path) -> None:
+    write_pairs(tmp_path, "abc")
+    mask = np.zeros((4, 6), np.uint8)
+    mask[:2, :3], mask[3, 3] = 42, 43
+    write_mask(tmp_path / "masks/b.png", mask=mask)
+    with pytest.raises(DataError) as error:
+        check_masks(load_segmentation_dataset(tmp_path, val_fraction=0), TWO)
+    assert str(error.value) == (
+        "1 of 3 samples cannot be used:\n"
+        f"  {tmp_path}/masks/b.png: the mask holds id 42 (6 pixels), id 43 (1 pixel): "
+        "not one of the 2 classes (0, 1; ignored: 255)\n"
+        'Name such values in dataset.labels (or its file), as in {"42": "<class>", "43": "<class>"}, '
+        'or ignore them: {"42": null, "43": null}'
+    )
+
+
+def test_every_split_is_checked_and_the_list_is_cut(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in "abcd":
+            write_image(tmp_path / f"images/{split}/{name}.jpg")
+            write_mask(tmp_path / f"masks/{split}/{name}.png", mask=np.full((4, 6), 9, np.uint8))
+    with pytest.raises(DataError, match=r"^8 of 8 samples(.*\n){6}  \.\.\. and 3 more\nName such values"):
+        check_masks(load_segmentation_dataset(tmp_path, val_fraction=0.5), TWO)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_truncated_images_are_named(tmp_path: Path, suffix: str) -> None:
+    write_pairs(tmp_path, "b")
+    image = tmp_path / f"images/a.{suffix}"
+    write_image(image, (64, 64))
+    write_mask(tmp_path / "masks/a.png", (64, 64))
+    image.write_bytes(image.read_bytes()[: -len(image.read_bytes()) // 3])
+    with pytest.raises(DataError, match=rf"images/a\.{suffix}: "):
+        check_masks(load_segmentation_dataset(tmp_path), TWO)
+
+
+def test_truncated_masks_are_named(tmp_path: Path) -> None:
+    write_pairs(tmp_path, "b")
+    write_image(tmp_path / "images/a.jpg", (64, 64))
+    mask = tmp_path / "masks/a.png"
+    write_mask(mask, mask=np.random.default_rng(0).integers(0, 2, (64, 64), dtype=np.uint8))
+    mask.write_bytes(mask.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"masks/a\.png: .*truncated"):
+        check_masks(load_segmentation_dataset(tmp_path), TWO)
+
+
+def test_masks_saved_as_jpeg(tmp_path: Path) -> None:
+    write_image(tmp_path / "images/a.jpg", (64, 64))
+    write_mask(tmp_path / "masks/a.jpg", mask=np.random.default_rng(0).integers(0, 2, (64, 64), dtype=np.uint8) * 90)
+    with pytest.raises(DataError, match=r"masks/a\.jpg: .*JPEG does not keep exact values: save masks as PNG$"):
+        check_masks(load_segmentation_dataset(tmp_path), LabelMap.from_ids({0: "sky", 90: "road"}))
+
+
+def test_binary_masks_whose_foreground_would_be_ignored(tmp_path: Path) -> None:
+    write_image(tmp_path / "images/a.jpg")
+    write_mask(tmp_path / "masks/a.png", mask=np.array([[0, 255] * 3] * 4, np.uint8))
+    dataset = load_segmentation_dataset(tmp_path)
+    with pytest.raises(DataError, match=r"only class in all 1 masks is 'sky', .*\"255\": \"foreground\""):
+        check_masks(dataset, TWO)
+    check_masks(dataset, LabelMap.from_ids({0: "background", 255: "foreground"}))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        np.array([[0, 1, 300], [1, 0, 300]], np.uint16),
+        np.array([[0, 1, 300], [1, 0, 300]], np.int32),
+        np.array([[False, True]]),
+    ],
+)
+def test_masks_of_other_types_pass(tmp_path: Path, mask: np.ndarray) -> None:
+    write_image(tmp_path / "images/a.png", mask.shape)
+    write_mask(tmp_path / "masks/a.tif", mask=mask)
+    check_masks(load_segmentation_dataset(tmp_path), LabelMap.from_ids({0: "sky", 1: "road", 300: "car"}))
+
+
+def test_colors_and_palettes_pass(tmp_path: Path) -> None:
+    colors = np.array([[[0, 0, 0], [128, 64, 128]]], np.uint8)
+    write_image(tmp_path / "images/a.png", (1, 2))
+    write_mask(tmp_path / "masks/a.png", mask=colors)
+    dataset = load_segmentation_dataset(tmp_path)
+    check_masks(dataset, LabelMap.from_colors({"#804080": "road", "#000000": "sky"}))
+    with pytest.raises(DataError, match=r"a\.png: the mask holds colour #000000.*the label map names ids"):
+        check_masks(dataset, TWO)
+    PIL.Image.fromarray(colors).quantize(2).save(tmp_path / "masks/a.png")
+    check_masks(dataset, TWO)
+
+
+def test_masks_held_in_memory_are_checked_by_id(tmp_path: Path) -> None:
+    from datasets import Dataset, Features, Image, Value
+
+    wrong = PIL.Image.fromarray(np.full((4, 6), 42, np.uint8))
+    rows = {"id": ["a"], "image": [PIL.Image.new("RGB", (6, 4))], "mask": [wrong]}
+    features = Features({"id": Value("string"), "image": Image(), "mask": Image()})
+    with pytest.raises(DataError, match=r"  a: the mask holds id 42 \(24 pixels\)"):
+        check_masks(DatasetDict(train=Dataset.from_dict(rows, features=features)), TWO)
