@@ -19,9 +19,10 @@ from segtune.data.sources import DatasetConfig, find_label_map, load_segmentatio
 from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
 from segtune.inference import processor_for
+from segtune.run_folder import SPLIT_FILE, refuse_existing_run
 from segtune.section import Section
 from segtune.strict import Keys, check, dotted, show
-from segtune.trainer import SPLIT_FILE, SegmentationTrainer, TrainingConfig, refuse_existing_run
+from segtune.trainer import SegmentationTrainer, TrainingConfig
 
 __all__ = ["Recipe", "find_recipe", "list_recipes", "load_recipe", "train"]
 
@@ -81,7 +82,9 @@ def train(recipe: Recipe) -> dict[str, Any]:
 
     Returns what `SegmentationTrainer.train` returns and, under "splits", the names of the data's splits.
     """
-    refuse_existing_run(recipe.training)
+    training = recipe.training
+    if training.output_dir is not None:
+        refuse_existing_run(training.output_dir, training.resume, training.overwrite)
     label_map = find_label_map(recipe.dataset)
     dataset = load_data(recipe.dataset)
     if "train" not in dataset:

@@ -1,37 +1,28 @@
-"""The fine-tuning loop over Accelerate, and the run folder that it writes."""
+"""The fine-tuning loop, over Accelerate."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
-import platform
-import shutil
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import accelerate
 import numpy as np
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
 from pydantic import Field, field_validator, model_validator
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
-import segtune
 from segtune import checkpoint
 from segtune.data.loading import SegmentationSamples, StepSampler, collate
-from segtune.data.sources import save_split
 from segtune.data.transforms import TrainTransform, TransformConfig
 from segtune.ema import ExponentialMovingAverage
-from segtune.errors import DataError, SegtuneError, UsageError
+from segtune.errors import UsageError
 from segtune.inference import evaluate_model
 from segtune.interrupts import StopRequest, ignore_interrupts, seconds
 from segtune.labels import LabelMap
@@ -46,17 +37,16 @@ from segtune.optim import (
     set_learning_rate,
     train_mode,
 )
+from segtune.run_folder import RunFolder
 from segtune.section import Section
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation, segmentation_loss, valid_pixels
+from segtune.watching import Watch, environment
 
 if TYPE_CHECKING:
     import datasets
 
 logger = logging.getLogger(__name__)
-
-RECIPE_FILE, SPLIT_FILE, METRICS_FILE = "recipe.yaml", "split.json", "metrics.jsonl"
-_RUN_CONTENT = (RECIPE_FILE, SPLIT_FILE, METRICS_FILE, "checkpoints", "best", "final", "overlays")
 
 
 class TrainingConfig(Section):
@@ -163,13 +153,19 @@ class SegmentationTrainer:
         if len(train_dataset) == 0:
             raise UsageError("the training split is empty")
         self.config = config
-        self.folder = Path(config.output_dir)
         self.label_map = label_map
         self.processor = processor
         self.eval_dataset = eval_dataset
         self.recipe = recipe
         self.splits = splits
         self.accelerator = make_accelerator(config)
+        self.run = RunFolder(
+            config.output_dir,
+            self.accelerator,
+            resume=config.resume,
+            overwrite=config.overwrite,
+            keep_last=config.keep_last,
+        )
         if config.gradient_checkpointing:
             model._set_gradient_checkpointing(True, _checkpoint_block)
         freeze(model, config.freeze)
@@ -197,24 +193,22 @@ class SegmentationTrainer:
         "stopped" of the result then says why.
         """
         config = self.config
-        self._open_run_folder()
+        state = self.run.open(self.recipe, self.splits)
         accelerate.utils.set_seed(config.seed + self.accelerator.process_index)
-        self._resume()
+        if state is not None:
+            self._resume(state)
+        self.run.begin(self.step, environment(self.accelerator))
         train_mode(self.model, config.freeze)
         last: dict[str, Any] = {}
-        window = _Window()
         limit = seconds(config.time_limit) if config.time_limit else None
-        with StopRequest(limit) as request, self._progress() as bar:
+        with StopRequest(limit) as request, self._watch() as watch:
             for micro_batches in self._batches():
                 set_learning_rate(self.optimizer, self._factor())
                 loss, norm = self._optimizer_step(micro_batches)
                 self.step += 1
                 if self.ema is not None:
                     self.ema.update(self.accelerator.unwrap_model(self.model))
-                window.add(loss, sum(len(batch["labels"]) for batch in micro_batches))
-                bar.update()
-                if self.step % config.log_every == 0 or self.step == config.max_steps:
-                    self._log(window, norm, bar)
+                watch.add(loss, norm, self.optimizer.param_groups[0]["lr"])
                 if self._due(config.eval_every) and self.eval_dataset is not None:
                     last = self._evaluate()
                 stopped = self._agree(request.reason) if self.step < config.max_steps else None
@@ -230,7 +224,7 @@ class SegmentationTrainer:
         return self._result(last)
 
     def _result(self, last: dict[str, Any]) -> dict[str, Any]:
-        return {"output_dir": str(self.folder), "step": self.step, "best": self.best, "last": last}
+        return {"output_dir": str(self.run.path), "step": self.step, "best": self.best, "last": last}
 
     def _agree(self, reason: str | None) -> str | None:
         """A reason to stop that any of the processes has, so that all stop at the same step."""
@@ -310,7 +304,7 @@ class SegmentationTrainer:
     def _evaluate(self) -> dict[str, Any]:
         with self._averaged():
             scores = self.evaluate(self.eval_dataset)
-            self._write({"step": self.step, "split": "val", **scores})
+            self.run.write({"step": self.step, "split": "val", **scores})
             mean_iou = scores["mean_iou"]
             if mean_iou is not None and mean_iou > self.best.get("mean_iou", -math.inf):
                 self.best = {"step": self.step, "mean_iou": mean_iou}
@@ -340,157 +334,34 @@ class SegmentationTrainer:
 
     # --- the run folder ------------------------------------------------------------------------------------------
 
-    def _open_run_folder(self) -> None:
-        if self.accelerator.is_main_process:
-            for name in ("best", "final"):
-                checkpoint.recover(self.folder / name)
-            for leftover in (self.folder / "checkpoints").glob(".step-*.*"):
-                checkpoint.recover(leftover.with_name(leftover.name[1:-4]))
-            refuse_existing_run(self.config)
-            held = run_content(self.folder)
-            resuming = self.config.resume != "never" and held
-            if not resuming:
-                for name in held:
-                    path = self.folder / name
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if self.recipe is not None:
-                (self.folder / RECIPE_FILE).write_text(self.recipe, encoding="utf-8")
-            if self.splits is not None:
-                save_split(self.splits, self.folder / SPLIT_FILE)
-            if not resuming:
-                self._write({"environment": environment(self.accelerator)})
-        self.accelerator.wait_for_everyone()
-
-    def _resume(self) -> None:
-        """Go on from a training state, where asked for and one is there."""
-        if self.config.resume == "never":
-            return
-        state_folder = self._newest_state() if self.config.resume == "auto" else Path(self.config.resume)
-        if state_folder is None:
-            return
-        if not state_folder.is_dir():
-            raise UsageError(f"training.resume={state_folder} is not a folder: give auto, never or a saved state")
-        state = checkpoint.load_state(state_folder, self.accelerator, self.model, self.optimizer)
+    def _resume(self, folder: Path) -> None:
+        state = checkpoint.load_state(folder, self.accelerator, self.model, self.optimizer)
         self.step, self.best = state["step"], state["best"]
         if self.ema is not None:
             if "ema" not in state:
-                raise UsageError(
-                    f"{state_folder} was saved without training.ema_decay: resume it without, or start anew"
-                )
+                raise UsageError(f"{folder} was saved without training.ema_decay: resume it without, or start anew")
             self.ema.load_state_dict(state["ema"])
-        logger.warning("going on from step %d (%s)", self.step, state_folder)
-        if self.accelerator.is_main_process:
-            self._cut_metrics()
-
-    def _newest_state(self) -> Path | None:
-        """The newest training state that is whole; torn ones are named and removed. None: start from the beginning."""
-        found: list[Path | None] = [None]
-        if self.accelerator.is_main_process:
-            states = checkpoint.saved_states(self.folder / "checkpoints")
-            for folder in reversed(states):
-                try:
-                    checkpoint.check_state(folder)
-                    found = [folder]
-                    break
-                except DataError as error:
-                    logger.warning("%s: this training state is removed, the one before is taken", error)
-                    shutil.rmtree(folder)
-            if found == [None] and run_content(self.folder) != [RECIPE_FILE]:
-                logger.warning("%s holds no training state to go on from: starting from the first step", self.folder)
-        return cast("Path | None", broadcast_object_list(found)[0])
-
-    def _cut_metrics(self) -> None:
-        """Forget the lines of `metrics.jsonl` that lie after the step that the run goes on from."""
-        path = self.folder / METRICS_FILE
-        if path.is_file():
-            kept = [line for line in checkpoint.read_json_lines(path) if line.get("step", 0) <= self.step]
-            temporary = path.with_name(f".{path.name}.part")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            temporary.replace(path)
+        logger.warning("going on from step %d (%s)", self.step, folder)
 
     def _save_state(self) -> None:
-        folder = self.folder / "checkpoints"
         state: dict[str, Any] = {"step": self.step, "best": self.best}
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
-        checkpoint.save_state(folder / f"step-{self.step:06d}", self.accelerator, self.model, self.optimizer, state)
-        if self.accelerator.is_main_process:
-            for outdated in checkpoint.saved_states(folder)[: -self.config.keep_last]:
-                shutil.rmtree(outdated)
-        self.accelerator.wait_for_everyone()
+        self.run.save_state(self.step, self.model, self.optimizer, state)
 
     def _save_model(self, name: str) -> None:
-        if self.accelerator.is_main_process:
-            checkpoint.save_model(self.folder / name, self.accelerator.unwrap_model(self.model), self.processor)
+        self.run.save_model(name, self.accelerator.unwrap_model(self.model), self.processor)
 
-    def _write(self, record: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-
-    def _log(self, window: _Window, norm: torch.Tensor, bar: tqdm) -> None:
-        loss, rate = window.close(self.accelerator.num_processes)
-        if not math.isfinite(loss):
-            raise SegtuneError(
-                f"the loss is {loss} at step {self.step}: lower training.learning_rate, set training.max_grad_norm=1, "
-                "or train without training.mixed_precision=fp16"
-            )
-        learning_rate = self.optimizer.param_groups[0]["lr"]
-        per_step = self.config.batch_size * self.config.accumulation_steps * self.accelerator.num_processes
-        epoch = self.step * per_step / len(self.samples)
-        bar.set_postfix(loss=f"{loss:.4f}", lr=f"{learning_rate:.2e}")
-        self._write(
-            {
-                "step": self.step,
-                "epoch": round(epoch, 4),
-                "loss": loss,
-                "lr": learning_rate,
-                "grad_norm": float(norm),
-                "images_per_second": round(rate, 3),
-            }
-        )
-
-    def _progress(self) -> tqdm:
-        hidden = not self.accelerator.is_local_main_process
-        return tqdm(total=self.config.max_steps, initial=self.step, desc="train", unit="step", disable=hidden)
-
-
-class _Window:
-    """Losses and images since the last line of the log."""
-
-    def __init__(self) -> None:
-        self._open()
-
-    def _open(self) -> None:
-        self.losses: list[torch.Tensor] = []
-        self.images = 0
-        self.started = time.perf_counter()
-
-    def add(self, loss: torch.Tensor, images: int) -> None:
-        self.losses.append(loss)
-        self.images += images
-
-    def close(self, num_processes: int) -> tuple[float, float]:
-        """Mean loss and images per second; starts the next window."""
-        loss = torch.stack(self.losses).mean().item()
-        rate = self.images * num_processes / max(time.perf_counter() - self.started, 1e-9)
-        self._open()
-        return loss, rate
-
-
-def run_content(folder: Path) -> list[str]:
-    """What of a run the folder holds."""
-    return [name for name in _RUN_CONTENT if (folder / name).exists()]
-
-
-def refuse_existing_run(config: TrainingConfig) -> None:
-    """Raise UsageError where `output_dir` holds a run that the settings neither go on with nor remove."""
-    held = run_content(Path(config.output_dir or ""))
-    if config.output_dir and held and config.resume == "never" and not config.overwrite:
-        raise UsageError(
-            f"{config.output_dir} holds a run ({', '.join(held)}): choose another training.output_dir, or set "
-            "training.resume=auto to go on with it or training.overwrite=true to remove it"
+    def _watch(self) -> Watch:
+        config = self.config
+        return Watch(
+            self.run,
+            self.accelerator,
+            first_step=self.step,
+            max_steps=config.max_steps,
+            log_every=config.log_every,
+            images_per_step=config.batch_size * config.accumulation_steps * self.accelerator.num_processes,
+            images_per_epoch=len(self.samples),
         )
 
 
@@ -533,18 +404,3 @@ def plain_scores(confusion: ConfusionMatrix, label_map: LabelMap) -> dict[str, A
 def _number(value: Any) -> float | None:
     value = float(value)
     return None if np.isnan(value) else value
-
-
-def environment(accelerator: Accelerator) -> dict[str, Any]:
-    """What a run ran on, for the first line of `metrics.jsonl`."""
-    return {
-        "segtune": segtune.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "accelerate": accelerate.__version__,
-        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else str(accelerator.device),
-        "num_processes": accelerator.num_processes,
-        "mixed_precision": accelerator.mixed_precision,
-        "threads": torch.get_num_threads(),
-    }

@@ -25,6 +25,7 @@ LAYERS = [
         "data",
         "errors",
         "labels",
+        "memory",
         "section",
         "segformer",
         "segformer.configuration_segformer",
@@ -45,14 +46,14 @@ LAYERS = [
         "segformer.modeling_segformer",
         "segformer.upsampling",
     },
-    {"adapt", "checkpoint", "ema", "inference", "interrupts", "optim", "segformer.conversion"},
-    {"bench", "export", "hub", "outputs", "report", "trainer"},
+    {"adapt", "checkpoint", "ema", "inference", "interrupts", "optim", "run_folder", "segformer.conversion"},
+    {"bench", "export", "hub", "outputs", "report", "trainer", "watching"},
     {"catalog", "recipe", "strict"},
     {"__main__", "cli"},
 ]
 # Packages that may change under us, and the only modules that touch them.
 FENCES = {
-    "accelerate": {"checkpoint", "trainer"},
+    "accelerate": {"checkpoint", "run_folder", "trainer", "watching"},
     "albumentations": {"data.transforms"},
     "click": {"cli"},
     "cv2": set(),

@@ -1,0 +1,171 @@
+"""The folder of a run: opened once, written by the main process, gone on with after any end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from segtune import checkpoint
+from segtune.data.sources import save_split
+from segtune.errors import DataError, UsageError
+from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+
+if TYPE_CHECKING:
+    import datasets
+
+logger = logging.getLogger(__name__)
+
+RECIPE_FILE, SPLIT_FILE, METRICS_FILE = "recipe.yaml", "split.json", "metrics.jsonl"
+_CONTENT = (RECIPE_FILE, SPLIT_FILE, METRICS_FILE, "checkpoints", "best", "final", "overlays")
+
+
+class RunFolder:
+    """What a run leaves behind, and what it goes on from.
+
+    Every process makes one and calls the same methods; the main process writes.
+
+    Args:
+        resume: `never`, `auto` (from the newest whole state in the folder) or the path of a state.
+        overwrite: remove the run that the folder holds.
+        keep_last: training states that stay.
+    """
+
+    def __init__(
+        self, path: str | Path, accelerator: Accelerator, *, resume: str, overwrite: bool, keep_last: int
+    ) -> None:
+        self.path = Path(path)
+        self.accelerator = accelerator
+        self.resume = resume
+        self.overwrite = overwrite
+        self.keep_last = keep_last
+
+    @property
+    def states(self) -> Path:
+        """Where the training states lie, `step-000500/` and so on."""
+        return self.path / "checkpoints"
+
+    # --- before the first step ---------------------------------------------------------------------------------------
+
+    def open(self, recipe: str | None, splits: datasets.DatasetDict | None) -> Path | None:
+        """Mend what a killed process left half done, remove what may be removed, write what describes the run.
+
+        Returns:
+            The training state to go on from; None: start from the first step.
+
+        Raises:
+            UsageError: the folder holds a run that is neither gone on with nor removed, or `resume` names no folder.
+        """
+        found: list[Path | None] = [None]
+        if self.accelerator.is_main_process:
+            self._recover()
+            refuse_existing_run(self.path, self.resume, self.overwrite)
+            found = [self._state_to_resume()]
+            self._describe(recipe, splits)
+        return cast("Path | None", broadcast_object_list(found)[0])
+
+    def _recover(self) -> None:
+        for name in ("best", "final"):
+            checkpoint.recover(self.path / name)
+        for leftover in self.states.glob(".step-*.*"):
+            checkpoint.recover(leftover.with_name(leftover.name[1:-4]))
+
+    def _state_to_resume(self) -> Path | None:
+        if self.resume == "never":
+            return None
+        if self.resume == "auto":
+            return self.newest_state()
+        state = Path(self.resume)
+        if not state.is_dir():
+            raise UsageError(f"training.resume={state} is not a folder: give auto, never or a saved state")
+        return state
+
+    def newest_state(self) -> Path | None:
+        """The newest training state that is whole; torn ones are named and removed."""
+        for folder in reversed(checkpoint.saved_states(self.states)):
+            try:
+                checkpoint.check_state(folder)
+                return folder
+            except DataError as error:
+                logger.warning("%s: this training state is removed, the one before is taken", error)
+                shutil.rmtree(folder)
+        if run_content(self.path):
+            logger.warning("%s holds no training state to go on from: starting from the first step", self.path)
+        return None
+
+    def _describe(self, recipe: str | None, splits: datasets.DatasetDict | None) -> None:
+        if self.resume == "never":
+            for name in run_content(self.path):
+                path = self.path / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.path.mkdir(parents=True, exist_ok=True)
+        if recipe is not None:
+            _replace(self.path / RECIPE_FILE, recipe)
+        if splits is not None:
+            save_split(splits, self.path / SPLIT_FILE)
+
+    def begin(self, step: int, environment: dict[str, Any]) -> None:
+        """Let `metrics.jsonl` go on after `step`: forget later lines, note the environment where it is another one."""
+        path = self.path / METRICS_FILE
+        if not self.accelerator.is_main_process:
+            return
+        lines = checkpoint.read_json_lines(path) if path.is_file() else []
+        kept = [line for line in lines if line.get("step", 0) <= step]
+        known = [line["environment"] for line in kept if "environment" in line]
+        if known[-1:] != [environment]:
+            kept.append({"step": step, "environment": environment})
+        _replace(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    # --- during the run ----------------------------------------------------------------------------------------------
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add a line to `metrics.jsonl`."""
+        if self.accelerator.is_main_process:
+            with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def save_state(
+        self, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    ) -> None:
+        """Save all that a resumed run needs, then remove the oldest states beyond `keep_last`."""
+        checkpoint.save_state(self.states / f"step-{step:06d}", self.accelerator, model, optimizer, state)
+        if self.accelerator.is_main_process:
+            for outdated in checkpoint.saved_states(self.states)[: -self.keep_last]:
+                shutil.rmtree(outdated)
+        self.accelerator.wait_for_everyone()
+
+    def save_model(
+        self, name: str, model: SegformerForSemanticSegmentation, processor: SegformerImageProcessor
+    ) -> None:
+        """Save the model as `best/` or `final/`."""
+        if self.accelerator.is_main_process:
+            checkpoint.save_model(self.path / name, model, processor)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that a reader finds the old text or the new one."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def run_content(folder: Path) -> list[str]:
+    """What of a run the folder holds."""
+    return [name for name in _CONTENT if (folder / name).exists()]
+
+
+def refuse_existing_run(folder: str | Path, resume: str, overwrite: bool) -> None:
+    """Raise UsageError where the folder holds a run that the settings neither go on with nor remove."""
+    held = run_content(Path(folder))
+    if held and resume == "never" and not overwrite:
+        raise UsageError(
+            f"{folder} holds a run ({', '.join(held)}): choose another training.output_dir, or set "
+            "training.resume=auto to go on with it or training.overwrite=true to remove it"
+        )
