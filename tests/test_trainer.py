@@ -20,7 +20,7 @@ from segtune.errors import SegtuneError, UsageError
 from segtune.inference import processor_for
 from segtune.interrupts import StopRequest
 from segtune.labels import LabelMap
-from segtune.trainer import SegmentationTrainer, TrainingConfig, make_accelerator
+from segtune.trainer import SegmentationTrainer, TrainingConfig
 
 TINY = {
     "hidden_sizes": [8, 16, 24, 32],
@@ -31,6 +31,7 @@ TINY = {
     "drop_path_rate": 0.0,
 }
 TRANSFORMS = TransformConfig(crop_size=64)
+MEASURED = {"images_per_second", "waiting_for_data", "peak_memory_mb", "seconds"}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,11 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def computed(folder: Path) -> list[dict[str, Any]]:
+    """The lines without what is measured."""
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines(folder)]
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
@@ -73,7 +79,7 @@ def test_run_folder(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     result = trainer(data, tmp_path / "run", eval_every=2, save_every=1, keep_last=2).train()
     run = tmp_path / "run"
     assert sorted(path.name for path in run.iterdir()) == [
-        "best", "checkpoints", "final", "metrics.jsonl", "recipe.yaml", "split.json"
+        "best", "checkpoints", "final", "metrics.jsonl", "overlays", "recipe.yaml", "split.json"
     ]  # fmt: skip
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
     assert sorted(path.name for path in (run / "best").iterdir()) == [
@@ -86,7 +92,8 @@ def test_run_folder(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     assert [record["step"] for record in steps] == [1, 2, 3, 4]
     assert [record["step"] for record in evals] == [2, 4]
     assert steps[0]["epoch"] == pytest.approx(4 / 12, abs=1e-4)
-    assert {"loss", "lr", "grad_norm", "images_per_second"} <= set(steps[0])
+    assert set(steps[0]) == {"step", "epoch", "loss", "lr", "grad_norm"} | MEASURED
+    assert records[-1]["ended"] == "done" and records[-1]["step"] == 4 and records[-1]["peak_memory_mb"] > 50
     assert set(evals[0]["per_class"]) == {"ocean", "humid", "arid", "polar"}
     best = max(evals, key=lambda record: record["mean_iou"])
     assert result["best"] == {"step": best["step"], "mean_iou": best["mean_iou"]}
@@ -145,8 +152,7 @@ def test_resume_is_exact(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     result = trainer(data, tmp_path / "stopped", resume="auto", **fields).train()
     a, b = weights(tmp_path / "whole" / "final"), weights(tmp_path / "stopped" / "final")
     assert all(torch.equal(a[name], b[name]) for name in a)
-    strip = lambda records: [{k: v for k, v in r.items() if k != "images_per_second"} for r in records]  # noqa: E731
-    assert strip(lines(tmp_path / "whole")) == strip(lines(tmp_path / "stopped"))
+    assert computed(tmp_path / "whole") == computed(tmp_path / "stopped")
     assert result["step"] == 4
 
 
@@ -195,8 +201,8 @@ def test_training_states_by_default() -> None:
 def test_schedule_and_freezing_reach_the_optimiser(
     data: tuple[Any, LabelMap], tmp_path: Path, schedule: str, last: float
 ) -> None:
-    frozen = {"stages": (1, 2), "batch_norm": "statistics"}
-    run = trainer(data, tmp_path / "run", schedule=schedule, warmup_steps=0, freeze=frozen, layer_decay=0.5)
+    frozen = {"freeze": {"stages": (1, 2)}, "batch_norm": "frozen"}
+    run = trainer(data, tmp_path / "run", schedule=schedule, warmup_steps=0, layer_decay=0.5, **frozen)
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     run.train()
     rates = [line["lr"] for line in lines(tmp_path / "run") if "loss" in line]
@@ -212,9 +218,13 @@ def test_a_run_is_never_overwritten_unasked(data: tuple[Any, LabelMap], tmp_path
     (tmp_path / "run" / "notes.txt").write_text("mine")
     trainer(data, tmp_path / "run", max_steps=1).train()
     before = weights(tmp_path / "run" / "final")
-    with pytest.raises(UsageError, match=r"holds a run \(recipe.yaml, split.json, metrics.jsonl, best, final\)"):
+    with pytest.raises(
+        UsageError, match=r"holds a run \(recipe.yaml, split.json, metrics.jsonl, best, final, overlays\)"
+    ):
         trainer(data, tmp_path / "run", max_steps=1).train()
-    assert len(lines(tmp_path / "run")) == 3
+    assert [set(line) & {"environment", "loss", "mean_iou", "ended"} for line in lines(tmp_path / "run")] == [
+        {"environment"}, {"loss"}, {"mean_iou"}, {"ended"}
+    ]  # fmt: skip
     trainer(data, tmp_path / "run", max_steps=1, seed=1, overwrite=True).train()
     after = weights(tmp_path / "run" / "final")
     assert not all(torch.equal(before[name], after[name]) for name in before)
@@ -271,13 +281,6 @@ def test_warmup_defaults_to_a_twentieth() -> None:
     assert TrainingConfig(max_steps=300).warmup == 15
     assert TrainingConfig(max_steps=160_000).warmup == 1500
     assert TrainingConfig(max_steps=300, warmup_steps=0).warmup == 0
-
-
-def test_processes_that_believe_to_be_alone_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_accelerator(TrainingConfig())
-    monkeypatch.setenv("WORLD_SIZE", "2")  # another process was started, but no rendezvous took place
-    with pytest.raises(UsageError, match="2 processes were started, but Accelerate sees 1"):
-        make_accelerator(TrainingConfig())
 
 
 def segtune_train(folder: Path, *overrides: str) -> subprocess.Popen[str]:

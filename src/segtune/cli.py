@@ -131,8 +131,10 @@ def _stopped_lines(recipe: str, overrides: Sequence[str], result: dict[str, Any]
 def _closing_lines(result: dict[str, Any]) -> list[str]:
     folder = Path(result["output_dir"])
     lines = []
-    if best := result["best"]:
-        lines.append(f"best val mIoU {best['mean_iou']:.4f} at step {best['step']}")
+    for metric, value in result["best"].items():
+        if metric != "step":
+            name = "mIoU" if metric == "mean_iou" else metric
+            lines.append(f"best val {name} {value:.4f} at step {result['best']['step']}")
     lines.append(f"run folder: {folder}")
     split = next((split for split in ("test", "val") if split in result["splits"]), None)
     if split:

@@ -102,6 +102,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         transforms=recipe.transforms,
         processor=processor_for(recipe.transforms),
         recipe=resolved(recipe).to_yaml(),
+        settings=recipe.model_dump(),
         splits=dataset,
     )
     return {**trainer.train(), "splits": list(dataset)}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RECIPE_FILE, SPLIT_FILE, METRICS_FILE = "recipe.yaml", "split.json", "metrics.jsonl"
-_CONTENT = (RECIPE_FILE, SPLIT_FILE, METRICS_FILE, "checkpoints", "best", "final", "overlays")
+_FOLDERS = ("checkpoints", "best", "final", "overlays", "tensorboard", "non_finite")
 
 
 class RunFolder:
@@ -158,7 +158,7 @@ def _replace(path: Path, text: str) -> None:
 
 def run_content(folder: Path) -> list[str]:
     """What of a run the folder holds."""
-    return [name for name in _CONTENT if (folder / name).exists()]
+    return [name for name in (RECIPE_FILE, SPLIT_FILE, METRICS_FILE, *_FOLDERS) if (folder / name).exists()]
 
 
 def refuse_existing_run(folder: str | Path, resume: str, overwrite: bool) -> None:

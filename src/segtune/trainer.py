@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import accelerate
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from pydantic import Field, field_validator, model_validator
+from torch import nn
 from torch.utils.data import DataLoader
 
 from segtune import checkpoint
@@ -23,11 +22,12 @@ from segtune.data.loading import SegmentationSamples, StepSampler, collate
 from segtune.data.transforms import TrainTransform, TransformConfig
 from segtune.ema import ExponentialMovingAverage
 from segtune.errors import UsageError
-from segtune.inference import evaluate_model
+from segtune.inference import OnImage, evaluate_model
 from segtune.interrupts import StopRequest, ignore_interrupts, seconds
 from segtune.labels import LabelMap
 from segtune.metrics import ConfusionMatrix
 from segtune.optim import (
+    BatchNormMode,
     FreezeConfig,
     ScheduleName,
     adamw,
@@ -37,11 +37,14 @@ from segtune.optim import (
     set_learning_rate,
     train_mode,
 )
+from segtune.processes import Late, environment, is_sharded, make_accelerator, share_buffers
 from segtune.run_folder import RunFolder
 from segtune.section import Section
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation, segmentation_loss, valid_pixels
-from segtune.watching import Watch, environment
+from segtune.sharding import whole
+from segtune.tracking import Overlays, TrackerName, Trackers, flat
+from segtune.watching import Watch
 
 if TYPE_CHECKING:
     import datasets
@@ -71,6 +74,11 @@ class TrainingConfig(Section):
     decay_share: float = Field(0.2, gt=0, le=1, description="Part of max_steps over which wsd decays.")
     layer_decay: float = Field(1.0, gt=0, le=1, description="Each block learns at this times the rate of the next.")
     freeze: FreezeConfig = Field(FreezeConfig(), description="Parts that do not train.")
+    batch_norm: BatchNormMode = Field(
+        "local",
+        description="Statistics of the head's batch norm: local = of each micro-batch of a process; sync = of a "
+        "micro-batch over all processes; frozen = the stored ones, which stay as they are.",
+    )
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="Evaluate and save an exponential moving average of the weights; null = none."
     )
@@ -79,6 +87,17 @@ class TrainingConfig(Section):
     gradient_checkpointing: bool = Field(False, description="Recompute each block in the backward pass: less memory.")
     seed: int = Field(0, ge=0, description="Of fresh weights, sample order, augmentation and dropout.")
     eval_every: int | None = Field(None, ge=1, description="Steps between evaluations; null = only at the end.")
+    best_metric: str = Field(
+        "mean_iou", description="Number of an evaluation that decides what is best/; also per_class/NAME/iou."
+    )
+    best_direction: Literal["max", "min"] = Field("max", description="Whether more or less of it is better.")
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="Evaluations in a row without a better one that end the run; null = none do."
+    )
+    overlays: int = Field(4, ge=0, description="Samples drawn at each evaluation: image | truth | prediction.")
+    trackers: tuple[TrackerName, ...] = Field(
+        (), description="Where numbers and overlays are sent as well: tensorboard, trackio, wandb, mlflow."
+    )
     save_every: int | None = Field(
         None, ge=0, description="Steps between training states; null = a tenth of max_steps, 0 = none."
     )
@@ -132,6 +151,7 @@ class SegmentationTrainer:
         transforms: augmentation of the training samples.
         processor: what evaluation and deployment do to an image; saved with the model.
         recipe: the resolved recipe's text for the run folder.
+        settings: the same as nested mappings, for trackers; by default those of `config`.
         splits: the dataset whose drawn splits are stored in the run folder.
     """
 
@@ -146,19 +166,22 @@ class SegmentationTrainer:
         transforms: TransformConfig,
         processor: SegformerImageProcessor,
         recipe: str | None = None,
+        settings: Mapping[str, Any] | None = None,
         splits: datasets.DatasetDict | None = None,
     ) -> None:
         if config.output_dir is None:
             raise UsageError("training.output_dir is not set: name the run folder, e.g. training.output_dir=runs/mine")
         if len(train_dataset) == 0:
             raise UsageError("the training split is empty")
+        _check_best_metric(config.best_metric, label_map)
         self.config = config
         self.label_map = label_map
         self.processor = processor
         self.eval_dataset = eval_dataset
         self.recipe = recipe
+        self.settings = {"training": config.model_dump()} if settings is None else settings
         self.splits = splits
-        self.accelerator = make_accelerator(config)
+        self.accelerator = make_accelerator(config.device, config.mixed_precision)
         self.run = RunFolder(
             config.output_dir,
             self.accelerator,
@@ -166,6 +189,21 @@ class SegmentationTrainer:
             overwrite=config.overwrite,
             keep_last=config.keep_last,
         )
+        self.trackers = Trackers(self.accelerator, config.trackers, self.run.path)
+        self._prepare(model)
+        self.samples = SegmentationSamples(
+            train_dataset, label_map, TrainTransform(transforms, label_map.ignore_index), config.seed
+        )
+        ids = [] if eval_dataset is None else eval_dataset["id"]
+        self.overlays = Overlays(self.run.path / "overlays", ids, config.overlays, label_map)
+        self.step = 0
+        self.best: dict[str, Any] = {}
+        self.evaluations_since_best = 0
+        self.stop_flag = Late(self.accelerator.device)
+
+    def _prepare(self, model: SegformerForSemanticSegmentation) -> None:
+        """Freeze, wrap and hand over to Accelerate what is trained."""
+        config = self.config
         if config.gradient_checkpointing:
             model._set_gradient_checkpointing(True, _checkpoint_block)
         freeze(model, config.freeze)
@@ -174,15 +212,18 @@ class SegmentationTrainer:
         )
         if not groups:
             raise UsageError("training.freeze leaves nothing to train")
-        self.model, self.optimizer = self.accelerator.prepare(model, adamw(groups, config.betas))
+        sharded = is_sharded(self.accelerator)
+        self.unsharded = copy.deepcopy(model) if sharded else None
+        optimizer = adamw(groups, config.betas)
+        synchronise = config.batch_norm == "sync" and self.accelerator.num_processes > 1
+        if synchronise and sharded:  # before, since shards belong to modules
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if synchronise and not sharded:  # after, since DDP does not know that our head does without torch's kernels
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.accelerator.unwrap_model(self.model))
         self.ema = None
         if config.ema_decay is not None:
             self.ema = ExponentialMovingAverage(self.accelerator.unwrap_model(self.model), config.ema_decay)
-        self.samples = SegmentationSamples(
-            train_dataset, label_map, TrainTransform(transforms, label_map.ignore_index), config.seed
-        )
-        self.step = 0
-        self.best: dict[str, Any] = {}
 
     # --- the loop ------------------------------------------------------------------------------------------------
 
@@ -198,40 +239,53 @@ class SegmentationTrainer:
         if state is not None:
             self._resume(state)
         self.run.begin(self.step, environment(self.accelerator))
-        train_mode(self.model, config.freeze)
-        last: dict[str, Any] = {}
+        train_mode(self.model, config.freeze, config.batch_norm)
         limit = seconds(config.time_limit) if config.time_limit else None
         with StopRequest(limit) as request, self._watch() as watch:
-            for micro_batches in self._batches():
-                set_learning_rate(self.optimizer, self._factor())
-                loss, norm = self._optimizer_step(micro_batches)
-                self.step += 1
-                if self.ema is not None:
-                    self.ema.update(self.accelerator.unwrap_model(self.model))
-                watch.add(loss, norm, self.optimizer.param_groups[0]["lr"])
-                if self._due(config.eval_every) and self.eval_dataset is not None:
-                    last = self._evaluate()
-                stopped = self._agree(request.reason) if self.step < config.max_steps else None
-                if stopped or self._due(config.state_every, at_end=False):
-                    self._save_state()
-                if stopped:
-                    return {**self._result(last), "stopped": stopped}
-        with self._averaged():
-            self._save_model("final")
-            if self.eval_dataset is None:
-                self._save_model("best")
-        self.accelerator.wait_for_everyone()
-        return self._result(last)
+            last, stopped = self._steps(watch, request)
+            if not stopped:
+                with self._averaged():
+                    self._save_model("final")
+                    if self.eval_dataset is None:
+                        self._save_model("best")
+                self.accelerator.wait_for_everyone()
+        result = {"output_dir": str(self.run.path), "step": self.step, "best": self.best, "last": last}
+        return {**result, "stopped": stopped} if stopped else result
 
-    def _result(self, last: dict[str, Any]) -> dict[str, Any]:
-        return {"output_dir": str(self.run.path), "step": self.step, "best": self.best, "last": last}
+    def _steps(self, watch: Watch, request: StopRequest) -> tuple[dict[str, Any], str | None]:
+        """The optimiser steps that remain; returns the last evaluation and, where asked to stop before the end, why."""
+        config = self.config
+        last: dict[str, Any] = {}
+        for micro_batches in watch.loaded(self._batches()):
+            set_learning_rate(self.optimizer, self._factor())
+            loss, norm = self._optimizer_step(micro_batches)
+            self.step += 1
+            if self.ema is not None:
+                self.ema.update(self.accelerator.unwrap_model(self.model))
+            watch.add(loss, norm, self.optimizer.param_groups[0]["lr"], micro_batches)
+            if self._due(config.eval_every) and self.eval_dataset is not None:
+                last = self._evaluate(watch)
+                if self.evaluations_since_best == config.early_stopping_patience:
+                    watch.finish(f"early: no better {config.best_metric} in {self.evaluations_since_best} evaluations")
+                    return last, None
+            stopped = self._agree(request.reason) if self.step < config.max_steps else None
+            if stopped or self._due(config.state_every, at_end=False):
+                watch.settle()
+                self._save_state()
+            if stopped:
+                watch.finish(stopped)
+                return last, stopped
+        watch.settle()
+        watch.finish("done")
+        return last, None
 
     def _agree(self, reason: str | None) -> str | None:
         """A reason to stop that any of the processes has, so that all stop at the same step."""
         if self.accelerator.num_processes == 1:
             return reason
-        flag = torch.tensor(float(reason is not None), device=self.accelerator.device)
-        return (reason or "another process was asked to") if self.accelerator.reduce(flag, "sum").item() else None
+        flag = torch.full((1,), float(reason is not None), device=self.accelerator.device)
+        seen = self.stop_flag.put(self.accelerator.reduce(flag, "sum"))
+        return (reason or "another process was asked to") if seen and seen[0][0] else None
 
     def _optimizer_step(self, micro_batches: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
         """accumulate -> forward -> backward -> clip -> step -> zero; returns the step's loss and gradient norm."""
@@ -249,7 +303,7 @@ class SegmentationTrainer:
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return self.accelerator.reduce(total, "sum"), norm
+        return self.accelerator.reduce(total, "sum"), whole(norm)
 
     def _batches(self) -> Iterator[list[dict[str, Any]]]:
         """The micro-batches of each remaining optimiser step, on the device."""
@@ -301,25 +355,46 @@ class SegmentationTrainer:
 
     # --- evaluation ----------------------------------------------------------------------------------------------
 
-    def _evaluate(self) -> dict[str, Any]:
+    def _evaluate(self, watch: Watch) -> dict[str, Any]:
+        """Evaluate the weights of this step, and keep them as best/ where none were better."""
+        config = self.config
+        watch.settle()
         with self._averaged():
-            scores = self.evaluate(self.eval_dataset)
-            self.run.write({"step": self.step, "split": "val", **scores})
-            mean_iou = scores["mean_iou"]
-            if mean_iou is not None and mean_iou > self.best.get("mean_iou", -math.inf):
-                self.best = {"step": self.step, "mean_iou": mean_iou}
+            self.overlays.step = self.step
+            scores = self.evaluate(self.eval_dataset, self.overlays.draw)
+            watch.scores(scores, self.overlays)
+            value, best = dict(flat(scores))[config.best_metric], self.best.get(config.best_metric)
+            sign = 1 if config.best_direction == "max" else -1
+            if value is not None and (best is None or sign * value > sign * best):
+                self.best = {"step": self.step, config.best_metric: value}
+                self.evaluations_since_best = 0
                 self._save_model("best")
+            else:
+                self.evaluations_since_best += 1
         return scores
 
     def _averaged(self) -> AbstractContextManager[None]:
         """Where weights are averaged, the block sees the average."""
         return self.ema.swapped_in(self.accelerator.unwrap_model(self.model)) if self.ema else nullcontext()
 
-    def evaluate(self, dataset: datasets.Dataset) -> dict[str, Any]:
-        """Metrics of the whole `dataset`, every image counted once over all processes, as plain numbers."""
+    def _whole_model(self) -> SegformerForSemanticSegmentation:
+        """The model as evaluation and best/ see it, the same in every process; sharded ones are put together."""
+        model = self.accelerator.unwrap_model(self.model)
+        share_buffers(model, self.accelerator)
+        if self.unsharded is None:
+            return model
+        self.unsharded.load_state_dict(whole(model.state_dict()))
+        return self.unsharded
+
+    def evaluate(self, dataset: datasets.Dataset, on_image: OnImage | None = None) -> dict[str, Any]:
+        """Metrics of the whole `dataset`, every image counted once over all processes, as plain numbers.
+
+        Args:
+            on_image: see `evaluate_model`; each process calls it for its share of the images.
+        """
         accelerator = self.accelerator
         confusion = evaluate_model(
-            accelerator.unwrap_model(self.model),
+            self._whole_model(),
             dataset,
             self.label_map,
             self.processor,
@@ -327,6 +402,7 @@ class SegmentationTrainer:
             device=accelerator.device,
             progress=accelerator.is_local_main_process,
             indices=range(accelerator.process_index, len(dataset), accelerator.num_processes),
+            on_image=on_image,
         )
         counts = torch.as_tensor(confusion.counts, device=accelerator.device)
         confusion.counts = accelerator.reduce(counts, "sum").cpu().numpy()
@@ -337,6 +413,7 @@ class SegmentationTrainer:
     def _resume(self, folder: Path) -> None:
         state = checkpoint.load_state(folder, self.accelerator, self.model, self.optimizer)
         self.step, self.best = state["step"], state["best"]
+        self.evaluations_since_best = state["evaluations_since_best"]
         if self.ema is not None:
             if "ema" not in state:
                 raise UsageError(f"{folder} was saved without training.ema_decay: resume it without, or start anew")
@@ -344,48 +421,42 @@ class SegmentationTrainer:
         logger.warning("going on from step %d (%s)", self.step, folder)
 
     def _save_state(self) -> None:
-        state: dict[str, Any] = {"step": self.step, "best": self.best}
+        state: dict[str, Any] = {
+            "step": self.step,
+            "best": self.best,
+            "evaluations_since_best": self.evaluations_since_best,
+        }
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
         self.run.save_state(self.step, self.model, self.optimizer, state)
 
     def _save_model(self, name: str) -> None:
-        self.run.save_model(name, self.accelerator.unwrap_model(self.model), self.processor)
+        self.run.save_model(name, self._whole_model(), self.processor)
 
     def _watch(self) -> Watch:
         config = self.config
+        self.trackers.start(self.step, self.settings)
         return Watch(
             self.run,
             self.accelerator,
+            self.trackers,
             first_step=self.step,
             max_steps=config.max_steps,
             log_every=config.log_every,
             images_per_step=config.batch_size * config.accumulation_steps * self.accelerator.num_processes,
             images_per_epoch=len(self.samples),
+            num_workers=config.num_workers,
         )
-
-
-def make_accelerator(config: TrainingConfig) -> Accelerator:
-    """The Accelerator of a run: on the CPU where nothing else is there, never one of several that ignore each other.
-
-    Raises:
-        UsageError: several processes were started, but this one believes to be alone, so that all would write into
-            one folder.
-    """
-    on_cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    AcceleratorState._reset_state()  # a notebook may start a second run with another precision
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=config.mixed_precision)
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != accelerator.num_processes:
-        raise UsageError(
-            f"{started} processes were started, but Accelerate sees {accelerator.num_processes}: "
-            "launch with `accelerate launch --config_file recipes/accelerate/<yours>.yaml -m segtune train …`"
-        )
-    return accelerator
 
 
 def _checkpoint_block(function: Any, *args: Any) -> Any:
     return torch.utils.checkpoint.checkpoint(function, *args, use_reentrant=False)
+
+
+def _check_best_metric(name: str, label_map: LabelMap) -> None:
+    numbers = [key for key, _ in flat(plain_scores(ConfusionMatrix(label_map.num_labels), label_map))]
+    if name not in numbers:
+        raise UsageError(f"training.best_metric={name} is no number of an evaluation: {', '.join(numbers)}")
 
 
 def plain_scores(confusion: ConfusionMatrix, label_map: LabelMap) -> dict[str, Any]:

@@ -29,6 +29,7 @@ LAYERS = [
         "section",
         "segformer",
         "segformer.configuration_segformer",
+        "sharding",
     },
     {
         "data.checks",
@@ -46,14 +47,24 @@ LAYERS = [
         "segformer.modeling_segformer",
         "segformer.upsampling",
     },
-    {"adapt", "checkpoint", "ema", "inference", "interrupts", "optim", "run_folder", "segformer.conversion"},
-    {"bench", "export", "hub", "outputs", "report", "trainer", "watching"},
+    {
+        "adapt",
+        "checkpoint",
+        "ema",
+        "inference",
+        "interrupts",
+        "optim",
+        "processes",
+        "run_folder",
+        "segformer.conversion",
+    },
+    {"bench", "export", "hub", "outputs", "report", "tracking", "trainer", "watching"},
     {"catalog", "recipe", "strict"},
     {"__main__", "cli"},
 ]
 # Packages that may change under us, and the only modules that touch them.
 FENCES = {
-    "accelerate": {"checkpoint", "run_folder", "trainer", "watching"},
+    "accelerate": {"checkpoint", "processes", "run_folder", "tracking", "trainer", "watching"},
     "albumentations": {"data.transforms"},
     "click": {"cli"},
     "cv2": set(),
