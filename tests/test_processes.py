@@ -77,7 +77,7 @@ def test_another_device_is_asked_one_step_later(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_launch_files_are_all_there() -> None:
-    assert [path.stem for path in LAUNCH_FILES] == ["cpu", "deepspeed", "fsdp", "multi_gpu", "multi_node", "one_gpu"]
+    assert [path.stem for path in LAUNCH_FILES] == ["cpu", "fsdp", "multi_gpu", "multi_node", "one_gpu"]
 
 
 @pytest.mark.parametrize("path", LAUNCH_FILES, ids=lambda path: path.stem)

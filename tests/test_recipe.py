@@ -318,3 +318,30 @@ def test_run_needs_a_training_split(few: Path, tmp_path: Path) -> None:
         (few / "moved").rename(few / kind / "test")
     with pytest.raises(UsageError, match="no training images, only test"):
         train(tiny(few, tmp_path / "run"))
+
+
+def test_a_run_goes_on_with_its_own_settings_only(few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = tiny(few, tmp_path / "run", val_fraction=0.25)
+    recipe = recipe.model_copy(update={"model": ModelConfig(config=TINY | {"depths": (1, 1, 1, 1)})})  # or a list
+
+    def changed(**training: Any) -> Recipe:
+        return recipe.model_copy(update={"training": recipe.training.model_copy(update=training)})
+
+    train(changed(save_every=1))
+    final = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()
+    train(changed(resume="auto", save_every=2, num_workers=1, log_every=1, overlays=0))  # nothing that counts
+    assert (tmp_path / "run" / "final" / "model.safetensors").read_bytes() == final
+    with pytest.raises(UsageError) as caught:
+        train(changed(resume="auto", learning_rate=0.5, max_steps=3))
+    assert str(caught.value).splitlines()[:3] == [
+        f"{tmp_path / 'run'} cannot go on with other settings than it began with:",
+        "  training.learning_rate: 6e-05 then, 0.5 now",
+        "  training.max_steps: 2 then, 3 now",
+    ]
+    assert load_recipe(tmp_path / "run" / "recipe.yaml").training.max_steps == 2
+
+    state = tmp_path / "run" / "checkpoints" / "step-000001"
+    assert load_recipe(state / "recipe.yaml").training.max_steps == 2
+    new = {"resume": str(state), "output_dir": str(tmp_path / "new"), "max_steps": 3}
+    assert train(changed(**new))["step"] == 3
+    assert f"a new run from {state} with other settings: training.max_steps: 2 then, 3 now" in caplog.text

@@ -86,7 +86,30 @@ def test_a_damaged_state_that_was_named_is_refused(accelerator: Accelerator, tmp
     with pytest.raises(DataError, match=r"model.safetensors is not what was written: its checksum differs"):
         load_state(state, accelerator, model, torch.optim.AdamW(model.parameters()))
     with pytest.raises(UsageError, match="nowhere is not a folder: give auto, never or a saved state"):
-        folder(tmp_path, accelerator, resume="nowhere").open(None, None)
+        folder(tmp_path, accelerator, resume=str(tmp_path / "nowhere")).open(None, None)
+
+
+def test_a_state_of_another_run_starts_a_new_one(accelerator: Accelerator, tmp_path: Path) -> None:
+    save_states(folder(tmp_path / "old", accelerator), 1)
+    state = tmp_path / "old" / "checkpoints" / "step-000001"
+    own = folder(tmp_path / "old", accelerator, resume=str(state))
+    assert own.goes_on and own.open(None, None) == state
+    new = folder(tmp_path / "new", accelerator, resume=str(state))
+    assert not new.goes_on and new.open("# a recipe\n", None) == state
+    with pytest.raises(UsageError, match=r"new holds a run \(recipe.yaml\)"):
+        folder(tmp_path / "new", accelerator, resume=str(state)).open(None, None)
+    assert folder(tmp_path / "new", accelerator, resume=str(state), overwrite=True).open(None, None) == state
+    assert run_content(tmp_path / "new") == []
+
+
+def test_other_samples_than_before_are_refused(accelerator: Accelerator, tmp_path: Path) -> None:
+    splits = {"train": {"id": ["a", "b"]}}
+    folder(tmp_path, accelerator).open(None, splits)
+    folder(tmp_path, accelerator, resume="auto").open(None, splits)
+    with pytest.raises(UsageError, match=r"the data is not what the run began with: .*split.json lists other samples"):
+        folder(tmp_path, accelerator, resume="auto").open(None, {"train": {"id": ["a", "b", "c"]}})
+    assert json.loads((tmp_path / "split.json").read_text()) == {"train": ["a", "b"]}
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_run_that_ended_before_its_first_state_starts_anew(

@@ -25,7 +25,7 @@ from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentatio
 from segtune.sharding import part_of, whole
 
 STATE_FILE, MANIFEST_FILE = "training_state.pt", "manifest.json"
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE, RECIPE_FILE = "model.safetensors", "recipe.yaml"
 
 
 class ModelConfig(Section):
@@ -162,8 +162,12 @@ def save_state(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
+    recipe: str | None = None,
 ) -> None:
-    """Write all that a resumed run needs: weights, optimiser, loss scaler, every process's random state, `state`."""
+    """Write all that a resumed run needs: weights, optimiser, loss scaler, every process's random state, `state`.
+
+    All processes call this, the main one writes.
+    """
     content = {
         "optimizer": whole(optimizer.state_dict()),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
@@ -177,6 +181,8 @@ def save_state(
     def write(target: Path) -> None:
         save_file({name: value.contiguous() for name, value in weights.items()}, target / WEIGHTS_FILE)
         torch.save(content, target / STATE_FILE)
+        if recipe is not None:
+            (target / RECIPE_FILE).write_text(recipe, encoding="utf-8")
         files = {file.name: _fingerprint(file) for file in sorted(target.iterdir())}
         (target / MANIFEST_FILE).write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
 

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 import segtune
 from segtune.errors import UsageError
 
+_UNKNOWN = {DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM}  # FSDP 2 is known
+
 
 def make_accelerator(device: str = "auto", mixed_precision: str = "no") -> Accelerator:
     """The Accelerator of a run: on the CPU where nothing else is there, never one of several that ignore each other.
@@ -45,8 +47,11 @@ def make_accelerator(device: str = "auto", mixed_precision: str = "no") -> Accel
             f"{started} processes were started, but Accelerate sees {accelerator.num_processes}: "
             "launch with `accelerate launch --config_file recipes/accelerate/<yours>.yaml -m segtune train …`"
         )
-    if accelerator.distributed_type == DistributedType.FSDP and not is_sharded(accelerator):
-        raise UsageError("FSDP 1 is not supported: set fsdp_version: 2, as recipes/accelerate/fsdp.yaml does")
+    if accelerator.distributed_type in _UNKNOWN and not is_sharded(accelerator):
+        raise UsageError(
+            f"{accelerator.distributed_type.value} is not supported: where the optimiser does not fit a GPU, "
+            "recipes/accelerate/fsdp.yaml divides it (FSDP with fsdp_version: 2)"
+        )
     return accelerator
 
 

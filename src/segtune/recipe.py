@@ -19,9 +19,10 @@ from segtune.data.sources import DatasetConfig, find_label_map, load_segmentatio
 from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
 from segtune.inference import processor_for
-from segtune.run_folder import SPLIT_FILE, refuse_existing_run
+from segtune.run_folder import RECIPE_FILE, SPLIT_FILE, goes_on, refuse_existing_run
 from segtune.section import Section
 from segtune.strict import Keys, check, dotted, show
+from segtune.tracking import flat
 from segtune.trainer import SegmentationTrainer, TrainingConfig
 
 __all__ = ["Recipe", "find_recipe", "list_recipes", "load_recipe", "train"]
@@ -30,6 +31,29 @@ logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
+
+# What may change when a run goes on: how it runs and what it writes, not what it computes. The images of a step are
+# compared as a whole, the splits by their samples.
+_FREE = {
+    "dataset/check_masks",
+    "dataset/split_file",
+    "training/output_dir",
+    "training/batch_size",
+    "training/accumulation_steps",
+    "training/eval_batch_size",
+    "training/num_workers",
+    "training/gradient_checkpointing",
+    "training/early_stopping_patience",
+    "training/overlays",
+    "training/trackers",
+    "training/save_every",
+    "training/keep_last",
+    "training/log_every",
+    "training/device",
+    "training/time_limit",
+    "training/resume",
+    "training/overwrite",
+}
 
 
 class Recipe(Section):
@@ -85,6 +109,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
     training = recipe.training
     if training.output_dir is not None:
         refuse_existing_run(training.output_dir, training.resume, training.overwrite)
+        refuse_another_run(recipe)
     label_map = find_label_map(recipe.dataset)
     dataset = load_data(recipe.dataset)
     if "train" not in dataset:
@@ -128,6 +153,30 @@ def resolved(recipe: Recipe) -> Recipe:
 
 def _with(recipe: Recipe, section: str, **changes: Any) -> Recipe:
     return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=changes)})
+
+
+def refuse_another_run(recipe: Recipe) -> None:
+    """Raise UsageError where `training.resume` would go on with a run under settings that make it another one.
+
+    A state of another folder may well be the start of another run: what differs is then only said.
+    """
+    resume, folder = recipe.training.resume, str(recipe.training.output_dir)
+    stored = Path(folder if resume == "auto" else resume) / RECIPE_FILE
+    if resume == "never" or not stored.is_file():
+        return
+    before, now = dict(flat(_read_yaml(stored))), dict(flat(_parse(recipe.to_yaml())))
+    differing = [
+        f"{key.replace('/', '.')}: {show(before.get(key))} then, {show(now.get(key))} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in _FREE
+    ]
+    if differing and goes_on(folder, resume):
+        raise UsageError(
+            "\n  ".join([f"{folder} cannot go on with other settings than it began with:", *differing])
+            + "\nGive these, or start a new run from one of its states: training.resume=PATH training.output_dir=NEW"
+        )
+    if differing:
+        logger.warning("a new run from %s with other settings: %s", resume, "; ".join(differing))
 
 
 # YAML ----------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from segtune import checkpoint
+from segtune.checkpoint import RECIPE_FILE
 from segtune.data.sources import save_split
 from segtune.errors import DataError, UsageError
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RECIPE_FILE, SPLIT_FILE, METRICS_FILE = "recipe.yaml", "split.json", "metrics.jsonl"
+SPLIT_FILE, METRICS_FILE = "split.json", "metrics.jsonl"
 _FOLDERS = ("checkpoints", "best", "final", "overlays", "tensorboard", "non_finite")
 
 
@@ -46,11 +47,17 @@ class RunFolder:
         self.resume = resume
         self.overwrite = overwrite
         self.keep_last = keep_last
+        self.recipe: str | None = None
 
     @property
     def states(self) -> Path:
         """Where the training states lie, `step-000500/` and so on."""
         return self.path / "checkpoints"
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the run that the folder holds goes on; a state of another folder is where a new run starts from."""
+        return goes_on(self.path, self.resume)
 
     # --- before the first step ---------------------------------------------------------------------------------------
 
@@ -61,8 +68,10 @@ class RunFolder:
             The training state to go on from; None: start from the first step.
 
         Raises:
-            UsageError: the folder holds a run that is neither gone on with nor removed, or `resume` names no folder.
+            UsageError: the folder holds a run that is neither gone on with nor removed, `resume` names no folder, or
+                the splits are not those that the run began with.
         """
+        self.recipe = recipe
         found: list[Path | None] = [None]
         if self.accelerator.is_main_process:
             self._recover()
@@ -101,7 +110,7 @@ class RunFolder:
         return None
 
     def _describe(self, recipe: str | None, splits: datasets.DatasetDict | None) -> None:
-        if self.resume == "never":
+        if not self.goes_on:
             for name in run_content(self.path):
                 path = self.path / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -109,7 +118,19 @@ class RunFolder:
         if recipe is not None:
             _replace(self.path / RECIPE_FILE, recipe)
         if splits is not None:
-            save_split(splits, self.path / SPLIT_FILE)
+            self._save_split(splits)
+
+    def _save_split(self, splits: datasets.DatasetDict) -> None:
+        path = self.path / SPLIT_FILE
+        temporary = path.with_name(f".{path.name}.part")
+        save_split(splits, temporary)
+        if path.is_file() and path.read_bytes() != temporary.read_bytes():
+            temporary.unlink()
+            raise UsageError(
+                f"the data is not what the run began with: {path} lists other samples. Restore it, or start a new run "
+                "from a state with training.resume=PATH and another training.output_dir"
+            )
+        temporary.replace(path)
 
     def begin(self, step: int, environment: dict[str, Any]) -> None:
         """Let `metrics.jsonl` go on after `step`: forget later lines, note the environment where it is another one."""
@@ -135,7 +156,8 @@ class RunFolder:
         self, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
     ) -> None:
         """Save all that a resumed run needs, then remove the oldest states beyond `keep_last`."""
-        checkpoint.save_state(self.states / f"step-{step:06d}", self.accelerator, model, optimizer, state)
+        folder = self.states / f"step-{step:06d}"
+        checkpoint.save_state(folder, self.accelerator, model, optimizer, state, self.recipe)
         if self.accelerator.is_main_process:
             for outdated in checkpoint.saved_states(self.states)[: -self.keep_last]:
                 shutil.rmtree(outdated)
@@ -161,10 +183,15 @@ def run_content(folder: Path) -> list[str]:
     return [name for name in (RECIPE_FILE, SPLIT_FILE, METRICS_FILE, *_FOLDERS) if (folder / name).exists()]
 
 
+def goes_on(folder: str | Path, resume: str) -> bool:
+    """Whether `resume` means the run in the folder: `auto`, or one of its own states."""
+    return resume == "auto" or (resume != "never" and Path(resume).resolve().is_relative_to(Path(folder).resolve()))
+
+
 def refuse_existing_run(folder: str | Path, resume: str, overwrite: bool) -> None:
     """Raise UsageError where the folder holds a run that the settings neither go on with nor remove."""
     held = run_content(Path(folder))
-    if held and resume == "never" and not overwrite:
+    if held and not goes_on(folder, resume) and not overwrite:
         raise UsageError(
             f"{folder} holds a run ({', '.join(held)}): choose another training.output_dir, or set "
             "training.resume=auto to go on with it or training.overwrite=true to remove it"

@@ -412,17 +412,39 @@ class SegmentationTrainer:
 
     def _resume(self, folder: Path) -> None:
         state = checkpoint.load_state(folder, self.accelerator, self.model, self.optimizer)
-        self.step, self.best = state["step"], state["best"]
-        self.evaluations_since_best = state["evaluations_since_best"]
+        self._check_division(folder, tuple(state["division"]))
+        if state["step"] >= self.config.max_steps:
+            raise UsageError(f"{folder} is of step {state['step']}: training.max_steps={self.config.max_steps} is done")
+        self.step = state["step"]
+        if self.run.goes_on:
+            self.best, self.evaluations_since_best = state["best"], state["evaluations_since_best"]
         if self.ema is not None:
             if "ema" not in state:
                 raise UsageError(f"{folder} was saved without training.ema_decay: resume it without, or start anew")
             self.ema.load_state_dict(state["ema"])
         logger.warning("going on from step %d (%s)", self.step, folder)
 
+    @property
+    def _division(self) -> tuple[int, int, int]:
+        return self.config.batch_size, self.config.accumulation_steps, self.accelerator.num_processes
+
+    def _check_division(self, folder: Path, before: tuple[int, int, int]) -> None:
+        """The images of a step must be as many as before; how they are divided changes rounding and batch norm."""
+        now = self._division
+        if now == before:
+            return
+        message = (
+            f"{folder}: a step took {math.prod(before)} images, {' x '.join(map(str, before))} (batch_size x "
+            f"accumulation_steps x processes), now {math.prod(now)}, {' x '.join(map(str, now))}"
+        )
+        if math.prod(now) != math.prod(before) and self.run.goes_on:
+            raise UsageError(f"{message}: change training.batch_size or training.accumulation_steps")
+        logger.warning(message)
+
     def _save_state(self) -> None:
         state: dict[str, Any] = {
             "step": self.step,
+            "division": self._division,
             "best": self.best,
             "evaluations_since_best": self.evaluations_since_best,
         }
@@ -443,7 +465,7 @@ class SegmentationTrainer:
             first_step=self.step,
             max_steps=config.max_steps,
             log_every=config.log_every,
-            images_per_step=config.batch_size * config.accumulation_steps * self.accelerator.num_processes,
+            images_per_step=math.prod(self._division),
             images_per_epoch=len(self.samples),
             num_workers=config.num_workers,
         )
