@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from segtune.checkpoint import ModelConfig, build_model
+from segtune.adapt import load_adapter
+from segtune.checkpoint import ModelConfig, build_model, load_model
 from segtune.data.sources import DatasetConfig, find_label_map, load_segmentation_dataset
 from segtune.data.transforms import TransformConfig
 from segtune.errors import SegtuneError, UsageError
@@ -98,6 +100,20 @@ def test_run_folder(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     best = max(evals, key=lambda record: record["mean_iou"])
     assert result["best"] == {"step": best["step"], "mean_iou": best["mean_iou"]}
     assert result["step"] == 4 and result["last"]["mean_iou"] == evals[-1]["mean_iou"]
+
+
+def test_a_tracker_gets_what_the_log_gets(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer(data, tmp_path / "run", max_steps=2, trackers=("tensorboard",), overlays=2).train()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    step, scores = lines(tmp_path / "run")[2:4]
+    assert [scalar.step for scalar in events.Scalars("train/loss")] == [1, 2]
+    assert events.Scalars("train/loss")[1].value == pytest.approx(step["loss"])
+    assert events.Scalars("val/mean_iou")[0].value == pytest.approx(scores["mean_iou"])
+    pictures = events.Tags()["images"]
+    assert len(pictures) == 2 and all(name.startswith("overlays/earth_") for name in pictures)
+    assert len(list((tmp_path / "run" / "overlays" / "step-000002").glob("*.jpg"))) == 2
 
 
 def test_same_seed_same_run_whatever_the_workers(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
@@ -271,11 +287,108 @@ def test_without_validation_the_last_weights_are_the_best(data: tuple[Any, Label
 
 
 def test_non_finite_loss_stops(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
-    run = trainer(data, tmp_path / "run")
-    with torch.no_grad():
-        run.model.decode_head.classifier.bias.fill_(float("nan"))
-    with pytest.raises(SegtuneError, match="the loss is nan at step 1"):
+    """At once, not at the next line of the log; the samples are kept, and what was best before as well."""
+    run = trainer(data, tmp_path / "run", eval_every=1, log_every=100, max_steps=3)
+    best = []
+    evaluate = run._evaluate
+
+    def spoil(watch: Any) -> dict[str, Any]:
+        scores = evaluate(watch)
+        best.append((tmp_path / "run" / "best" / "model.safetensors").read_bytes())
+        with torch.no_grad():
+            run.model.decode_head.classifier.bias.fill_(float("nan"))
+        return scores
+
+    run._evaluate = spoil
+    with pytest.raises(SegtuneError, match="the loss is nan at step 2, whose samples are kept in") as caught:
         run.train()
+    assert caught.value.exit_code == 1
+    kept = json.loads((tmp_path / "run" / "non_finite" / "step-000002" / "samples.json").read_text())
+    assert len(kept["ids"][0][0]) == 4 and set(kept["ids"][0][0]) <= set(data[0]["train"]["id"])
+    assert best == [(tmp_path / "run" / "best" / "model.safetensors").read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("metric", "direction", "steps"),
+    [
+        ("mean_iou", "max", [1, 3]),
+        ("per_class/arid/iou", "max", [1]),
+        ("overall_accuracy", "min", [1, 2]),
+    ],
+)
+def test_the_best_weights_by_any_number_in_either_direction(
+    data: tuple[Any, LabelMap], tmp_path: Path, metric: str, direction: str, steps: list[int]
+) -> None:
+    values = {"mean_iou": [0.2, 0.1, 0.3, 0.3], "overall_accuracy": [0.5, 0.4, 0.4, 0.6], "arid": [0.4, None, 0.3, 0.1]}
+    run = trainer(data, tmp_path / "run", eval_every=1, best_metric=metric, best_direction=direction)
+    saved: list[int] = []
+
+    def evaluate(dataset: Any, on_image: Any) -> dict[str, Any]:
+        scores = {key: values[key][run.step - 1] for key in ("mean_iou", "overall_accuracy")}
+        return scores | {"per_class": {"arid": {"iou": values["arid"][run.step - 1]}}}
+
+    run.evaluate = evaluate
+    run._save_model = lambda name: saved.append(run.step) if name == "best" else None
+    result = run.train()
+    assert saved == steps and result["best"]["step"] == steps[-1] and set(result["best"]) == {"step", metric}
+
+
+def test_a_best_metric_that_no_evaluation_has_is_refused(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"best_metric=miou is no number of an evaluation: mean_iou, .*per_class/polar/"
+    ):
+        trainer(data, tmp_path / "run", best_metric="miou")
+
+
+def test_a_run_ends_early_when_it_gets_no_better(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    """Also when it is resumed in between: the evaluations without a better one go on being counted."""
+    values = [0.1, 0.3, 0.2, 0.3, 0.1, 0.4]
+    fields = {"eval_every": 1, "save_every": 1, "max_steps": 6, "early_stopping_patience": 3}
+
+    def start(folder: str, **more: Any) -> dict[str, Any]:
+        run = trainer(data, tmp_path / folder, **fields, **more)
+        run.evaluate = lambda dataset, on_image: {"mean_iou": values[run.step - 1]}
+        return run.train()
+
+    result = start("run")
+    assert result["step"] == 5 and result["best"] == {"step": 2, "mean_iou": 0.3} and "stopped" not in result
+    assert lines(tmp_path / "run")[-1]["ended"] == "early: no better mean_iou in 3 evaluations"
+    final = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000004")
+    shutil.rmtree(tmp_path / "run" / "final")
+    assert start("run", resume="auto") == result
+    assert (tmp_path / "run" / "final" / "model.safetensors").read_bytes() == final
+
+
+def test_adapters_train_go_on_and_leave_a_plain_model(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    splits, label_map = data
+    base = tmp_path / "base"
+    build_model(ModelConfig(config=TINY), label_map).save_pretrained(base)
+
+    def start(folder: str, **fields: Any) -> None:
+        config = {"output_dir": str(tmp_path / folder), "max_steps": 4, "batch_size": 2, "save_every": 2}
+        SegmentationTrainer(
+            build_model(ModelConfig(name=str(base), lora={"rank": 2}), label_map),
+            TrainingConfig(**config, learning_rate=1e-2, **fields),
+            train_dataset=splits["train"],
+            eval_dataset=splits["val"],
+            label_map=label_map,
+            transforms=TRANSFORMS,
+            processor=processor_for(TRANSFORMS),
+        ).train()
+
+    start("whole")
+    start("resumed", resume=str(tmp_path / "whole" / "checkpoints" / "step-000002"))
+    assert weights(tmp_path / "whole" / "final").keys() == load_file(base / "model.safetensors").keys()
+    for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        a, b = ((tmp_path / name / "final" / file).read_bytes() for name in ("whole", "resumed"))
+        assert a == b, file
+    final = tmp_path / "whole" / "final"
+    adapted = load_adapter(load_model(base), final / "adapter").eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        plain = load_model(final).eval()(image).logits
+        torch.testing.assert_close(adapted(image).logits, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_bf16_and_gradient_checkpointing_run(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
