@@ -562,6 +562,14 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
         self.decode_head = SegformerDecodeHead(config)
         self.post_init()
 
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether transformers' Trainer is to pass `num_items_in_batch`, in which it counts labels other than -100.
+
+        With another ignore id its count would be wrong; it then averages the losses of the micro-batches.
+        """
+        return self.config.semantic_loss_ignore_index == -100
+
     def forward(
         self,
         pixel_values: Tensor,
@@ -569,6 +577,7 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> SemanticSegmenterOutput | tuple[Any, ...]:
         """Segment a batch.
 
@@ -577,6 +586,8 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
             labels: training ids `(B, height, width)`, integer, of any size; `config.semantic_loss_ignore_index` is
                 left out of the loss.
             output_attentions, output_hidden_states, return_dict: see `SegformerModel.forward`.
+            num_items_in_batch: what the summed loss is divided by in place of this batch's valid pixels: those of all
+                micro-batches of an optimiser step.
 
         Returns:
             `logits` of shape `(B, K, H/4, W/4)`, sides rounded up; `loss`, if labels are given: the mean over valid
@@ -589,7 +600,10 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
         logits = self.decode_head(features)
         loss = None
         if labels is not None:
-            loss = segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)
+            reduction = "mean" if num_items_in_batch is None else "sum"
+            loss = segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index, reduction)
+            if num_items_in_batch is not None:
+                loss = loss / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
         output = SemanticSegmenterOutput(
             loss=loss,
             logits=logits,
