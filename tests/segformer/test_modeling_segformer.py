@@ -200,29 +200,6 @@ def test_replaced_or_hooked_modules_are_called(where: str) -> None:
         torch.testing.assert_close(after, literal_logits(model, images(1, 3, 64, 64)))
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_every_module_with_parameters_is_called_where_something_listens(training: bool) -> None:
-    """A hook may be what brings the parameters, as in torch's `fully_shard` of any module.
-
-    All but `segformer`, whose parameters are those of `segformer.encoder`.
-    """
-    model = tiny(depths=(1, 1, 1, 1)).train(training)
-    modules = {
-        name: module
-        for name, module in model.named_modules()
-        if list(module.parameters()) and not isinstance(module, nn.ModuleList | nn.ModuleDict)
-    }
-    del modules["segformer"]
-    assert len(modules) > 60
-    for name, module in modules.items():
-        called = []
-        handle = module.register_forward_pre_hook(lambda module, args, called=called: called.append(module))
-        with torch.set_grad_enabled(training):
-            model(images(1, 3, 64, 64))
-        handle.remove()
-        assert called == [module], name
-
-
 def test_frozen_batch_norm_in_training_uses_its_statistics() -> None:
     model = tiny(classifier_dropout_prob=0.0, drop_path_rate=0.0).train()
     model.decode_head.batch_norm.eval()
