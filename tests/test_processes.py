@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from segtune.checkpoint import load_model
 from segtune.data.sources import DatasetConfig, find_label_map, load_segmentation_dataset
@@ -36,6 +39,19 @@ def test_a_launch_file_does_not_divide_the_loss(monkeypatch: pytest.MonkeyPatch)
     weight = torch.ones((), requires_grad=True)
     make_accelerator().backward(3 * weight)
     assert weight.grad == 3
+
+
+@pytest.mark.parametrize(("kind", "version"), [("DEEPSPEED", None), ("FSDP", 1)])
+def test_ways_of_distributing_that_the_loop_does_not_know_are_refused(
+    monkeypatch: pytest.MonkeyPatch, kind: str, version: int | None
+) -> None:
+    class Distributed(Accelerator):
+        distributed_type = DistributedType(kind)
+        is_fsdp2 = version == 2
+
+    monkeypatch.setattr("segtune.processes.Accelerator", Distributed)
+    with pytest.raises(UsageError, match=rf"{kind} is not supported: .*fsdp.yaml divides it"):
+        make_accelerator()
 
 
 def test_environment() -> None:
@@ -86,7 +102,7 @@ def test_accelerate_reads_the_launch_file(path: Path) -> None:
 
     text = path.read_text()
     assert f"accelerate launch --config_file recipes/accelerate/{path.name}" in text.split("compute_environment")[0]
-    assert text.startswith("# ")
+    assert re.search(r"\b(Run|Not run)\b", text), "what was run, and what was not"
     config = load_config_from_file(str(path))  # refuses names that it does not know
     assert config.num_processes == yaml.safe_load(text)["num_processes"]
 

@@ -151,6 +151,20 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(
         assert (gradient - gradients[1][name]).abs().max() <= 1e-5 * scale, name
 
 
+@pytest.mark.parametrize(("rate", "equal"), [(0.0, True), (0.9, False)])
+def test_drop_path_draws_depend_on_the_division(
+    data: tuple[Any, LabelMap], tmp_path: Path, rate: float, equal: bool
+) -> None:
+    """What the README says is not equal: blocks draw in turn, so that two micro-batches get other draws than one."""
+    losses = []
+    for batch_size, accumulation_steps in ((4, 1), (2, 2)):
+        fields = {"batch_size": batch_size, "accumulation_steps": accumulation_steps, "batch_norm": "frozen"}
+        fields |= {"learning_rate": 1e-2, "overlays": 0, "model": {"drop_path_rate": rate}}
+        trainer(data, tmp_path / f"{batch_size}", **fields).train()
+        losses.append([line["loss"] for line in lines(tmp_path / f"{batch_size}") if "loss" in line])
+    assert (losses[0] == pytest.approx(losses[1], rel=1e-4)) == equal
+
+
 def test_resume_is_exact(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     fields = {"save_every": 2, "eval_every": 2, "model": {"classifier_dropout_prob": 0.1, "drop_path_rate": 0.1}}
     trainer(data, tmp_path / "whole", **fields).train()

@@ -97,7 +97,7 @@ def _import(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise UsageError(
-            f"training.trackers names {name}, whose package is not installed: pip install 'segtune[{name}]'"
+            f"training.trackers names {name}, which cannot be imported ({error}): pip install 'segtune[{name}]'"
         ) from error
 
 
