@@ -14,7 +14,7 @@ from segtune.data.sources import DatasetConfig
 from segtune.data.transforms import TransformConfig
 from segtune.errors import DataError, UsageError
 from segtune.recipe import Recipe, load_recipe, resolved, train
-from segtune.trainer import TrainingConfig
+from segtune.training_config import TrainingConfig
 
 DATASET = "dataset: {path: data/x}\n"
 TINY = {"hidden_sizes": [8, 16, 20, 32], "depths": [1, 1, 1, 1], "decoder_hidden_size": 16}

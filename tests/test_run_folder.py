@@ -96,7 +96,8 @@ def test_a_state_of_another_run_starts_a_new_one(accelerator: Accelerator, tmp_p
     assert own.goes_on and own.open(None, None) == state
     new = folder(tmp_path / "new", accelerator, resume=str(state))
     assert not new.goes_on and new.open("# a recipe\n", None) == state
-    with pytest.raises(UsageError, match=r"new holds a run \(recipe.yaml\)"):
+    new.begin(1, {})
+    with pytest.raises(UsageError, match=r"new holds a run \(recipe.yaml, metrics.jsonl\)"):
         folder(tmp_path / "new", accelerator, resume=str(state)).open(None, None)
     assert folder(tmp_path / "new", accelerator, resume=str(state), overwrite=True).open(None, None) == state
     assert run_content(tmp_path / "new") == []
@@ -163,5 +164,22 @@ def test_a_run_is_never_removed_unasked(accelerator: Accelerator, tmp_path: Path
         folder(tmp_path, accelerator).open("# another\n", None)
     assert (tmp_path / "recipe.yaml").read_text() == "# a recipe\n"
     folder(tmp_path, accelerator, overwrite=True).open("# another\n", None)
-    assert (tmp_path / "recipe.yaml").read_text() == "# another\n"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "recipe.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt"]
+
+
+def test_the_images_of_a_step_must_be_as_many_as_before(
+    accelerator: Accelerator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = tmp_path / "checkpoints" / "step-000001"
+    run = folder(tmp_path, accelerator, resume="auto")
+    run.check_division(state, (4, 2, 2), (4, 2, 2))
+    assert caplog.text == ""
+    run.check_division(state, (4, 2, 2), (4, 4, 1))
+    assert (
+        "a step took 16 images, 4 x 2 x 2 (batch_size x accumulation_steps x processes), now 16, 4 x 4 x 1"
+        in caplog.text
+    )
+    with pytest.raises(UsageError, match=r"took 16 images, 4 x 2 x 2 .* now 8, 4 x 2 x 1: change training.batch_size"):
+        run.check_division(state, (4, 2, 2), (4, 2, 1))
+    folder(tmp_path / "new", accelerator, resume=str(state)).check_division(state, (4, 2, 2), (4, 2, 1))
+    assert "now 8" in caplog.text  # where a new run starts, it is only said

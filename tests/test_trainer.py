@@ -22,7 +22,8 @@ from segtune.errors import SegtuneError, UsageError
 from segtune.inference import processor_for
 from segtune.interrupts import StopRequest
 from segtune.labels import LabelMap
-from segtune.trainer import SegmentationTrainer, TrainingConfig
+from segtune.trainer import SegmentationTrainer
+from segtune.training_config import TrainingConfig
 
 TINY = {
     "hidden_sizes": [8, 16, 24, 32],
@@ -213,6 +214,7 @@ def test_the_images_of_a_step_may_be_divided_anew(
     trainer(data, tmp_path / "run", **fields).train()
     with pytest.raises(UsageError, match=r"took 4 images, 4 x 1 x 1 .* now 2, 2 x 1 x 1: change training.batch_size"):
         trainer(data, tmp_path / "run", resume="auto", batch_size=2, **fields).train()
+    assert lines(tmp_path / "run")[-1]["ended"] == "done"  # nothing was touched
     before = weights(tmp_path / "run" / "final")
     result = trainer(data, tmp_path / "run", resume="auto", batch_size=2, accumulation_steps=2, **fields).train()
     assert "took 4 images, 4 x 1 x 1" in caplog.text and "now 4, 2 x 2 x 1" in caplog.text

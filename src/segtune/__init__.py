@@ -22,7 +22,8 @@ if TYPE_CHECKING:
         SegformerForSemanticSegmentation,
         SegformerModel,
     )
-    from segtune.trainer import SegmentationTrainer, TrainingConfig
+    from segtune.trainer import SegmentationTrainer
+    from segtune.training_config import TrainingConfig
 
 __version__ = "0.1.0"
 
@@ -59,7 +60,7 @@ _HOME = {
     "SegformerModel": "segtune.segformer.modeling_segformer",
     "SegmentationTrainer": "segtune.trainer",
     "TrainTransform": "segtune.data.transforms",
-    "TrainingConfig": "segtune.trainer",
+    "TrainingConfig": "segtune.training_config",
     "TransformConfig": "segtune.data.transforms",
     "from_transformers": "segtune.segformer.conversion",
     "load_recipe": "segtune.recipe",

@@ -23,7 +23,8 @@ from segtune.run_folder import RECIPE_FILE, SPLIT_FILE, goes_on, refuse_existing
 from segtune.section import Section
 from segtune.strict import Keys, check, dotted, show
 from segtune.tracking import flat
-from segtune.trainer import SegmentationTrainer, TrainingConfig
+from segtune.trainer import SegmentationTrainer
+from segtune.training_config import TrainingConfig
 
 __all__ = ["Recipe", "find_recipe", "list_recipes", "load_recipe", "train"]
 

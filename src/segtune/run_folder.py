@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -62,7 +63,7 @@ class RunFolder:
     # --- before the first step ---------------------------------------------------------------------------------------
 
     def open(self, recipe: str | None, splits: datasets.DatasetDict | None) -> Path | None:
-        """Mend what a killed process left half done, remove what may be removed, write what describes the run.
+        """Mend what a killed process left half done, remove what may be removed, store which sample is in which split.
 
         Returns:
             The training state to go on from; None: start from the first step.
@@ -77,7 +78,9 @@ class RunFolder:
             self._recover()
             refuse_existing_run(self.path, self.resume, self.overwrite)
             found = [self._state_to_resume()]
-            self._describe(recipe, splits)
+            self._make_room()
+            if splits is not None:
+                self._save_split(splits)
         return cast("Path | None", broadcast_object_list(found)[0])
 
     def _recover(self) -> None:
@@ -109,16 +112,12 @@ class RunFolder:
             logger.warning("%s holds no training state to go on from: starting from the first step", self.path)
         return None
 
-    def _describe(self, recipe: str | None, splits: datasets.DatasetDict | None) -> None:
+    def _make_room(self) -> None:
         if not self.goes_on:
             for name in run_content(self.path):
                 path = self.path / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.path.mkdir(parents=True, exist_ok=True)
-        if recipe is not None:
-            _replace(self.path / RECIPE_FILE, recipe)
-        if splits is not None:
-            self._save_split(splits)
 
     def _save_split(self, splits: datasets.DatasetDict) -> None:
         path = self.path / SPLIT_FILE
@@ -133,16 +132,40 @@ class RunFolder:
         temporary.replace(path)
 
     def begin(self, step: int, environment: dict[str, Any]) -> None:
-        """Let `metrics.jsonl` go on after `step`: forget later lines, note the environment where it is another one."""
+        """Write the recipe, and let `metrics.jsonl` go on after `step`.
+
+        Later lines are forgotten; the environment is noted where it is another one than before.
+        """
         path = self.path / METRICS_FILE
         if not self.accelerator.is_main_process:
             return
+        if self.recipe is not None:
+            _replace(self.path / RECIPE_FILE, self.recipe)
         lines = checkpoint.read_json_lines(path) if path.is_file() else []
         kept = [line for line in lines if line.get("step", 0) <= step]
         known = [line["environment"] for line in kept if "environment" in line]
         if known[-1:] != [environment]:
             kept.append({"step": step, "environment": environment})
         _replace(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def check_division(self, state: Path, before: tuple[int, int, int], now: tuple[int, int, int]) -> None:
+        """The images of a step must be as many as before; how they are divided changes rounding and batch norm.
+
+        Args:
+            before, now: batch size, accumulation steps, processes.
+
+        Raises:
+            UsageError: the run that goes on would take another number of images.
+        """
+        if now == before:
+            return
+        message = (
+            f"{state}: a step took {math.prod(before)} images, {' x '.join(map(str, before))} (batch_size x "
+            f"accumulation_steps x processes), now {math.prod(now)}, {' x '.join(map(str, now))}"
+        )
+        if math.prod(now) != math.prod(before) and self.goes_on:
+            raise UsageError(f"{message}: change training.batch_size or training.accumulation_steps")
+        logger.warning(message)
 
     # --- during the run ----------------------------------------------------------------------------------------------
 

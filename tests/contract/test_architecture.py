@@ -58,13 +58,13 @@ LAYERS = [
         "run_folder",
         "segformer.conversion",
     },
-    {"bench", "export", "hub", "outputs", "report", "tracking", "trainer", "watching"},
+    {"bench", "export", "hub", "outputs", "report", "tracking", "trainer", "training_config", "watching"},
     {"catalog", "recipe", "strict"},
     {"__main__", "cli"},
 ]
 # Packages that may change under us, and the only modules that touch them.
 FENCES = {
-    "accelerate": {"checkpoint", "processes", "run_folder", "tracking", "trainer", "watching"},
+    "accelerate": {"checkpoint", "processes", "run_folder", "tracking", "trainer", "training_config", "watching"},
     "albumentations": {"data.transforms"},
     "click": {"cli"},
     "cv2": set(),

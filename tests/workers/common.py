@@ -11,7 +11,8 @@ from segtune.data.sources import DatasetConfig, find_label_map, load_segmentatio
 from segtune.data.transforms import TransformConfig
 from segtune.inference import processor_for
 from segtune.processes import make_accelerator
-from segtune.trainer import SegmentationTrainer, TrainingConfig
+from segtune.trainer import SegmentationTrainer
+from segtune.training_config import TrainingConfig
 
 TINY = {
     "hidden_sizes": [8, 16, 24, 32],
