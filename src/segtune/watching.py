@@ -118,6 +118,8 @@ class Watch:
 
     def finish(self, reason: str) -> None:
         """Write why the run, or this part of it, ended, and what it took."""
+        if reason != "done":
+            logger.info("the run ends at step %d: %s", self.step, reason)
         self.run.write(
             {
                 "step": self.step,

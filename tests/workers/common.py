@@ -50,6 +50,8 @@ def shard() -> None:
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
         accelerator = make_accelerator(device, mixed_precision)
         plugin = FullyShardedDataParallelPlugin()  # as the environment says
+        if mixed_precision != "no":
+            plugin.set_mixed_precision(mixed_precision)
         for state in (PartialState, AcceleratorState):
             state._shared_state["distributed_type"] = DistributedType.FSDP
         AcceleratorState._shared_state["fsdp_plugin"] = plugin
