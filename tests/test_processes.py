@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -227,7 +228,10 @@ def test_two_machines_train_together(tmp_path: Path) -> None:
     (tmp_path / "nodes.yaml").write_text(text.replace("use_cpu: false", "use_cpu: true"))
     launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     launcher += ["--config_file", str(tmp_path / "nodes.yaml"), "--num_machines", "2", "--num_processes", "2"]
-    launcher += ["--main_process_ip", "127.0.0.1", "--main_process_port", "29631"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launcher += ["--main_process_ip", "127.0.0.1", "--main_process_port", port]
     command = ["-m", "segtune", "train", "demo", "training.max_steps=3", "training.batch_size=2"]
     command += ["transforms.crop_size=64", "training.output_dir=run", "training.device=cpu"]
     running = []
