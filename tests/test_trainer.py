@@ -18,6 +18,7 @@ from segtune.checkpoint import ModelConfig, build_model
 from segtune.data.sources import DatasetConfig, find_label_map, load_segmentation_dataset
 from segtune.data.transforms import TransformConfig
 from segtune.errors import DataError, SegtuneError, UsageError
+from segtune.evaluation import Evaluation
 from segtune.inference import processor_for
 from segtune.interrupts import StopRequest
 from segtune.labels import LabelMap
@@ -74,7 +75,7 @@ def test_run_folder(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     result = trainer(data, tmp_path / "run", eval_every=2, save_every=1, keep_last=2).train()
     run = tmp_path / "run"
     assert sorted(path.name for path in run.iterdir()) == [
-        "best", "checkpoints", "final", "metrics.jsonl", "recipe.yaml", "split.json"
+        "best", "checkpoints", "evaluation-val.npz", "final", "metrics.jsonl", "recipe.yaml", "split.json"
     ]  # fmt: skip
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
     assert sorted(path.name for path in (run / "best").iterdir()) == [
@@ -91,6 +92,10 @@ def test_run_folder(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     assert set(evals[0]["per_class"]) == {"ocean", "humid", "arid", "polar"}
     best = max(evals, key=lambda record: record["mean_iou"])
     assert result["best"] == {"step": best["step"], "mean_iou": best["mean_iou"]}
+    kept = Evaluation.load(run / "evaluation-val.npz")
+    assert kept.about == {"checkpoint": str(run / "best"), "split": "val", "step": best["step"]}
+    assert kept.counts.ids == sorted(data[0]["val"]["id"])
+    assert kept.scores() == {key: best[key] for key in kept.scores()}
     assert result["step"] == 4 and result["last"]["mean_iou"] == evals[-1]["mean_iou"]
 
 
@@ -258,7 +263,9 @@ def test_a_run_is_never_overwritten_unasked(data: tuple[Any, LabelMap], tmp_path
     (tmp_path / "run" / "notes.txt").write_text("mine")
     trainer(data, tmp_path / "run", max_steps=1).train()
     before = weights(tmp_path / "run" / "final")
-    with pytest.raises(UsageError, match=r"holds a run \(recipe.yaml, split.json, metrics.jsonl, best, final\)"):
+    with pytest.raises(
+        UsageError, match=r"holds a run \(recipe.yaml, split.json, metrics.jsonl, best, final, evaluation-val.npz\)"
+    ):
         trainer(data, tmp_path / "run", max_steps=1).train()
     assert len(lines(tmp_path / "run")) == 3
     trainer(data, tmp_path / "run", max_steps=1, seed=1, overwrite=True).train()

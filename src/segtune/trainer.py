@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import accelerate
-import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from pydantic import Field, field_validator, model_validator
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -32,10 +31,10 @@ from segtune.data.sources import save_split
 from segtune.data.transforms import TrainTransform, TransformConfig
 from segtune.ema import ExponentialMovingAverage
 from segtune.errors import DataError, SegtuneError, UsageError
+from segtune.evaluation import Evaluation, file_name
 from segtune.inference import evaluate_model
 from segtune.interrupts import StopRequest, ignore_interrupts, seconds
 from segtune.labels import LabelMap
-from segtune.metrics import ConfusionMatrix
 from segtune.optim import (
     FreezeConfig,
     ScheduleName,
@@ -56,7 +55,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RECIPE_FILE, SPLIT_FILE, METRICS_FILE = "recipe.yaml", "split.json", "metrics.jsonl"
-_RUN_CONTENT = (RECIPE_FILE, SPLIT_FILE, METRICS_FILE, "checkpoints", "best", "final", "overlays")
+_RUN_CONTENT = (RECIPE_FILE, SPLIT_FILE, METRICS_FILE, "checkpoints", "best", "final", "overlays", file_name("val"))
 
 
 class TrainingConfig(Section):
@@ -309,12 +308,16 @@ class SegmentationTrainer:
 
     def _evaluate(self) -> dict[str, Any]:
         with self._averaged():
-            scores = self.evaluate(self.eval_dataset)
+            evaluation = self.count(self.eval_dataset)
+            scores = evaluation.scores()
             self._write({"step": self.step, "split": "val", **scores})
             mean_iou = scores["mean_iou"]
             if mean_iou is not None and mean_iou > self.best.get("mean_iou", -math.inf):
                 self.best = {"step": self.step, "mean_iou": mean_iou}
                 self._save_model("best")
+                if self.accelerator.is_main_process:
+                    evaluation.about = {"checkpoint": str(self.folder / "best"), "split": "val", "step": self.step}
+                    evaluation.save(self.folder / file_name("val"))
         return scores
 
     def _averaged(self) -> AbstractContextManager[None]:
@@ -323,8 +326,12 @@ class SegmentationTrainer:
 
     def evaluate(self, dataset: datasets.Dataset) -> dict[str, Any]:
         """Metrics of the whole `dataset`, every image counted once over all processes, as plain numbers."""
+        return self.count(dataset).scores()
+
+    def count(self, dataset: datasets.Dataset) -> Evaluation:
+        """What all processes counted of the whole `dataset`, the same in every process."""
         accelerator = self.accelerator
-        confusion = evaluate_model(
+        evaluation = evaluate_model(
             accelerator.unwrap_model(self.model),
             dataset,
             self.label_map,
@@ -334,9 +341,10 @@ class SegmentationTrainer:
             progress=accelerator.is_local_main_process,
             indices=range(accelerator.process_index, len(dataset), accelerator.num_processes),
         )
-        counts = torch.as_tensor(confusion.counts, device=accelerator.device)
-        confusion.counts = accelerator.reduce(counts, "sum").cpu().numpy()
-        return plain_scores(confusion, self.label_map)
+        first, *others = gather_object([evaluation])
+        for other in others:
+            first.merge(other)
+        return first
 
     # --- the run folder ------------------------------------------------------------------------------------------
 
@@ -515,24 +523,6 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
 
 def _checkpoint_block(function: Any, *args: Any) -> Any:
     return torch.utils.checkpoint.checkpoint(function, *args, use_reentrant=False)
-
-
-def plain_scores(confusion: ConfusionMatrix, label_map: LabelMap) -> dict[str, Any]:
-    """The metrics of a confusion matrix as JSON-able numbers; None where a class is absent."""
-    scores = confusion.compute()
-    per_class = {
-        name: {"iou": _number(iou), "accuracy": _number(accuracy)}
-        for name, iou, accuracy in zip(
-            label_map.names, scores["per_category_iou"], scores["per_category_accuracy"], strict=True
-        )
-    }
-    means = {key: _number(scores[key]) for key in ("mean_iou", "mean_accuracy", "overall_accuracy")}
-    return {**means, "per_class": per_class}
-
-
-def _number(value: Any) -> float | None:
-    value = float(value)
-    return None if np.isnan(value) else value
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
