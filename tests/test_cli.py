@@ -350,6 +350,8 @@ def test_missing_split_and_checkpoint(segtune_command: Any, run_folder: Path) ->
     code, _, err = segtune_command("evaluate", run_folder / "best", "demo", "--split", "tset")
     assert code == 2
     assert "--split tset: segtune://earth has train, val, test" in err
+    code, _, err = segtune_command("evaluate", "none", "demo", "--group-by", "(")
+    assert code == 2 and "--group-by (: no regular expression" in err
     code, _, err = segtune_command("evaluate", run_folder, "demo")
     assert code == 2
     assert f"did you mean {run_folder / 'best'}?" in err

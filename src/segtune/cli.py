@@ -186,6 +186,7 @@ def evaluate(
     dataset = load_data(settings.dataset)
     if split not in dataset:
         raise UsageError(f"--split {split}: {settings.dataset.path} has {', '.join(dataset)}")
+    uncertainty.units_of(dataset[split]["id"], group_by)
     kept = _file_to_save(save, split)
     model = _load(checkpoint, device)
     _check_same_labels(checkpoint, model.config, settings.dataset.path, label_map)

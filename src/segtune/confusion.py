@@ -10,7 +10,7 @@ import torch
 
 from segtune.errors import DataError
 
-_CHUNK = 1 << 17  # pixels counted at a time, so that what is made of them stays in the cache
+_CHUNK = 1 << 18  # pixels counted at a time, so that what is made of them stays in the cache
 
 
 def count_pairs(prediction: np.ndarray, reference: np.ndarray, num_labels: int, ignore_index: int = 255) -> np.ndarray:

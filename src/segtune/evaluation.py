@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from segtune import boundary, calibration, objects
 from segtune.errors import DataError, UsageError
 from segtune.image_counts import ImageCounts
 from segtune.scores import class_scores, mean, overall_scores, plain, ratio
@@ -70,8 +71,6 @@ class Evaluation:
         detailed: bool = False,
         boundary_width: float | None = None,
     ) -> None:
-        from segtune import boundary, objects
-
         self.names, self.ignore_index, self.detailed = tuple(names), ignore_index, detailed
         self.boundary_width = boundary.WIDTH if boundary_width is None else boundary_width
         columns = PIXELS + (boundary.COLUMNS + objects.COLUMNS if detailed else ())
@@ -96,10 +95,7 @@ class Evaluation:
         Raises:
             DataError: maps of different sizes, an id that is no class, or an image that was counted already.
         """
-        from segtune.boundary import boundary_counts
-        from segtune.calibration import reliability_counts
-        from segtune.confusion import count_pairs
-        from segtune.objects import size_counts
+        from segtune.confusion import count_pairs  # torch, which reading a file can do without
 
         if labels.shape != prediction.shape:
             raise DataError(f"image {image_id!r}: the labels are {labels.shape}, the prediction {prediction.shape}")
@@ -110,12 +106,12 @@ class Evaluation:
             raise DataError(f"image {image_id!r}: {error}") from error
         columns = [confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)]
         if self.detailed:
-            columns += [*boundary_counts(prediction, labels, num_labels, ignored, self.boundary_width).T]
-            columns += [*size_counts(prediction, labels, num_labels, ignored).T]
+            columns += [*boundary.boundary_counts(prediction, labels, num_labels, ignored, self.boundary_width).T]
+            columns += [*objects.size_counts(prediction, labels, num_labels, ignored).T]
         self.counts.append(image_id, np.stack(columns, axis=1))  # (K, columns)
         self.confusion += confusion
         if self.detailed and confidence is not None:
-            self.reliability[image_id] = reliability_counts(
+            self.reliability[image_id] = calibration.reliability_counts(
                 prediction, labels, confidence, ignored, self.boundary_width
             )
 
@@ -142,8 +138,6 @@ class Evaluation:
         Counts of all images are added before anything is divided; only `mean_image_iou` is a mean over images (of the
         mean IoU of the classes that occur in the image).
         """
-        from segtune import boundary, calibration, objects
-
         pixels = self.counts.total(*PIXELS).T
         result: dict[str, Any] = {"num_images": len(self), **overall_scores(*pixels)}
         result["mean_image_iou"] = mean(np.sort(self.image_iou()))  # whatever the order of the images

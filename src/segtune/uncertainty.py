@@ -8,7 +8,7 @@ images, in 91 to 94 % of 40, and in 91 to 93 % of 20.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def intervals(
         `{"bca": [low, high], "percentile": [low, high], "defined": share of resamples}`, the ends None where there is
         no interval (a class of one image or group).
     """
-    unit, groups = _units(evaluation, group_by)
+    unit, groups = units_of(evaluation.counts.ids, group_by)
     counts = bootstrap.add_up(_iou_counts(evaluation), groups)
     expanded = expanded_level(level, len(counts))
     found = bootstrap.bootstrap(counts, _iou_scores, level=expanded, resamples=resamples, seed=seed)
@@ -87,7 +87,7 @@ def compare(
         UsageError: the runs were evaluated on different images, masks or classes; the message names them.
     """
     pair = _paired(first, second)
-    unit, groups = _units(pair[0], group_by)
+    unit, groups = units_of(pair[0].counts.ids, group_by)
     counts = tuple(bootstrap.add_up(_iou_counts(evaluation), groups) for evaluation in pair)
     settings: dict[str, Any] = {"resamples": resamples, "seed": seed}
     both = np.concatenate(counts, axis=1)
@@ -141,13 +141,17 @@ def _difference(sums: np.ndarray) -> np.ndarray:
     return _iou_scores(second) - _iou_scores(first)
 
 
-def _units(evaluation: Evaluation, group_by: str | None) -> tuple[str, np.ndarray]:
-    """What is resampled, and to which of them each image belongs `(N,)`."""
-    if not len(evaluation):
+def units_of(ids: Sequence[str], group_by: str | None) -> tuple[str, np.ndarray]:
+    """What is resampled, "image" or "group", and the number of the one that each image belongs to, `(N,)`.
+
+    Raises:
+        UsageError: no images, or `group_by` does not make groups of them.
+    """
+    if not len(ids):
         raise UsageError("the evaluation has no images")
     if group_by is None:
-        return "image", np.arange(len(evaluation))
-    names, groups = bootstrap.group_ids(evaluation.counts.ids, group_by)
+        return "image", np.arange(len(ids))
+    names, groups = bootstrap.group_ids(ids, group_by)
     if len(names) < 2:
         raise UsageError(f"--group-by {group_by}: all images are one group ({names[0]}); at least two are needed")
     return "group", groups
