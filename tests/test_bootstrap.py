@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from segtune.bootstrap import add_up, bootstrap, false_discovery_rate, group_ids, permutation_test
+from segtune.bootstrap import bootstrap, false_discovery_rate, group_ids, permutation_test
 from segtune.errors import UsageError
 from segtune.scores import ratio
 
@@ -122,7 +122,6 @@ def test_groups():
     for pattern in ("^[^/]+", r"drive(\d)", "(drive)(.)"):
         names, groups = group_ids(ids, pattern)
         assert len(names) == 2 and groups.tolist() == [1, 0, 1]
-    assert add_up(np.array([[1.0, 2], [3, 4], [5, 6]]), groups).tolist() == [[3, 4], [6, 8]]
     with pytest.raises(UsageError, match="--group-by x: does not occur in 3 ids, such as 'drive2/7'"):
         group_ids(ids, "x")
     with pytest.raises(UsageError, match=r"--group-by \(: no regular expression"):

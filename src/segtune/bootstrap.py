@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from segtune.errors import UsageError
 
@@ -88,11 +89,11 @@ def permutation_test(
     change, total = second - first, (first.sum(axis=0), second.sum(axis=0))
     observed = np.abs(statistic(total[1]) - statistic(total[0]))  # (S,)
     rng, reached = np.random.default_rng(seed), np.ones(observed.shape)
-    for start in range(0, resamples, step := max(1, _ELEMENTS // len(first))):
-        swapped = rng.integers(0, 2, (min(step, resamples - start), len(first))).astype(np.float64)
+    for rows in _steps(resamples, len(first), "permutation test"):
+        swapped = rng.integers(0, 2, (rows, len(first))).astype(np.float64)
         moved = swapped @ change  # (step, C)
         difference = np.abs(statistic(total[1] - moved) - statistic(total[0] + moved))
-        reached += (np.nan_to_num(difference) >= observed * (1 - 1e-12)).sum(axis=0)
+        reached += (~(difference < observed * (1 - 1e-12))).sum(axis=0)  # undefined ones count as reached
     return np.where(np.isnan(observed), np.nan, reached / (resamples + 1))
 
 
@@ -126,22 +127,23 @@ def group_ids(ids: Sequence[str], pattern: str) -> tuple[list[str], np.ndarray]:
     return names.tolist(), index.reshape(-1)
 
 
-def add_up(counts: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """The counts `(N, C)` of images as those of their groups `(G, C)`."""
-    total = np.zeros((int(groups.max(initial=-1)) + 1, counts.shape[1]))
-    np.add.at(total, groups, counts)
-    return total
-
-
 def _multiplicities(size: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """How often each image is drawn: float64 `(step, size)`, `resamples` rows in all."""
     rng = np.random.default_rng(seed)
-    step = max(1, _ELEMENTS // size)
-    for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
+    for rows in _steps(resamples, size, "bootstrap"):
         drawn = rng.integers(0, size, (rows, size))
         drawn += np.arange(0, rows * size, size)[:, None]
         yield np.bincount(drawn.reshape(-1), minlength=rows * size).reshape(rows, size).astype(np.float64)
+
+
+def _steps(resamples: int, size: int, name: str) -> Iterator[int]:
+    """How many resamples of `size` images to take at a time; where it takes long, a bar shows on stderr."""
+    step = max(1, _ELEMENTS // size)
+    with tqdm(total=resamples, desc=name, delay=3, leave=False) as bar:
+        for start in range(0, resamples, step):
+            rows = min(step, resamples - start)
+            yield rows
+            bar.update(rows)
 
 
 def _acceleration(counts: np.ndarray, statistic: Statistic, estimate: np.ndarray) -> np.ndarray:

@@ -45,8 +45,8 @@ def intervals(
         `{"bca": [low, high], "percentile": [low, high], "defined": share of resamples}`, the ends None where there is
         no interval (a class of one image or group).
     """
-    unit, groups = units_of(evaluation.counts.ids, group_by)
-    counts = bootstrap.add_up(_iou_counts(evaluation), groups)
+    unit, units = units_of(evaluation.counts.ids, group_by)
+    counts = _iou_counts(evaluation, units)
     expanded = expanded_level(level, len(counts))
     found = bootstrap.bootstrap(counts, _iou_scores, level=expanded, resamples=resamples, seed=seed)
     rows = [
@@ -87,8 +87,8 @@ def compare(
         UsageError: the runs were evaluated on different images, masks or classes; the message names them.
     """
     pair = _paired(first, second)
-    unit, groups = units_of(pair[0].counts.ids, group_by)
-    counts = tuple(bootstrap.add_up(_iou_counts(evaluation), groups) for evaluation in pair)
+    unit, units = units_of(pair[0].counts.ids, group_by)
+    counts = [_iou_counts(evaluation, units) for evaluation in pair]
     settings: dict[str, Any] = {"resamples": resamples, "seed": seed}
     both = np.concatenate(counts, axis=1)
     found = bootstrap.bootstrap(both, _difference, level=expanded_level(level, len(both)), **settings)
@@ -124,10 +124,14 @@ def expanded_level(level: float, units: int) -> float:
     return float(2 * ndtr(quantile) - 1)
 
 
-def _iou_counts(evaluation: Evaluation) -> np.ndarray:
-    """Intersection and union of each class, `(N, 2 K)`."""
-    correct, reference, prediction = evaluation.counts.dense(*PIXELS)
-    return np.concatenate([correct, reference + prediction - correct], axis=1)
+def _iou_counts(evaluation: Evaluation, units: np.ndarray) -> np.ndarray:
+    """Intersection, then union, of each class in each unit, float64 `(U, 2 K)`; `units` `(N,)` are those of images."""
+    image, classes, correct, reference, prediction = evaluation.counts.rows(*PIXELS)
+    num_labels = len(evaluation.names)
+    counts = np.zeros((int(units.max()) + 1, 2 * num_labels))
+    np.add.at(counts, (units[image], classes), correct)
+    np.add.at(counts, (units[image], num_labels + classes), reference + prediction - correct)
+    return counts
 
 
 def _iou_scores(sums: np.ndarray) -> np.ndarray:
