@@ -17,9 +17,9 @@ from segtune.data.loading import read_image, read_mask
 from segtune.data.sources import load_segmentation_dataset
 from segtune.data.transforms import TransformConfig
 from segtune.errors import DataError, UsageError
+from segtune.evaluation import Evaluation
 from segtune.inference import comparison, evaluate_model, overlay, predict, processor_for
 from segtune.labels import LabelMap
-from segtune.metrics import ConfusionMatrix
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
@@ -263,7 +263,7 @@ def test_evaluation_by_hand():
     masks[1][0] = 0
     model = _RedChannel(3, stride=1).train()
     seen = []
-    confusion = evaluate_model(
+    evaluation = evaluate_model(
         model,
         _dataset(images, masks),
         label_map,
@@ -272,9 +272,10 @@ def test_evaluation_by_hand():
         progress=False,
         on_image=lambda *found: seen.append(found),
     )
-    assert isinstance(confusion, ConfusionMatrix)
-    #                                  water  land  ice
-    assert confusion.counts.tolist() == [[32, 24, 0], [0, 8, 0], [0, 0, 84]]
+    assert evaluation.names == label_map.names and not evaluation.detailed
+    #                                       water  land  ice
+    assert evaluation.confusion.tolist() == [[32, 24, 0], [0, 8, 0], [0, 0, 84]]
+    assert sorted(evaluation.counts.ids) == ["tile_0", "tile_1", "tile_2"]
     assert model.training
     assert sorted(name for name, *_ in seen) == ["tile_0", "tile_1", "tile_2"]
     for name, image, labels, prediction in seen:
@@ -290,13 +291,35 @@ def test_parts_of_a_dataset_add_up_and_evaluation_equals_prediction(earth):
     processor = processor_for(TransformConfig(eval_short_side=96, eval_size_divisor=32))
     whole = evaluate_model(model, dataset, label_map, processor, progress=False)
     parts = [evaluate_model(model, dataset, label_map, processor, indices=i, progress=False) for i in ([0, 2], [1, 3])]
-    np.testing.assert_array_equal((parts[0] + parts[1]).counts, whole.counts)
-    expected = ConfusionMatrix(4)
+    assert parts[0].merge(parts[1]).scores() == whole.scores()
+    expected = Evaluation(label_map.names)
     for row in dataset:
-        expected.update(predict(model, row["image"], processor=processor), label_map.encode(read_mask(row["mask"])))
-    np.testing.assert_array_equal(whole.counts, expected.counts)
+        labels = label_map.encode(read_mask(row["mask"]))
+        expected.add(row["id"], labels, predict(model, row["image"], processor=processor))
+    np.testing.assert_array_equal(whole.confusion, expected.confusion)
     pixels = sum(int((label_map.encode(read_mask(row["mask"])) != 255).sum()) for row in dataset)
-    assert whole.counts.sum() == pixels
+    assert whole.confusion.sum() == pixels
+
+
+@pytest.mark.parametrize("num_labels", [3, 1])
+def test_confidences_of_a_detailed_evaluation_follow_the_temperature(num_labels):
+    """What is counted equals softmax(logits / T) of the upsampled logits; the predictions stay."""
+    label_map = LabelMap.from_names(["a", "b", "c"][: max(num_labels, 2)], ignore_index=-100)
+    photo, model, processor = _photo(24, 36), _tiny(num_labels), SegformerImageProcessor(do_resize=False)
+    dataset = _dataset([photo], [np.zeros((24, 36), np.uint8)])
+    found = {}
+    for temperature in (1.0, 2.5):
+        model.config.calibration_temperature = temperature
+        evaluation = Evaluation(label_map.names, -100, detailed=True)
+        assert evaluate_model(model, dataset, label_map, processor, evaluation=evaluation, progress=False) is evaluation
+        found[temperature] = evaluation.scores()
+        with torch.no_grad():
+            logits = model(processor(photo, return_tensors="pt")["pixel_values"]).logits / temperature
+        logits = F.interpolate(logits, size=(24, 36), mode="bilinear", align_corners=False)
+        probabilities = logits.softmax(1) if num_labels > 1 else torch.cat([-logits, logits], 1).sigmoid()
+        expected = probabilities.amax(1).mean().item()
+        assert found[temperature]["calibration"]["all"]["confidence"] == pytest.approx(expected, abs=1e-5)
+    assert found[1.0]["mean_iou"] == found[2.5]["mean_iou"]
 
 
 def test_evaluation_of_one_logit():
@@ -304,10 +327,10 @@ def test_evaluation_of_one_logit():
     photo = _photo(16, 16)
     model = _tiny(num_labels=1)
     mask = (predict(model, photo) * 255).astype(np.uint8)
-    confusion = evaluate_model(
+    evaluation = evaluate_model(
         model, _dataset([photo], [mask]), label_map, SegformerImageProcessor(do_resize=False), progress=False
     )
-    assert confusion.compute()["mean_iou"] == 1.0
+    assert evaluation.scores()["mean_iou"] == 1.0
 
 
 def test_evaluation_names_what_is_wrong():
@@ -445,7 +468,7 @@ def test_street_scenes_from_file_to_picture(camvid, tmp_path):
     label_map = LabelMap.from_file(camvid / "classes.json")
     model = _tiny(num_labels=11)
     pictures = []
-    confusion = evaluate_model(
+    evaluation = evaluate_model(
         model,
         dataset,
         label_map,
@@ -454,7 +477,7 @@ def test_street_scenes_from_file_to_picture(camvid, tmp_path):
         progress=False,
         on_image=lambda name, image, labels, ids: pictures.append(comparison(image, labels, ids, label_map)),
     )
-    assert confusion.counts.sum() == sum(int((np.asarray(row["mask"]) != 11).sum()) for row in dataset)
+    assert evaluation.confusion.sum() == sum(int((np.asarray(row["mask"]) != 11).sum()) for row in dataset)
     assert [picture.width for picture in pictures] == [pictures[0].width] * 2
     assert pictures[0].width >= 3 * 480
     for row in dataset:

@@ -21,7 +21,6 @@ from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
 from segtune.inference import evaluate_model, processor_for
 from segtune.processes import Late, environment, make_accelerator
-from segtune.trainer import plain_scores
 
 Launch = Callable[..., list[str]]
 LAUNCH_FILES = sorted((Path(__file__).resolve().parents[1] / "recipes" / "accelerate").glob("*.yaml"))
@@ -203,13 +202,12 @@ def test_a_run_of_two_processes(
     first = json.loads((whole / "metrics.jsonl").read_text().splitlines()[0])
     assert first["environment"]["num_processes"] == 2
     label_map = find_label_map(DatasetConfig(path="segtune://earth"))
-    confusion = evaluate_model(
+    scores = evaluate_model(
         load_model(whole / "best"),
         load_segmentation_dataset("segtune://earth")["val"].select(range(7)),
         label_map,
         processor_for(TransformConfig(crop_size=64)),
-    )
-    scores = plain_scores(confusion, label_map)
+    ).scores()
     best = max(evals(whole), key=lambda line: line["mean_iou"])
     assert scores == {key: best[key] for key in scores}
     assert len(list((whole / "overlays").glob("step-000004/*.jpg"))) == 4  # drawn by both

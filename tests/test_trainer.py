@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from segtune.checkpoint import ModelConfig, build_model, load_model
 from segtune.data.sources import DatasetConfig, find_label_map, load_segmentation_dataset
 from segtune.data.transforms import TransformConfig
 from segtune.errors import SegtuneError, UsageError
+from segtune.evaluation import Evaluation
 from segtune.inference import processor_for
 from segtune.interrupts import StopRequest
 from segtune.labels import LabelMap
@@ -82,7 +85,7 @@ def test_run_folder(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     result = trainer(data, tmp_path / "run", eval_every=2, save_every=1, keep_last=2).train()
     run = tmp_path / "run"
     assert sorted(path.name for path in run.iterdir()) == [
-        "best", "checkpoints", "final", "metrics.jsonl", "overlays", "recipe.yaml", "split.json"
+        "best", "checkpoints", "evaluation-val.npz", "final", "metrics.jsonl", "overlays", "recipe.yaml", "split.json"
     ]  # fmt: skip
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
     assert sorted(path.name for path in (run / "best").iterdir()) == [
@@ -100,6 +103,10 @@ def test_run_folder(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     assert set(evals[0]["per_class"]) == {"ocean", "humid", "arid", "polar"}
     best = max(evals, key=lambda record: record["mean_iou"])
     assert result["best"] == {"step": best["step"], "mean_iou": best["mean_iou"]}
+    kept = Evaluation.load(run / "evaluation-val.npz")
+    assert kept.about == {"checkpoint": str(run / "best"), "split": "val", "step": best["step"]}
+    assert kept.counts.ids == sorted(data[0]["val"]["id"])
+    assert kept.scores() == {key: best[key] for key in kept.scores()}
     assert result["step"] == 4 and result["last"]["mean_iou"] == evals[-1]["mean_iou"]
 
 
@@ -275,7 +282,8 @@ def test_a_run_is_never_overwritten_unasked(data: tuple[Any, LabelMap], tmp_path
     trainer(data, tmp_path / "run", max_steps=1).train()
     before = weights(tmp_path / "run" / "final")
     with pytest.raises(
-        UsageError, match=r"holds a run \(recipe.yaml, split.json, metrics.jsonl, best, final, overlays\)"
+        UsageError,
+        match=r"holds a run \(recipe.yaml, split.json, metrics.jsonl, best, final, overlays, evaluation-val.npz\)",
     ):
         trainer(data, tmp_path / "run", max_steps=1).train()
     assert [set(line) & {"environment", "loss", "mean_iou", "ended"} for line in lines(tmp_path / "run")] == [
@@ -324,6 +332,11 @@ def test_non_finite_loss_stops(data: tuple[Any, LabelMap], tmp_path: Path) -> No
     assert best == [(tmp_path / "run" / "best" / "model.safetensors").read_bytes()]
 
 
+def counted(scores: Callable[[], dict[str, Any]]) -> SimpleNamespace:
+    """Stands for an evaluation with these scores."""
+    return SimpleNamespace(scores=scores, save=lambda path: None)
+
+
 @pytest.mark.parametrize(
     ("metric", "direction", "steps"),
     [
@@ -339,11 +352,11 @@ def test_the_best_weights_by_any_number_in_either_direction(
     run = trainer(data, tmp_path / "run", eval_every=1, best_metric=metric, best_direction=direction)
     saved: list[int] = []
 
-    def evaluate(dataset: Any, on_image: Any) -> dict[str, Any]:
-        scores = {key: values[key][run.step - 1] for key in ("mean_iou", "overall_accuracy")}
-        return scores | {"per_class": {"arid": {"iou": values["arid"][run.step - 1]}}}
+    def scores() -> dict[str, Any]:
+        overall = {key: values[key][run.step - 1] for key in ("mean_iou", "overall_accuracy")}
+        return overall | {"per_class": {"arid": {"iou": values["arid"][run.step - 1]}}}
 
-    run.evaluate = evaluate
+    run.count = lambda dataset, on_image: counted(scores)
     run._save_model = lambda name: saved.append(run.step) if name == "best" else None
     result = run.train()
     assert saved == steps and result["best"]["step"] == steps[-1] and set(result["best"]) == {"step", metric}
@@ -351,7 +364,7 @@ def test_the_best_weights_by_any_number_in_either_direction(
 
 def test_a_best_metric_that_no_evaluation_has_is_refused(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"best_metric=miou is no number of an evaluation: mean_iou, .*per_class/polar/"
+        UsageError, match=r"best_metric=miou is no number of an evaluation: num_images, mean_iou, .*per_class/polar/"
     ):
         trainer(data, tmp_path / "run", best_metric="miou")
 
@@ -363,7 +376,7 @@ def test_a_run_ends_early_when_it_gets_no_better(data: tuple[Any, LabelMap], tmp
 
     def start(folder: str, **more: Any) -> dict[str, Any]:
         run = trainer(data, tmp_path / folder, **fields, **more)
-        run.evaluate = lambda dataset, on_image: {"mean_iou": values[run.step - 1]}
+        run.count = lambda dataset, on_image: counted(lambda: {"mean_iou": values[run.step - 1]})
         return run.train()
 
     result = start("run")

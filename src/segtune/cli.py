@@ -1,4 +1,4 @@
-"""The command line: `segtune train | evaluate | predict | recipes`.
+"""The command line: `segtune train | evaluate | compare | calibrate | predict | bench | recipes`.
 
 Results go to stdout, logs and progress bars to stderr. Exit codes: 0 done, 1 failed, 2 bad usage or recipe, 3
 stopped early on request (a signal, training.time_limit) with everything saved.
@@ -40,6 +40,13 @@ OverlaysOption = Annotated[
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, …; by default the best there is.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images in one forward pass.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+GroupOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REGEX", help="Resample groups of images whose ids agree in what this finds (a video, a tile)."
+    ),
+]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -59,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _application() -> typer.Typer:
     app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
     app.callback(help="Fine-tune SegFormer: train a recipe, evaluate a checkpoint, predict masks.")(_configure)
-    commands: tuple[Callable[..., None], ...] = (train, evaluate, predict, bench)
+    commands: tuple[Callable[..., None], ...] = (train, evaluate, compare, calibrate, predict, bench)
     for command in commands:
         app.command()(command)
     recipes = typer.Typer(rich_markup_mode=None)
@@ -151,41 +158,77 @@ def evaluate(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: JsonOption = False,
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Keep the counts of each image: a run folder, or a file ending in .npz."),
+    ] = None,
+    group_by: GroupOption = None,
+    boundary_width: Annotated[
+        float, typer.Option(min=0, max=1, help="Of the band of boundary IoU, as a share of the image's diagonal.")
+    ] = 0.02,
     overlays: OverlaysOption = None,
     limit_overlays: Annotated[int, typer.Option(min=1, help="How many overlays, spread over the split.")] = 12,
     batch_size: BatchOption = 1,
     device: DeviceOption = None,
 ) -> None:
-    """Compute the mean IoU of a checkpoint on one split of a recipe's dataset, at the masks' own size."""
+    """Score a checkpoint on one split of a recipe's dataset, at the masks' own size, with error bars.
+
+    Intervals are bootstrap intervals over images or, with --group-by, over groups of them.
+    """
+    from segtune import tables, uncertainty
     from segtune.data.sources import find_label_map
+    from segtune.evaluation import Evaluation
     from segtune.inference import evaluate_model
     from segtune.outputs import Comparisons
     from segtune.recipe import load_data, load_recipe
-    from segtune.trainer import plain_scores
 
     settings = load_recipe(recipe, overrides or ())
     label_map = find_label_map(settings.dataset)
     dataset = load_data(settings.dataset)
     if split not in dataset:
         raise UsageError(f"--split {split}: {settings.dataset.path} has {', '.join(dataset)}")
+    uncertainty.units_of(dataset[split]["id"], group_by)
+    kept = _file_to_save(save, split)
     model = _load(checkpoint, device)
     _check_same_labels(checkpoint, model.config, settings.dataset.path, label_map)
     pictures = Comparisons(overlays, label_map, dataset[split]["id"], limit_overlays) if overlays else None
-    confusion = evaluate_model(
+    about = {"checkpoint": checkpoint, "recipe": recipe, "split": split}
+    evaluation = Evaluation(label_map.names, label_map.ignore_index, detailed=True, boundary_width=boundary_width)
+    evaluation.about = about | {"calibration_temperature": model.config.calibration_temperature}
+    evaluate_model(
         model,
         dataset[split],
         label_map,
         _processor(checkpoint, settings.transforms),
+        evaluation=evaluation,
         batch_size=batch_size,
         on_image=pictures.save if pictures else None,
     )
-    result = {"checkpoint": checkpoint, "recipe": recipe, "split": split, "num_images": len(dataset[split])}
-    result |= plain_scores(confusion, label_map)
-    typer.echo(json.dumps(result) if as_json else _table(result))
+    result = about | evaluation.scores() | {"intervals": uncertainty.intervals(evaluation, group_by=group_by)}
+    if kept:
+        evaluation.save(kept)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        tables.show(tables.evaluation_table(result), *tables.evaluation_lines(result))
+    if kept:
+        typer.echo(f"counts of each image: {kept}", err=as_json)
     if pictures:
         pictures.save_overview()
         typer.echo(f"overlays: {overlays} (overview.png first)", err=as_json)
+
+
+def _file_to_save(save: Path | None, split: str) -> Path | None:
+    """The file that --save names; refused before the work where it is there already."""
+    from segtune.evaluation import file_name
+
+    if save is None:
+        return None
+    path = save if save.suffix == ".npz" else save / file_name(split)
+    if path.exists():
+        raise UsageError(f"--save {save}: {path} exists already; remove it or name another file")
+    return path
 
 
 def _processor(checkpoint: str, transforms: TransformConfig) -> SegformerImageProcessor:
@@ -210,17 +253,70 @@ def _check_same_labels(checkpoint: str, config: Any, path: str, label_map: Label
         )
 
 
-def _table(result: dict[str, Any]) -> str:
-    def cell(value: float | None) -> str:
-        return f"{'absent' if value is None else f'{value:.4f}':>9}"
+# compare -------------------------------------------------------------------------------------------------------------
 
-    width = max(len("class"), *map(len, result["per_class"]))
-    lines = [f"{'class':<{width}}{'IoU':>9}{'accuracy':>10}"]
-    for name, row in result["per_class"].items():
-        lines.append(f"{name:<{width}}{cell(row['iou'])} {cell(row['accuracy'])}")
-    lines.append(f"{'mean':<{width}}{cell(result['mean_iou'])} {cell(result['mean_accuracy'])}")
-    score = "undefined" if result["mean_iou"] is None else f"{result['mean_iou']:.4f}"
-    return "\n".join([*lines, f"{result['split']} mIoU {score} over {result['num_images']} images"])
+
+def compare(
+    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="A run folder, or a file of evaluate --save.")],
+    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="The other one.")],
+    split: Annotated[
+        str | None, typer.Option(help="Of run folders; by default test where both have it, else val.")
+    ] = None,
+    group_by: GroupOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell whether two runs differ on the same images: the difference of mIoU, its interval, what classes changed."""
+    from segtune import tables, uncertainty
+    from segtune.evaluation import Evaluation, find_evaluations
+
+    paths = find_evaluations([run_a, run_b], split)
+    first, second = map(Evaluation.load, paths)
+    result = {"a": str(paths[0]), "b": str(paths[1])} | uncertainty.compare(first, second, group_by=group_by)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        names = (f"{letter}: {path}" for letter, path in zip("AB", paths, strict=True))
+        tables.show(*names, tables.comparison_table(result), *tables.comparison_lines(result))
+
+
+# calibrate -----------------------------------------------------------------------------------------------------------
+
+
+def calibrate(
+    checkpoint: CheckpointArgument,
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    split: Annotated[str, typer.Option(help="train, val or test; one that the model was not trained on.")] = "val",
+    as_json: JsonOption = False,
+    device: DeviceOption = None,
+) -> None:
+    """Fit a temperature that makes confidences honest, and store it in the checkpoint's config.json.
+
+    Predictions stay as they are. Confidences (segtune evaluate, predict) are taken of logits divided by it.
+    """
+    from segtune.calibrate import config_file, fit_temperature, store_temperature
+    from segtune.data.sources import find_label_map
+    from segtune.recipe import load_data, load_recipe
+
+    settings = load_recipe(recipe, overrides or ())
+    label_map = find_label_map(settings.dataset)
+    dataset = load_data(settings.dataset)
+    if split not in dataset:
+        raise UsageError(f"--split {split}: {settings.dataset.path} has {', '.join(dataset)}")
+    config = config_file(checkpoint)
+    model = _load(checkpoint, device).eval()
+    _check_same_labels(checkpoint, model.config, settings.dataset.path, label_map)
+    fit = fit_temperature(model, dataset[split], label_map, _processor(checkpoint, settings.transforms))
+    temperature = round(fit.temperature(), 4)
+    store_temperature(config, temperature)
+    result = {"checkpoint": checkpoint, "split": split, "pixels": fit.pixels, "temperature": temperature}
+    result |= {"nll_before": fit.nll(1.0), "nll": fit.nll(temperature)}
+    typer.echo(
+        json.dumps(result)
+        if as_json
+        else f"temperature {temperature} on {fit.pixels} pixels of {split}: negative log-likelihood "
+        f"{result['nll_before']:.4f} before, {result['nll']:.4f} now; stored in {config}"
+    )
 
 
 # predict -------------------------------------------------------------------------------------------------------------
@@ -284,7 +380,7 @@ def bench(
     device: Annotated[str, typer.Option(help="cpu, cuda, mps, …")] = "cpu",
     repeats: Annotated[int, typer.Option(min=1, help="Pairs of timings.")] = 7,
     compile_too: Annotated[bool, typer.Option("--compile", help="Also time our forward under torch.compile.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: JsonOption = False,
     plot: Annotated[
         Path | None, typer.Option(metavar="PNG", dir_okay=False, help="Also draw time and memory against the size.")
     ] = None,

@@ -19,10 +19,10 @@ from segtune.checkpoint import load_model
 from segtune.data.loading import read_image, read_mask
 from segtune.data.transforms import TransformConfig
 from segtune.errors import DataError, UsageError
+from segtune.evaluation import Evaluation
 from segtune.labels import LabelMap
-from segtune.metrics import ConfusionMatrix
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor, channels_last
-from segtune.segformer.upsampling import upsampled_prediction
+from segtune.segformer.upsampling import upsampled_confidence, upsampled_prediction
 
 if TYPE_CHECKING:
     import datasets
@@ -90,7 +90,7 @@ def predict(
     masks: list[np.ndarray] = [np.empty(0)] * len(items)
     samples = (_Sample(number, _pixels(item, channels)) for number, item in enumerate(items))
     with _evaluating(network), tqdm(total=len(items), desc="predict", disable=not progress) as bar:
-        for sample, prediction in _predictions(network, samples, processor, batch_size):
+        for sample, prediction, _ in _predictions(network, samples, processor, batch_size):
             masks[sample.number] = prediction
             bar.update()
     return masks[0] if single else masks
@@ -102,12 +102,13 @@ def evaluate_model(
     label_map: LabelMap,
     processor: Any,
     *,
+    evaluation: Evaluation | None = None,
     batch_size: int = 1,
     device: str | torch.device | None = None,
     progress: bool = True,
     indices: Sequence[int] | None = None,
     on_image: OnImage | None = None,
-) -> ConfusionMatrix:
+) -> Evaluation:
     """Compare predictions with masks, pixel by pixel at the size of the stored masks; no logits are kept.
 
     Args:
@@ -115,6 +116,8 @@ def evaluate_model(
         dataset: rows with `id`, `image` and `mask`, as `load_segmentation_dataset` returns them.
         label_map: turns masks into labels; `K` is its number of labels (or 1 for its two).
         processor: prepares the images, e.g. `processor_for(transforms)`.
+        evaluation: what the images are added to; default is a new one of the label map's classes. A detailed one is
+            given confidences too, with the temperature of the model's configuration.
         indices: rows to use, e.g. this process's share; default is all.
         on_image: called with `(id, image, labels, prediction)` for every image: `(H, W, 3)` uint8, `(H, W)`, `(H, W)`.
 
@@ -122,18 +125,20 @@ def evaluate_model(
         DataError: a file that cannot be read, or a mask that the label map does not fit; the message names the sample.
         UsageError: the model and the label map differ in the number of labels.
     """
-    confusion = ConfusionMatrix(label_map.num_labels, label_map.ignore_index)
+    if evaluation is None:
+        evaluation = Evaluation(label_map.names, label_map.ignore_index)
     rows = range(len(dataset)) if indices is None else indices
     if device is not None:
         model.to(device)
     samples = (_labelled_sample(dataset, number, label_map) for number in rows)
     with _evaluating(model), tqdm(total=len(rows), desc="evaluate", disable=not progress, leave=False) as bar:
-        for sample, prediction in _predictions(model, samples, processor, batch_size, label_map.num_labels):
-            confusion.update(prediction, sample.labels)
+        found = _predictions(model, samples, processor, batch_size, label_map.num_labels, evaluation.detailed)
+        for sample, prediction, confidence in found:
+            evaluation.add(sample.id, sample.labels, prediction, confidence)
             if on_image is not None:
                 on_image(sample.id, sample.image, sample.labels, prediction)
             bar.update()
-    return confusion
+    return evaluation
 
 
 class _Sample(NamedTuple):
@@ -156,14 +161,23 @@ def _labelled_sample(dataset: datasets.Dataset, number: int, label_map: LabelMap
 
 
 def _predictions(
-    model: nn.Module, samples: Iterable[_Sample], processor: Any, batch_size: int, num_labels: int | None = None
-) -> Iterator[tuple[_Sample, np.ndarray]]:
-    """Each sample with its prediction `(H, W)` at the size of its image; the order is that of finished batches."""
+    model: nn.Module,
+    samples: Iterable[_Sample],
+    processor: Any,
+    batch_size: int,
+    num_labels: int | None = None,
+    confidence: bool = False,
+) -> Iterator[tuple[_Sample, np.ndarray, np.ndarray | None]]:
+    """Each sample with its prediction `(H, W)` at the size of its image and, if asked for, the prediction's confidence.
+
+    The order is that of finished batches.
+    """
     prepared = ((sample, processor(sample.image, return_tensors="pt")["pixel_values"]) for sample in samples)
     for batch in _batches(prepared, batch_size):
         sizes = [sample.image.shape[:2] for sample, _ in batch]
-        masks = _segment(model, torch.cat([values for _, values in batch]), sizes, num_labels)
-        yield from zip((sample for sample, _ in batch), masks, strict=True)
+        maps = _segment(model, torch.cat([values for _, values in batch]), sizes, num_labels, confidence)
+        for (sample, _), (mask, sure) in zip(batch, maps, strict=True):
+            yield sample, mask, sure
 
 
 def _batches(
@@ -181,9 +195,13 @@ def _batches(
 
 @torch.inference_mode()
 def _segment(
-    model: nn.Module, pixel_values: torch.Tensor, sizes: Sequence[tuple[int, ...]], num_labels: int | None
-) -> list[np.ndarray]:
-    """`(B, C, h, w)` to `B` maps of training ids at `sizes`, one map at a time at full size."""
+    model: nn.Module,
+    pixel_values: torch.Tensor,
+    sizes: Sequence[tuple[int, ...]],
+    num_labels: int | None,
+    confidence: bool,
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """`(B, C, h, w)` to `B` maps of training ids and of confidences at `sizes`, one at a time at full size."""
     weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     logits = model(pixel_values=pixel_values.to(weight.device, weight.dtype)).logits  # (B, K, h/4, w/4)
     found = max(logits.shape[1], 2)  # one logit tells two classes apart
@@ -193,8 +211,13 @@ def _segment(
             "use the label map the model was trained with"
         )
     dtype = torch.uint8 if found <= 256 else torch.int32
-    maps = (upsampled_prediction(logits[i : i + 1], size)[0] for i, size in enumerate(sizes))
-    return [ids.to(dtype).cpu().numpy() for ids in maps]
+    temperature = getattr(getattr(model, "config", None), "calibration_temperature", 1.0)
+    maps: list[tuple[np.ndarray, np.ndarray | None]] = []
+    for i, size in enumerate(sizes):
+        ids = upsampled_prediction(logits[i : i + 1], size)[0].to(dtype).cpu().numpy()
+        sure = upsampled_confidence(logits[i : i + 1] / temperature, size)[0].cpu().numpy() if confidence else None
+        maps.append((ids, sure))
+    return maps
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from segtune import checkpoint
 from segtune.checkpoint import RECIPE_FILE
 from segtune.data.sources import save_split
 from segtune.errors import DataError, UsageError
+from segtune.evaluation import Evaluation, file_name
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 
@@ -193,6 +194,12 @@ class RunFolder:
         if self.accelerator.is_main_process:
             checkpoint.save_model(self.path / name, model, processor)
 
+    def save_evaluation(self, evaluation: Evaluation, split: str, step: int) -> None:
+        """Keep what was counted with the weights of best/."""
+        if self.accelerator.is_main_process:
+            evaluation.about = {"checkpoint": str(self.path / "best"), "split": split, "step": step}
+            evaluation.save(self.path / file_name(split))
+
 
 def _replace(path: Path, text: str) -> None:
     """Write a file so that a reader finds the old text or the new one."""
@@ -203,7 +210,11 @@ def _replace(path: Path, text: str) -> None:
 
 def run_content(folder: Path) -> list[str]:
     """What of a run the folder holds."""
-    return [name for name in (RECIPE_FILE, SPLIT_FILE, METRICS_FILE, *_FOLDERS) if (folder / name).exists()]
+    return [
+        name
+        for name in (RECIPE_FILE, SPLIT_FILE, METRICS_FILE, *_FOLDERS, file_name("val"))
+        if (folder / name).exists()
+    ]
 
 
 def goes_on(folder: str | Path, resume: str) -> bool:

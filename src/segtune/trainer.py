@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import accelerate
-import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -21,10 +21,10 @@ from segtune.data.loading import SegmentationSamples, StepSampler, collate
 from segtune.data.transforms import TrainTransform, TransformConfig
 from segtune.ema import ExponentialMovingAverage
 from segtune.errors import UsageError
+from segtune.evaluation import Evaluation
 from segtune.inference import OnImage, evaluate_model
 from segtune.interrupts import StopRequest, ignore_interrupts, seconds
 from segtune.labels import LabelMap
-from segtune.metrics import ConfusionMatrix
 from segtune.optim import adamw, freeze, parameter_groups, schedule_factor, set_learning_rate, train_mode
 from segtune.processes import Late, environment, is_sharded, make_accelerator, share_buffers
 from segtune.run_folder import RunFolder
@@ -264,7 +264,8 @@ class SegmentationTrainer:
         watch.settle()
         with self._averaged():
             self.overlays.step = self.step
-            scores = self.evaluate(self.eval_dataset, self.overlays.draw)
+            evaluation = self.count(self.eval_dataset, self.overlays.draw)
+            scores = evaluation.scores()
             watch.scores(scores, self.overlays)
             value, best = dict(flat(scores))[config.best_metric], self.best.get(config.best_metric)
             sign = 1 if config.best_direction == "max" else -1
@@ -272,6 +273,7 @@ class SegmentationTrainer:
                 self.best = {"step": self.step, config.best_metric: value}
                 self.evaluations_since_best = 0
                 self._save_model("best")
+                self.run.save_evaluation(evaluation, "val", self.step)
             else:
                 self.evaluations_since_best += 1
         return scores
@@ -289,14 +291,18 @@ class SegmentationTrainer:
         self.unsharded.load_state_dict(whole(model.state_dict()))
         return self.unsharded
 
-    def evaluate(self, dataset: datasets.Dataset, on_image: OnImage | None = None) -> dict[str, Any]:
-        """Metrics of the whole `dataset`, every image counted once over all processes, as plain numbers.
+    def evaluate(self, dataset: datasets.Dataset) -> dict[str, Any]:
+        """Metrics of the whole `dataset`, every image counted once over all processes, as plain numbers."""
+        return self.count(dataset).scores()
+
+    def count(self, dataset: datasets.Dataset, on_image: OnImage | None = None) -> Evaluation:
+        """What all processes counted of the whole `dataset`, the same in every process.
 
         Args:
             on_image: see `evaluate_model`; each process calls it for its share of the images.
         """
         accelerator = self.accelerator
-        confusion = evaluate_model(
+        evaluation = evaluate_model(
             self._whole_model(),
             dataset,
             self.label_map,
@@ -307,9 +313,10 @@ class SegmentationTrainer:
             indices=range(accelerator.process_index, len(dataset), accelerator.num_processes),
             on_image=on_image,
         )
-        counts = torch.as_tensor(confusion.counts, device=accelerator.device)
-        confusion.counts = accelerator.reduce(counts, "sum").cpu().numpy()
-        return plain_scores(confusion, self.label_map)
+        first, *others = gather_object([evaluation])
+        for other in others:
+            first.merge(other)
+        return first
 
     # --- the run folder ------------------------------------------------------------------------------------------
 
@@ -367,24 +374,6 @@ def _checkpoint_block(function: Any, *args: Any) -> Any:
 
 
 def _check_best_metric(name: str, label_map: LabelMap) -> None:
-    numbers = [key for key, _ in flat(plain_scores(ConfusionMatrix(label_map.num_labels), label_map))]
+    numbers = [key for key, _ in flat(Evaluation(label_map.names).scores())]
     if name not in numbers:
         raise UsageError(f"training.best_metric={name} is no number of an evaluation: {', '.join(numbers)}")
-
-
-def plain_scores(confusion: ConfusionMatrix, label_map: LabelMap) -> dict[str, Any]:
-    """The metrics of a confusion matrix as JSON-able numbers; None where a class is absent."""
-    scores = confusion.compute()
-    per_class = {
-        name: {"iou": _number(iou), "accuracy": _number(accuracy)}
-        for name, iou, accuracy in zip(
-            label_map.names, scores["per_category_iou"], scores["per_category_accuracy"], strict=True
-        )
-    }
-    means = {key: _number(scores[key]) for key in ("mean_iou", "mean_accuracy", "overall_accuracy")}
-    return {**means, "per_class": per_class}
-
-
-def _number(value: Any) -> float | None:
-    value = float(value)
-    return None if np.isnan(value) else value
