@@ -235,7 +235,7 @@ def predict(
     """Save a mask of class ids for each image: a palette PNG in the labels' colours, at the image's own size."""
     from tqdm import tqdm
 
-    from segtune import inference, outputs
+    from segtune import drawing, inference, outputs
     from segtune.labels import LabelMap
 
     paths = outputs.find_images(images)
@@ -250,7 +250,7 @@ def predict(
             for path, mask, labels in zip(batch, masks[start:], predictions, strict=False):
                 outputs.save_mask(labels, label_map, mask)
                 if overlay:
-                    inference.overlay(path, labels, label_map).save(outputs.overlay_path(mask))
+                    drawing.overlay(path, labels, label_map).save(outputs.overlay_path(mask))
             bar.update(len(batch))
     typer.echo(f"{len(paths)} mask{'s' if len(paths) > 1 else ''} in {output}")
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from segtune.drawing import comparison
 from segtune.errors import UsageError
-from segtune.inference import comparison
 from segtune.labels import LabelMap
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
