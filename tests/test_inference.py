@@ -19,13 +19,14 @@ from segtune.data.transforms import TransformConfig
 from segtune.drawing import comparison
 from segtune.errors import DataError, UsageError
 from segtune.images import ArrayRaster
-from segtune.inference import Segmenter, evaluate_model, evaluated_images, predict, processor_for
+from segtune.inference import evaluate_model, evaluated_images, predict, processor_for
 from segtune.labels import LabelMap
 from segtune.metrics import ConfusionMatrix
 from segtune.protocol import Protocol
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+from segtune.segmenter import Segmenter
 
 TINY = {"hidden_sizes": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "num_attention_heads": (1, 2, 4, 8)}
 

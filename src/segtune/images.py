@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from segtune.data.loading import read_image
 from segtune.errors import DataError
+from segtune.geo import GeoRaster
+from segtune.geo import is_georeferenced as has_position
 from segtune.segformer.image_processing_segformer import channels_last, resize
+
+logger = logging.getLogger(__name__)
+
+LARGE = 2**26  # pixels of an image that is read by rows
+TIFFS = {".tif", ".tiff"}
+ORIENTATION = ExifTags.Base.Orientation
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 Item = TypeVar("Item")
 
 
-class Raster(Protocol):
-    """An image that is read by rows."""
+class Rows(Protocol):
+    """An image `(height, width)` that is read by rows, best from top to bottom."""
 
     height: int
     width: int
 
     def read(self, top: int, bottom: int) -> np.ndarray:
         """Rows `top` to `bottom`, `(bottom - top, W, C)`."""
+
+
+class Raster(Rows, Protocol):
+    """An image that is read by rows, more than once."""
+
+    def again(self) -> Raster:
+        """The same image, to be read from the top at its own pace."""
 
 
 class ArrayRaster:
@@ -41,6 +60,33 @@ class ArrayRaster:
     def read(self, top: int, bottom: int) -> np.ndarray:
         return self.pixels[top:bottom]
 
+    def again(self) -> ArrayRaster:
+        return self
+
+
+class FileRaster:
+    """A large or georeferenced file whose rows are brought to what `read_pixels` makes of a whole image.
+
+    Attributes:
+        file: what rasterio reads.
+    """
+
+    def __init__(self, file: GeoRaster, channels: int) -> None:
+        if file.channels != channels and not (channels == 3 and file.channels in (1, 4)):
+            raise DataError(f"{file.path}: an image of {file.channels} channels, the model reads {channels}")
+        self.file, self.channels = file, channels
+        self.height, self.width = file.height, file.width
+
+    def read(self, top: int, bottom: int) -> np.ndarray:
+        rows = self.file.read(top, bottom)
+        try:
+            return read_image(rows) if self.channels == 3 else channels_last(rows, self.channels, "channels_last")
+        except ValueError as error:
+            raise DataError(f"{self.file.path}: {error}") from error
+
+    def again(self) -> FileRaster:
+        return FileRaster(self.file.again(), self.channels)
+
 
 class ResizedRaster:
     """A raster at another size, resized a few rows at a time as Pillow resizes the whole.
@@ -50,7 +96,7 @@ class ResizedRaster:
         resample: Pillow's filter.
     """
 
-    def __init__(self, raster: Raster, size: tuple[int, int], resample: int) -> None:
+    def __init__(self, raster: Rows, size: tuple[int, int], resample: int) -> None:
         self.raster, self.resample = raster, resample
         self.height, self.width = size
         self.step = raster.height / self.height  # rows of the raster for each of ours
@@ -64,11 +110,64 @@ class ResizedRaster:
         return resize(rows, (bottom - top, self.width), self.resample, box)
 
 
-def resized(raster: Raster, size: tuple[int, int], resample: int) -> Raster:
+def resized(raster: Rows, size: tuple[int, int], resample: int) -> Rows:
     """The raster at `size` (height, width)."""
     if (raster.height, raster.width) == size:
         return raster
     return ResizedRaster(raster, size, resample)
+
+
+def open_raster(path: Path, channels: int = 3) -> Raster:
+    """An image file as a raster: read by rows, through rasterio, where it is georeferenced or large; else in memory.
+
+    Raises:
+        DataError: it is missing or no image of so many channels.
+        UsageError: it needs rasterio, which is not installed.
+    """
+    with _any_size():
+        try:
+            with Image.open(path) as picture:
+                by_rows = _is_for_rows(path, picture)
+        except UnidentifiedImageError:
+            by_rows = path.suffix.lower() in TIFFS  # of more channels than Pillow knows
+        except OSError:
+            by_rows = False  # said below
+        return FileRaster(GeoRaster(path), channels) if by_rows else ArrayRaster(read_pixels(path, channels))
+
+
+def is_georeferenced(path: Path) -> bool:
+    """Whether a file is a TIFF that says where on earth it lies; looks at the header only."""
+    if path.suffix.lower() not in TIFFS:
+        return False
+    try:
+        with _any_size(), Image.open(path) as picture:
+            return has_position(getattr(picture, "tag_v2", {}))
+    except UnidentifiedImageError:
+        return GeoRaster(path).georeference is not None
+    except OSError:
+        return False
+
+
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Lets Pillow open images of any number of pixels: whoever named the file wants it."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _is_for_rows(path: Path, picture: Image.Image) -> bool:
+    if has_position(getattr(picture, "tag_v2", {})):
+        return True
+    turned = "exif" in picture.info and picture.getexif().get(ORIENTATION, 1) != 1
+    if picture.width * picture.height <= LARGE or picture.mode not in {"L", "RGB", "RGBA"} or turned:
+        return False
+    if find_spec("rasterio") is None:
+        logger.warning("%s: read into memory as a whole; pip install 'segtune[geo]' reads it by rows", path)
+        return False
+    return True
 
 
 def is_image(images: Any) -> bool:
@@ -87,7 +186,7 @@ def read_pixels(image: Any, channels: int = 3) -> np.ndarray:
                 image = opened
         except FileNotFoundError as error:
             raise DataError(f"{image}: no such image") from error
-        except (UnidentifiedImageError, OSError) as error:
+        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
             raise DataError(f"{image}: cannot be read as an image ({error})") from error
     if isinstance(image, Image.Image):
         upright = ImageOps.exif_transpose(image)

@@ -40,17 +40,22 @@ LAYERS = [
         "data.splits",
         "data.transforms",
         "drawing",
+        "geo",
         "images",
         "losses",
         "metrics",
+        "png",
+        "polygons",
         "segformer.image_processing_segformer",
         "segformer.fused",
         "segformer.modeling_segformer",
         "segformer.upsampling",
+        "video",
         "windows",
+        "writers",
     },
-    {"adapt", "checkpoint", "ema", "inference", "interrupts", "optim", "segformer.conversion"},
-    {"bench", "export", "hub", "outputs", "report", "trainer"},
+    {"adapt", "checkpoint", "ema", "inference", "interrupts", "optim", "segformer.conversion", "segmenter"},
+    {"bench", "export", "hub", "outputs", "predicting", "report", "trainer"},
     {"catalog", "recipe", "strict"},
     {"__main__", "cli"},
 ]
@@ -58,6 +63,7 @@ LAYERS = [
 FENCES = {
     "accelerate": {"checkpoint", "trainer"},
     "albumentations": {"data.transforms"},
+    "av": {"video"},
     "click": {"cli"},
     "cv2": set(),
     "datasets": {"data.checks", "data.sources"},
@@ -65,8 +71,10 @@ FENCES = {
     "huggingface_hub": {"hub"},
     "matplotlib": {"bench"},
     "peft": {"adapt"},
+    "rasterio": {"geo"},
     "rich": {"cli"},
     "scipy": {"losses"},
+    "shapely": {"polygons"},
     "torchvision": set(),
     "typer": {"cli"},
     "yaml": {"recipe"},
@@ -85,7 +93,7 @@ HUB_CODE = {  # copied to the Hub beside the weights: besides these and the stan
     "segformer.image_processing_segformer": {"numpy", "PIL", "torch", "transformers", "segformer.upsampling"},
     "segformer.upsampling": {"torch"},
 }
-OPTIONAL = {"matplotlib", "peft"}  # of an extra; imported where it is used
+OPTIONAL = {"av", "matplotlib", "peft", "rasterio", "shapely"}  # of an extra; imported where it is used
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # where the name of the import differs
 WORK_AT_IMPORT = {
     "data.transforms": {"os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')"},
