@@ -18,6 +18,7 @@ from rasterio.features import rasterize
 from torch import nn
 
 from segtune.errors import DataError, UsageError
+from segtune.images import any_size
 from segtune.labels import LabelMap
 from segtune.outputs import Wanted, plan_targets
 from segtune.predicting import predict_files
@@ -65,9 +66,10 @@ def save_geotiff(path: Path, pixels: np.ndarray, **fields: object) -> None:
         file.write(pixels.transpose(2, 0, 1))
 
 
-def run(sources: list[Path], output: Path, protocol: Protocol, wanted: Wanted | None = None, **fields: int) -> None:
+def run(sources: list[Path], output: Path, protocol: Protocol, wanted: Wanted | None = None, **fields: int) -> int:
     wanted = wanted or Wanted()
-    predict_files(segmenter(protocol, **fields), LABELS, sources, plan_targets(sources, output, wanted), output, wanted)
+    targets = plan_targets(sources, output, wanted)
+    return predict_files(segmenter(protocol, **fields), LABELS, sources, targets, output, wanted)
 
 
 def ids(path: Path) -> np.ndarray:
@@ -83,7 +85,7 @@ def test_pictures_become_masks(tmp_path: Path, protocol: Protocol) -> None:
         pixels, truth[f"{number}"] = image(*size)
         sources.append(tmp_path / "in" / f"{number}.png")
         Image.fromarray(pixels).save(sources[-1])
-    run(sources, tmp_path / "out", protocol, batch_size=2)
+    assert run(sources, tmp_path / "out", protocol, batch_size=2) == 4
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "1.png", "2.png", "3.png"]
     for name, labels in truth.items():
         found = ids(tmp_path / "out" / f"{name}.png")
@@ -161,10 +163,13 @@ def test_turned_photographs_are_not_read_by_rows(tmp_path: Path, monkeypatch: py
     assert ids(tmp_path / "out" / "a.png").shape == (96, 64)
 
 
-def test_pictures_above_pillows_limit_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_above_pillows_limit_are_read_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     Image.fromarray(image(64, 96)[0]).save(tmp_path / "a.png")
-    run([tmp_path / "a.png"], tmp_path / "out", WHOLE)
+    with pytest.raises(DataError, match=r"a\.png: .* PIL\.Image\.MAX_IMAGE_PIXELS = None lifts the limit"):
+        run([tmp_path / "a.png"], tmp_path / "out", WHOLE)
+    with any_size():
+        run([tmp_path / "a.png"], tmp_path / "out", WHOLE)
     assert Image.MAX_IMAGE_PIXELS == 1000
     monkeypatch.undo()
     assert ids(tmp_path / "out" / "a.png").shape == (64, 96)
@@ -203,7 +208,7 @@ def test_a_video_becomes_masks_and_a_video(tmp_path: Path) -> None:
     model.model = Bright()
     sources, wanted = [tmp_path / "clip.mp4"], Wanted(overlay=True)
     targets = plan_targets(sources, tmp_path / "out", wanted)
-    predict_files(model, LABELS, sources, targets, tmp_path / "out", wanted)
+    assert predict_files(model, LABELS, sources, targets, tmp_path / "out", wanted) == 4
     masks = sorted((tmp_path / "out" / "clip").iterdir())
     assert [mask.name for mask in masks] == [f"{number:06d}.png" for number in range(4)]
     assert [int(np.median(ids(mask))) for mask in masks] == [0, 1, 2, 2]

@@ -82,7 +82,7 @@ def test_blending_is_the_weighted_mean(height: int, width: int) -> None:
     rows = list(blend_down(strips, down))
     found = torch.cat(rows, dim=-2)
     assert found.shape == full.shape
-    assert len(rows) == len(down)
+    assert max(part.shape[-2] for part in rows) <= 16
 
     total, weights = torch.zeros(full.shape, dtype=torch.float64), torch.zeros(full.shape[-2:], dtype=torch.float64)
     for i, d in enumerate(down):

@@ -258,6 +258,7 @@ def predict(
     Of a georeferenced TIFF, the mask is a TIFF in the same place. Of a video, there is a folder of masks.
     """
     from segtune import outputs
+    from segtune.images import any_size
     from segtune.inference import processor_of
     from segtune.labels import LabelMap
     from segtune.predicting import predict_files
@@ -266,13 +267,14 @@ def predict(
 
     wanted = outputs.Wanted(overlay, confidence, polygons, simplify, min_region)
     paths = outputs.find_images(images)
-    targets = outputs.plan_targets(paths, output, wanted, overwrite)
-    model = _load(checkpoint, device)
-    processor = processor_of(model)
-    protocol = Protocol.choose(processor, window, _stride(window, stride, overlap), tta)
-    segmenter = Segmenter(model, processor, protocol, batch_size)
-    predict_files(segmenter, LabelMap.from_config(model.config), paths, targets, output, wanted)
-    typer.echo(f"{len(paths)} mask{'s' if len(paths) > 1 else ''} in {output}")
+    with any_size():
+        targets = outputs.plan_targets(paths, output, wanted, overwrite)
+        model = _load(checkpoint, device)
+        processor = processor_of(model)
+        protocol = Protocol.choose(processor, window, _stride(window, stride, overlap), tta)
+        segmenter = Segmenter(model, processor, protocol, batch_size)
+        masks = predict_files(segmenter, LabelMap.from_config(model.config), paths, targets, output, wanted)
+    typer.echo(f"{masks} mask{'s' if masks > 1 else ''} in {output}")
 
 
 def _stride(window: int | None, stride: int | None, overlap: int | None) -> int | None:

@@ -110,7 +110,7 @@ def _page(panels: list[Image.Image], titles: list[str], entries: list[Entry]) ->
     """Panels of one size in a row, titles above, the legend below, on white paper."""
     width, height = panels[0].size
     gap = 12
-    size = min(max(width // 30, 14), 30) if len(panels) == 1 else min(max(width // 20, 15), 34)
+    size = min(max(width // 30, 14), max(30, width // 60)) if len(panels) == 1 else min(max(width // 20, 15), 34)
     font = ImageFont.load_default(size)
     top = 2 * size if titles else 0
     total = len(panels) * width + (len(panels) - 1) * gap

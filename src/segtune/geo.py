@@ -25,7 +25,7 @@ class Georeference(NamedTuple):
     transform: Any
 
 
-def is_georeferenced(tags: Any) -> bool:
+def has_position(tags: Any) -> bool:
     """Whether a TIFF with these tags, as Pillow reads them, says where on earth it lies."""
     return PIXEL_SCALE in tags or TRANSFORMATION in tags
 

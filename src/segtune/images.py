@@ -19,8 +19,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from segtune.data.loading import read_image
 from segtune.errors import DataError
-from segtune.geo import GeoRaster
-from segtune.geo import is_georeferenced as has_position
+from segtune.geo import GeoRaster, has_position
 from segtune.segformer.image_processing_segformer import channels_last, resize
 
 logger = logging.getLogger(__name__)
@@ -117,22 +116,18 @@ def resized(raster: Rows, size: tuple[int, int], resample: int) -> Rows:
     return ResizedRaster(raster, size, resample)
 
 
-def open_raster(path: Path, channels: int = 3) -> Raster:
-    """An image file as a raster: read by rows, through rasterio, where it is georeferenced or large; else in memory.
+def open_raster(image: Any, channels: int = 3) -> Raster:
+    """A path, PIL image or array as a raster, upright.
+
+    A file is read by rows, through rasterio, where it is georeferenced or large; else it is in memory.
 
     Raises:
         DataError: it is missing or no image of so many channels.
         UsageError: it needs rasterio, which is not installed.
     """
-    with _any_size():
-        try:
-            with Image.open(path) as picture:
-                by_rows = _is_for_rows(path, picture)
-        except UnidentifiedImageError:
-            by_rows = path.suffix.lower() in TIFFS  # of more channels than Pillow knows
-        except OSError:
-            by_rows = False  # said below
-        return FileRaster(GeoRaster(path), channels) if by_rows else ArrayRaster(read_pixels(path, channels))
+    if isinstance(image, (str, os.PathLike)) and _is_for_rows(Path(image)):
+        return FileRaster(GeoRaster(Path(image)), channels)
+    return ArrayRaster(read_pixels(image, channels))
 
 
 def is_georeferenced(path: Path) -> bool:
@@ -140,17 +135,17 @@ def is_georeferenced(path: Path) -> bool:
     if path.suffix.lower() not in TIFFS:
         return False
     try:
-        with _any_size(), Image.open(path) as picture:
+        with Image.open(path) as picture:
             return has_position(getattr(picture, "tag_v2", {}))
     except UnidentifiedImageError:
         return GeoRaster(path).georeference is not None
     except OSError:
-        return False
+        return False  # said when it is read
 
 
 @contextmanager
-def _any_size() -> Iterator[None]:
-    """Lets Pillow open images of any number of pixels: whoever named the file wants it."""
+def any_size() -> Iterator[None]:
+    """Lets Pillow open images of any number of pixels; for files that the user of a command has named."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         yield
@@ -158,12 +153,18 @@ def _any_size() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _is_for_rows(path: Path, picture: Image.Image) -> bool:
-    if has_position(getattr(picture, "tag_v2", {})):
-        return True
-    turned = "exif" in picture.info and picture.getexif().get(ORIENTATION, 1) != 1
-    if picture.width * picture.height <= LARGE or picture.mode not in {"L", "RGB", "RGBA"} or turned:
-        return False
+def _is_for_rows(path: Path) -> bool:
+    try:
+        with Image.open(path) as picture:
+            if has_position(getattr(picture, "tag_v2", {})):
+                return True
+            turned = "exif" in picture.info and picture.getexif().get(ORIENTATION, 1) != 1
+            if picture.width * picture.height <= LARGE or picture.mode not in {"L", "RGB", "RGBA"} or turned:
+                return False
+    except UnidentifiedImageError:
+        return path.suffix.lower() in TIFFS  # of more channels than Pillow knows
+    except (OSError, Image.DecompressionBombError):
+        return False  # said when it is read
     if find_spec("rasterio") is None:
         logger.warning("%s: read into memory as a whole; pip install 'segtune[geo]' reads it by rows", path)
         return False
@@ -186,7 +187,9 @@ def read_pixels(image: Any, channels: int = 3) -> np.ndarray:
                 image = opened
         except FileNotFoundError as error:
             raise DataError(f"{image}: no such image") from error
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        except Image.DecompressionBombError as error:
+            raise DataError(f"{image}: {error} PIL.Image.MAX_IMAGE_PIXELS = None lifts the limit") from error
+        except (UnidentifiedImageError, OSError) as error:
             raise DataError(f"{image}: cannot be read as an image ({error})") from error
     if isinstance(image, Image.Image):
         upright = ImageOps.exif_transpose(image)

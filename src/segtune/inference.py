@@ -18,7 +18,7 @@ from segtune.checkpoint import load_model
 from segtune.data.loading import read_image, read_mask
 from segtune.data.transforms import TransformConfig
 from segtune.errors import DataError, UsageError
-from segtune.images import ArrayRaster, ImageLike, is_image, read_ahead, read_pixels
+from segtune.images import ArrayRaster, ImageLike, is_image, open_raster, read_ahead
 from segtune.labels import LabelMap
 from segtune.metrics import ConfusionMatrix
 from segtune.protocol import Protocol
@@ -104,7 +104,7 @@ def predict(
     network, processor = _prepared(model, processor, device)
     segmenter = Segmenter(network, processor, Protocol.choose(processor, window, stride, tta), batch_size)
     masks: list[np.ndarray] = [np.empty(0)] * len(items)
-    rasters = ((number, ArrayRaster(read_pixels(item, segmenter.channels))) for number, item in enumerate(items))
+    rasters = read_ahead((number, open_raster(item, segmenter.channels)) for number, item in enumerate(items))
     with evaluating(network), tqdm(total=len(items), desc="predict", disable=not progress) as bar:
         for number, bands in segmenter.segment(rasters):
             masks[number] = joined(bands).labels

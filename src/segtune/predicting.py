@@ -37,11 +37,14 @@ def predict_files(
     targets: Sequence[Targets],
     output: Path,
     wanted: Wanted,
-) -> None:
+) -> int:
     """Segments images and videos and writes what is wanted to `targets` (see `plan_targets`), each file all or nothing.
 
     The next image is read while one is segmented. Memory does not depend on the number of images; nor, with windows, on
     the height of those that are read by rows, unless polygons are wanted: they need the whole mask, a byte a pixel.
+
+    Returns:
+        The number of masks written, those of a video's frames counted.
 
     Raises:
         DataError: an input cannot be read; what was written before stays.
@@ -61,6 +64,7 @@ def predict_files(
             if is_video(source):
                 files.write_video(source, target, segmenter)
                 bar.update()
+    return files.masks
 
 
 def _opened(jobs: Iterable[Job], channels: int) -> Iterator[tuple[tuple[Job, Raster], Raster]]:
@@ -74,6 +78,7 @@ class _Files:
 
     def __init__(self, label_map: LabelMap, wanted: Wanted, collection: polygons.CocoFile | None) -> None:
         self.label_map, self.wanted, self.collection = label_map, wanted, collection
+        self.masks = 0
 
     def write_image(self, source: Path, target: Targets, raster: Raster, bands: Iterator[Prediction]) -> None:
         size = (raster.height, raster.width)
@@ -98,6 +103,7 @@ class _Files:
                     kept.append(labels)
                 top += len(labels)
                 bar.update(len(labels))
+        self.masks += 1
         if target.overlay is not None:
             picture = overlay(_every(raster, step), np.concatenate(shown), self.label_map)
             with complete(target.overlay) as temporary:
@@ -135,6 +141,7 @@ class _Files:
                     labels = np.concatenate([band.labels for band in bands])
                     with mask_writer(folder / f"{number:06d}.png", labels.shape, self.label_map) as write_mask:
                         write_mask(labels)
+                    self.masks += 1
                     if writer is not None:
                         writer.write(np.asarray(overlay(frame, labels, self.label_map, legend=False)))
                     bar.update()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segtune.errors import UsageError
-from segtune.images import ArrayRaster, ImageLike, Raster, read_ahead, read_pixels, resized
+from segtune.images import ImageLike, Raster, open_raster, read_ahead, resized
 from segtune.protocol import LOGIT_STRIDE, Protocol
 from segtune.segformer.upsampling import band_rows, upsample, upsampled_confidence, upsampled_prediction
 from segtune.windows import Span, UpsampledRows, blend_across, blend_down, spans
@@ -60,7 +60,7 @@ class Segmenter:
 
     def __call__(self, image: ImageLike, confidence: bool = False) -> Prediction:
         """The prediction of one image, in memory, at its own size."""
-        return joined(self.bands(ArrayRaster(read_pixels(image, self.channels)), confidence))
+        return joined(self.bands(open_raster(image, self.channels), confidence))
 
     def segment(
         self, images: Iterable[tuple[Key, Raster]], confidence: bool = False
@@ -83,9 +83,12 @@ class Segmenter:
     def bands(self, raster: Raster, confidence: bool = False) -> Iterator[Prediction]:
         """The prediction of an image from top to bottom, 256 rows at a time, its logits never in memory as a whole."""
         views = [self._view(raster, scale) for scale in self.protocol.scales]
+        first = views[0].band(0, 1)  # (flips, K, 1, w)
+        step = min(BAND, band_rows(first.numel() * len(views), first.device))
         for top in range(0, raster.height, BAND):
-            maps = [view.band(top, min(top + BAND, raster.height)) for view in views]  # (flips, K, rows, w) each
-            yield _decide(maps, raster.width, confidence)
+            bottom = min(top + BAND, raster.height)
+            parts = ((row, min(row + step, bottom)) for row in range(top, bottom, step))
+            yield joined(_decide([view.band(*part) for view in views], raster.width, confidence) for part in parts)
 
     def _prepared(self, raster: Raster) -> Tensor:
         """The whole image, `(1, C, h, w)`."""
@@ -151,15 +154,10 @@ def _groups(across: Sequence[Span], size: int) -> Iterator[list[Span]]:
 
 
 def _decide(maps: Sequence[Tensor], width: int, confidence: bool) -> Prediction:
-    """A band's prediction from the logits `(flips, K, rows, w)` of every view, a few rows at full width at a time."""
-    rows = band_rows(maps[0].shape[1] * width, maps[0].device)
-    parts: list[Prediction] = []
-    for bands in zip(*(view.split(rows, dim=2) for view in maps), strict=True):
-        if len(bands) == 1 and len(bands[0]) == 1:
-            parts.append(_predict_map(bands[0], (bands[0].shape[2], width), confidence))
-        else:
-            parts.append(_predict_mean(bands, width, confidence))
-    return joined(parts)
+    """A few rows' prediction from the logits `(flips, K, rows, w)` of every view."""
+    if len(maps) == 1 and len(maps[0]) == 1:
+        return _predict_map(maps[0], (maps[0].shape[2], width), confidence)
+    return _predict_mean(maps, width, confidence)
 
 
 def joined(bands: Iterable[Prediction]) -> Prediction:

@@ -23,6 +23,9 @@ from segtune.protocol import LOGIT_STRIDE
 from segtune.segformer.upsampling import neighbours
 
 
+ROWS = 16  # of logits that are handed on at a time
+
+
 @dataclass(frozen=True)
 class Span:
     """One window along one axis.
@@ -92,7 +95,9 @@ def blend_across(maps: Iterable[tuple[Span, Tensor]], width: int) -> Tensor:
 def blend_down(strips: Iterable[Tensor], places: Sequence[Span]) -> Iterator[Tensor]:
     """Strips `(…, n, w)` from top to bottom, one for each of `places`, as consecutive rows `(…, rows, w)`."""
     kept: Tensor | None = None
-    for index, (place, strip) in enumerate(zip(places, strips, strict=True)):
+    source = iter(strips)
+    for index, place in enumerate(places):
+        strip = next(source)
         if kept is not None:
             rows = kept.shape[-2]
             share = place.share[:rows, None].to(strip)
@@ -100,8 +105,9 @@ def blend_down(strips: Iterable[Tensor], places: Sequence[Span]) -> Iterator[Ten
         final = strip.shape[-2]
         if index + 1 < len(places):
             final = places[index + 1].logits.start - place.logits.start
-        yield strip[..., :final, :]
+        yield from strip[..., :final, :].split(ROWS, dim=-2)
         kept = strip[..., final:, :].clone()
+        del strip  # let it go before the next one is made
 
 
 class UpsampledRows:
@@ -115,8 +121,8 @@ class UpsampledRows:
     def __init__(self, chunks: Iterator[Tensor], height: int, target: int) -> None:
         self.chunks = chunks
         self.above, self.below, self.way = neighbours(height, target, torch.device("cpu"))
-        self.first = 0
-        self.rows: Tensor | None = None
+        self.first = self.end = 0
+        self.rows = torch.empty(0, 0)
 
     def band(self, top: int, bottom: int) -> Tensor:
         """Rows `top` to `bottom` of the result, `(…, bottom - top, w)`: upsampled in height, not yet in width.
@@ -130,11 +136,16 @@ class UpsampledRows:
         return torch.lerp(rows.index_select(-2, place[0]), rows.index_select(-2, place[1]), way)
 
     def _take(self, first: int, last: int) -> Tensor:
-        kept = [] if self.rows is None else [self.rows]
-        end = self.first + sum(rows.shape[-2] for rows in kept)
-        while end < last:
-            kept.append(next(self.chunks))
-            end += kept[-1].shape[-2]
-        rows = kept[0] if len(kept) == 1 else torch.cat(kept, dim=-2)
-        self.rows, self.first = rows[..., first - self.first :, :], first
-        return self.rows
+        """Rows `first` and below, at least up to `last`; what is above is let go before more is made."""
+        rows = self.rows[..., first - self.first :, :]
+        if self.end < last:
+            rows = rows.clone()
+            del self.rows
+        while self.end < last:
+            chunk = next(self.chunks)
+            missed = max(0, first - self.end)
+            self.end += chunk.shape[-2]
+            below = chunk[..., missed:, :]
+            rows = torch.cat([rows, below], dim=-2) if rows.numel() else below
+        self.rows, self.first = rows, first
+        return rows
