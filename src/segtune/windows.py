@@ -22,7 +22,6 @@ from torch import Tensor
 from segtune.protocol import LOGIT_STRIDE
 from segtune.segformer.upsampling import neighbours
 
-
 ROWS = 16  # of logits that are handed on at a time
 
 
