@@ -402,6 +402,22 @@ def test_confidence_is_the_probability_of_the_answer(protocol):
     assert Segmenter(model, processor, protocol)(photo).confidence is None
 
 
+@pytest.mark.parametrize("protocol", [Protocol(), Protocol(64, 48), Protocol(flip=True)])
+@torch.no_grad()
+def test_a_temperature_changes_confidences_only(protocol):
+    model, photo = _tiny(), _photo(80, 100)
+    processor = SegformerImageProcessor(do_resize=False)
+    plain = Segmenter(model, processor, protocol)(photo, confidence=True)
+    views = torch.cat(list(Segmenter(model, processor, protocol)._view(ArrayRaster(photo), 1.0).chunks), dim=-2)
+    model.config.calibration_temperature = 3.0
+    found = Segmenter(model, processor, protocol)(photo, confidence=True)
+    np.testing.assert_array_equal(found.labels, plain.labels)
+    full = F.interpolate(views / 3, size=(80, 100), mode="bilinear", align_corners=False)
+    wanted = full.softmax(1).mean(0).gather(0, torch.from_numpy(found.labels.astype(np.int64))[None])[0]
+    np.testing.assert_allclose(found.confidence, wanted.numpy(), atol=1e-5)
+    assert found.confidence.mean() < plain.confidence.mean()
+
+
 def test_bands_are_the_prediction():
     model, photo = _tiny(), _photo(600, 70)
     segmenter = Segmenter(model, SegformerImageProcessor(do_resize=False), Protocol(64))

@@ -57,6 +57,8 @@ class Segmenter:
         self.protocol = Protocol.choose(processor) if protocol is None else protocol
         self.batch_size, self.num_labels = batch_size, num_labels
         self.channels = len(processor.image_mean)
+        # fitted on held-out images and stored with the model; confidences are those of logits divided by it
+        self.temperature = getattr(getattr(model, "config", None), "calibration_temperature", 1.0)
 
     def __call__(self, image: ImageLike, confidence: bool = False) -> Prediction:
         """The prediction of one image, in memory, at its own size."""
@@ -88,7 +90,8 @@ class Segmenter:
         for top in range(0, raster.height, BAND):
             bottom = min(top + BAND, raster.height)
             parts = ((row, min(row + step, bottom)) for row in range(top, bottom, step))
-            yield joined(_decide([view.band(*part) for view in views], raster.width, confidence) for part in parts)
+            maps = ([view.band(*part) for view in views] for part in parts)
+            yield joined(_decide(rows, raster.width, self._temperature(confidence)) for rows in maps)
 
     def _prepared(self, raster: Raster) -> Tensor:
         """The whole image, `(1, C, h, w)`."""
@@ -99,7 +102,12 @@ class Segmenter:
     def _whole(self, pixel_values: Tensor, sizes: Sequence[tuple[int, int]], confidence: bool) -> list[Prediction]:
         """Predictions at `sizes` of prepared images `(B, C, h, w)` seen whole, one at a time at full size."""
         logits = self._forward(pixel_values)
-        return [_predict_map(logits[i : i + 1], size, confidence) for i, size in enumerate(sizes)]
+        temperature = self._temperature(confidence)
+        return [_predict_map(logits[i : i + 1], size, temperature) for i, size in enumerate(sizes)]
+
+    def _temperature(self, confidence: bool) -> float | None:
+        """Of the confidences; None where they are not wanted."""
+        return self.temperature if confidence else None
 
     def _forward(self, pixel_values: Tensor) -> Tensor:
         """Logits `(B, K, h/4, w/4)`, float32, of `(B, C, h, w)`, computed where and as the model is."""
@@ -153,11 +161,11 @@ def _groups(across: Sequence[Span], size: int) -> Iterator[list[Span]]:
         yield from (remaining[i : i + size] for i in range(0, len(remaining), size))
 
 
-def _decide(maps: Sequence[Tensor], width: int, confidence: bool) -> Prediction:
+def _decide(maps: Sequence[Tensor], width: int, temperature: float | None) -> Prediction:
     """A few rows' prediction from the logits `(flips, K, rows, w)` of every view."""
     if len(maps) == 1 and len(maps[0]) == 1:
-        return _predict_map(maps[0], (maps[0].shape[2], width), confidence)
-    return _predict_mean(maps, width, confidence)
+        return _predict_map(maps[0], (maps[0].shape[2], width), temperature)
+    return _predict_mean(maps, width, temperature)
 
 
 def joined(bands: Iterable[Prediction]) -> Prediction:
@@ -168,23 +176,30 @@ def joined(bands: Iterable[Prediction]) -> Prediction:
     return Prediction(labels, np.concatenate(confidence) if confidence else None)
 
 
-def _predict_map(logits: Tensor, size: Sequence[int], confidence: bool) -> Prediction:
+def _predict_map(logits: Tensor, size: Sequence[int], temperature: float | None) -> Prediction:
     """Of logits `(1, K, h, w)` at `size`."""
-    probability = upsampled_confidence(logits, size)[0] if confidence else None
+    probability = None if temperature is None else upsampled_confidence(logits / temperature, size)[0]
     return _as_arrays(upsampled_prediction(logits, size)[0], probability, logits.shape[1])
 
 
-def _predict_mean(views: Sequence[Tensor], width: int, confidence: bool) -> Prediction:
+def _predict_mean(views: Sequence[Tensor], width: int, temperature: float | None) -> Prediction:
     """Of the mean of all views' probabilities, each `(flips, K, rows, w)`; as mmseg's `SegTTAModel.merge_preds`."""
+    best, ids = _mean_probabilities(views, width, 1.0).max(0)
+    if temperature is None:
+        return _as_arrays(ids, None, views[0].shape[1])
+    if temperature != 1:
+        best = _mean_probabilities(views, width, temperature).gather(0, ids[None])[0]
+    return _as_arrays(ids, best, views[0].shape[1])
+
+
+def _mean_probabilities(views: Sequence[Tensor], width: int, temperature: float) -> Tensor:
+    """`(K, rows, W)`; of one logit, of both classes that it tells apart."""
     total: Any = 0
     for view in views:
-        full = upsample(view, (view.shape[2], width))  # (flips, K, rows, W)
+        full = upsample(view / temperature, (view.shape[2], width))  # (flips, K, rows, W)
         total = total + (full.softmax(1) if full.shape[1] > 1 else full.sigmoid()).sum(0)
-    mean = total / sum(map(len, views))  # (K, rows, W)
-    if len(mean) == 1:
-        mean = torch.cat([1 - mean, mean])
-    best, ids = mean.max(0)
-    return _as_arrays(ids, best if confidence else None, len(mean))
+    mean: Tensor = total / sum(map(len, views))
+    return mean if len(mean) > 1 else torch.cat([1 - mean, mean])
 
 
 def _as_arrays(ids: Tensor, probability: Tensor | None, num_labels: int) -> Prediction:
