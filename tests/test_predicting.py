@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +26,9 @@ from segtune.labels import LabelMap
 from segtune.outputs import Wanted, plan_targets
 from segtune.predicting import predict_files
 from segtune.protocol import Protocol
+from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 from segtune.segmenter import Segmenter
 from segtune.video import VideoReader, VideoWriter
 
@@ -244,3 +249,48 @@ def test_a_broken_file_is_named_and_leaves_nothing(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=name):
             run([tmp_path / "in" / "a.png", tmp_path / "in" / name], tmp_path / name, WHOLE, Wanted(overlay=True))
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["a.png", "a_overlay.png"]
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from segtune import cli
+try:
+    cli.main(sys.argv[1:])
+except SystemExit as left:
+    assert not left.code
+print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is read from /proc")
+def test_memory_does_not_grow_with_the_height(tmp_path: Path) -> None:
+    """Four times the rows: the image has 38 MB more, its quarter-size logits 60 MB more, its mask 13 MB more.
+
+    GDAL's cache of 64 MB is not full after the smaller one.
+    """
+    model = SegformerForSemanticSegmentation(
+        SegformerConfig(
+            hidden_sizes=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_attention_heads=(1, 2, 4, 8), decoder_hidden_size=16,
+            num_labels=19,
+        )
+    )  # fmt: skip
+    model.save_pretrained(tmp_path / "model")
+    peaks = []
+    for height in (2048, 8192):
+        (tmp_path / str(height)).mkdir()
+        source = tmp_path / str(height) / "a.tif"
+        save_geotiff(source, image(height, 2048)[0])
+        command = ["predict", tmp_path / "model", source, "--output", tmp_path / f"out{height}", "--window", "512"]
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, *map(str, command)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout.split()[-1]) / 1000)
+        assert ids(tmp_path / f"out{height}" / "a.tif").shape == (height, 2048)
+    assert peaks[1] - peaks[0] < 75, peaks
