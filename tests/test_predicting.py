@@ -123,6 +123,15 @@ def test_a_geotiff_stays_in_its_place(tmp_path: Path, protocol: Protocol) -> Non
         assert picture.width == 560  # enlarged
 
 
+def test_no_data_is_not_ignored_where_a_mask_cannot_say_so(tmp_path: Path) -> None:
+    save_geotiff(tmp_path / "map.tif", image(64, 64)[0], nodata=1)
+    label_map = LabelMap.from_names(["sky", "road", "car"], ignore_index=-100)
+    sources, out = [tmp_path / "map.tif"], tmp_path / "out"
+    targets = plan_targets(sources, out, Wanted())
+    predict_files(segmenter(WHOLE), label_map, sources, targets, out, Wanted())
+    assert ids(out / "map.tif").max() == 2
+
+
 @pytest.mark.parametrize("protocol", [WHOLE, SLIDE])
 def test_more_channels_than_colours(tmp_path: Path, protocol: Protocol) -> None:
     pixels, labels = image(100, 70, channels=5)

@@ -98,7 +98,7 @@ class _Files:
                 if write_confidence is not None and prediction.confidence is not None:
                     write_confidence(prediction.confidence)
                 if target.overlay is not None:
-                    shown.append(labels[-top % step :: step, ::step])
+                    shown.append(labels[-top % step :: step, ::step].copy())
                 if self.wanted.polygons is not None:
                     kept.append(labels)
                 top += len(labels)
@@ -155,9 +155,9 @@ def _row_bar(source: Path, size: tuple[int, int]) -> tqdm:
 
 
 def _without_gaps(labels: np.ndarray, raster: Raster, top: int, ignore_index: int) -> np.ndarray:
-    """Labels in which pixels that the file has no data for are ignored."""
+    """Labels in which pixels that the file has no data for are ignored, where their type can say so."""
     missing = raster.file.missing(top, top + len(labels)) if isinstance(raster, FileRaster) else None
-    if missing is None:
+    if missing is None or not 0 <= ignore_index <= np.iinfo(labels.dtype).max:
         return labels
     return np.where(missing, labels.dtype.type(ignore_index), labels)
 
