@@ -240,7 +240,7 @@ def test_evaluate_prints_one_json_object(segtune_command: Any, run_folder: Path,
     assert code == 0
     assert f"overlays: {tmp_path / 'o'}" in err
     result = json.loads(out)
-    assert list(result)[:5] == ["checkpoint", "recipe", "split", "num_images", "mean_iou"]
+    assert list(result)[:6] == ["checkpoint", "recipe", "split", "protocol", "num_images", "mean_iou"]
     assert {"kappa", "mean_image_iou", "mean_boundary_iou", "mean_iou_small", "calibration"} < set(result)
     assert (result["recipe"], result["split"], result["num_images"]) == ("demo", "val", 39)
     assert list(result["per_class"]) == ["ocean", "humid", "arid", "polar"]
@@ -387,6 +387,65 @@ def test_predict_writes_palette_masks_and_overlays(
     assert np.array_equal(colors, label_map.colorize(ids))
     expected = segtune.predict(run_folder / "best", tmp_path / "x" / "tile.jpg")
     assert np.array_equal(ids, expected)
+
+
+def test_predict_in_windows_with_everything(
+    segtune_command: Any, run_folder: Path, earth: Path, tmp_path: Path
+) -> None:
+    photo, out = min((earth / "images" / "test").iterdir()), tmp_path / "out"
+    command = ("predict", run_folder / "best", photo, "--output", out, "--window", "64", "--overlap", "32")
+    code, text, err = segtune_command(*command, "--confidence", "tif", "--polygons", "geojson", "--batch-size", "4")
+    assert (code, text) == (0, f"1 mask in {out}\n"), err
+    stem = photo.stem
+    assert {path.name for path in out.iterdir()} == {f"{stem}.png", f"{stem}_confidence.tif", f"{stem}.geojson"}
+    with Image.open(out / f"{stem}.png") as mask:
+        ids = np.array(mask)
+    assert np.array_equal(ids, segtune.predict(run_folder / "best", photo, window=64, stride=32, batch_size=4))
+    code, text, err = segtune_command(*command)
+    assert (code, text) == (2, "")
+    assert f"{out / stem}.png exists already; name another folder, or say --overwrite" in err
+    assert segtune_command(*command[:-4], "--overwrite", "--tta").code == 0
+    with Image.open(out / f"{stem}.png") as mask:
+        assert np.array_equal(np.array(mask), segtune.predict(run_folder / "best", photo, tta=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--window", "500"), "window 500: use a multiple of 32"),
+        (("--overlap", "32"), "--overlap 32 goes with --window, and in the place of --stride"),
+        (("--window", "64", "--stride", "32", "--overlap", "32"), "--overlap 32 goes with --window"),
+        (("--window", "64", "--overlap", "64"), "stride 0 of windows of 64"),
+        (("--stride", "32"), "stride 32 without a window"),
+        (("--polygons", "svg"), "'svg' is not one of"),
+    ],
+)
+def test_predict_refuses(
+    segtune_command: Any, run_folder: Path, earth: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    photo = min((earth / "images" / "test").iterdir())
+    code, out, err = segtune_command("predict", run_folder / "best", photo, "--output", tmp_path / "out", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_windows_of_a_recipe_are_those_of_its_checkpoint(segtune_command: Any, earth: Path, tmp_path: Path) -> None:
+    """One place decides: transforms.eval_window is used in training's evaluation and by every command afterwards."""
+    folder, photo = tmp_path / "run", min((earth / "images" / "test").iterdir())
+    overrides = (f"training.output_dir={folder}", "transforms.eval_window=96", "transforms.eval_stride=64", *TINY)
+    assert segtune_command("train", "demo", *overrides).code == 0
+    stored = json.loads((folder / "best" / "preprocessor_config.json").read_text())
+    assert (stored["window"], stored["stride"]) == (96, 64)
+    code, out, _ = segtune_command("evaluate", folder / "best", "demo", "--split", "val", "--json")
+    assert code == 0
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    best = [line for line in lines if "mean_iou" in line][-1]
+    assert json.loads(out)["mean_iou"] == pytest.approx(best["mean_iou"], abs=1e-12)
+    assert segtune_command("predict", folder / "best", photo, "--output", tmp_path / "out").code == 0
+    with Image.open(tmp_path / "out" / f"{photo.stem}.png") as mask:
+        ids = np.array(mask)
+    assert np.array_equal(ids, segtune.predict(folder / "best", photo, window=96, stride=64))
 
 
 def test_predict_never_writes_among_the_images(segtune_command: Any, run_folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -39,7 +39,7 @@ OverlaysOption = Annotated[
     Path | None, typer.Option(metavar="DIR", file_okay=False, help="Save image | truth | prediction here.")
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, …; by default the best there is.")]
-BatchOption = Annotated[int, typer.Option(min=1, help="Images in one forward pass.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Images, or windows of one, in a forward pass.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 GroupOption = Annotated[
     str | None,
@@ -47,6 +47,12 @@ GroupOption = Annotated[
         metavar="REGEX", help="Resample groups of images whose ids agree in what this finds (a video, a tile)."
     ),
 ]
+WindowOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="Side of the windows an image is cut into; 0: none. Default: as the checkpoint says."),
+]
+StrideOption = Annotated[int | None, typer.Option(min=1, help="From window to window; default: 3/4 of --window.")]
+TtaOption = Annotated[bool, typer.Option("--tta", help="Average over six scales and their mirror images: 12 passes.")]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -169,6 +175,9 @@ def evaluate(
     ] = 0.02,
     overlays: OverlaysOption = None,
     limit_overlays: Annotated[int, typer.Option(min=1, help="How many overlays, spread over the split.")] = 12,
+    window: WindowOption = None,
+    stride: StrideOption = None,
+    tta: TtaOption = False,
     batch_size: BatchOption = 1,
     device: DeviceOption = None,
 ) -> None:
@@ -181,6 +190,7 @@ def evaluate(
     from segtune.evaluation import Evaluation
     from segtune.inference import evaluate_model
     from segtune.outputs import Comparisons
+    from segtune.protocol import Protocol
     from segtune.recipe import load_data, load_recipe
 
     settings = load_recipe(recipe, overrides or ())
@@ -193,15 +203,18 @@ def evaluate(
     model = _load(checkpoint, device)
     _check_same_labels(checkpoint, model.config, settings.dataset.path, label_map)
     pictures = Comparisons(overlays, label_map, dataset[split]["id"], limit_overlays) if overlays else None
-    about = {"checkpoint": checkpoint, "recipe": recipe, "split": split}
+    processor = _processor(checkpoint, settings.transforms)
+    protocol = Protocol.choose(processor, window, stride, tta)
+    about = {"checkpoint": checkpoint, "recipe": recipe, "split": split, "protocol": str(protocol)}
     evaluation = Evaluation(label_map.names, label_map.ignore_index, detailed=True, boundary_width=boundary_width)
     evaluation.about = about | {"calibration_temperature": model.config.calibration_temperature}
     evaluate_model(
         model,
         dataset[split],
         label_map,
-        _processor(checkpoint, settings.transforms),
+        processor,
         evaluation=evaluation,
+        protocol=protocol,
         batch_size=batch_size,
         on_image=pictures.save if pictures else None,
     )
@@ -324,33 +337,57 @@ def calibrate(
 
 def predict(
     checkpoint: CheckpointArgument,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, folders or quoted globs.")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE", help="Image files, folders of them, quoted globs, or videos.")
+    ],
     output: Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Where the masks go.")],
-    overlay: Annotated[bool, typer.Option("--overlay", help="Also save NAME_overlay.png.")] = False,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also save NAME_overlay.png, of a video .mp4.")] = False,
+    window: WindowOption = None,
+    stride: StrideOption = None,
+    overlap: Annotated[int | None, typer.Option(min=0, help="Instead of --stride: pixels that windows share.")] = None,
+    tta: TtaOption = False,
+    confidence: Annotated[
+        Literal["png", "tif"] | None, typer.Option(help="Also save NAME_confidence: 8-bit png or 32-bit tif.")
+    ] = None,
+    polygons: Annotated[
+        Literal["geojson", "coco", "labelme"] | None, typer.Option(help="Also save the regions as polygons.")
+    ] = None,
+    simplify: Annotated[float, typer.Option(min=0, help="Let polygons' borders move by so many pixels.")] = 0.0,
+    min_region: Annotated[int, typer.Option(min=0, help="Give smaller regions to a neighbour, in polygons.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     batch_size: BatchOption = 1,
     device: DeviceOption = None,
 ) -> None:
-    """Save a mask of class ids for each image: a palette PNG in the labels' colours, at the image's own size."""
-    from tqdm import tqdm
+    """Save a mask of class ids for each image: a palette PNG in the labels' colours, at the image's own size.
 
-    from segtune import inference, outputs
+    Of a georeferenced TIFF, the mask is a TIFF in the same place. Of a video, there is a folder of masks.
+    """
+    from segtune import outputs
+    from segtune.images import any_size
+    from segtune.inference import processor_of
     from segtune.labels import LabelMap
+    from segtune.predicting import predict_files
+    from segtune.protocol import Protocol
+    from segtune.segmenter import Segmenter
 
+    wanted = outputs.Wanted(overlay, confidence, polygons, simplify, min_region)
     paths = outputs.find_images(images)
-    masks = outputs.mask_paths(paths, output, overlay)
-    model = _load(checkpoint, device)
-    processor = inference.processor_of(model)
-    label_map = LabelMap.from_config(model.config)
-    with tqdm(total=len(paths), desc="predict", disable=len(paths) < 2) as bar:
-        for start in range(0, len(paths), batch_size):
-            batch = paths[start : start + batch_size]
-            predictions = inference.predict(model, batch, processor=processor, batch_size=batch_size)
-            for path, mask, labels in zip(batch, masks[start:], predictions, strict=False):
-                outputs.save_mask(labels, label_map, mask)
-                if overlay:
-                    inference.overlay(path, labels, label_map).save(outputs.overlay_path(mask))
-            bar.update(len(batch))
-    typer.echo(f"{len(paths)} mask{'s' if len(paths) > 1 else ''} in {output}")
+    with any_size():
+        targets = outputs.plan_targets(paths, output, wanted, overwrite)
+        model = _load(checkpoint, device)
+        processor = processor_of(model)
+        protocol = Protocol.choose(processor, window, _stride(window, stride, overlap), tta)
+        segmenter = Segmenter(model, processor, protocol, batch_size)
+        masks = predict_files(segmenter, LabelMap.from_config(model.config), paths, targets, output, wanted)
+    typer.echo(f"{masks} mask{'s' if masks > 1 else ''} in {output}")
+
+
+def _stride(window: int | None, stride: int | None, overlap: int | None) -> int | None:
+    if overlap is None:
+        return stride
+    if stride is not None or not window:
+        raise UsageError(f"--overlap {overlap} goes with --window, and in the place of --stride")
+    return window - overlap
 
 
 def _load(checkpoint: str, device: str | None) -> Any:

@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from PIL import Image
 
+from segtune.drawing import comparison
 from segtune.errors import UsageError
-from segtune.inference import comparison
 from segtune.labels import LabelMap
 
 logger = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from segtune.errors import DataError
+from segtune.protocol import Protocol
 from segtune.section import Section
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask PyPI for a newer version when imported
@@ -42,6 +43,9 @@ class TransformConfig(Section):
         mean: per channel, of values from 0 to 1; `std` likewise. Their length is the number of channels.
         eval_short_side: the short side images are resized to for evaluation and prediction. None: their own size.
         eval_size_divisor: there, sides are rounded up to a multiple of this.
+        eval_window: there, the side of the windows that are segmented one by one and blended (mmseg's `slide`), a
+            multiple of 32. None: the whole image at once (mmseg's `whole`).
+        eval_stride: from one window to the next, a multiple of 4. None: three quarters of the window.
     """
 
     crop_size: Side | tuple[Side, Side] = 512
@@ -56,6 +60,8 @@ class TransformConfig(Section):
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     eval_short_side: Side | None = None
     eval_size_divisor: Side = 1
+    eval_window: Side | None = None
+    eval_stride: Side | None = None
 
     @model_validator(mode="after")
     def _check(self) -> TransformConfig:
@@ -65,6 +71,7 @@ class TransformConfig(Section):
             raise ValueError(f"mean has {len(self.mean)} and std {len(self.std)} numbers: give one each per channel")
         if min(self.std) <= 0:
             raise ValueError(f"std {self.std}: every number must be above 0")
+        Protocol(self.eval_window, self.eval_stride)
         return self
 
 
