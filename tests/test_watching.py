@@ -110,8 +110,9 @@ def test_what_is_not_finite_stops_at_once_and_its_samples_are_kept(
 
 
 def test_a_gradient_that_overflows_is_expected_where_the_loss_is_scaled(tmp_path: Path) -> None:
-    with watch(tmp_path) as watching:
+    with watch(tmp_path, log_every=1) as watching:
         watching.accelerator.scaler = object()
         for micro_batches in watching.loaded(batches(1)):
             watching.add(torch.tensor(1.0), torch.tensor(float("inf")), 0.01, micro_batches)
         watching.accelerator.scaler = None
+    assert [line["grad_norm"] for line in lines(tmp_path)] == [None]

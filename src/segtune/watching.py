@@ -137,7 +137,7 @@ class Watch:
             "epoch": round(self.step * self.images_per_step / self.images_per_epoch, 4),
             "loss": loss,
             "lr": learning_rate,
-            "grad_norm": norm,
+            "grad_norm": norm if math.isfinite(norm) else None,  # of a step that the loss scaler skips
             "images_per_second": round(rate, 3),
             "waiting_for_data": round(share, 3),
             "peak_memory_mb": round(peak_memory_mb(self.accelerator.device), 1),

@@ -46,9 +46,9 @@ def samples(ignore_index: int, rows: Any) -> list[dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     found = []
     for i in range(24):
-        labels = torch.randint(0, 5, (64, 64), generator=generator)
+        labels = torch.randint(0, 5, (32, 32), generator=generator)
         labels[: rows(i)] = ignore_index
-        found.append({"pixel_values": torch.randn(3, 64, 64, generator=generator), "labels": labels})
+        found.append({"pixel_values": torch.randn(3, 32, 32, generator=generator), "labels": labels})
     return found
 
 
@@ -90,7 +90,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 @pytest.mark.parametrize(
     ("ignore_index", "rows"),
     [
-        (-100, lambda i: 64 if i == 0 else 7 * (i % 8)),  # unequal, and one micro-batch wholly ignored
+        (-100, lambda i: 32 if i == 0 else 3 * (i % 8)),  # unequal, and one micro-batch wholly ignored
         (255, lambda i: 10),  # Trainer averages the micro-batches: the same where they have as many valid pixels
     ],
 )
@@ -109,7 +109,7 @@ def test_summed_loss_is_divided_by_the_items_of_the_step() -> None:
     sample = samples(-100, lambda i: 16)[0]
     inputs = {key: value[None] for key, value in sample.items()}
     mean = model(**inputs).loss
-    valid = 48 * 64
+    valid = 16 * 32
     torch.testing.assert_close(model(**inputs, num_items_in_batch=torch.tensor(2 * valid)).loss, mean / 2)
     inputs["labels"].fill_(-100)
     assert model(**inputs, num_items_in_batch=0).loss == 0
