@@ -175,10 +175,12 @@ def test_everything_is_said_at_once() -> None:
     ]
 
 
-def test_nearest_looks_into_its_own_section_first() -> None:
+def test_nearest_is_this_very_name_elsewhere_or_a_similar_one_in_the_same_section() -> None:
     assert nearest(("loop", "max_step"), MODELS) == ("loop", "max_steps")
     assert nearest(("place", "max_steps"), MODELS) == ("loop", "max_steps")
     assert nearest(("place", "max_step"), MODELS) is None
+    assert nearest(("loop", "wide"), MODELS) == ("loop", "inner", "wide")
+    assert nearest(("loop", "inner", "path"), MODELS) == ("place", "path")
     assert nearest(("loop", "zebra"), MODELS) is None
 
 

@@ -48,14 +48,13 @@ def check(data: Mapping[Any, Any], models: Models) -> tuple[dict[str, Section], 
 
 
 def nearest(keys: Keys, models: Models) -> Keys | None:
-    """The valid section or key that an unknown one most resembles; a key may also stand in the wrong section."""
+    """The valid section or key that an unknown one most resembles; a key of that name may stand elsewhere."""
     *section, key = map(str, keys)
     if not section:
         close = difflib.get_close_matches(key, models, n=1)
         return (close[0],) if close else None
     fields = [field for name, model in models.items() for field in _fields((name,), model)]
-    for candidates in ([field for field in fields if field[:-1] == tuple(section)], fields):
-        cutoff = 0.6 if candidates is not fields else 1.0  # of another section: this very name only
+    for candidates, cutoff in ((fields, 1.0), ([field for field in fields if field[:-1] == tuple(section)], 0.6)):
         if close := difflib.get_close_matches(key, [field[-1] for field in candidates], n=1, cutoff=cutoff):
             return next(field for field in candidates if field[-1] == close[0])
     return None

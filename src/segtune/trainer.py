@@ -35,6 +35,7 @@ from segtune.errors import DataError, SegtuneError, UsageError
 from segtune.inference import evaluate_model
 from segtune.interrupts import StopRequest, ignore_interrupts, seconds
 from segtune.labels import LabelMap
+from segtune.losses import LossConfig, SegmentationLoss
 from segtune.metrics import ConfusionMatrix
 from segtune.optim import (
     FreezeConfig,
@@ -48,7 +49,7 @@ from segtune.optim import (
 )
 from segtune.section import Section
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
-from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation, segmentation_loss, valid_pixels
+from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 
 if TYPE_CHECKING:
     import datasets
@@ -68,6 +69,7 @@ class TrainingConfig(Section):
     accumulation_steps: int = Field(1, ge=1, description="Micro-batches per optimiser step.")
     eval_batch_size: int = Field(1, ge=1, description="Images of one size evaluated together.")
     num_workers: int = Field(0, ge=0, description="Data-loading processes; the samples do not depend on it.")
+    loss: LossConfig = Field(LossConfig(), description="What is minimised; by default the cross-entropy.")
     learning_rate: float = Field(6e-5, gt=0, description="Peak rate of the encoder.")
     head_lr_multiplier: float = Field(10.0, gt=0, description="The head learns at this times the rate.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's; none on norms and biases.")
@@ -132,8 +134,8 @@ class TrainingConfig(Section):
 class SegmentationTrainer:
     """Fine-tunes a model on samples of images and masks.
 
-    The loss of one optimiser step is the mean over all valid pixels of the global batch, however it is divided into
-    micro-batches and processes. The same seed gives the same run.
+    The loss of one optimiser step is the mean over all valid pixels of the global batch (or over its images, see
+    `SegmentationLoss`), however it is divided into micro-batches and processes. The same seed gives the same run.
 
     Args:
         model: its configuration must agree with `label_map`.
@@ -165,6 +167,7 @@ class SegmentationTrainer:
         self.config = config
         self.folder = Path(config.output_dir)
         self.label_map = label_map
+        self.loss = SegmentationLoss(config.loss, label_map.names, label_map.ignore_index)
         self.processor = processor
         self.eval_dataset = eval_dataset
         self.recipe = recipe
@@ -241,15 +244,14 @@ class SegmentationTrainer:
 
     def _optimizer_step(self, micro_batches: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
         """accumulate -> forward -> backward -> clip -> step -> zero; returns the step's loss and gradient norm."""
-        ignore_index = self.label_map.ignore_index
-        valid = torch.stack([valid_pixels(batch["labels"], ignore_index) for batch in micro_batches]).sum()
-        valid = self.accelerator.reduce(valid, "sum").clamp(min=1)  # of the global batch
+        counts = torch.stack([self.loss.count(batch["labels"]) for batch in micro_batches]).sum(0)
+        counts = self.accelerator.reduce(counts, "sum")  # of the global batch
         total = torch.zeros((), device=self.accelerator.device)
         for index, batch in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 logits = self.model(batch["pixel_values"]).logits  # (B, K, h/4, w/4)
-                loss = segmentation_loss(logits, batch["labels"], ignore_index, reduction="sum") / valid
+                loss = self.loss(logits, batch["labels"], counts)
                 self.accelerator.backward(loss * self.accelerator.num_processes)  # averaged over processes
             total += loss.detach()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
