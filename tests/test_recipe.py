@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -336,6 +338,21 @@ def test_loss_terms_from_the_command_line(write: Any) -> None:
     assert fault(path, "training.loss.dise=1") == (
         "command line: training.loss.dise = 1: no such key; did you mean 'training.loss.dice'?"
     )
+
+
+def test_readme_describes_every_term_and_option_of_the_loss_with_commands_that_load() -> None:
+    readme = (recipe_folder() / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## Losses")[1].split("\n## ")[0]
+    assert [name for name in LossConfig.model_fields if f"`{name}`" not in section] == []
+    defaults = dict(re.findall(r"`(\w+)` \(([\d.]+)\)", section))
+    assert len(defaults) == 6
+    assert {name: float(value) for name, value in defaults.items()} == {
+        name: LossConfig.model_fields[name].default for name in defaults
+    }
+    commands = [shlex.split(line) for line in section.splitlines() if line.startswith("segtune train demo ")]
+    assert len(commands) == 3
+    for _, _, name, *overrides in commands:
+        assert load_recipe(name, overrides).training.loss != LossConfig()
 
 
 def test_run_without_validation_says_so(few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
