@@ -135,12 +135,14 @@ def test_same_seed_same_run_whatever_the_workers(data: tuple[Any, LabelMap], tmp
 
 
 @pytest.mark.parametrize("split", [(2, 2), (1, 4)])
+@pytest.mark.parametrize("loss", [{}, {"cross_entropy": 1, "dice": 0.5, "class_weights": [0.5, 1, 2, 4]}])
 def test_accumulation_gives_the_gradient_of_the_whole_batch(
-    data: tuple[Any, LabelMap], tmp_path: Path, split: tuple[int, int]
+    data: tuple[Any, LabelMap], tmp_path: Path, split: tuple[int, int], loss: dict[str, Any]
 ) -> None:
     gradients = []
     for batch_size, accumulation_steps in ((4, 1), split):
-        run = trainer(data, tmp_path / f"{batch_size}", batch_size=batch_size, accumulation_steps=accumulation_steps)
+        fields = {"batch_size": batch_size, "accumulation_steps": accumulation_steps, "loss": loss}
+        run = trainer(data, tmp_path / f"{batch_size}", **fields)
         run.model.train()
         run.model.decode_head.batch_norm.eval()  # batch statistics differ between micro-batches: freeze them
         run.optimizer.zero_grad = lambda: None  # keep the gradient
@@ -299,6 +301,34 @@ def test_it_learns(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     trainer(data, tmp_path / "run", max_steps=25, learning_rate=3e-3, head_lr_multiplier=1).train()
     losses = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
     assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("num_labels", [1, 4])
+@pytest.mark.parametrize(
+    "loss",
+    [{"focal": 1}, {"ohem": 1}, {"dice": 1}, {"tversky": 1}, {"lovasz": 1}, {"cross_entropy": 1, "boundary": 0.02}],
+)
+def test_it_learns_with_other_losses(
+    data: tuple[Any, LabelMap], tmp_path: Path, num_labels: int, loss: dict[str, float]
+) -> None:
+    splits, label_map = data
+    if num_labels == 1:
+        label_map = LabelMap.from_ids({0: "sea", 1: "land", 2: "land", 3: "land", 255: None})
+    config = TrainingConfig(
+        output_dir=str(tmp_path / "run"), max_steps=20, batch_size=4, log_every=1, learning_rate=5e-3, loss=loss
+    )
+    SegmentationTrainer(
+        build_model(ModelConfig(config=TINY, num_labels=1 if num_labels == 1 else None), label_map),
+        config,
+        train_dataset=splits["train"],
+        eval_dataset=None,
+        label_map=label_map,
+        transforms=TRANSFORMS,
+        processor=processor_for(TRANSFORMS),
+    ).train()
+    values = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
+    assert len(values) == 20
+    assert sum(values[-5:]) < 0.95 * sum(values[:5])
 
 
 def test_without_validation_the_last_weights_are_the_best(data: tuple[Any, LabelMap], tmp_path: Path) -> None:

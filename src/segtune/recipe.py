@@ -112,13 +112,16 @@ def train(recipe: Recipe) -> dict[str, Any]:
         refuse_existing_run(training.output_dir, training.resume, training.overwrite)
         refuse_another_run(recipe)
     label_map = find_label_map(recipe.dataset)
+    loss = recipe.training.loss
+    loss.weights(label_map.names)  # refuses unknown classes before masks are read
     dataset = load_data(recipe.dataset)
     if "train" not in dataset:
         raise UsageError(f"dataset.path = {recipe.dataset.path}: no training images, only {', '.join(dataset)}")
     if "val" not in dataset:
         logger.warning("no validation split: the last weights count as the best (dataset.val_fraction draws one)")
-    if recipe.dataset.check_masks:
-        check_masks(dataset, label_map)
+    if recipe.dataset.check_masks or isinstance(loss.class_weights, str):
+        pixels = check_masks(dataset, label_map)["train"][:, :-1]  # without ignored ones
+        recipe = _with(recipe, "training", loss=loss.counted(pixels, label_map.names))
     trainer = SegmentationTrainer(
         build_model(recipe.model, label_map, seed=recipe.training.seed),
         recipe.training,

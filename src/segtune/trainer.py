@@ -25,11 +25,12 @@ from segtune.evaluation import Evaluation
 from segtune.inference import OnImage, evaluate_model
 from segtune.interrupts import StopRequest, ignore_interrupts, seconds
 from segtune.labels import LabelMap
+from segtune.losses import SegmentationLoss
 from segtune.optim import adamw, freeze, parameter_groups, schedule_factor, set_learning_rate, train_mode
 from segtune.processes import Late, environment, is_sharded, make_accelerator, share_buffers
 from segtune.run_folder import RunFolder
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
-from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation, segmentation_loss, valid_pixels
+from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 from segtune.sharding import whole
 from segtune.tracking import Overlays, Trackers, flat
 from segtune.training_config import TrainingConfig
@@ -44,8 +45,8 @@ logger = logging.getLogger(__name__)
 class SegmentationTrainer:
     """Fine-tunes a model on samples of images and masks.
 
-    The loss of one optimiser step is the mean over all valid pixels of the global batch, however it is divided into
-    micro-batches and processes. The same seed gives the same run.
+    The loss of one optimiser step is the mean over all valid pixels of the global batch (or over its images, see
+    `SegmentationLoss`), however it is divided into micro-batches and processes. The same seed gives the same run.
 
     Args:
         model: its configuration must agree with `label_map`.
@@ -79,6 +80,7 @@ class SegmentationTrainer:
         _check_best_metric(config.best_metric, label_map)
         self.config = config
         self.label_map = label_map
+        self.loss = SegmentationLoss(config.loss, label_map.names, label_map.ignore_index)
         self.processor = processor
         self.eval_dataset = eval_dataset
         self.recipe = recipe
@@ -192,15 +194,14 @@ class SegmentationTrainer:
 
     def _optimizer_step(self, micro_batches: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
         """accumulate -> forward -> backward -> clip -> step -> zero; returns the step's loss and gradient norm."""
-        ignore_index = self.label_map.ignore_index
-        valid = torch.stack([valid_pixels(batch["labels"], ignore_index) for batch in micro_batches]).sum()
-        valid = self.accelerator.reduce(valid, "sum").clamp(min=1)  # of the global batch
+        counts = torch.stack([self.loss.count(batch["labels"]) for batch in micro_batches]).sum(0)
+        counts = self.accelerator.reduce(counts, "sum")  # of the global batch
         total = torch.zeros((), device=self.accelerator.device)
         for index, batch in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 logits = self.model(batch["pixel_values"]).logits  # (B, K, h/4, w/4)
-                loss = segmentation_loss(logits, batch["labels"], ignore_index, reduction="sum") / valid
+                loss = self.loss(logits, batch["labels"], counts)
                 self.accelerator.backward(loss * self.accelerator.num_processes)  # averaged over processes
             total += loss.detach()
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from segtune.interrupts import seconds
+from segtune.losses import LossConfig
 from segtune.optim import BatchNormMode, FreezeConfig, ScheduleName
 from segtune.section import Section
 from segtune.tracking import TrackerName
@@ -21,6 +22,7 @@ class TrainingConfig(Section):
     accumulation_steps: int = Field(1, ge=1, description="Micro-batches per optimiser step.")
     eval_batch_size: int = Field(1, ge=1, description="Images of one size evaluated together.")
     num_workers: int = Field(0, ge=0, description="Data-loading processes; the samples do not depend on it.")
+    loss: LossConfig = Field(LossConfig(), description="What is minimised; by default the cross-entropy.")
     learning_rate: float = Field(6e-5, gt=0, description="Peak rate of the encoder.")
     head_lr_multiplier: float = Field(10.0, gt=0, description="The head learns at this times the rate.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's; none on norms and biases.")

@@ -37,14 +37,17 @@ def write_pairs(root: Path, names: Iterable[str], images: str = "images", masks:
     return root
 
 
-def test_pixels_of_each_class_are_counted_by_split(tmp_path: Path) -> None:
+def test_pixels_of_each_class_are_counted_by_split_and_mask(tmp_path: Path) -> None:
     write_pairs(tmp_path, "ab", "images/train", "masks/train")
     mask = np.zeros((4, 6), np.uint8)
     mask[:3, :5], mask[3] = 1, 255
     write_image(tmp_path / "images/val/c.jpg")
     write_mask(tmp_path / "masks/val/c.png", mask=mask)
     counts = check_masks(load_segmentation_dataset(tmp_path), TWO)
-    assert {split: pixels.tolist() for split, pixels in counts.items()} == {"train": [24, 24, 0], "val": [3, 15, 6]}
+    assert {split: pixels.tolist() for split, pixels in counts.items()} == {
+        "train": [[12, 12, 0], [12, 12, 0]],
+        "val": [[3, 15, 6]],
+    }
 
 
 def test_unknown_ids_are_reported_with_file_value_count_and_fix(tmp_path: Path) -> None:

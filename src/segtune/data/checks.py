@@ -22,7 +22,7 @@ def check_masks(dataset: DatasetDict, label_map: LabelMap) -> dict[str, np.ndarr
     """Read every image and mask once, and compare the masks with the label map.
 
     Returns:
-        Split -> pixels of each class in its masks, int64 (K + 1,), ignored pixels last.
+        Split -> pixels of each class in each of its masks, int64 (images, K + 1), ignored pixels last.
 
     Raises:
         DataError: files that cannot be read, ids or colours that the label map does not name, or only one class beside
@@ -35,8 +35,8 @@ def check_masks(dataset: DatasetDict, label_map: LabelMap) -> dict[str, np.ndarr
         values = Counter(value for problem in problems if isinstance(problem, LabelError) for value in problem.values)
         raise DataError(_summary(problems, len(rows)) + (_advice(values) if values else ""))
     counts = iter(count for _, count in checked)
-    pixels = {split: np.sum(list(islice(counts, len(dataset[split]))), axis=0) for split in dataset}  # (K + 1,) each
-    seen = np.flatnonzero(sum(pixels.values()))
+    pixels = {split: np.stack(list(islice(counts, len(dataset[split])))) for split in dataset}
+    seen = np.flatnonzero(sum(each.sum(axis=0) for each in pixels.values()))  # (K + 1,)
     if label_map.num_labels > 1 and len(seen) == 2 and seen[1] == label_map.num_labels:
         raise DataError(
             f"the only class in all {len(rows)} masks is {label_map.names[seen[0]]!r}, all other pixels are ignored; "

@@ -195,7 +195,7 @@ def _cross_entropy(
         total += add_normalizers(logits[i], top[i], a, g) - _add_targets(logits[i], top[i], target, c, g)
         norm += of_target.sum()
         if label_smoothing > 0:
-            mean = torch.einsum("khw,k->hw", logits[i] - top[i], spread)[None, None]  # (1, 1, h, w)
+            mean = ((logits[i] - top[i]) * spread[:, None, None]).sum(0)[None, None]  # (1, 1, h, w), never in bf16
             total -= (upsample(mean, size)[0, 0] * valid).sum(dtype=torch.float64)
             if g is not None:
                 share = upsample_backward(valid[None, None].to(mean.dtype), mean.shape)[0]  # (1, h, w)
