@@ -156,20 +156,20 @@ def evaluate(
     device: DeviceOption = None,
 ) -> None:
     """Compute the mean IoU of a checkpoint on one split of a recipe's dataset, at the masks' own size."""
-    from segtune.data.sources import find_label_map
+    from segtune.data.references import sample_ids
+    from segtune.data.sources import open_dataset
     from segtune.inference import evaluate_model
     from segtune.outputs import Comparisons
-    from segtune.recipe import load_data, load_recipe
+    from segtune.recipe import load_recipe
     from segtune.trainer import plain_scores
 
     settings = load_recipe(recipe, overrides or ())
-    label_map = find_label_map(settings.dataset)
-    dataset = load_data(settings.dataset)
+    dataset, label_map = open_dataset(settings.dataset)
     if split not in dataset:
         raise UsageError(f"--split {split}: {settings.dataset.path} has {', '.join(dataset)}")
     model = _load(checkpoint, device)
     _check_same_labels(checkpoint, model.config, settings.dataset.path, label_map)
-    pictures = Comparisons(overlays, label_map, dataset[split]["id"], limit_overlays) if overlays else None
+    pictures = Comparisons(overlays, label_map, sample_ids(dataset[split]), limit_overlays) if overlays else None
     confusion = evaluate_model(
         model,
         dataset[split],

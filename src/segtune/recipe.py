@@ -15,7 +15,9 @@ import segtune
 from segtune.catalog import find_recipe, list_recipes, recipe_name
 from segtune.checkpoint import ModelConfig, build_model
 from segtune.data.checks import check_masks
-from segtune.data.sources import DatasetConfig, find_label_map, load_segmentation_dataset
+from segtune.data.config import DatasetConfig
+from segtune.data.sources import open_dataset
+from segtune.data.statistics import with_statistics
 from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
 from segtune.inference import processor_for
@@ -25,10 +27,10 @@ from segtune.trainer import SPLIT_FILE, SegmentationTrainer, TrainingConfig, ref
 
 __all__ = ["Recipe", "find_recipe", "list_recipes", "load_recipe", "train"]
 
-logger = logging.getLogger(__name__)
-
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    import datasets
+
+logger = logging.getLogger(__name__)
 
 
 class Recipe(Section):
@@ -82,14 +84,14 @@ def train(recipe: Recipe) -> dict[str, Any]:
     Returns what `SegmentationTrainer.train` returns and, under "splits", the names of the data's splits.
     """
     refuse_existing_run(recipe.training)
-    label_map = find_label_map(recipe.dataset)
-    dataset = load_data(recipe.dataset)
+    dataset, label_map = open_dataset(recipe.dataset)
     if "train" not in dataset:
         raise UsageError(f"dataset.path = {recipe.dataset.path}: no training images, only {', '.join(dataset)}")
     if "val" not in dataset:
         logger.warning("no validation split: the last weights count as the best (dataset.val_fraction draws one)")
     if recipe.dataset.check_masks:
         check_masks(dataset, label_map)
+    recipe = with_channels(recipe, dataset["train"])
     trainer = SegmentationTrainer(
         build_model(recipe.model, label_map, seed=recipe.training.seed),
         recipe.training,
@@ -104,16 +106,19 @@ def train(recipe: Recipe) -> dict[str, Any]:
     return {**trainer.train(), "splits": list(dataset)}
 
 
-def load_data(config: DatasetConfig) -> DatasetDict:
-    """The splits that a recipe's `dataset` section names."""
-    return load_segmentation_dataset(
-        config.path,
-        images=config.images,
-        masks=config.masks,
-        val_fraction=config.val_fraction,
-        seed=config.split_seed,
-        split_file=config.split_file,
-    )
+def with_channels(recipe: Recipe, rows: datasets.Dataset) -> Recipe:
+    """The recipe with `transforms.mean` and `std` counted, where it says so, and the model's number of channels.
+
+    Raises:
+        UsageError: `model.config.num_channels` is not the number of values in `transforms.mean`.
+    """
+    stated = recipe.model.config.get("num_channels")
+    transforms = with_statistics(recipe.transforms, rows, stated)
+    channels = len(transforms.mean)
+    if stated not in (None, channels):
+        raise UsageError(f"model.config.num_channels={stated}, but transforms.mean has {channels} values: one for each")
+    config = recipe.model.config if channels == 3 else {**recipe.model.config, "num_channels": channels}
+    return _with(recipe.model_copy(update={"transforms": transforms}), "model", config=config)
 
 
 def resolved(recipe: Recipe) -> Recipe:
