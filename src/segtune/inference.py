@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import nn
 from tqdm.auto import tqdm
 
 from segtune.checkpoint import load_model
-from segtune.data.loading import read_image, read_mask
+from segtune.data.files import read_pixels
+from segtune.data.loading import for_display, read_image, read_pair
 from segtune.data.transforms import TransformConfig
-from segtune.errors import DataError, UsageError
+from segtune.errors import DataError, SegtuneError, UsageError
 from segtune.labels import LabelMap
 from segtune.metrics import ConfusionMatrix
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor, channels_last
@@ -41,11 +42,15 @@ def processor_for(transforms: TransformConfig) -> SegformerImageProcessor:
 
     Without `eval_short_side` images keep their size, apart from `eval_size_divisor`.
     """
+    if isinstance(transforms.mean, str) or isinstance(transforms.std, str):
+        raise UsageError("transforms.mean and std are not counted yet: take them from the recipe.yaml of a run")
+    low, high = transforms.value_range or (0, 255)
     return SegformerImageProcessor(
         do_resize=transforms.eval_short_side is not None,
         size={"shortest_edge": transforms.eval_short_side} if transforms.eval_short_side else 512,
         size_divisor=transforms.eval_size_divisor,
-        image_mean=transforms.mean,
+        rescale_factor=1 / (high - low),
+        image_mean=[mean + low / (high - low) for mean in transforms.mean],
         image_std=transforms.std,
     )
 
@@ -86,9 +91,9 @@ def predict(
     single = _is_image(images)
     items: list[Any] = [images] if single else list(images)  # type: ignore[arg-type]
     network, processor = _prepared(model, processor, device)
-    channels = len(processor.image_mean)
+    form = _form_of(processor)
     masks: list[np.ndarray] = [np.empty(0)] * len(items)
-    samples = (_Sample(number, _pixels(item, channels)) for number, item in enumerate(items))
+    samples = (_Sample(number, _pixels(item, *form)) for number, item in enumerate(items))
     with _evaluating(network), tqdm(total=len(items), desc="predict", disable=not progress) as bar:
         for sample, prediction in _predictions(network, samples, processor, batch_size):
             masks[sample.number] = prediction
@@ -126,12 +131,12 @@ def evaluate_model(
     rows = range(len(dataset)) if indices is None else indices
     if device is not None:
         model.to(device)
-    samples = (_labelled_sample(dataset, number, label_map) for number in rows)
+    samples = (_labelled_sample(dataset, number, label_map, processor) for number in rows)
     with _evaluating(model), tqdm(total=len(rows), desc="evaluate", disable=not progress, leave=False) as bar:
         for sample, prediction in _predictions(model, samples, processor, batch_size, label_map.num_labels):
             confusion.update(prediction, sample.labels)
             if on_image is not None:
-                on_image(sample.id, sample.image, sample.labels, prediction)
+                on_image(sample.id, for_display(sample.image), sample.labels, prediction)
             bar.update()
     return confusion
 
@@ -143,12 +148,10 @@ class _Sample(NamedTuple):
     id: str = ""
 
 
-def _labelled_sample(dataset: datasets.Dataset, number: int, label_map: LabelMap) -> _Sample:
+def _labelled_sample(dataset: datasets.Dataset, number: int, label_map: LabelMap, processor: Any) -> _Sample:
     try:
         row = dataset[number]
-        image, labels = read_image(row["image"]), label_map.encode(read_mask(row["mask"]))
-        if image.shape[:2] != labels.shape:
-            raise DataError(f"the image is {image.shape[:2]} (height, width), its mask {labels.shape}")
+        image, labels = read_pair(row, label_map, *_form_of(processor))
     except Exception as error:
         name = dataset.select_columns("id")[number]["id"]
         raise DataError(f"sample {name!r}: {error}") from error
@@ -159,7 +162,8 @@ def _predictions(
     model: nn.Module, samples: Iterable[_Sample], processor: Any, batch_size: int, num_labels: int | None = None
 ) -> Iterator[tuple[_Sample, np.ndarray]]:
     """Each sample with its prediction `(H, W)` at the size of its image; the order is that of finished batches."""
-    prepared = ((sample, processor(sample.image, return_tensors="pt")["pixel_values"]) for sample in samples)
+    options = {"return_tensors": "pt", "input_data_format": "channels_last"}
+    prepared = ((sample, processor(sample.image, **options)["pixel_values"]) for sample in samples)
     for batch in _batches(prepared, batch_size):
         sizes = [sample.image.shape[:2] for sample, _ in batch]
         masks = _segment(model, torch.cat([values for _, values in batch]), sizes, num_labels)
@@ -252,21 +256,36 @@ def _is_image(images: Any) -> bool:
     return isinstance(images, (str, os.PathLike, Image.Image))
 
 
-def _pixels(image: Any, channels: int = 3) -> np.ndarray:
+def _form_of(processor: Any) -> tuple[int, bool]:
+    """The number of channels that a processor takes, and whether in the numbers of the file (see `read_image`)."""
+    return len(processor.image_mean), bool(abs(processor.rescale_factor - 1 / 255) > 1e-12)
+
+
+def _pixels(image: Any, channels: int = 3, raw: bool = False) -> np.ndarray:
     """A path, PIL image or array as `(H, W, channels)`, upright."""
-    if isinstance(image, (str, os.PathLike)):
+    opened = _opened(image)
+    if isinstance(image, (str, os.PathLike, Image.Image)):
         try:
-            with Image.open(image) as opened:
-                opened.load()
-                image = opened
-        except FileNotFoundError as error:
-            raise DataError(f"{image}: no such image") from error
-        except (UnidentifiedImageError, OSError) as error:
-            raise DataError(f"{image}: cannot be read as an image ({error})") from error
-    if isinstance(image, Image.Image):
-        upright = ImageOps.exif_transpose(image)
-        return read_image(upright) if channels == 3 else channels_last(upright, channels)
+            return read_image(opened, channels, raw)
+        except SegtuneError as error:
+            raise type(error)(f"{image}: {error}" if isinstance(image, (str, os.PathLike)) else str(error)) from error
     return channels_last(image, channels)
+
+
+def _opened(image: Any) -> Any:
+    """A path as a PIL image or array, a PIL image upright, an array as it is."""
+    if isinstance(image, Image.Image):
+        return ImageOps.exif_transpose(image)
+    if not isinstance(image, (str, os.PathLike)):
+        return image
+    try:
+        return read_pixels(Path(image))
+    except FileNotFoundError as error:
+        raise DataError(f"{image}: no such image") from error
+    except SegtuneError:
+        raise
+    except Exception as error:  # decoders raise what they like
+        raise DataError(f"{image}: cannot be read as an image ({error})") from error
 
 
 # ---- pictures ----
@@ -308,7 +327,7 @@ def comparison(image: ImageLike, labels: np.ndarray, prediction: np.ndarray, lab
 
 
 def _checked(image: ImageLike, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    pixels, labels = _pixels(image), np.asarray(labels)
+    pixels, labels = for_display(_opened(image)), np.asarray(labels)
     if pixels.shape[:2] != labels.shape:
         raise UsageError(f"the image is {pixels.shape[:2]} (height, width), its labels {labels.shape}")
     return pixels, labels

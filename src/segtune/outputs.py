@@ -15,7 +15,7 @@ from segtune.errors import UsageError
 from segtune.inference import comparison
 from segtune.labels import LabelMap
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".npy", ".npz", ".png", ".tif", ".tiff", ".webp"})
 OVERVIEW = "overview.png"
 OVERVIEW_PICTURES = 6
 GAP = 24  # pixels between the pictures of the overview
