@@ -82,6 +82,15 @@ def test_files_of_names_may_speak_of_the_format(tmp_path: Path) -> None:
         label_map_of(chosen, tmp_path, CLASSES)
 
 
+def test_files_beside_annotations_count_where_they_name_the_same(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("car\nroad\n")  # YOLO's, without the background
+    label_map = label_map_of(config(tmp_path), tmp_path, CLASSES)
+    assert label_map is not None and label_map.names == ("background", "car", "road")
+    (tmp_path / "labels.txt").write_text("__ignore__\n_background_\nroad\ncar\n")  # LabelMe's
+    label_map = label_map_of(config(tmp_path), tmp_path, CLASSES)
+    assert label_map is not None and label_map.names == ("background", "road", "car")
+
+
 @pytest.mark.parametrize(
     ("labels", "expected"),
     [

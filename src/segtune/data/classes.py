@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ LABEL_FILES = (
     "class_dict.csv",
 )
 BACKGROUND = "background"
+logger = logging.getLogger(__name__)
+
 Classes = Mapping[int, str | None]  # mask value -> name, None for values that are ignored
 
 
@@ -52,8 +55,8 @@ def label_map_of(config: DatasetConfig, root: Path, classes: Classes | None) -> 
         UsageError: labels of no known form, labels that leave out classes of the format, or another ignore_index.
     """
     data, origin = _given_labels(config, root), "dataset.labels"
-    if data is None and (usual := [root / name for name in LABEL_FILES if (root / name).is_file()]):
-        data, origin = read_label_file(usual[0]), str(usual[0])
+    if data is None:
+        data, origin = _usual_labels(root, classes)
     elif isinstance(config.labels, str):
         origin = str(find_file(config.labels, root))
     if data is None and classes is None:
@@ -91,6 +94,18 @@ def find_file(file: str | Path, root: Path) -> Path:
 def _given_labels(config: DatasetConfig, root: Path) -> Any:
     """What `dataset.labels` says, inline or in a file."""
     return read_label_file(find_file(config.labels, root)) if isinstance(config.labels, str) else config.labels
+
+
+def _usual_labels(root: Path, classes: Classes | None) -> tuple[Any, str]:
+    """What a label file in the folder says, and its path; names that are not the format's speak of something else."""
+    for path in (root / name for name in LABEL_FILES):
+        if path.is_file():
+            data = read_label_file(path)
+            names = set(_listed_names(data))
+            if classes is None or not names or names == {name for name in classes.values() if name is not None}:
+                return data, str(path)
+            logger.info("%s is passed over: it does not name the classes that the annotations have", path)
+    return None, ""
 
 
 def _listed_names(data: Any) -> list[str]:
