@@ -43,6 +43,8 @@ class DatasetConfig(Section):
         overlap: of neighbouring training tiles, pixels; tiles of val and test do not overlap.
         name: configuration of a Hub data set.
         revision: branch, tag or commit of a Hub data set.
+        streaming: read the training split of parquet files or of a Hub data set in passing, without a copy on disk.
+        shuffle_buffer: rows of a stream that are held and shuffled together; its shards are shuffled as a whole.
     """
 
     path: str
@@ -64,6 +66,8 @@ class DatasetConfig(Section):
     overlap: int = Field(default=0, ge=0)
     name: str | None = None
     revision: str | None = None
+    streaming: bool = False
+    shuffle_buffer: int = Field(default=256, ge=1)
 
     @model_validator(mode="after")
     def _check(self) -> DatasetConfig:

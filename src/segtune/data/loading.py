@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import PIL.Image
@@ -160,18 +160,21 @@ class SegmentationSamples(Dataset):
         Raises:
             DataError: the files cannot be read or do not fit the label map; names the sample and its files.
         """
-        epoch, index = key
+        epoch, index = key[:2]
         try:
-            row = self.dataset[index]
+            row = self._row(key)
             image, labels = read_pair(row, self.label_map, self.transform.channels, self.transform.raw)
             pixel_values, labels = self.transform(image, labels, (self.seed, epoch, index))
         except Exception as error:
             values = error.values if isinstance(error, LabelError) else {}
-            raise LabelError(f"{self._describe(index)}: {error}", values) from error
+            raise LabelError(f"{self._describe(key)}: {error}", values) from error
         return {"pixel_values": torch.from_numpy(pixel_values), "labels": torch.from_numpy(labels), "id": row["id"]}
 
-    def _describe(self, index: int) -> str:
-        row = self.dataset.with_format("arrow")[index].to_pylist()[0]
+    def _row(self, key: Key) -> Mapping[str, Any]:
+        return cast("Mapping[str, Any]", self.dataset[key[1]])
+
+    def _describe(self, key: Key) -> str:
+        row = self.dataset.with_format("arrow")[key[1]].to_pylist()[0]
         return f"sample {row['id']!r} (image {row['image']['path']}, mask {row['mask']['path']})"
 
 

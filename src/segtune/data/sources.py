@@ -30,6 +30,7 @@ from segtune.data.patterns import is_pattern
 from segtune.data.references import Reader, sample_ids, to_dataset
 from segtune.data.scan import Problem, Sample, Scan, first
 from segtune.data.splits import SPLITS, draw_val, read_split_file, read_split_lists, split_names
+from segtune.data.streaming import open_stream
 from segtune.data.tiles import tiled, without_tile
 from segtune.errors import UsageError
 from segtune.labels import LabelMap, count_values, show_value, show_values
@@ -126,12 +127,14 @@ def rows_of(scan: Scan, config: DatasetConfig) -> DatasetDict:
 
 
 def open_dataset(config: DatasetConfig) -> tuple[DatasetDict, LabelMap]:
-    """The rows of a data set by split, and its label map.
+    """The rows of a data set by split, and its label map; with `config.streaming`, train is a stream.
 
     Raises:
         UsageError: see `scan_dataset` and `find_label_map`.
         DataError: see `load_segmentation_dataset`.
     """
+    if config.streaming:
+        return _open_stream(config)
     scan = scan_dataset(config)
     label_map = find_label_map(config, scan)
     scan.settle(config.on_error)
@@ -195,6 +198,19 @@ def find_label_map(config: DatasetConfig, scan: Scan | None = None) -> LabelMap:
     if label_map is None:
         raise UsageError(_propose_labels(scan or scan_dataset(config), config))
     return label_map
+
+
+def _open_stream(config: DatasetConfig) -> tuple[DatasetDict, LabelMap]:
+    root, name = find_format(config)
+    stream = open_stream(config, root, name)
+    scan = tables.scan_held_out(root, name, config)
+    scan.format = name
+    folder = root.parent if root.is_file() else root
+    label_map = label_map_of(config, folder, scan.classes)
+    if label_map is None:
+        raise UsageError(f"{root} does not say which classes its masks hold: set dataset.labels")
+    logger.info("%s: train is streamed from %d shards", root, stream.num_shards)
+    return DatasetDict({"train": stream, **rows_of(scan, config)}), label_map
 
 
 # -- scanning ---------------------------------------------------------------------------------------------------------

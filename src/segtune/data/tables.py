@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,21 @@ def open_hub(repository: str, config: DatasetConfig) -> tuple[DatasetDict, dict[
     Raises:
         UsageError: it cannot be loaded.
     """
-    try:
+    with _saying(repository, config):
         loaded = datasets.load_dataset(repository, config.name, revision=config.revision)
+    return _as_dict(loaded), _hub_classes(repository, config)
+
+
+@contextmanager
+def _saying(repository: str, config: DatasetConfig) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
             f"dataset.path = {config.path}: there is no such folder, and the Hub's data set {repository} cannot be "
             f"loaded: {reason}"
         ) from error
-    return _as_dict(loaded), _hub_classes(repository, config)
 
 
 def open_disk(root: Path) -> DatasetDict:
@@ -44,16 +51,79 @@ def open_disk(root: Path) -> DatasetDict:
 
 
 def parquet_files(root: Path, config: DatasetConfig) -> dict[str, list[str]]:
-    """Split -> its parquet files, by a word of their names or their folder; train where neither names a split."""
+    """Split -> its parquet files, by a word of their names or their folder; train where neither names a split.
+
+    Where `dataset.splits` says the names, files of other names are left out.
+
+    Raises:
+        UsageError: there are none.
+    """
     found: dict[str, list[str]] = {}
     names = split_names(config.splits)
     for path in [root] if root.is_file() else sorted(root.rglob("*.parquet")):
         words = [*re.split(r"[^a-z]+", path.stem.lower()), path.parent.name.lower()]
-        split = next((split for word in words if (split := split_of(word, names))), "train")
-        found.setdefault(split, []).append(str(path))
+        split = next((split for word in words if (split := split_of(word, names))), None if config.splits else "train")
+        if split:
+            found.setdefault(split, []).append(str(path))
     if not found:
-        raise UsageError(f"{root}: no .parquet files in it")
+        raise UsageError(f"{root}: no .parquet files of a split in it")
     return found
+
+
+def open_streams(
+    root: Path, name: str, config: DatasetConfig, wanted: Collection[str]
+) -> dict[str, datasets.IterableDataset]:
+    """Some of our splits of parquet files or of a data set of the Hub as streams of "image" and "mask".
+
+    Raises:
+        UsageError: the data set cannot be reached, or its columns cannot be told.
+    """
+    names = split_names(config.splits)
+    if name == "parquet":
+        files = {split: found for split, found in parquet_files(root, config).items() if split in wanted}
+        sources: dict[str, dict[str, Any]] = {
+            split: {"path": "parquet", "data_files": {split: found}, "split": split} for split, found in files.items()
+        }
+    else:
+        options = {"path": root.as_posix(), "name": config.name, "revision": config.revision}
+        with _saying(root.as_posix(), config):
+            own = datasets.get_dataset_split_names(root.as_posix(), config.name, revision=config.revision)
+        sources = {str(split_of(split, names)): {**options, "split": split} for split in own}
+    streams = {}
+    for split in wanted:
+        if split in sources:
+            with _saying(root.as_posix(), config):
+                stream = datasets.load_dataset(**sources[split], streaming=True)
+            streams[split] = with_columns(stream, *find_columns(stream.features, config, str(root)))
+    return streams
+
+
+def scan_held_out(root: Path, name: str, config: DatasetConfig) -> Scan:
+    """The rows of val and test alone, beside a training split that is streamed."""
+    streams = open_streams(root, name, config, ("val", "test"))
+    held: dict[str, Dataset] = {}
+    for split, stream in streams.items():
+        plain = stream
+        for column in ("image", "mask"):
+            if isinstance(plain.features[column], Image):
+                plain = plain.cast_column(column, Image(decode=False))
+        held[split] = Dataset.from_generator(_Rows(plain), features=stream.features)
+    classes = _hub_classes(root.as_posix(), config) if name == "hub" else None
+    if not held:
+        return Scan(root, classes=classes, tables={})
+    return scan_tables(
+        root, DatasetDict(held), classes, config.model_copy(update={"images": None, "masks": None, "splits": None})
+    )
+
+
+class _Rows:
+    """What `Dataset.from_generator` calls: a stream's rows, once."""
+
+    def __init__(self, stream: datasets.IterableDataset) -> None:
+        self.stream = stream
+
+    def __call__(self) -> Iterator[dict[str, Any]]:
+        yield from self.stream
 
 
 def scan_parquet(root: Path, config: DatasetConfig) -> Scan:
