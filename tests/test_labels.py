@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from segtune.errors import DataError, UsageError
-from segtune.labels import LabelError, LabelMap
+from segtune.labels import LabelError, LabelMap, count_values
 
 ROAD, CAR, BLACK = (128, 64, 128), (0, 0, 142), (0, 0, 0)
 
@@ -326,3 +326,24 @@ def test_colorize_many_classes_and_negative_ignore_index() -> None:
     labels = LabelMap.from_names([f"class {i}" for i in range(256)], ignore_index=-100)
     assert labels.colorize(np.array([[255]], dtype=np.uint8)).tolist() == [[list(labels.colors[255])]]
     assert labels.colorize(np.array([[-100]])).tolist() == [[[0, 0, 0]]]
+
+
+# -- masked pixels ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_masked_pixels_are_ignored_whatever_they_hold(dtype: Any) -> None:
+    labels = LabelMap.from_names(["sky", "road"], ignore_index=254)
+    mask = np.ma.masked_array(np.array([[0, 1, 99, 1]], dtype), [[False, False, True, True]])
+    assert labels.encode(mask).tolist() == [[0, 1, 254, 254]]
+    assert mask.data.tolist() == [[0, 1, 99, 1]]
+    assert labels.unknown(mask) == {}
+    assert labels.unknown(mask.data) == {99: 1}
+    assert count_values(mask) == {0: 1, 1: 1}
+
+
+def test_masked_colors_are_ignored() -> None:
+    colors = np.ma.masked_array(np.array([[ROAD, CAR, (9, 9, 9)]], np.uint8), [[[False] * 3, [False] * 3, [True] * 3]])
+    labels = LabelMap.from_colors({ROAD: "road", CAR: "car"})
+    assert labels.encode(colors).tolist() == [[0, 1, 255]]
+    assert count_values(colors) == {ROAD: 1, CAR: 1}

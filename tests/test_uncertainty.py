@@ -39,6 +39,14 @@ def test_intervals_hold_the_scores():
     assert found["per_class"]["bus"] == {"bca": [None, None], "percentile": [None, None], "defined": 0}
 
 
+def test_two_images_have_the_widest_interval():
+    found = intervals(evaluated(0.3, ids=range(2)), resamples=200)
+    alone = [evaluated(0.3, ids=range(2)).image_iou(), evaluated(0.3, ids=range(2)).scores()["mean_iou"]]
+    low, high = found["mean_iou"]["bca"]
+    assert low == pytest.approx(min(alone[0]), abs=1e-6) and high == pytest.approx(max(alone[0]), abs=1e-6)
+    assert low < alone[1] < high
+
+
 def test_groups_are_resampled_as_a_whole():
     evaluation = Evaluation(NAMES)
     for video in range(8):  # ten times the same image is no more than one image

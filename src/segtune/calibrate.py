@@ -12,10 +12,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from segtune.calibration import TemperatureFit
-from segtune.data.loading import read_image, read_mask
+from segtune.data.loading import read_pair
 from segtune.errors import DataError, UsageError
 from segtune.labels import LabelMap
 from segtune.segformer.upsampling import upsampled_at
+from segtune.segmenter import Segmenter
 
 if TYPE_CHECKING:
     import datasets
@@ -44,15 +45,16 @@ def fit_temperature(
         DataError: a mask that the label map does not fit; or no labelled pixel at all.
     """
     fit, share = TemperatureFit(), max(1, -(-pixels // max(len(dataset), 1)))
+    segmenter = Segmenter(model, processor)  # says in which form the processor takes images
     weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     for number, row in enumerate(tqdm(dataset, desc="calibrate", disable=not progress, leave=False)):
         try:
-            labels = label_map.encode(read_mask(row["mask"]))
+            image, labels = read_pair(row, label_map, segmenter.channels, segmenter.raw)
         except DataError as error:
             raise DataError(f"sample {row['id']!r}: {error}") from error
         places = np.flatnonzero(labels != label_map.ignore_index)
         picked = np.random.default_rng(number).permutation(places)[:share]
-        pixel_values = processor(read_image(row["image"]), return_tensors="pt")["pixel_values"]
+        pixel_values = processor(image, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
         logits = model(pixel_values=pixel_values.to(weight.device, weight.dtype)).logits.float().cpu()
         rows, columns = (torch.from_numpy(at) for at in np.divmod(picked, labels.shape[1]))
         fit.add(upsampled_at(logits, labels.shape, rows, columns).numpy(), labels.reshape(-1)[picked])

@@ -186,23 +186,23 @@ def evaluate(
     Intervals are bootstrap intervals over images or, with --group-by, over groups of them.
     """
     from segtune import tables, uncertainty
-    from segtune.data.sources import find_label_map
+    from segtune.data.references import sample_ids
+    from segtune.data.sources import open_dataset
     from segtune.evaluation import Evaluation
     from segtune.inference import evaluate_model
     from segtune.outputs import Comparisons
     from segtune.protocol import Protocol
-    from segtune.recipe import load_data, load_recipe
+    from segtune.recipe import load_recipe
 
     settings = load_recipe(recipe, overrides or ())
-    label_map = find_label_map(settings.dataset)
-    dataset = load_data(settings.dataset)
+    dataset, label_map = open_dataset(settings.dataset)
     if split not in dataset:
         raise UsageError(f"--split {split}: {settings.dataset.path} has {', '.join(dataset)}")
-    uncertainty.units_of(dataset[split]["id"], group_by)
+    uncertainty.units_of(sample_ids(dataset[split]), group_by)
     kept = _file_to_save(save, split)
     model = _load(checkpoint, device)
     _check_same_labels(checkpoint, model.config, settings.dataset.path, label_map)
-    pictures = Comparisons(overlays, label_map, dataset[split]["id"], limit_overlays) if overlays else None
+    pictures = Comparisons(overlays, label_map, sample_ids(dataset[split]), limit_overlays) if overlays else None
     processor = _processor(checkpoint, settings.transforms)
     protocol = Protocol.choose(processor, window, stride, tta)
     about = {"checkpoint": checkpoint, "recipe": recipe, "split": split, "protocol": str(protocol)}
@@ -308,12 +308,11 @@ def calibrate(
     Predictions stay as they are. Confidences (segtune evaluate, predict) are taken of logits divided by it.
     """
     from segtune.calibrate import config_file, fit_temperature, store_temperature
-    from segtune.data.sources import find_label_map
-    from segtune.recipe import load_data, load_recipe
+    from segtune.data.sources import open_dataset
+    from segtune.recipe import load_recipe
 
     settings = load_recipe(recipe, overrides or ())
-    label_map = find_label_map(settings.dataset)
-    dataset = load_data(settings.dataset)
+    dataset, label_map = open_dataset(settings.dataset)
     if split not in dataset:
         raise UsageError(f"--split {split}: {settings.dataset.path} has {', '.join(dataset)}")
     config = config_file(checkpoint)

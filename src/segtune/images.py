@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from segtune.data import files
 from segtune.data.loading import read_image
-from segtune.errors import DataError
+from segtune.errors import DataError, SegtuneError
 from segtune.geo import GeoRaster, has_position
 from segtune.segformer.image_processing_segformer import channels_last, resize
 
@@ -70,21 +71,20 @@ class FileRaster:
         file: what rasterio reads.
     """
 
-    def __init__(self, file: GeoRaster, channels: int) -> None:
+    def __init__(self, file: GeoRaster, channels: int, raw: bool = False) -> None:
         if file.channels != channels and not (channels == 3 and file.channels in (1, 4)):
             raise DataError(f"{file.path}: an image of {file.channels} channels, the model reads {channels}")
-        self.file, self.channels = file, channels
+        self.file, self.channels, self.raw = file, channels, raw
         self.height, self.width = file.height, file.width
 
     def read(self, top: int, bottom: int) -> np.ndarray:
-        rows = self.file.read(top, bottom)
         try:
-            return read_image(rows) if self.channels == 3 else channels_last(rows, self.channels, "channels_last")
-        except ValueError as error:
+            return read_image(self.file.read(top, bottom), self.channels, self.raw)
+        except DataError as error:
             raise DataError(f"{self.file.path}: {error}") from error
 
     def again(self) -> FileRaster:
-        return FileRaster(self.file.again(), self.channels)
+        return FileRaster(self.file.again(), self.channels, self.raw)
 
 
 class ResizedRaster:
@@ -116,18 +116,21 @@ def resized(raster: Rows, size: tuple[int, int], resample: int) -> Rows:
     return ResizedRaster(raster, size, resample)
 
 
-def open_raster(image: Any, channels: int = 3) -> Raster:
+def open_raster(image: Any, channels: int = 3, raw: bool = False) -> Raster:
     """A path, PIL image or array as a raster, upright.
 
     A file is read by rows, through rasterio, where it is georeferenced or large; else it is in memory.
+
+    Args:
+        raw: keep the numbers of the file, see `data.loading.read_image`.
 
     Raises:
         DataError: it is missing or no image of so many channels.
         UsageError: it needs rasterio, which is not installed.
     """
     if isinstance(image, (str, os.PathLike)) and _is_for_rows(Path(image)):
-        return FileRaster(GeoRaster(Path(image)), channels)
-    return ArrayRaster(read_pixels(image, channels))
+        return FileRaster(GeoRaster(Path(image)), channels, raw)
+    return ArrayRaster(read_pixels(image, channels, raw))
 
 
 def is_georeferenced(path: Path) -> bool:
@@ -154,6 +157,8 @@ def any_size() -> Iterator[None]:
 
 
 def _is_for_rows(path: Path) -> bool:
+    if path.suffix.lower() in files.ARRAYS:
+        return False
     try:
         with Image.open(path) as picture:
             if has_position(getattr(picture, "tag_v2", {})):
@@ -178,23 +183,34 @@ def is_image(images: Any) -> bool:
     return isinstance(images, (str, os.PathLike, Image.Image))
 
 
-def read_pixels(image: Any, channels: int = 3) -> np.ndarray:
-    """A path, PIL image or array as `(H, W, channels)`, upright."""
-    if isinstance(image, (str, os.PathLike)):
-        try:
-            with Image.open(image) as opened:
-                opened.load()
-                image = opened
-        except FileNotFoundError as error:
-            raise DataError(f"{image}: no such image") from error
-        except Image.DecompressionBombError as error:
-            raise DataError(f"{image}: {error} PIL.Image.MAX_IMAGE_PIXELS = None lifts the limit") from error
-        except (UnidentifiedImageError, OSError) as error:
-            raise DataError(f"{image}: cannot be read as an image ({error})") from error
+def read_pixels(image: Any, channels: int = 3, raw: bool = False) -> np.ndarray:
+    """A path, PIL image or array as `(H, W, channels)`, upright; `raw` keeps the numbers of a file."""
+    if not isinstance(image, (str, os.PathLike, Image.Image)):
+        return channels_last(image, channels)
+    try:
+        return read_image(opened(image), channels, raw)
+    except SegtuneError as error:
+        if isinstance(image, Image.Image) or str(image) in str(error):
+            raise
+        raise type(error)(f"{image}: {error}") from error
+
+
+def opened(image: Any) -> Any:
+    """A path as a PIL image or an array, a PIL image upright, an array as it is."""
     if isinstance(image, Image.Image):
-        upright = ImageOps.exif_transpose(image)
-        return read_image(upright) if channels == 3 else channels_last(upright, channels)
-    return channels_last(image, channels)
+        return ImageOps.exif_transpose(image)
+    if not isinstance(image, (str, os.PathLike)):
+        return image
+    try:
+        return files.read_pixels(Path(image))
+    except FileNotFoundError as error:
+        raise DataError(f"{image}: no such image") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{image}: {error} PIL.Image.MAX_IMAGE_PIXELS = None lifts the limit") from error
+    except SegtuneError:
+        raise
+    except Exception as error:  # decoders raise what they like
+        raise DataError(f"{image}: cannot be read as an image ({error})") from error
 
 
 def read_ahead(items: Iterable[Item], count: int = 1) -> Iterator[Item]:

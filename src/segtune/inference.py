@@ -15,11 +15,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from segtune.checkpoint import load_model
-from segtune.data.loading import read_image, read_mask
+from segtune.data.loading import for_display, read_pair
 from segtune.data.transforms import TransformConfig
 from segtune.errors import DataError, UsageError
 from segtune.evaluation import Evaluation
-from segtune.images import ArrayRaster, ImageLike, is_image, open_raster, read_ahead
+from segtune.images import ArrayRaster, ImageLike, is_image, read_ahead
 from segtune.labels import LabelMap
 from segtune.protocol import Protocol
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
@@ -48,13 +48,17 @@ def processor_for(transforms: TransformConfig) -> SegformerImageProcessor:
 
     Without `eval_short_side` images keep their size, apart from `eval_size_divisor`.
     """
+    if isinstance(transforms.mean, str) or isinstance(transforms.std, str):
+        raise UsageError("transforms.mean and std are not counted yet: take them from the recipe.yaml of a run")
+    low, high = transforms.value_range or (0, 255)
     return SegformerImageProcessor(
         do_resize=transforms.eval_short_side is not None,
         size={"shortest_edge": transforms.eval_short_side} if transforms.eval_short_side else 512,
         size_divisor=transforms.eval_size_divisor,
         window=transforms.eval_window,
         stride=transforms.eval_stride,
-        image_mean=transforms.mean,
+        rescale_factor=1 / (high - low),
+        image_mean=[mean + low / (high - low) for mean in transforms.mean],
         image_std=transforms.std,
     )
 
@@ -104,7 +108,7 @@ def predict(
     network, processor = _prepared(model, processor, device)
     segmenter = Segmenter(network, processor, Protocol.choose(processor, window, stride, tta), batch_size)
     masks: list[np.ndarray] = [np.empty(0)] * len(items)
-    rasters = read_ahead((number, open_raster(item, segmenter.channels)) for number, item in enumerate(items))
+    rasters = read_ahead((number, segmenter.open(item)) for number, item in enumerate(items))
     with evaluating(network), tqdm(total=len(items), desc="predict", disable=not progress) as bar:
         for number, bands in segmenter.segment(rasters):
             masks[number] = joined(bands).labels
@@ -157,7 +161,7 @@ def evaluate_model(
     ):
         evaluation.add(found.id, found.labels, found.prediction, found.confidence)
         if on_image is not None:
-            on_image(found.id, found.image, found.labels, found.prediction)
+            on_image(found.id, for_display(found.image), found.labels, found.prediction)
     return evaluation
 
 
@@ -194,7 +198,8 @@ def evaluated_images(
     if device is not None:
         model.to(device)
     segmenter = Segmenter(model, processor, protocol, batch_size, label_map.num_labels)
-    samples = read_ahead(_labelled_sample(dataset, number, label_map) for number in rows)
+    form = (segmenter.channels, segmenter.raw)
+    samples = read_ahead(_labelled_sample(dataset, number, label_map, form) for number in rows)
     images = ((sample, ArrayRaster(sample.image)) for sample in samples)
     with evaluating(model), tqdm(total=len(rows), desc="evaluate", disable=not progress, leave=False) as bar:
         for sample, bands in segmenter.segment(images, confidence):
@@ -208,12 +213,10 @@ class _Sample(NamedTuple):
     labels: np.ndarray  # (H, W)
 
 
-def _labelled_sample(dataset: datasets.Dataset, number: int, label_map: LabelMap) -> _Sample:
+def _labelled_sample(dataset: datasets.Dataset, number: int, label_map: LabelMap, form: tuple[int, bool]) -> _Sample:
     try:
         row = dataset[number]
-        image, labels = read_image(row["image"]), label_map.encode(read_mask(row["mask"]))
-        if image.shape[:2] != labels.shape:
-            raise DataError(f"the image is {image.shape[:2]} (height, width), its mask {labels.shape}")
+        image, labels = read_pair(row, label_map, *form)
     except Exception as error:
         name = dataset.select_columns("id")[number]["id"]
         raise DataError(f"sample {name!r}: {error}") from error

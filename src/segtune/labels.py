@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +12,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from segtune.errors import DataError, UsageError
+from segtune.label_files import FORMS, canonical, read_label_file
 
 Color = tuple[int, int, int]
 Colors = Mapping[Any, Any] | Sequence[Any] | None
 Key = TypeVar("Key", int, Color)
-
-FORMS = (
-    'a list of names ["sky", "road"], ids {"0": "sky", "11": null}, colours {"#804080": "road"}, '
-    'or one of them under "classes" beside "ignore_id" and "colors" (null: ignored)'
-)
 
 
 class LabelError(DataError):
@@ -106,11 +102,13 @@ class LabelMap:
         ignore_ids: Iterable[int] = (),
         ignore_index: int = 255,
     ) -> LabelMap:
-        """Mask id -> name, None for ignored ids. Ids of one name are merged.
+        """Mask id, or a range of ids "128-255", -> name, None for ignored ids. Ids of one name are merged.
 
         Training ids follow the ascending mask ids: {7: "road", 8: "road", 11: "car", 0: None} makes road 0 and car 1.
         """
-        named = {_id(key): name for key, name in classes.items()}
+        named = {key: name for keys, name in classes.items() for key in _id_range(keys)}
+        if len(named) < sum(len(_id_range(keys)) for keys in classes):
+            raise UsageError(f"a mask id is named twice in {', '.join(map(str, classes))}")
         names, ids = _number({key: named[key] for key in sorted(named)})
         _add_ignored(ids, [_id(key) for key in ignore_ids], names)
         return cls(names, _display(colors, names, ids), ids=ids, ignore_index=ignore_index)
@@ -135,36 +133,29 @@ class LabelMap:
 
     @classmethod
     def from_file(cls, path: str | Path, ignore_index: int = 255) -> LabelMap:
-        """Read a JSON file of any form that `from_dict` takes."""
+        """Read a file that `read_label_file` understands: JSON of any form that `from_dict` takes, or lines."""
         path = Path(path).expanduser()
         try:
-            data = json.loads(path.read_text(encoding="utf-8-sig"))
-        except OSError as error:
-            raise UsageError(f"{path}: cannot read the class names: {error.strerror}") from error
-        except ValueError as error:
-            raise UsageError(f"{path} is no JSON file: {error}") from error
-        try:
-            return cls.from_dict(data, ignore_index)
+            return cls.from_dict(read_label_file(path), ignore_index)
         except UsageError as error:
-            raise UsageError(f"{path}: {error}") from error
+            raise error if str(path) in str(error) else UsageError(f"{path}: {error}") from error
 
     @classmethod
     def from_dict(cls, data: Mapping[Any, Any] | Sequence[str], ignore_index: int = 255) -> LabelMap:
         """Read what `to_dict` wrote, or a form people write by hand.
 
-        A list of names; ids {"0": "sky"} or colours {"#804080": "road"}; bare, or under "classes" (or "names",
-        "id2label") beside "ignore_id" (or "ignore_ids": [..]), "colors" (or "palette"; by id, name or position) and
-        "ignore_index". Other entries there are left alone. The argument counts where the data has no "ignore_index".
+        A list of names; ids {"0": "sky", "128-255": "road"} or colours {"#804080": "road"} or {"road": [128, 64, 128]};
+        bare, or under "classes" (or "names", "id2label", "categories") beside "ignore_id" (or "ignore_ids": [..]),
+        "colors" (or "palette"; by id, name or position) and "ignore_index". Other entries there are left alone. The
+        argument counts where the data has no "ignore_index".
         """
-        if not isinstance(data, Mapping):
-            data = {"classes": data}
-        ignore_index = _id(data.get("ignore_index", ignore_index))
-        if "ids" in data or "mask_colors" in data:
-            own = {key: data[key] for key in ("names", "colors", "ids", "mask_colors") if key in data}
-            return cls(**{"names": ()} | own, ignore_index=ignore_index)
-        wrapped = next((key for key in ("classes", "names", "id2label") if key in data), None)
-        options = data if wrapped else {}
-        classes = data[wrapped] if wrapped else data
+        if isinstance(data, Mapping):
+            ignore_index = _id(data.get("ignore_index", ignore_index))
+            if "ids" in data or "mask_colors" in data:
+                own = {key: data[key] for key in ("names", "colors", "ids", "mask_colors") if key in data}
+                return cls(**{"names": ()} | own, ignore_index=ignore_index)
+        options = canonical(data)
+        classes = options["classes"]
         ignored = options.get("ignore_ids", options.get("ignore_id"))
         ignored = ignored if isinstance(ignored, (list, tuple)) else [] if ignored is None else [ignored]
         colors = options.get("colors", options.get("palette"))
@@ -233,7 +224,8 @@ class LabelMap:
 
         Args:
             mask: (H, W) ids of any integer type or bool, or (H, W, 3 or 4) colours, whose alpha is not looked at.
-                Grey colours and ids stand for each other: a mask of ids may be saved as RGB.
+                Grey colours and ids stand for each other: a mask of ids may be saved as RGB. Of a
+                `numpy.ma.MaskedArray`, what is masked is ignored.
 
         Returns:
             (H, W), uint8 where all its values fit, else int32.
@@ -241,13 +233,16 @@ class LabelMap:
         Raises:
             LabelError: the mask holds ids or colours that the label map does not name.
         """
-        mask = np.asarray(mask)
+        ignored, mask = _masked(mask), np.asarray(mask)
         codes = self._codes(mask)  # (H, W)
         if codes.dtype == np.uint8 or codes.dtype == np.uint16:
             labels, known = self._look_up(np.arange(np.iinfo(codes.dtype).max + 1))
             labels, known = labels[codes], known[codes]  # (H, W)
         else:
             labels, known = self._look_up(codes.astype(np.int64))  # (H, W)
+        if ignored is not None:
+            labels[ignored] = self.ignore_index
+            known = known | ignored
         if not known.all():
             values = _count(codes[~known], colors=self.mask_colors is not None)
             hint = "" if self.ids is not None or mask.ndim == 3 else " (a grey or palette mask: name ids, not colours)"
@@ -257,7 +252,8 @@ class LabelMap:
     def unknown(self, mask: np.ndarray) -> dict[Any, int]:
         """Ids or colours of a stored mask that the label map does not name, each with its pixel count."""
         codes = self._codes(np.asarray(mask)).astype(np.int64)  # (H, W)
-        return _count(codes[~self._look_up(codes)[1]], colors=self.mask_colors is not None)
+        known, ignored = self._look_up(codes)[1], _masked(mask)
+        return _count(codes[~(known if ignored is None else known | ignored)], colors=self.mask_colors is not None)
 
     def colorize(self, labels: np.ndarray) -> np.ndarray:
         """Paint labels (H, W) for display: (H, W, 3) uint8 RGB, ignored pixels black.
@@ -321,10 +317,11 @@ class LabelMap:
 
 
 def count_values(mask: np.ndarray) -> dict[Any, int]:
-    """Ids (H, W) or colours (H, W, 3 or 4) of a stored mask, each with its pixel count."""
-    if mask.ndim == 3 and mask.shape[2] >= 3:
-        return _count(_pack(mask.astype(np.int64)), colors=True)
-    return _count(mask)
+    """Ids (H, W) or colours (H, W, 3 or 4) of a stored mask, each with its pixel count; masked pixels do not count."""
+    ignored, mask = _masked(mask), np.asarray(mask)
+    colors = mask.ndim == 3 and mask.shape[2] >= 3
+    codes = _pack(mask.astype(np.int64)) if colors else mask
+    return _count(codes if ignored is None else codes[~ignored], colors)
 
 
 def show_value(key: Any) -> str:
@@ -411,6 +408,20 @@ def _id(value: Any) -> int:
     except (TypeError, ValueError, OverflowError):
         pass
     raise UsageError(f"{value!r} is no mask id; write {FORMS}")
+
+
+def _id_range(key: Any) -> range:
+    """The ids that "128-255" stands for, or the one that any other key is."""
+    bounds = re.fullmatch(r"(\d+)-(\d+)", key) if isinstance(key, str) else None
+    return range(int(bounds[1]), int(bounds[2]) + 1) if bounds else range(_id(key), _id(key) + 1)
+
+
+def _masked(mask: np.ndarray) -> np.ndarray | None:
+    """Which pixels (H, W) of a masked array are masked; None of a plain one."""
+    if not isinstance(mask, np.ma.MaskedArray):
+        return None
+    ignored: np.ndarray = np.ma.getmaskarray(mask)
+    return ignored if ignored.ndim == 2 else np.any(ignored, axis=2)
 
 
 def _code(key: Any) -> int:

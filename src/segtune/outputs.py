@@ -21,7 +21,7 @@ from segtune.labels import LabelMap
 from segtune.polygons import PolygonFormat
 from segtune.video import is_video
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".npy", ".npz", ".png", ".tif", ".tiff", ".webp"})
 COCO_FILE = "annotations.coco.json"
 OVERVIEW = "overview.png"
 OVERVIEW_PICTURES = 6

@@ -14,9 +14,8 @@ from tqdm.auto import tqdm
 from segtune import polygons
 from segtune.checkpoint import write_folder
 from segtune.drawing import overlay
-from segtune.errors import UsageError
 from segtune.geo import Georeference
-from segtune.images import ArrayRaster, FileRaster, Raster, open_raster, read_ahead
+from segtune.images import ArrayRaster, FileRaster, Raster, read_ahead
 from segtune.inference import evaluating
 from segtune.labels import LabelMap
 from segtune.outputs import COCO_FILE, Targets, Wanted
@@ -49,14 +48,12 @@ def predict_files(
     Raises:
         DataError: an input cannot be read; what was written before stays.
     """
-    if wanted.overlay and segmenter.channels != 3:
-        raise UsageError(f"--overlay shows images of 3 channels, the model reads {segmenter.channels}")
     jobs = list(zip(sources, targets, strict=True))
     coco = polygons.coco_file(output / COCO_FILE, label_map) if wanted.polygons == "coco" else nullcontext()
     bar = tqdm(total=len(jobs), desc="predict", disable=len(jobs) < 2)
     with evaluating(segmenter.model), bar, coco as collection:
         files = _Files(label_map, wanted, collection)
-        opened = read_ahead(_opened((job for job in jobs if not is_video(job[0])), segmenter.channels))
+        opened = read_ahead(_opened((job for job in jobs if not is_video(job[0])), segmenter))
         for ((source, target), raster), bands in segmenter.segment(opened, wanted.confidence is not None):
             files.write_image(source, target, raster, bands)
             bar.update()
@@ -67,9 +64,9 @@ def predict_files(
     return files.masks
 
 
-def _opened(jobs: Iterable[Job], channels: int) -> Iterator[tuple[tuple[Job, Raster], Raster]]:
+def _opened(jobs: Iterable[Job], segmenter: Segmenter) -> Iterator[tuple[tuple[Job, Raster], Raster]]:
     for job in jobs:
-        raster = open_raster(job[0], channels)
+        raster = segmenter.open(job[0])
         yield (job, raster), raster
 
 

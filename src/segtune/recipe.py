@@ -15,7 +15,9 @@ import segtune
 from segtune.catalog import find_recipe, list_recipes, recipe_name
 from segtune.checkpoint import ModelConfig, build_model
 from segtune.data.checks import check_masks
-from segtune.data.sources import DatasetConfig, find_label_map, load_segmentation_dataset
+from segtune.data.config import DatasetConfig
+from segtune.data.sources import open_dataset
+from segtune.data.statistics import with_statistics
 from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
 from segtune.inference import processor_for
@@ -28,10 +30,10 @@ from segtune.training_config import TrainingConfig
 
 __all__ = ["Recipe", "find_recipe", "list_recipes", "load_recipe", "train"]
 
-logger = logging.getLogger(__name__)
-
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    import datasets
+
+logger = logging.getLogger(__name__)
 
 # What may change when a run goes on: how it runs and what it writes, not what it computes. The images of a step are
 # compared as a whole, the splits by their samples.
@@ -110,11 +112,9 @@ def train(recipe: Recipe) -> dict[str, Any]:
     training = recipe.training
     if training.output_dir is not None:
         refuse_existing_run(training.output_dir, training.resume, training.overwrite)
-        refuse_another_run(recipe)
-    label_map = find_label_map(recipe.dataset)
+    dataset, label_map = open_dataset(recipe.dataset)
     loss = recipe.training.loss
     loss.weights(label_map.names)  # refuses unknown classes before masks are read
-    dataset = load_data(recipe.dataset)
     if "train" not in dataset:
         raise UsageError(f"dataset.path = {recipe.dataset.path}: no training images, only {', '.join(dataset)}")
     if "val" not in dataset:
@@ -122,6 +122,9 @@ def train(recipe: Recipe) -> dict[str, Any]:
     if recipe.dataset.check_masks or isinstance(loss.class_weights, str):
         pixels = check_masks(dataset, label_map)["train"][:, :-1]  # without ignored ones
         recipe = _with(recipe, "training", loss=loss.counted(pixels, label_map.names))
+    recipe = with_channels(recipe, dataset["train"])
+    if training.output_dir is not None:
+        refuse_another_run(recipe)
     trainer = SegmentationTrainer(
         build_model(recipe.model, label_map, seed=recipe.training.seed),
         recipe.training,
@@ -137,16 +140,19 @@ def train(recipe: Recipe) -> dict[str, Any]:
     return {**trainer.train(), "splits": list(dataset)}
 
 
-def load_data(config: DatasetConfig) -> DatasetDict:
-    """The splits that a recipe's `dataset` section names."""
-    return load_segmentation_dataset(
-        config.path,
-        images=config.images,
-        masks=config.masks,
-        val_fraction=config.val_fraction,
-        seed=config.split_seed,
-        split_file=config.split_file,
-    )
+def with_channels(recipe: Recipe, rows: datasets.Dataset) -> Recipe:
+    """The recipe with `transforms.mean` and `std` counted, where it says so, and the model's number of channels.
+
+    Raises:
+        UsageError: `model.config.num_channels` is not the number of values in `transforms.mean`.
+    """
+    stated = recipe.model.config.get("num_channels")
+    transforms = with_statistics(recipe.transforms, rows, stated)
+    channels = len(transforms.mean)
+    if stated not in (None, channels):
+        raise UsageError(f"model.config.num_channels={stated}, but transforms.mean has {channels} values: one for each")
+    config = recipe.model.config if channels == 3 else {**recipe.model.config, "num_channels": channels}
+    return _with(recipe.model_copy(update={"transforms": transforms}), "model", config=config)
 
 
 def resolved(recipe: Recipe) -> Recipe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -57,12 +57,17 @@ class Segmenter:
         self.protocol = Protocol.choose(processor) if protocol is None else protocol
         self.batch_size, self.num_labels = batch_size, num_labels
         self.channels = len(processor.image_mean)
+        self.raw = abs(processor.rescale_factor - 1 / 255) > 1e-12  # of a declared range of values
         # fitted on held-out images and stored with the model; confidences are those of logits divided by it
         self.temperature = getattr(getattr(model, "config", None), "calibration_temperature", 1.0)
 
     def __call__(self, image: ImageLike, confidence: bool = False) -> Prediction:
         """The prediction of one image, in memory, at its own size."""
-        return joined(self.bands(open_raster(image, self.channels), confidence))
+        return joined(self.bands(self.open(image), confidence))
+
+    def open(self, image: ImageLike) -> Raster:
+        """An image as the processor takes it: its channels, and their numbers as they are or as 8 bits."""
+        return open_raster(image, self.channels, self.raw)
 
     def segment(
         self, images: Iterable[tuple[Key, Raster]], confidence: bool = False
@@ -95,8 +100,10 @@ class Segmenter:
 
     def _prepared(self, raster: Raster) -> Tensor:
         """The whole image, `(1, C, h, w)`."""
-        pixel_values: Tensor = self.processor(raster.read(0, raster.height), return_tensors="pt")["pixel_values"]
-        return pixel_values
+        pixels = raster.read(0, raster.height)
+        return cast(
+            Tensor, self.processor(pixels, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+        )
 
     @torch.inference_mode()
     def _whole(self, pixel_values: Tensor, sizes: Sequence[tuple[int, int]], confidence: bool) -> list[Prediction]:

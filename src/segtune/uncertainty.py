@@ -121,7 +121,7 @@ def expanded_level(level: float, units: int) -> float:
     if units < 2:
         return level
     quantile = stdtrit(units - 1, (1 + level) / 2) * (units / (units - 1)) ** 0.5
-    return float(2 * ndtr(quantile) - 1)
+    return float(min(2 * ndtr(quantile) - 1, 1 - 1e-9))  # of two images it would round to 1, which has no end
 
 
 def _iou_counts(evaluation: Evaluation, units: np.ndarray) -> np.ndarray:

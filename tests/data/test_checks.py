@@ -12,7 +12,8 @@ import pytest
 from datasets import DatasetDict
 
 from segtune.data.checks import check_masks
-from segtune.data.sources import load_segmentation_dataset
+from segtune.data.config import DatasetConfig
+from segtune.data.sources import load_segmentation_dataset, open_dataset
 from segtune.errors import DataError
 from segtune.labels import LabelMap
 
@@ -45,7 +46,7 @@ def test_pixels_of_each_class_are_counted_by_split_and_mask(tmp_path: Path) -> N
     write_mask(tmp_path / "masks/val/c.png", mask=mask)
     counts = check_masks(load_segmentation_dataset(tmp_path), TWO)
     assert {split: pixels.tolist() for split, pixels in counts.items()} == {
-        "train": [[12, 12, 0], [12, 12, 0]],
+        "train": [[12, 12, 0]] * 2,
         "val": [[3, 15, 6]],
     }
 
@@ -146,3 +147,50 @@ def test_masks_held_in_memory_are_checked_by_id(tmp_path: Path) -> None:
     features = Features({"id": Value("string"), "image": Image(), "mask": Image()})
     with pytest.raises(DataError, match=r"  a: the mask holds id 42 \(24 pixels\)"):
         check_masks(DatasetDict(train=Dataset.from_dict(rows, features=features)), TWO)
+
+
+# -- skipping ---------------------------------------------------------------------------------------------------------
+
+
+def test_broken_files_are_skipped_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What headers do not show: cut off in the middle. Wrong ids are no broken files."""
+    write_pairs(tmp_path, "abcd", "images/train", "masks/train")
+    write_pairs(tmp_path, "e", "images/val", "masks/val")
+    write_image(tmp_path / "images/train/b.jpg", (64, 64))
+    write_mask(tmp_path / "masks/train/b.png", (64, 64))
+    cut = (tmp_path / "images/train/b.jpg").read_bytes()
+    (tmp_path / "images/train/b.jpg").write_bytes(cut[: len(cut) // 2])
+    (tmp_path / "images/train/c.jpg").write_bytes(b"")
+    write_mask(tmp_path / "masks/train/d.png", mask=np.full((4, 6), 77, np.uint8))
+    config = DatasetConfig(path=str(tmp_path), labels=["sky", "road"])
+    with pytest.raises(DataError, match=r"files that cannot be read \(1\): images/train/c\.jpg"):
+        open_dataset(config)
+    dataset, label_map = open_dataset(config.model_copy(update={"on_error": "skip"}))
+    assert {split: list(rows["id"]) for split, rows in dataset.items()} == {"train": ["a", "d"], "val": ["e"]}
+    assert "skipped files that cannot be read (1): images/train/c.jpg" in caplog.text
+    assert f"skipped 1 samples that cannot be read: {tmp_path}/images/train/b.jpg" in caplog.text
+    with pytest.raises(DataError, match="1 of 3 samples cannot be used"):
+        check_masks(dataset, label_map)
+
+
+def test_rows_of_arrays_are_checked(tmp_path: Path) -> None:
+    for name, size in (("a", (8, 9)), ("b", (9, 8))):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        np.save(tmp_path / f"images/{name}.npy", np.zeros((*size, 5), np.float32))
+        write_mask(tmp_path / f"masks/{name}.png", size)
+    dataset = load_segmentation_dataset(tmp_path, val_fraction=0)
+    assert check_masks(dataset, TWO)["train"].sum() == 2 * 72
+    np.save(tmp_path / "images/b.npy", np.zeros((8, 9, 5), np.float32))  # changed after the scan
+    with pytest.raises(DataError, match=r"b\.png: the image is \(8, 9\) \(height, width\), its mask \(9, 8\)"):
+        check_masks(dataset, TWO)
+    (tmp_path / "images/a.npy").unlink()
+    with pytest.raises(DataError, match=r"2 of 2 samples cannot be used:\n  .*images/a\.npy"):
+        check_masks(dataset, TWO)
+
+
+def test_turned_pictures_are_checked_as_they_are_shown(tmp_path: Path) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    write_image(tmp_path / "images/a.jpg", (4, 6), exif=exif)
+    write_mask(tmp_path / "masks/a.png", (6, 4))
+    assert check_masks(load_segmentation_dataset(tmp_path), TWO)["train"].tolist() == [[12, 12, 0]]

@@ -14,7 +14,15 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from segtune.data.loading import SegmentationSamples, StepSampler, collate, read_image, read_mask
+from segtune.data.loading import (
+    SegmentationSamples,
+    StepSampler,
+    collate,
+    for_display,
+    read_image,
+    read_mask,
+    read_pair,
+)
 from segtune.data.sources import DatasetConfig, find_label_map, load_segmentation_dataset
 from segtune.data.transforms import TrainTransform, TransformConfig
 from segtune.errors import DataError, UsageError
@@ -270,3 +278,85 @@ def test_collate() -> None:
     assert batch["ids"] == ["0", "1"]
     for i, channel in product(range(2), range(3)):
         assert batch["pixel_values"][i, channel].unique().tolist() == [i]
+
+
+# -- other channels and numbers ---------------------------------------------------------------------------------------
+
+BANDS = np.random.default_rng(1).integers(0, 10000, (4, 5, 6), dtype=np.uint16)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, np.float32, np.float64])
+def test_raw_numbers_of_any_type(dtype: Any) -> None:
+    image = BANDS.astype(dtype)
+    pixels = read_image(image, 6, raw=True)
+    assert pixels.dtype == (np.uint8 if dtype is np.uint8 else np.float32)
+    np.testing.assert_array_equal(pixels, image)
+
+
+def test_raw_numbers_of_pictures() -> None:
+    grey = PIL.Image.fromarray(GREY.astype(np.int32) * 300 - 5)
+    assert read_image(grey, 1, raw=True)[:, :, 0].tolist() == (GREY.astype(int) * 300 - 5).tolist()
+    deep = PIL.Image.fromarray(GREY.astype(np.uint16) * 256 + 17)
+    assert read_image(deep, raw=True)[0, 1].tolist() == [100 * 256 + 17] * 3
+    assert read_image(PIL.Image.fromarray(GREY.astype(np.float32) / 3), 1, raw=True).dtype == np.float32
+
+
+def test_grey_and_four_channels() -> None:
+    assert read_image(PIL.Image.fromarray(GREY), 1).shape == (2, 2, 1)
+    assert read_image(PIL.Image.fromarray(RGB), 1).shape == (4, 5, 1)
+    four = np.dstack([RGB, RGB[:, :, :1]])
+    np.testing.assert_array_equal(read_image(PIL.Image.fromarray(four), 4), four)
+    np.testing.assert_array_equal(read_image(four, 4), four)
+
+
+@pytest.mark.parametrize(
+    ("image", "channels", "message"),
+    [
+        (
+            BANDS,
+            3,
+            r"an image of 6 channels, but transforms\.mean and std have 3 values.*model\.config\.num_channels=6",
+        ),
+        (BANDS, 6, r"an image of uint16 values, \d+ to \d+: say which .* as in transforms\.value_range=\[0, 10000\]"),
+        (GREY / 255, 3, r"an image of float64 values, 0 to 1: say which"),
+        (np.zeros((2, 2, 3), complex), 3, "an image of complex128"),
+    ],
+)
+def test_what_must_be_declared(image: np.ndarray, channels: int, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_image(image, channels)
+
+
+def test_missing_data_is_black_and_ignored() -> None:
+    image = np.ma.masked_array(np.full((1, 3, 3), 9, np.uint8), [[[False] * 3, [True] * 3, [True, False, False]]])
+    assert read_image(image).tolist() == [[[9, 9, 9], [0, 0, 0], [0, 9, 9]]]
+    row = {"image": image, "mask": np.array([[1, 1, 0]], np.uint8)}
+    read, labels = read_pair(row, LabelMap.from_names(["sky", "road"]))
+    assert (read.shape, labels.tolist()) == ((1, 3, 3), [[1, 255, 0]])
+
+
+def test_partners_of_other_sizes_are_refused() -> None:
+    row = {"image": RGB, "mask": np.zeros((5, 4), np.uint8)}
+    with pytest.raises(DataError, match=r"the image is \(4, 5\) \(height, width\), its mask \(5, 4\)"):
+        read_pair(row, LabelMap.from_names(["sky"]))
+
+
+@pytest.mark.parametrize("mask", [np.array([[0.0, 2.0]]), np.array([[0, 2]], np.float32), [[0.0, 2.0]]])
+def test_masks_of_whole_numbers_in_floating_point(mask: Any) -> None:
+    assert (read_mask(mask).dtype.kind, read_mask(mask).tolist()) == ("i", [[0, 2]])
+    masked = np.ma.masked_array(np.array([[np.nan, 3.0]]), [[True, False]])
+    assert read_mask(masked).filled(7).tolist() == [[7, 3]]
+    for wrong in (np.array([[0.5]]), np.array([[np.nan]])):
+        with pytest.raises(DataError, match="holds fractions"):
+            read_mask(wrong)
+
+
+def test_pictures_for_people() -> None:
+    assert for_display(RGB) is not None and (for_display(RGB) == RGB).all()
+    np.testing.assert_array_equal(for_display(PIL.Image.fromarray(RGB)), RGB)
+    shown = for_display(BANDS)
+    assert (shown.dtype, shown.shape, shown.min(), shown.max()) == (np.uint8, (4, 5, 3), 0, 255)
+    order = np.argsort(BANDS[:, :, :3].ravel())
+    assert (np.diff(shown.ravel()[order].astype(int)) >= 0).all()
+    assert for_display(BANDS[:, :, 0]).shape == for_display(BANDS[:, :, :2]).shape == (4, 5, 3)
+    assert for_display(np.zeros((2, 2), np.float32)).max() == 0

@@ -285,12 +285,12 @@ def test_unreadable_headers_are_named(tmp_path: Path) -> None:
 def test_val_is_drawn_from_train(tmp_path: Path) -> None:
     names = [f"{number:02}" for number in range(20)]
     write_pairs(tmp_path, names)
-    drawn = ids_of(load_segmentation_dataset(tmp_path, val_fraction=0.2, seed=1))
+    drawn = ids_of(load_segmentation_dataset(tmp_path, val_fraction=0.2, split_seed=1))
     assert len(drawn["val"]) == 4
     assert sorted(drawn["train"] + drawn["val"]) == names
     assert drawn["train"] == sorted(drawn["train"])
-    assert drawn == ids_of(load_segmentation_dataset(tmp_path, val_fraction=0.2, seed=1))
-    assert drawn != ids_of(load_segmentation_dataset(tmp_path, val_fraction=0.2, seed=2))
+    assert drawn == ids_of(load_segmentation_dataset(tmp_path, val_fraction=0.2, split_seed=1))
+    assert drawn != ids_of(load_segmentation_dataset(tmp_path, val_fraction=0.2, split_seed=2))
     # the four smallest of `printf 1:<id> | sha256sum`
     assert drawn["val"] == ["00", "06", "08", "11"]
 
@@ -322,9 +322,9 @@ def test_val_fraction_is_checked(tmp_path: Path, fraction: float) -> None:
 def test_saved_split_loads_again(tmp_path: Path) -> None:
     write_pairs(tmp_path / "data", "abcdefgh", "images/train", "masks/train")
     write_pairs(tmp_path / "data", "ab", "images/test", "masks/test")  # ids of their own, below another folder
-    dataset = load_segmentation_dataset(tmp_path / "data", val_fraction=0.3, seed=5)
+    dataset = load_segmentation_dataset(tmp_path / "data", val_fraction=0.3, split_seed=5)
     save_split(dataset, tmp_path / "split.json")
-    again = load_segmentation_dataset(tmp_path / "data", seed=6, split_file=tmp_path / "split.json")
+    again = load_segmentation_dataset(tmp_path / "data", split_seed=6, split_file=tmp_path / "split.json")
     assert ids_of(again) == ids_of(dataset)
     assert [row["image"].filename for row in undecoded(again)] == [row["image"].filename for row in undecoded(dataset)]
 
@@ -432,3 +432,54 @@ def test_config_refuses_unknown_names() -> None:
     with pytest.raises(ValidationError, match="imges"):
         DatasetConfig(path="x", imges="y")  # type: ignore[call-arg]
     assert json.loads(DatasetConfig(path="x", labels={0: "sky"}).model_dump_json())["labels"] == {"0": "sky"}
+
+
+# -- every format -----------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_split_is_followed_by_formats_with_their_own_files(tmp_path: Path) -> None:
+
+    names = [f"{number:02}" for number in range(10)]
+    for name in names:
+        write_image(tmp_path / "data" / f"{name}.jpg")
+        outline = {"label": "road", "points": [[0, 0], [3, 0], [3, 3]], "shape_type": "polygon"}
+        (tmp_path / "data" / f"{name}.json").write_text(
+            json.dumps({"shapes": [outline], "imagePath": f"{name}.jpg", "imageHeight": 4, "imageWidth": 6})
+        )
+    dataset = load_segmentation_dataset(tmp_path / "data", val_fraction=0.3, split_seed=2)
+    assert [len(rows) for rows in dataset.values()] == [7, 3]
+    save_split(dataset, tmp_path / "split.json")
+    assert ids_of(load_segmentation_dataset(tmp_path / "data", split_file=tmp_path / "split.json")) == ids_of(dataset)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "data/train.txt").write_text("00\n01\n")
+    (tmp_path / "data/test.txt").write_text("05\n99\n")
+    with pytest.raises(DataError, match=r"ids of the split file without files \(1\): 99"):
+        load_segmentation_dataset(tmp_path / "data", split_file="{split}.txt")
+    chosen = load_segmentation_dataset(tmp_path / "data", split_file="{split}.txt", val_fraction=0, on_error="skip")
+    assert ids_of(chosen) == {"train": ["00", "01"], "test": ["05"]}
+
+
+def test_options_of_loading_are_those_of_the_recipe(tmp_path: Path) -> None:
+    write_pairs(tmp_path, "ab")
+    with pytest.raises(UsageError, match="load_segmentation_dataset: imges: Extra inputs are not permitted"):
+        load_segmentation_dataset(tmp_path, imges="x")
+
+
+def test_rare_values_are_not_proposed_but_counted(tmp_path: Path) -> None:
+    """The edges of a mask that was scaled with interpolation."""
+    mask = np.zeros((100, 100), np.uint8)
+    mask[:, 50:] = 255
+    mask[0, 47:53] = (40, 90, 130, 180, 220, 250)
+    write_image(tmp_path / "images/a.jpg", mask.shape)
+    write_mask(tmp_path / "masks/a.png", mask=mask)
+    with pytest.raises(
+        UsageError, match=r'{"0": "background", "255": "foreground"}\. 6 other values have 0\.06% of the'
+    ):
+        find_label_map(DatasetConfig(path=str(tmp_path)))
+
+
+def test_a_label_map_may_need_the_files(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.jpg")
+    shape = {"label": "road", "points": [[0, 0], [3, 0], [3, 3]], "shape_type": "polygon"}
+    (tmp_path / "a.json").write_text(json.dumps({"shapes": [shape], "imagePath": "a.jpg"}))
+    assert find_label_map(DatasetConfig(path=str(tmp_path))).names == ("background", "road")

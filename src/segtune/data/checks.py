@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -10,12 +11,16 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 from datasets import Dataset, DatasetDict, Image
 
-from segtune.data.loading import read_image, read_mask
-from segtune.data.scan import in_threads
+from segtune.data.files import ORIENTATION, TURNED
+from segtune.data.loading import read_mask
+from segtune.data.scan import first, in_threads
 from segtune.errors import DataError
 from segtune.labels import LabelError, LabelMap, show_value
+
+logger = logging.getLogger(__name__)
 
 
 def check_masks(dataset: DatasetDict, label_map: LabelMap) -> dict[str, np.ndarray]:
@@ -28,49 +33,102 @@ def check_masks(dataset: DatasetDict, label_map: LabelMap) -> dict[str, np.ndarr
         DataError: files that cannot be read, ids or colours that the label map does not name, or only one class beside
             ignored pixels in all masks; with the files, the pixel counts and what to write in the recipe.
     """
-    rows = [row for split in dataset.values() for row in _undecoded(split)]
-    checked = in_threads(lambda row: _check_row(row, label_map), rows, "checking masks")
+    checked = _read_all(dataset, label_map, "checking masks")
+    total = len(checked)
     problems = [problem for problem, _ in checked if problem]
     if problems:
         values = Counter(value for problem in problems if isinstance(problem, LabelError) for value in problem.values)
-        raise DataError(_summary(problems, len(rows)) + (_advice(values) if values else ""))
+        raise DataError(_summary(problems, total) + (_advice(values) if values else ""))
     counts = iter(count for _, count in checked)
-    pixels = {split: np.stack(list(islice(counts, len(dataset[split])))) for split in dataset}
-    seen = np.flatnonzero(sum(each.sum(axis=0) for each in pixels.values()))  # (K + 1,)
+    pixels = {split: np.stack(list(islice(counts, len(rows)))) for split, rows in dataset.items()}
+    seen = np.flatnonzero(sum(each.sum(axis=0) for each in pixels.values()))
     if label_map.num_labels > 1 and len(seen) == 2 and seen[1] == label_map.num_labels:
         raise DataError(
-            f"the only class in all {len(rows)} masks is {label_map.names[seen[0]]!r}, all other pixels are ignored; "
+            f"the only class in all {total} masks is {label_map.names[seen[0]]!r}, all other pixels are ignored; "
             f"the label map has {label_map}. If an ignored value is a class, name it; for masks of 0 and 255: "
             f'dataset.labels: {{"0": "background", "255": "foreground"}}'
         )
     return pixels
 
 
-def _undecoded(split: Dataset) -> list[dict[str, Any]]:
-    return list(split.cast_column("image", Image(decode=False)).cast_column("mask", Image(decode=False)))
+def without_unreadable(dataset: DatasetDict) -> DatasetDict:
+    """The rows whose image and mask can be read and have one size; warns of the others."""
+    problems = iter([problem for problem, _ in _read_all(dataset, None, "reading all files")])
+    kept, skipped = {}, []
+    for split, rows in dataset.items():
+        faults = list(islice(problems, len(rows)))
+        skipped += [str(fault) for fault in faults if fault]
+        kept[split] = rows.select([i for i, fault in enumerate(faults) if not fault])
+    if skipped:
+        logger.warning("skipped %d samples that cannot be read: %s", len(skipped), first(skipped))
+    return DatasetDict({split: rows for split, rows in kept.items() if len(rows)})
 
 
-def _check_row(row: Mapping[str, Any], label_map: LabelMap) -> tuple[Exception | None, np.ndarray]:
-    """What is wrong with a sample, if anything, and its pixels of each class and ignored ones (K + 1,)."""
-    nothing = np.zeros(label_map.num_labels + 1, dtype=np.int64)
-    cell = row["image"]
+def _read_all(
+    dataset: DatasetDict, label_map: LabelMap | None, title: str
+) -> list[tuple[Exception | None, np.ndarray]]:
+    """What is wrong with each sample, if anything, and its pixels of each class and ignored ones (K + 1,)."""
+    splits = {split: _undecoded(rows) for split, rows in dataset.items()}
+    places = [(split, number) for split, rows in splits.items() for number in range(len(rows))]
+    return in_threads(lambda place: _check_row(splits[place[0]], place[1], label_map), places, title)
+
+
+def _undecoded(rows: Dataset) -> Dataset:
+    """Rows whose plain pictures are left undecoded."""
+    for name in ("image", "mask"):
+        if isinstance(rows.features[name], Image):
+            rows = rows.cast_column(name, Image(decode=False))
+    return rows
+
+
+def _check_row(rows: Dataset, number: int, label_map: LabelMap | None) -> tuple[Exception | None, np.ndarray]:
+    nothing = np.zeros(label_map.num_labels + 1 if label_map else 1, dtype=np.int64)
+    name, lossy = str(rows.with_format("arrow")[number]["id"][0]), False
     try:
-        with _open(cell) as image:
-            image.draft("RGB", (1, 1))  # lets JPEG skip most of the arithmetic; a truncated file still shows
-            read_image(image)
-        cell = row["mask"]
-        with _open(cell) as mask:
-            lossy, stored = mask.format == "JPEG", read_mask(mask)
+        row = rows[number]
+        name = _name(row["image"], name)
+        size = _image_size(row["image"])
+        name = _name(row["mask"], row["id"])
+        stored, lossy = _stored_mask(row["mask"])
+        if size != stored.shape[:2]:
+            raise DataError(f"the image is {size} (height, width), its mask {stored.shape[:2]}")
+        if label_map is None:
+            return None, nothing
         labels = label_map.encode(stored)
         labels[labels == label_map.ignore_index] = label_map.num_labels
         return None, np.bincount(labels.ravel(), minlength=len(nothing))
     except LabelError as error:
-        message = f"{cell['path'] or row['id']}: {error}"
+        message = f"{name}: {error}"
         if lossy:
             return DataError(f"{message}. JPEG does not keep exact values: save masks as PNG"), nothing
         return LabelError(message, error.values), nothing
     except Exception as error:
-        return DataError(f"{cell['path'] or row['id']}: {error}"), nothing
+        return DataError(f"{name}: {error}"), nothing
+
+
+def _name(cell: Any, otherwise: str) -> str:
+    return (cell.get("path") if isinstance(cell, dict) else None) or otherwise
+
+
+def _image_size(cell: Any) -> tuple[int, int]:
+    """(height, width) of an image that can be read to its end."""
+    if isinstance(cell, dict):
+        with _open(cell) as picture:
+            turned = picture.format != "TIFF" and picture.getexif().get(ORIENTATION) in TURNED
+            size = picture.size[::-1]
+            picture.draft("RGB", (1, 1))  # lets JPEG skip most of the arithmetic; a truncated file still shows
+            picture.load()
+        return size[::-1] if turned else size
+    return (cell.height, cell.width) if isinstance(cell, PIL.Image.Image) else cell.shape[:2]
+
+
+def _stored_mask(cell: Any) -> tuple[np.ndarray, bool]:
+    """A mask as it is stored, and whether it was compressed with losses."""
+    if not isinstance(cell, dict):
+        return read_mask(cell), False
+    with _open(cell) as picture:
+        lossy = picture.format == "JPEG"
+        return read_mask(PIL.ImageOps.exif_transpose(picture)), lossy
 
 
 def _open(cell: Mapping[str, Any]) -> PIL.Image.Image:

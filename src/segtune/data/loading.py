@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import PIL.Image
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from segtune.data.files import Pixels
 from segtune.data.transforms import TrainTransform
 from segtune.errors import DataError, UsageError
 from segtune.labels import LabelError, LabelMap
@@ -20,42 +21,118 @@ if TYPE_CHECKING:
 Key = tuple[int, int]  # (epoch, index)
 
 
-def read_image(image: PIL.Image.Image | np.ndarray) -> np.ndarray:
-    """An image as (H, W, 3) uint8 RGB.
+def read_image(image: Pixels, channels: int = 3, raw: bool = False) -> np.ndarray:
+    """An image as (H, W, channels).
 
-    Takes grey, palette, CMYK, 16-bit (the upper 8 bits are kept) and transparent pictures (alpha is dropped), and
-    arrays (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, uint16 or bool. The EXIF orientation is left alone:
-    `datasets` has applied it.
+    Takes PIL images and arrays (H, W) or (H, W, C). Where three channels are wanted, grey is repeated, palettes and
+    CMYK are resolved and transparency is dropped. What is masked (`numpy.ma`) becomes 0. The EXIF orientation is left
+    alone: whoever opened the file has applied it.
+
+    Args:
+        raw: keep the numbers of the file, for a declared range of values.
+
+    Returns:
+        uint8; of 16-bit images of up to 3 channels the upper 8 bits. Where `raw`, uint8 or else float32.
 
     Raises:
-        DataError: floating-point pixels, or another number of channels.
+        DataError: another number of channels, or numbers whose range must be declared.
     """
     if isinstance(image, PIL.Image.Image):
-        if image.mode.startswith("I"):
-            return read_image(np.asarray(image).clip(0, 65535).astype(np.uint16))
-        if image.mode == "F":
-            raise DataError("an image of floating-point pixels (mode F): save it with 8 or 16 bits")
-        if "transparency" in image.info:
-            image = image.convert("RGBA")
-        return np.asarray(image.convert("RGB"))  # (H, W, 3)
-    pixels = np.atleast_3d(image)  # (H, W, C)
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or pixels.dtype not in (np.uint8, np.uint16, np.bool_):
-        raise DataError(f"an image of {image.dtype} {image.shape}: expected uint8 or uint16 (H, W), (H, W, 3 or 4)")
-    if pixels.dtype == np.uint16:
-        pixels = pixels >> 8
-    elif pixels.dtype == np.bool_:
+        image = _pil_array(image, channels, raw)
+    pixels = np.ma.filled(image, 0) if isinstance(image, np.ma.MaskedArray) else np.asarray(image)
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels  # (H, W, C)
+    if pixels.ndim != 3 or pixels.dtype.kind not in "buif":
+        raise DataError(f"an image of {pixels.dtype} {pixels.shape}: expected numbers (H, W) or (H, W, C)")
+    if channels == 3 and pixels.shape[2] in (1, 4):
+        pixels = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels[:, :, :3]  # (H, W, 3)
+    if pixels.shape[2] != channels:
+        raise DataError(
+            f"an image of {pixels.shape[2]} channels, but transforms.mean and std have {channels} values: give one for "
+            f"each channel, and model.config.num_channels={pixels.shape[2]}"
+        )
+    if pixels.dtype == np.bool_:
         pixels = pixels * np.uint8(255)
-    pixels = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels[:, :, :3]  # (H, W, 3)
-    return np.ascontiguousarray(pixels, dtype=np.uint8)
+    elif pixels.dtype == np.uint16 and channels <= 3 and not raw:
+        pixels = pixels >> 8
+    elif pixels.dtype != np.uint8 and not raw:
+        raise DataError(
+            f"an image of {pixels.dtype} values, {pixels.min():g} to {pixels.max():g}: say which of them stand for "
+            "black and white, as in transforms.value_range=[0, 10000]"
+        )
+    return np.ascontiguousarray(pixels, dtype=np.float32 if raw and pixels.dtype != np.uint8 else np.uint8)
 
 
-def read_mask(mask: PIL.Image.Image) -> np.ndarray:
-    """A mask as it is stored: ids (H, W) of the file's own type, palette indices among them, or colours (H, W, 3)."""
-    if mask.mode in ("LA", "PA"):
-        mask = mask.getchannel(0)
-    elif mask.mode not in ("1", "L", "P", "F", "RGB") and not mask.mode.startswith("I"):
-        mask = mask.convert("RGB")
-    return np.asarray(mask)
+def _pil_array(image: PIL.Image.Image, channels: int, raw: bool) -> np.ndarray:
+    """What of a picture may be converted without a loss, as an array."""
+    if image.mode.startswith("I"):
+        array = np.asarray(image)
+        return array if raw or array.dtype == np.uint16 else array.clip(0, 65535).astype(np.uint16)
+    if channels == 1 and image.mode not in ("1", "F"):
+        return np.asarray(image.convert("L"))  # (H, W)
+    if channels == 3 and image.mode != "F":
+        image = image.convert("RGBA") if "transparency" in image.info else image
+        return np.asarray(image.convert("RGB"))  # (H, W, 3)
+    return np.asarray(image)
+
+
+def read_mask(mask: Pixels) -> np.ndarray:
+    """A mask as it is stored: ids (H, W) of the file's own type, palette indices among them, or colours (H, W, 3).
+
+    Raises:
+        DataError: fractions, which are no ids.
+    """
+    if isinstance(mask, PIL.Image.Image):
+        if mask.mode in ("LA", "PA"):
+            mask = mask.getchannel(0)
+        elif mask.mode not in ("1", "L", "P", "F", "RGB") and not mask.mode.startswith("I"):
+            mask = mask.convert("RGB")
+    if not isinstance(mask, np.ma.MaskedArray):
+        return _whole_numbers(np.asarray(mask))
+    return np.ma.masked_array(_whole_numbers(np.ma.filled(mask, 0)), np.ma.getmaskarray(mask))
+
+
+def _whole_numbers(mask: np.ndarray) -> np.ndarray:
+    if mask.dtype.kind != "f":
+        return mask
+    if not (np.isfinite(mask).all() and (mask == np.rint(mask)).all()):
+        raise DataError(f"a mask of {mask.dtype} that holds fractions: a mask holds whole numbers")
+    return mask.astype(np.int32)
+
+
+def read_pair(
+    row: Mapping[str, Any], label_map: LabelMap, channels: int = 3, raw: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image (H, W, channels), see `read_image`, and labels (H, W) of a row; pixels without image data are ignored.
+
+    Raises:
+        DataError: one of them cannot be read, or they differ in size.
+        LabelError: the mask does not fit the label map.
+    """
+    picture = row["image"]
+    image, labels = read_image(picture, channels, raw), label_map.encode(read_mask(row["mask"]))
+    if image.shape[:2] != labels.shape:
+        raise DataError(f"the image is {image.shape[:2]} (height, width), its mask {labels.shape}")
+    if isinstance(picture, np.ma.MaskedArray):
+        missing = np.ma.getmaskarray(picture)
+        labels[missing if missing.ndim == 2 else missing.all(axis=2)] = label_map.ignore_index
+    return image, labels
+
+
+def for_display(image: Pixels) -> np.ndarray:
+    """An image of any channels and numbers as (H, W, 3) uint8 for people: its first three channels, or its first.
+
+    8-bit pictures stay as they are; others are stretched between their 2nd and 98th percentile.
+    """
+    if isinstance(image, PIL.Image.Image) and image.mode != "F" and not image.mode.startswith("I"):
+        return read_image(image)
+    pixels = np.ma.filled(image, 0) if isinstance(image, np.ma.MaskedArray) else np.asarray(image)
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels  # (H, W, C)
+    shown = pixels[:, :, :3] if pixels.shape[2] >= 3 else np.repeat(pixels[:, :, :1], 3, axis=2)  # (H, W, 3)
+    if shown.dtype == np.uint8:
+        return np.ascontiguousarray(shown)
+    low, high = np.percentile(shown, (2, 98))
+    stretched: np.ndarray = np.clip((shown - low) * (255 / max(high - low, 1e-9)), 0, 255).astype(np.uint8)
+    return stretched
 
 
 class SegmentationSamples(Dataset):
@@ -83,18 +160,21 @@ class SegmentationSamples(Dataset):
         Raises:
             DataError: the files cannot be read or do not fit the label map; names the sample and its files.
         """
-        epoch, index = key
+        epoch, index = key[:2]
         try:
-            row = self.dataset[index]
-            image, labels = read_image(row["image"]), self.label_map.encode(read_mask(row["mask"]))
+            row = self._row(key)
+            image, labels = read_pair(row, self.label_map, self.transform.channels, self.transform.raw)
             pixel_values, labels = self.transform(image, labels, (self.seed, epoch, index))
         except Exception as error:
             values = error.values if isinstance(error, LabelError) else {}
-            raise LabelError(f"{self._describe(index)}: {error}", values) from error
+            raise LabelError(f"{self._describe(key)}: {error}", values) from error
         return {"pixel_values": torch.from_numpy(pixel_values), "labels": torch.from_numpy(labels), "id": row["id"]}
 
-    def _describe(self, index: int) -> str:
-        row = self.dataset.with_format("arrow")[index].to_pylist()[0]
+    def _row(self, key: Key) -> Mapping[str, Any]:
+        return cast("Mapping[str, Any]", self.dataset[key[1]])
+
+    def _describe(self, key: Key) -> str:
+        row = self.dataset.with_format("arrow")[key[1]].to_pylist()[0]
         return f"sample {row['id']!r} (image {row['image']['path']}, mask {row['mask']['path']})"
 
 

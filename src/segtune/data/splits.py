@@ -5,13 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from segtune.data.scan import first
 from segtune.errors import UsageError
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+Names = Mapping[str, tuple[str, ...]]  # split -> its names in the data
+
+
+def split_names(splits: Mapping[Any, str | None] | None) -> Names:
+    """The usual names, or those that `dataset.splits` gives instead."""
+    if splits is None:
+        return SPLITS
+    return {split: (name,) for split in SPLITS if (name := splits.get(split))}
+
+
+def all_names(names: Names) -> list[str]:
+    """The names of all splits."""
+    return [name for known in names.values() for name in known]
+
+
+def split_of(name: str, names: Names) -> str | None:
+    """Our word for a split that the data calls `name`."""
+    return next((split for split, known in names.items() if name.lower() in map(str.lower, known)), None)
 
 
 def read_split_file(path: Path) -> dict[str, list[str]]:
@@ -30,6 +49,24 @@ def read_split_file(path: Path) -> dict[str, list[str]]:
     except (ValueError, TypeError) as error:
         raise UsageError(f'{path} is no split file {{"train": [ids], "val": [ids], "test": [ids]}}: {error}') from error
     return {split: sorted(unicodedata.normalize("NFC", i) for i in ids) for split, ids in given.items()}
+
+
+def read_split_lists(root: Path, pattern: str, names: Names) -> dict[str, list[str]]:
+    """Split -> ids, sorted, of text files such as "ImageSets/Segmentation/{split}.txt"; ids are the lines' first words.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    splits = {}
+    for split, known in names.items():
+        files = [file for name in known if (file := root / pattern.replace("{split}", name)).is_file()]
+        if files:
+            lines = files[0].read_text(encoding="utf-8-sig").splitlines()
+            splits[split] = sorted(unicodedata.normalize("NFC", line.split()[0]) for line in lines if line.strip())
+    if not splits:
+        tried = ", ".join(pattern.replace("{split}", name) for name in all_names(names))
+        raise UsageError(f"{root} has no list of a split: none of {tried}")
+    return splits
 
 
 def draw_val(ids: Iterable[str], fraction: float, seed: int) -> list[str]:

@@ -6,12 +6,12 @@ import math
 import os
 import random
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from segtune.errors import DataError
+from segtune.errors import DataError, UsageError
 from segtune.protocol import Protocol
 from segtune.section import Section
 
@@ -39,8 +39,12 @@ class TransformConfig(Section):
         horizontal_flip: probability; `vertical_flip` likewise.
         rotate90: turn by a random multiple of 90 degrees.
         photometric: change brightness (by up to 32 of 255), contrast and saturation (0.5 to 1.5) and hue (up to a tenth
-            of the circle), each with probability 0.5. Images of other than three channels are left as they are.
-        mean: per channel, of values from 0 to 1; `std` likewise. Their length is the number of channels.
+            of the circle), each with probability 0.5. Images of other than three channels, and those with a
+            `value_range`, are left as they are.
+        mean: per channel, of values from 0 to 1; `std` likewise. Their length is the number of channels. "counted" for
+            both: from the training images.
+        value_range: the pixel values that 0 and 1 stand for there. None: 0 and 255, of 16-bit pictures 65535; images of
+            more than 3 channels that are not 8-bit, and those of fractions, must declare it.
         eval_short_side: the short side images are resized to for evaluation and prediction. None: their own size.
         eval_size_divisor: there, sides are rounded up to a multiple of this.
         eval_window: there, the side of the windows that are segmented one by one and blended (mmseg's `slide`), a
@@ -56,8 +60,9 @@ class TransformConfig(Section):
     vertical_flip: Probability = 0.0
     rotate90: bool = False
     photometric: bool = True
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] | Literal["counted"] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] | Literal["counted"] = (0.229, 0.224, 0.225)
+    value_range: tuple[float, float] | None = None
     eval_short_side: Side | None = None
     eval_size_divisor: Side = 1
     eval_window: Side | None = None
@@ -67,10 +72,14 @@ class TransformConfig(Section):
     def _check(self) -> TransformConfig:
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale {self.scale}: give the smallest and the largest factor, both above 0")
+        if (self.mean == "counted") != (self.std == "counted"):
+            raise ValueError("mean and std are counted together: set both to counted, or give numbers for both")
         if not self.mean or len(self.mean) != len(self.std):
             raise ValueError(f"mean has {len(self.mean)} and std {len(self.std)} numbers: give one each per channel")
-        if min(self.std) <= 0:
+        if not isinstance(self.std, str) and min(self.std) <= 0:
             raise ValueError(f"std {self.std}: every number must be above 0")
+        if self.value_range and not self.value_range[0] < self.value_range[1]:
+            raise ValueError(f"value_range {self.value_range}: give the smaller value first")
         Protocol(self.eval_window, self.eval_stride)
         return self
 
@@ -81,15 +90,20 @@ class TrainTransform:
     def __init__(self, config: TransformConfig, ignore_index: int) -> None:
         self.size = (config.crop_size,) * 2 if isinstance(config.crop_size, int) else config.crop_size
         self.ignore_index = ignore_index
+        if isinstance(config.mean, str) or isinstance(config.std, str):
+            raise UsageError("transforms.mean and std are not counted yet: see segtune.data.statistics")
+        self.channels, self.raw = len(config.mean), config.value_range is not None
+        low, high = config.value_range or (0, 255)
         mean, std = np.array([config.mean, config.std])
-        self.factor, self.shift = np.array([1 / (255 * std), -mean / std], dtype=np.float32)  # (C,) each
+        factor = 1 / ((high - low) * std)
+        self.factor, self.shift = np.array([factor, -mean / std - low * factor], dtype=np.float32)  # (C,) each
         self.pipeline = A.Compose(
             [
                 A.RandomRotate90(p=float(config.rotate90)),
                 ScaledCrop(self.size, config.scale, config.short_side, config.max_class_share, ignore_index),
                 A.HorizontalFlip(p=config.horizontal_flip),
                 A.VerticalFlip(p=config.vertical_flip),
-                *(photometric_distortion() if config.photometric and len(config.mean) == 3 else []),
+                *(photometric_distortion() if config.photometric and self.channels == 3 and not self.raw else []),
             ],
             strict=True,
         )
@@ -98,7 +112,7 @@ class TrainTransform:
         """Augment one sample; the same for the same seed, in any process and whatever was drawn before.
 
         Args:
-            image: (H, W, C) uint8.
+            image: (H, W, C) uint8, or float32 where `value_range` is declared.
             labels: (H, W) training ids and `ignore_index`.
             seed: non-negative integers, such as (seed, epoch, index).
 
@@ -110,10 +124,14 @@ class TrainTransform:
             DataError: the image has another type or number of channels, or another size than the labels.
         """
         channels = len(self.factor)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels:
+        if (
+            image.dtype not in (np.uint8, *([np.float32] if self.raw else []))
+            or image.ndim != 3
+            or image.shape[2] != channels
+        ):
             raise DataError(
                 f"the image is {image.dtype} {image.shape}, but transforms.mean and std have {channels} numbers: "
-                f"it must be uint8 (H, W, {channels})"
+                f"it must be uint8 (with a value_range float32 too) (H, W, {channels})"
             )
         if labels.shape != image.shape[:2]:
             raise DataError(f"the image has (height, width) {image.shape[:2]}, the labels have {labels.shape}")

@@ -1,0 +1,1 @@
+"""Formats that describe masks by shapes, and drawing them."""

@@ -1,0 +1,172 @@
+"""Shapes to masks, by one rule for every format: a pixel belongs to a shape whose outline encloses its centre.
+
+Coordinates are those of the picture's corner: pixel (row, column) covers x from column to column + 1. Polygons and
+run lengths are drawn by pycocotools, which rounds outlines to a fifth of a pixel, as COCO's own masks are drawn.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Any, Literal
+
+import numpy as np
+import PIL.Image
+
+from segtune.errors import DataError, UsageError
+
+OnTop = Literal["smaller", "later"]
+Shape = dict[str, Any]
+"""What covers a part of a picture, JSON-able: "value" is its mask value, None for ignored, and one of
+
+- "polygons": outlines [[x, y, x, y, …], …], together one shape;
+- "rle": COCO's run lengths, {"size": [height, width], "counts": numbers or text};
+- "ellipse": [x, y, radius across, radius down, degrees clockwise];
+- "runs": numbers of pixels, not covered and covered in turn, row by row within "box" [left, top, width, height];
+- "brush": Label Studio's run lengths as base64, of the whole picture;
+- "bitmap": a PNG of the covered pixels as base64, at "box" [left, top].
+"""
+
+
+def draw(shapes: Iterable[Shape], size: tuple[int, int], on_top: OnTop) -> np.ndarray:
+    """Mask values (H, W); 0 where no shape lies; masked (`numpy.ma`) where the top one is ignored.
+
+    Args:
+        size: (height, width).
+        on_top: which shape counts where several lie: the smaller one (of one size, the later one; ignored ones lie
+            below all others) or the later one.
+
+    Raises:
+        DataError: a shape does not fit the size.
+        UsageError: pycocotools is not installed.
+    """
+    coco = _import_pycocotools()
+    covers = [(shape["value"], _cover(shape, size)) for shape in shapes]
+    if on_top == "smaller":
+        covers.sort(key=lambda cover: (cover[0] is not None, -int(coco.area(cover[1]))))
+    labels = np.zeros(size, dtype=np.int32)
+    ignored = np.zeros(size, dtype=bool)
+    for value, group in groupby(covers, key=lambda cover: cover[0]):
+        covered = coco.decode(coco.merge([cover for _, cover in group])).astype(bool)  # (H, W)
+        ignored[covered] = value is None
+        if value is not None:
+            labels[covered] = value
+    labels = labels.astype(np.min_scalar_type(int(labels.max(initial=0))))
+    return np.ma.masked_array(labels, ignored) if ignored.any() else labels
+
+
+def rectangle(
+    left: float,
+    top: float,
+    right: float,
+    bottom: float,
+    degrees: float = 0.0,
+    pivot: tuple[float, float] | None = None,
+) -> list[float]:
+    """The outline of a box, turned clockwise around `pivot`, by default its centre."""
+    center = pivot or ((left + right) / 2, (top + bottom) / 2)
+    corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+    return np.add(_turn(corners - center, degrees), center).ravel().tolist()
+
+
+def _turn(points: np.ndarray, degrees: float) -> np.ndarray:
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return points @ np.array([[cosine, sine], [-sine, cosine]])
+
+
+def _cover(shape: Shape, size: tuple[int, int]) -> Any:
+    """The pixels that a shape covers, as COCO's compressed run lengths."""
+    coco = _import_pycocotools()
+    if "polygons" in shape:
+        outlines = [outline for outline in shape["polygons"] if len(outline) >= 6]
+        return coco.merge(coco.frPyObjects(outlines, *size)) if outlines else _encode(np.zeros(size, dtype=bool))
+    if "rle" in shape:
+        rle = shape["rle"]
+        if tuple(rle["size"]) != size:
+            raise DataError(f"run lengths for {tuple(rle['size'])} (height, width) in a picture of {size}")
+        return rle if isinstance(rle["counts"], str) else coco.frPyObjects(rle, *size)
+    if "ellipse" in shape:
+        return _encode(_ellipse(shape["ellipse"], size))
+    if "brush" in shape:
+        return _encode(decode_brush(base64.b64decode(shape["brush"]), size))
+    left, top = shape["box"][:2]
+    part = _runs(shape) if "runs" in shape else _bitmap(shape["bitmap"])
+    whole = np.zeros(size, dtype=bool)
+    window = whole[max(top, 0) : top + part.shape[0], max(left, 0) : left + part.shape[1]]
+    window[:] = part[max(-top, 0) :, max(-left, 0) :][: window.shape[0], : window.shape[1]]
+    return _encode(whole)
+
+
+def _encode(covered: np.ndarray) -> Any:
+    return _import_pycocotools().encode(np.asfortranarray(covered, dtype=np.uint8))
+
+
+def _ellipse(ellipse: Sequence[float], size: tuple[int, int]) -> np.ndarray:
+    x, y, across, down, degrees = ellipse
+    rows, columns = np.mgrid[: size[0], : size[1]] + 0.5
+    points = _turn(np.stack([columns - x, rows - y], axis=-1), -degrees)  # (H, W, 2)
+    return np.asarray(((points / (across, down)) ** 2).sum(axis=-1) <= 1)
+
+
+def _runs(shape: Shape) -> np.ndarray:
+    _, _, width, height = shape["box"]
+    runs = np.array(shape["runs"])
+    if runs.sum() != width * height:
+        raise DataError(f"run lengths of {runs.sum()} pixels for a box of {height} x {width}")
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
+
+
+def _bitmap(text: str) -> np.ndarray:
+    with PIL.Image.open(io.BytesIO(base64.b64decode(text))) as picture:
+        return np.asarray(picture.convert("L")) > 0
+
+
+def decode_brush(data: bytes, size: tuple[int, int]) -> np.ndarray:
+    """Where the brush of Label Studio has painted, bool (H, W).
+
+    Its bytes are the run lengths of @thi.ng/rle-pack, of the picture's (H, W, 4) values: 32 bits for their number, 5
+    for the bits of a value less one, four times 4 for the bits of a length less one; then tokens of 1 bit (a run or
+    single values), 2 bits (which of the four), the length less one, and one value of a run or each single one.
+    """
+    bits = _Bits(data)
+    count = bits.take(32)
+    if count != 4 * size[0] * size[1]:
+        raise DataError(f"brush strokes of {count} values for a picture of {size} (height, width)")
+    width = bits.take(5) + 1
+    lengths = [bits.take(4) + 1 for _ in range(4)]
+    values = np.zeros(count, dtype=np.uint8)
+    position = 0
+    while position < count:
+        is_run = bits.take(1)
+        end = position + 1 + bits.take(lengths[bits.take(2)])
+        if is_run:
+            values[position:end] = bits.take(width)
+        else:
+            values[position:end] = [bits.take(width) for _ in range(position, end)]
+        position = end
+    return values.reshape(*size, 4)[:, :, 3] > 0
+
+
+class _Bits:
+    """Reads numbers of any number of bits, the highest bit first."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.position = data, 0
+
+    def take(self, count: int) -> int:
+        first, last = self.position // 8, (self.position + count + 7) // 8
+        self.position += count
+        if last > len(self.data):
+            raise DataError("brush strokes end too early")
+        chunk = int.from_bytes(self.data[first:last], "big")
+        return chunk >> (8 * last - self.position) & ((1 << count) - 1)
+
+
+def _import_pycocotools() -> Any:
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise UsageError("drawing shapes needs the package pycocotools: pip install 'segtune[coco]'") from error
+    return mask
