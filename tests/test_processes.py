@@ -124,20 +124,23 @@ def fsdp() -> dict[str, str]:
     return variables
 
 
-Steps = dict[tuple[str, int, int, str], dict[str, Any]]
+Way = tuple[str, int, int, str, str]
+Steps = dict[Way, dict[str, Any]]
+LOSSES = {"": {}, "sum": {"cross_entropy": 1, "dice": 0.5, "lovasz": 0.5, "class_weights": [0.5, 1, 2, 4]}}
 
 
 @pytest.fixture(scope="module")
 def steps(launch: Launch, fsdp: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Steps:
-    """Three steps of eight images: by how processes work together, batch size, accumulation, batch norm."""
+    """Three steps of eight images: by how processes work together, batch size, accumulation, batch norm, loss."""
     folder, found = tmp_path_factory.mktemp("steps"), {}
+    frozen = {size: [(*size, "frozen", loss) for loss in LOSSES] for size in ((8, 1), (4, 2), (1, 8), (4, 1), (1, 4))}
     for mode, processes, ways in (
-        ("alone", 1, [(8, 1, "frozen"), (4, 2, "frozen"), (1, 8, "frozen"), (8, 1, "local")]),
-        ("ddp", 2, [(4, 1, "frozen"), (1, 4, "frozen"), (4, 1, "sync"), (4, 1, "local")]),
-        ("sharded", 2, [(4, 1, "frozen"), (1, 4, "frozen"), (4, 1, "sync")]),
+        ("alone", 1, [*frozen[8, 1], *frozen[4, 2], *frozen[1, 8], (8, 1, "local", "")]),
+        ("ddp", 2, [*frozen[4, 1], *frozen[1, 4], (4, 1, "sync", ""), (4, 1, "local", "")]),
+        ("sharded", 2, [(4, 1, "frozen", ""), (1, 4, "frozen", ""), (4, 1, "sync", "")]),
     ):
-        names = ("batch_size", "accumulation_steps", "batch_norm")
-        settings = json.dumps([dict(zip(names, way, strict=True)) for way in ways])
+        names = ("batch_size", "accumulation_steps", "batch_norm", "loss")
+        settings = json.dumps([dict(zip(names, (*way[:3], LOSSES[way[3]]), strict=True)) for way in ways])
         file = str(folder / f"{mode}.pt")
         said = launch(processes, "steps.py", file, settings, *["sharded"] * (mode == "sharded"), **fsdp)
         assert not any("Warning" in each for each in said), said  # such as strides of gradients that cost a copy
@@ -159,29 +162,30 @@ def assert_same(one: dict[str, Any], other: dict[str, Any], leave_out: str = "no
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("loss", list(LOSSES))
 @pytest.mark.parametrize(
-    "way",
-    [
-        ("alone", 4, 2, "frozen"),
-        ("alone", 1, 8, "frozen"),
-        ("ddp", 4, 1, "frozen"),
-        ("ddp", 1, 4, "frozen"),
-        ("sharded", 4, 1, "frozen"),
-        ("sharded", 1, 4, "frozen"),
-    ],
+    ("mode", "size", "accumulation"), [("alone", 4, 2), ("alone", 1, 8), ("ddp", 4, 1), ("ddp", 1, 4)]
 )
-def test_a_batch_of_eight_is_the_same_however_it_is_divided(steps: Steps, way: tuple[str, int, int, str]) -> None:
+def test_a_batch_of_eight_is_the_same_however_it_is_divided(
+    steps: Steps, mode: str, size: int, accumulation: int, loss: str
+) -> None:
     """Unequal numbers of ignored pixels; the first image, and so a micro-batch of one, is wholly ignored."""
-    assert_same(steps["alone", 8, 1, "frozen"], steps[way])
+    assert_same(steps["alone", 8, 1, "frozen", loss], steps[mode, size, accumulation, "frozen", loss])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "accumulation"), [(4, 1), (1, 4)])
+def test_sharded_steps_equal_those_of_one_process(steps: Steps, size: int, accumulation: int) -> None:
+    assert_same(steps["alone", 8, 1, "frozen", ""], steps["sharded", size, accumulation, "frozen", ""])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["ddp", "sharded"])
 def test_synchronised_batch_norm_sees_the_images_of_all_processes(steps: Steps, mode: str) -> None:
-    whole = steps["alone", 8, 1, "local"]
+    whole = steps["alone", 8, 1, "local", ""]
     # the gradient of a shift before a batch norm is nothing but rounding
-    assert_same(whole, steps[mode, 4, 1, "sync"], leave_out="proj.bias")
-    assert steps["ddp", 4, 1, "local"]["losses"][0] != pytest.approx(whole["losses"][0], rel=1e-4)
+    assert_same(whole, steps[mode, 4, 1, "sync", ""], leave_out="proj.bias")
+    assert steps["ddp", 4, 1, "local", ""]["losses"][0] != pytest.approx(whole["losses"][0], rel=1e-4)
 
 
 @pytest.fixture
