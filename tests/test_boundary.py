@@ -61,7 +61,9 @@ def brute_force(ids: np.ndarray, truth: np.ndarray, num_labels: int, width: floa
     ((5, 4), 2, 2.0),
     ((150, 160), 4, 0.02),  # a tolerance of 2 pixels
 ])  # fmt: skip
-def test_equals_brute_force_by_distance(shape, num_labels, width):
+@pytest.mark.parametrize("pixels", [1, 1 << 17])  # of a band
+def test_equals_brute_force_by_distance(shape, num_labels, width, pixels, monkeypatch):
+    monkeypatch.setattr("segtune.boundary._BAND", pixels)
     ids, truth = blocks(num_labels, num_labels, shape)
     counts = boundary_counts(ids, truth, num_labels, width=width)
     np.testing.assert_array_equal(counts, brute_force(ids, truth, num_labels, width))

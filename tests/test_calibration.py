@@ -26,7 +26,7 @@ def test_equals_torchmetrics(sharpness):
     logits, labels = logits_and_labels(0, (70, 80), 5, sharpness)
     labels[:9] = 255
     probabilities = scipy.special.softmax(logits, axis=-1)
-    counts = reliability_counts(probabilities.argmax(-1), labels, probabilities.max(-1))
+    counts = reliability_counts(probabilities.argmax(-1), labels, probabilities.max(-1), 5)
     found = calibration_scores(counts)["all"]
     rows = torch.from_numpy(probabilities).reshape(-1, 5), torch.from_numpy(labels).reshape(-1)
     for key, norm in (("ece", "l1"), ("mce", "max")):
@@ -43,7 +43,7 @@ def test_by_hand():
     prediction[1:, 10] = 0  # wrong where the classes meet
     confidence = np.full((20, 20), 0.75, np.float32)
     confidence[1:, 10] = 1.0
-    counts = reliability_counts(prediction, labels, confidence)
+    counts = reliability_counts(prediction, labels, confidence, 2)
     found = calibration_scores(counts)
     sure = found["all"]["bins"]
     assert sure["pixels"].tolist() == [0] * 11 + [19 * 19, 0, 0, 19]  # 1 belongs to the last bin
@@ -60,13 +60,13 @@ def test_by_hand():
 def test_parts_add_up_in_any_order():
     logits, labels = logits_and_labels(1, (6, 30, 40), 4, 2.0)
     sure, ids = scipy.special.softmax(logits, axis=-1).max(-1), logits.argmax(-1)
-    parts = [reliability_counts(ids[i], labels[i], sure[i]) for i in range(6)]
+    parts = [reliability_counts(ids[i], labels[i], sure[i], 4) for i in range(6)]
     assert (sum(parts) == sum(parts[::-1])).all()
     assert sum(parts)[0, :, 0].sum() == labels.size
 
 
 def test_no_pixels():
-    counts = reliability_counts(np.zeros((3, 3), int), np.full((3, 3), 255), np.ones((3, 3), np.float32))
+    counts = reliability_counts(np.zeros((3, 3), int), np.full((3, 3), 255), np.ones((3, 3), np.float32), 2)
     found = calibration_scores(counts)["all"]
     assert all(math.isnan(found[key]) for key in ("ece", "mce", "confidence", "accuracy"))
 

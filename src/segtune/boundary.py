@@ -19,6 +19,7 @@ from segtune.scores import class_scores, mean, ratio
 
 WIDTH = 0.02  # of the band of boundary IoU, as a share of the image's diagonal (Cheng et al.; 0.005 for Cityscapes)
 TOLERANCE = 0.0075  # of boundary F1, as a share of the image's diagonal (Csurka et al.)
+_BAND = 1 << 17  # pixels
 COLUMNS = (
     "boundary_correct",
     "boundary_reference",
@@ -51,7 +52,8 @@ def boundary_counts(
         of a contour pixel of the same class of the prediction, and the same the other way round. The image's frame
         counts as a boundary for the band, as in Cheng et al.'s code, but not as a contour.
     """
-    ids, truth = _from_zero(prediction, labels, num_labels, ignore_index)
+    ignored = labels == ignore_index
+    ids, truth = (from_one(values, ignored, num_labels) for values in (prediction, labels))
     in_truth, in_ids = (band(values, pixels_of(width, ids.shape), frame=True) for values in (truth, ids))
     picked = [truth[in_truth & in_ids & (truth == ids)], truth[in_truth], ids[in_ids]]
     contours = [np.where(band(values, 1, corners=False), values, 0) for values in (truth, ids)]
@@ -99,14 +101,10 @@ def band(ids: np.ndarray, distance: int, frame: bool = False, corners: bool = Tr
     return found
 
 
-def _from_zero(
-    prediction: np.ndarray, labels: np.ndarray, num_labels: int, ignore_index: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Both maps with classes from 1 and 0 for ignored pixels, of the smallest type that holds them."""
+def from_one(ids: np.ndarray, ignored: np.ndarray, num_labels: int) -> np.ndarray:
+    """The map with classes from 1 and 0 for ignored pixels, of the smallest type that holds them."""
     dtype: Any = np.uint8 if num_labels < 255 else np.uint16
-    ignored = labels == ignore_index
-    ids, truth = (np.where(ignored, dtype(0), values.astype(dtype) + dtype(1)) for values in (prediction, labels))
-    return ids, truth
+    return np.where(ignored, dtype(0), ids.astype(dtype) + dtype(1))
 
 
 def _running(values: np.ndarray, distance: int, axis: int, function: np.ufunc) -> np.ndarray:
@@ -125,18 +123,23 @@ def _running(values: np.ndarray, distance: int, axis: int, function: np.ufunc) -
 def _has_like_within(own: np.ndarray, other: np.ndarray, distance: int) -> np.ndarray:
     """Where `own` has a class that `other` has within `distance`, bool `(H, W)`; 0 is no class.
 
-    One bit a class, so that up to 64 classes are looked for at once.
+    One bit a class, so that up to 64 classes are looked for at once; in bands of rows that stay in the cache.
     """
     found = np.zeros(own.shape, dtype=bool)
-    present = [np.bincount(ids.reshape(-1), minlength=int(own.max()) + 1)[: int(own.max()) + 1] for ids in (own, other)]
-    shared = np.flatnonzero(np.minimum(*present)[1:]) + 1
+    number = int(max(own.max(), other.max())) + 1
+    present = [np.bincount(ids[ids > 0], minlength=number) for ids in (own, other)]
+    shared = np.flatnonzero(np.minimum(*present))
+    step = max(4 * distance, _BAND // own.shape[1])
     for start in range(0, len(shared), 64):
         group = shared[start : start + 64]
         dtype = np.dtype(next(f"u{size}" for size in (1, 2, 4, 8) if len(group) <= 8 * size))
-        bits = np.zeros(int(max(own.max(), other.max())) + 1, dtype=dtype)
+        bits = np.zeros(number, dtype=dtype)
         bits[group] = dtype.type(1) << np.arange(len(group), dtype=dtype)
-        near = bits[other]  # (H, W)
-        for axis in (0, 1):
-            near = _running(near, distance, axis, np.bitwise_or)
-        found |= (near & bits[own]) != 0
+        for top in range(0, len(own), step):
+            above = max(0, top - distance)
+            near = bits[other[above : top + step + distance]]
+            for axis in (0, 1):
+                near = _running(near, distance, axis, np.bitwise_or)
+            mine = bits[own[top : top + step]]
+            found[top : top + step] |= (near[top - above :][: len(mine)] & mine) != 0
     return found

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from segtune.boundary import WIDTH, band, pixels_of
+from segtune.boundary import WIDTH, band, from_one, pixels_of
 from segtune.scores import ratio
 
 BINS = 15  # of equal width over confidences from 0 to 1; the upper limit belongs to a bin only in the last
@@ -25,6 +25,7 @@ def reliability_counts(
     prediction: np.ndarray,
     labels: np.ndarray,
     confidence: np.ndarray,
+    num_labels: int,
     ignore_index: int = 255,
     width: float = WIDTH,
 ) -> np.ndarray:
@@ -40,16 +41,15 @@ def reliability_counts(
         int64 `(2, BINS, 3)`: for the regions `REGIONS` and each bin, pixels, correct pixels, and the sum of
         confidences in units of 1 / `UNIT`.
     """
-    valid = labels != ignore_index
-    near = _boundary(labels, valid, width)
-    bins = np.minimum(confidence * np.float32(BINS), BINS - 1).astype(np.intp)  # (H, W)
-    counts = np.empty((len(REGIONS), BINS, 3), dtype=np.int64)
-    for region, where in enumerate((valid, near)):
-        own, right, sure = bins[where], (prediction == labels)[where], confidence[where]
-        columns = (np.bincount(own, minlength=BINS), np.bincount(own[right], minlength=BINS))
-        total = np.bincount(own, weights=sure, minlength=BINS)
-        counts[region] = np.stack([*columns, np.rint(total * UNIT).astype(np.int64)], axis=1)  # (BINS, 3)
-    return counts
+    ignored = labels == ignore_index
+    near = band(from_one(labels, ignored, num_labels), pixels_of(width, labels.shape))
+    codes = np.minimum(confidence * np.float32(BINS), BINS - 1).astype(np.uint8)  # (H, W)
+    codes = codes << 2 | (prediction == labels).view(np.uint8) << 1 | near.view(np.uint8)
+    codes, sure = codes[~ignored], confidence[~ignored]
+    pixels = np.bincount(codes, minlength=4 * BINS).reshape(BINS, 2, 2)  # (bins, right or not, near or not)
+    total = np.rint(np.bincount(codes, weights=sure, minlength=4 * BINS) * UNIT).astype(np.int64).reshape(BINS, 2, 2)
+    columns = np.stack([pixels.sum(axis=1), pixels[:, 1], total.sum(axis=1)])  # (columns, bins, near or not)
+    return np.stack([columns.sum(axis=-1).T, columns[..., 1].T])  # (2, BINS, 3)
 
 
 def calibration_scores(counts: np.ndarray) -> dict[str, Any]:
@@ -122,8 +122,3 @@ class TemperatureFit:
         step = slope[above - 1] / (slope[above - 1] - slope[above])
         low, high = np.log(_INVERSE[above - 1 : above + 1])
         return float(np.exp(-(low + step * (high - low))))
-
-
-def _boundary(labels: np.ndarray, valid: np.ndarray, width: float) -> np.ndarray:
-    ids = np.where(valid, labels.astype(np.uint16) + np.uint16(1), np.uint16(0))
-    return band(ids, pixels_of(width, labels.shape))

@@ -112,7 +112,7 @@ class Evaluation:
         self.confusion += confusion
         if self.detailed and confidence is not None:
             self.reliability[image_id] = calibration.reliability_counts(
-                prediction, labels, confidence, ignored, self.boundary_width
+                prediction, labels, confidence, num_labels, ignored, self.boundary_width
             )
 
     def merge(self, other: Evaluation) -> Evaluation:

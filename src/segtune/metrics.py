@@ -266,7 +266,7 @@ class CalibrationError(_Streaming):
 
     def _count(self, prediction: np.ndarray, reference: np.ndarray, confidences: np.ndarray) -> np.ndarray:
         count_pairs(prediction, reference, self.num_labels, self.ignore_index)  # refuses ids out of range
-        return reliability_counts(prediction, reference, confidences, self.ignore_index, self.width)
+        return reliability_counts(prediction, reference, confidences, self.num_labels, self.ignore_index, self.width)
 
     def _scores(self, total: np.ndarray) -> dict[str, Any]:
         scores = calibration_scores(total)
