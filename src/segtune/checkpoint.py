@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from segtune.adapt import LoraConfig, add_lora, merged, save_adapter, set_input_channels
 from segtune.errors import DataError, UsageError
 from segtune.labels import LabelMap
+from segtune.retries import fault_of_hub
 from segtune.section import Section
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
@@ -31,7 +33,9 @@ WEIGHTS_FILE, RECIPE_FILE = "model.safetensors", "recipe.yaml"
 class ModelConfig(Section):
     """The `model` section of a recipe."""
 
-    name: str | None = Field(None, description="Checkpoint folder or Hub id to start from; null = random weights.")
+    name: str | None = Field(
+        None, description="Checkpoint folder or Hub id (user/name, or user/name@revision) to start from; null = random."
+    )
     variant: Literal["b0", "b1", "b2", "b3", "b4", "b5"] = Field("b0", description="Architecture for random weights.")
     num_labels: Literal[1] | None = Field(
         None, description="1 = one logit and a binary loss, for a label map of two classes."
@@ -83,7 +87,7 @@ def build_model(config: ModelConfig, label_map: LabelMap, seed: int = 0) -> Segf
         if channels is not None:
             set_input_channels(model, channels, config.input_channels)
         if config.lora is not None:
-            add_lora(model, config.lora, base=config.name)
+            add_lora(model, config.lora, base=split_revision(config.name)[0])
     model.name_or_path = model.config.name_or_path = ""  # no longer that checkpoint, nor its image processor's
     return model
 
@@ -92,8 +96,12 @@ def load_model(name: str | Path, **kwargs: Any) -> SegformerForSemanticSegmentat
     """`SegformerForSemanticSegmentation.from_pretrained` with one clear message where the checkpoint is missing.
 
     Args:
-        name: a folder with `config.json` and `model.safetensors`, or a Hub id `user/name`.
+        name: a folder with `config.json` and `model.safetensors`, or a Hub id `user/name` or `user/name@revision`.
         kwargs: what `from_pretrained` takes: `revision`, `cache_dir`, `local_files_only`, fields of the config, …
+
+    Raises:
+        UsageError: no such checkpoint, or one that is no SegFormer.
+        DataError: the Hub does not hand it out, there is no space for it, or its pickle would run code.
     """
     path = Path(name)
     if path.is_dir() and not (path / "config.json").is_file():
@@ -102,15 +110,30 @@ def load_model(name: str | Path, **kwargs: Any) -> SegformerForSemanticSegmentat
         raise UsageError(f"{path} is not a checkpoint: {hint}")
     if not path.exists() and (path.is_absolute() or str(name).count("/") != 1 or str(name).startswith(".")):
         raise UsageError(f"checkpoint {name} does not exist: give a folder, or a Hub id such as nvidia/mit-b0")
+    source, revision = split_revision(name)
+    kwargs |= {"revision": revision} if revision else {}
     try:
-        return SegformerForSemanticSegmentation.from_pretrained(name, **kwargs)
+        return SegformerForSemanticSegmentation.from_pretrained(source, **kwargs)
+    except pickle.UnpicklingError as error:
+        raise DataError(str(error)) from error
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        if fault := fault_of_hub(error):
+            raise DataError(f"checkpoint {name} cannot be fetched: {fault}") from error
+        first = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"checkpoint {name} cannot be loaded: {reason} "
+            f"checkpoint {name} cannot be loaded: {first} "
             "(a folder must hold config.json and model.safetensors; a Hub id needs the network or a filled cache; "
             "model.name=null starts from random weights)"
         ) from error
+
+
+def split_revision(name: str | Path) -> tuple[str, str | None]:
+    """A folder or Hub id, and the revision that `user/name@revision` names."""
+    text = str(name)
+    if Path(text).exists() or "@" not in text:
+        return text, None
+    source, _, revision = text.rpartition("@")
+    return source, revision
 
 
 def save_model(folder: Path, model: SegformerForSemanticSegmentation, processor: SegformerImageProcessor) -> None:

@@ -18,6 +18,7 @@ from segtune.data.checks import check_masks
 from segtune.data.sources import DatasetConfig, find_label_map, load_segmentation_dataset
 from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
+from segtune.hub import HubConfig
 from segtune.inference import processor_for
 from segtune.run_folder import RECIPE_FILE, SPLIT_FILE, goes_on, refuse_existing_run
 from segtune.section import Section
@@ -64,6 +65,7 @@ class Recipe(Section):
     transforms: TransformConfig = TransformConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
+    hub: HubConfig = HubConfig()
 
     def to_yaml(self) -> str:
         """The recipe with every field written out, so that it keeps its meaning when a default changes."""
@@ -152,6 +154,7 @@ def load_data(config: DatasetConfig) -> DatasetDict:
 def resolved(recipe: Recipe) -> Recipe:
     """The recipe as the run folder keeps it: with the stored split, from the first step, overwriting nothing."""
     recipe = _with(recipe, "dataset", split_file=f"{recipe.training.output_dir}/{SPLIT_FILE}")
+    recipe = _with(recipe, "hub", push=None)
     return _with(recipe, "training", resume="never", overwrite=False)
 
 
