@@ -110,6 +110,18 @@ def test_missing_checkpoints_have_clear_messages(tmp_path: Path) -> None:
         load_model(tmp_path / "run" / "best")
 
 
+def test_checkpoint_keeps_its_stages(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A recipe's smaller network for random weights must not throw away a checkpoint's encoder."""
+    base = build_model(ModelConfig(config=TINY), LABELS, seed=1)
+    base.save_pretrained(tmp_path / "base")
+    config = {"hidden_sizes": [16, 32, 40, 64], "decoder_hidden_size": 24, "drop_path_rate": 0.3}
+    model = build_model(ModelConfig(name=str(tmp_path / "base"), config=config), LABELS)
+    encoder = base.segformer.state_dict()
+    assert all(torch.equal(value, encoder[name]) for name, value in model.segformer.state_dict().items())
+    assert model.config.decoder_hidden_size == 24 and model.config.drop_path_rate == 0.3
+    assert f"model.config: hidden_sizes describes random weights; {tmp_path / 'base'} has its own" in caplog.text
+
+
 def test_revision_is_part_of_the_name_of_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert split_revision("nvidia/mit-b0@v1.0") == ("nvidia/mit-b0", "v1.0")

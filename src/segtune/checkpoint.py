@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -21,10 +22,12 @@ from segtune.errors import DataError, UsageError
 from segtune.labels import LabelMap
 from segtune.retries import fault_of_hub
 from segtune.section import Section
-from segtune.segformer.configuration_segformer import SegformerConfig
+from segtune.segformer.configuration_segformer import STAGE_FIELDS, SegformerConfig
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 from segtune.sharding import part_of, whole
+
+logger = logging.getLogger(__name__)
 
 STATE_FILE, MANIFEST_FILE = "training_state.pt", "manifest.json"
 WEIGHTS_FILE, RECIPE_FILE = "model.safetensors", "recipe.yaml"
@@ -40,7 +43,9 @@ class ModelConfig(Section):
     num_labels: Literal[1] | None = Field(
         None, description="1 = one logit and a binary loss, for a label map of two classes."
     )
-    config: dict[str, Any] = Field({}, description="Fields of SegformerConfig that differ from the preset.")
+    config: dict[str, Any] = Field(
+        {}, description="Fields of SegformerConfig that differ from the preset; a checkpoint keeps those of its stages."
+    )
     lora: LoraConfig | None = Field(None, description="Train low-rank updates and the head only; null = all weights.")
     input_channels: Literal["inflate", "average", "random"] = Field(
         "inflate", description="The first convolution of a checkpoint that reads another number of channels."
@@ -81,7 +86,9 @@ def build_model(config: ModelConfig, label_map: LabelMap, seed: int = 0) -> Segf
             return SegformerForSemanticSegmentation(
                 SegformerConfig.from_variant(config.variant, **config.config, **fields)
             )
-        settings = dict(config.config)
+        settings = {key: value for key, value in config.config.items() if key not in STAGE_FIELDS}
+        if ignored := sorted(config.config.keys() - settings.keys()):
+            logger.warning("model.config: %s describes random weights; %s has its own", ", ".join(ignored), config.name)
         channels = settings.pop("num_channels", None)
         model = load_model(config.name, ignore_mismatched_sizes=True, **settings, **fields)
         if channels is not None:

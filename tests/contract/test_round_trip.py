@@ -21,7 +21,7 @@ from minihub import Hub, environment, serve
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-EARTH = ROOT / "src" / "segtune" / "data" / "earth"
+PHOTO = str(min((ROOT / "src" / "segtune" / "data" / "earth" / "images" / "test").iterdir()))
 REPO = "tester/tiles"
 TINY = [
     "training.batch_size=2",
@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-photo = Image.open({str(min((EARTH / "images" / "test").iterdir()))!r}).convert("RGB")
+photo = Image.open({PHOTO!r}).convert("RGB")
 
 
 def logits_of(model, processor):
@@ -85,7 +85,8 @@ class Place(NamedTuple):
         if options.pop("without_segtune", False):
             lines.insert(0, WITHOUT_SEGTUNE)
         self.run("-c", "\n".join(lines), **options)
-        return np.load(self.folder / "results.npz")
+        with np.load(self.folder / "results.npz") as results:
+            return dict(results)
 
 
 @pytest.fixture(scope="module")
@@ -240,36 +241,48 @@ def test_evaluate_and_predict_take_an_id_and_a_revision(place: Place, local: Any
     done = place.segtune("evaluate", f"{REPO}@v1", "demo", "--split", "val", "--json", home="third")
     lines = [json.loads(line) for line in (place.folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert json.loads(done.stdout)["mean_iou"] == pytest.approx(lines[-1]["mean_iou"], abs=1e-9)
-    photo = min((EARTH / "images" / "test").iterdir())
-    place.segtune("predict", f"{REPO}@{repo.tags['v1']}", str(photo), "--output", "masks", home="third")
+    place.segtune("predict", f"{REPO}@{repo.tags['v1']}", PHOTO, "--output", "masks", home="third")
     repo.branches["main"] = repo.tags["v1"]
     assert (place.folder / "masks").is_dir()
 
 
-@pytest.mark.parametrize(
-    ("name", "token", "message"),
-    [
-        ("tester/gone", "hf_write", "the Hub has no such repository, or does not show it to this token (404)"),
+def test_checkpoints_that_the_hub_does_not_hand_out(place: Place) -> None:
+    """The commands themselves, one after the other, in a process that imports the heavy libraries once."""
+    gone = "the Hub has no such repository, or does not show it to this token (404)"
+    cases = [
+        ("tester/gone", "hf_write", gone),
         (f"{REPO}@v9", "hf_write", "the Hub has no such branch, tag or commit (404)"),
         (REPO, "hf_nonsense", "the Hub does not accept the token (401)"),
-        (REPO, "hf_nvidia", "the Hub has no such repository, or does not show it to this token (404)"),
-    ],
-)
-def test_checkpoint_that_the_hub_does_not_hand_out(place: Place, name: str, token: str, message: str) -> None:
-    photo = str(min((EARTH / "images" / "test").iterdir()))
-    done = place.segtune("predict", name, photo, "--output", "none", code=1, token=token, home=f"new-{token}")
-    assert done.stderr.splitlines()[-1].startswith(f"error: checkpoint {name} cannot be fetched: {message}")
+        (REPO, "hf_nvidia", gone),
+    ]
+    done = place.run(
+        "-c",
+        f"""
+import os
+from segtune import cli
+for name, token, _ in {cases!r}:
+    os.environ["HF_TOKEN"] = token
+    try:
+        cli.main(["predict", name, {PHOTO!r}, "--output", "none"])
+    except SystemExit as left:
+        print(left.code)
+""",
+        home="fresh",
+    )
+    assert done.stdout.split() == ["1"] * 4
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    for (name, _, message), line in zip(cases, errors, strict=True):
+        assert line.startswith(f"error: checkpoint {name} cannot be fetched: {message}")
     assert "Traceback" not in done.stderr and not (place.folder / "none").exists()
 
 
 def test_no_space_for_the_cache(place: Place) -> None:
     """The process may write no file of more than 64 kB, which the weights exceed: a quota, as good as a full disk."""
-    photo = str(min((EARTH / "images" / "test").iterdir()))
 
     def small_quota() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
 
-    done = place.segtune("predict", REPO, photo, "--output", "none", code=1, home="full", preexec_fn=small_quota)
+    done = place.segtune("predict", REPO, PHOTO, "--output", "none", code=1, home="full", preexec_fn=small_quota)
     assert f"error: checkpoint {REPO} cannot be fetched: no space is left for it" in done.stderr
     assert "HF_HOME names another place" in done.stderr
 
@@ -339,27 +352,30 @@ def published(place: Place) -> Place:
     return place
 
 
-@pytest.mark.parametrize("name", ["nvidia/mit-b0", "nvidia/mit-b0@bin"])
-def test_training_starts_from_a_published_encoder_and_the_card_says_so(published: Place, name: str) -> None:
-    out = f"runs/{name.rpartition('/')[2]}"
-    done = published.segtune(
-        "train", "demo", f"model.name={name}", "training.max_steps=5", f"training.output_dir={out}", *TINY[:-1]
-    )  # fmt: skip
-    assert "loaded encoder (192 tensors); starts fresh: decode_head (16 tensors); not used: classifier" in done.stderr
-    done = published.segtune("push", out, "--repo", "tester/fine", "--private")
+SHORT = ["training.max_steps=5", *TINY[:-1]]
+
+
+def test_training_starts_from_both_kinds_of_files_and_the_card_says_so(published: Place) -> None:
+    for name in ("mit-b0", "mit-b0@bin"):
+        done = published.segtune("train", "demo", f"model.name=nvidia/{name}", f"training.output_dir={name}", *SHORT)
+        assert "loaded encoder (192 tensors); starts fresh: decode_head (16 tensors); not used: class" in done.stderr
+    weights = [published.folder / name / "best" / "model.safetensors" for name in ("mit-b0", "mit-b0@bin")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+    done = published.segtune("push", "mit-b0@bin", "--repo", "tester/fine", "--private")
     assert "tester/fine is not for commercial use" in done.stderr
     card = published.hub.read("tester/fine", "README.md").decode()
     metadata = yaml.safe_load(card.split("---\n")[1])
     assert metadata["base_model"] == "nvidia/mit-b0"
     assert (metadata["license"], metadata["license_name"]) == ("other", "nvidia-source-code-license")
-    assert "> **Not for commercial use:**" in card and f"Fine-tuned from {name} on" in card
-    refused = published.segtune("push", out, "--repo", "tester/fine", "--license", "apache-2.0", code=2)
+    assert "> **Not for commercial use:**" in card and "Fine-tuned from nvidia/mit-b0@bin on" in card
+    refused = published.segtune("push", "mit-b0", "--repo", "tester/fine", "--license", "apache-2.0", code=2)
     assert "a fine-tuned model inherits that" in refused.stderr
 
 
 def test_harmful_pickle_is_refused(published: Place) -> None:
     done = published.segtune(
-        "train", "demo", "model.name=nvidia/mit-b0@harmful", "training.output_dir=runs/no", *TINY[:-1], code=1
+        "train", "demo", "model.name=nvidia/mit-b0@harmful", "training.output_dir=runs/no", *SHORT, code=1
     )  # fmt: skip
     assert "its pytorch_model.bin is no pure file of tensors, it asks for" in done.stderr
     assert "refused: ask for a model.safetensors" in done.stderr
