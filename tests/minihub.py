@@ -313,15 +313,6 @@ class Handler(BaseHTTPRequestHandler):
         repo.branches[branch] = repo.at(self.json().get("startingPoint") or "main").sha
         return 201, {}, {}
 
-    def refs(self, kind: str, name: str) -> Any:
-        repo = self.repo(kind, name)
-        branches = [
-            {"name": branch, "ref": f"refs/heads/{branch}", "targetCommit": sha}
-            for branch, sha in repo.branches.items()
-            if not branch.startswith("refs/")
-        ]
-        return 200, {"branches": branches, "tags": [], "converts": [], "pullRequests": []}, {}
-
     # --- files in ------------------------------------------------------------------------------------------------
 
     def validate(self) -> Any:
@@ -434,12 +425,6 @@ class Handler(BaseHTTPRequestHandler):
             if recursive or "/" not in path
         ]
 
-    def paths_info(self, kind: str, name: str, revision: str) -> Any:
-        commit = self.repo(kind, name).at(revision)
-        entries = {entry["path"]: entry for entry in self.listing(commit, "", True)}
-        wanted = urllib.parse.parse_qs(self.body.decode()).get("paths", [])
-        return 200, [entries[path.rstrip("/")] for path in wanted if path.rstrip("/") in entries], {}
-
     def resolve(self, prefix: str, name: str, revision: str, path: str) -> Any:
         kind = "datasets" if prefix else "models"
         commit = self.repo(kind, name).at(revision)
@@ -475,30 +460,17 @@ class Handler(BaseHTTPRequestHandler):
             raise HubError(416, "Range Not Satisfiable", headers={"Content-Range": f"bytes */{len(content)}"})
         return 206, content[first : last + 1], headers | {"Content-Range": f"bytes {first}-{last}/{len(content)}"}
 
-    def whoami(self) -> Any:
-        if self.user is None:
-            raise HubError(401, "Invalid username or password.")
-        access = {"type": "access_token", "accessToken": {"displayName": "t", "role": self.role}}
-        return (
-            200,
-            {"type": "user", "id": "0", "name": self.user, "fullname": self.user, "orgs": [], "auth": access},
-            {},
-        )
-
 
 ROUTES = [
-    ("GET", r"/api/whoami-v2", Handler.whoami),
     ("POST", r"/api/validate-yaml", Handler.validate),
     ("POST", r"/api/repos/create", Handler.create_repo),
     ("GET", REPO, Handler.info),
     ("GET", rf"{REPO}/revision/(.+)", Handler.info),
-    ("GET", rf"{REPO}/refs", Handler.refs),
     ("POST", rf"{REPO}/branch/(.+)", Handler.create_branch),
     ("POST", rf"{REPO}/preupload/(.+)", Handler.preupload),
     ("POST", rf"{REPO}/commit/(.+)", Handler.commit),
     ("GET", rf"{REPO}/xet-(read|write)-token/(.+)", Handler.xet_token),
     ("GET", rf"{REPO}/tree/([^/]+)(/.*)?", Handler.tree),
-    ("POST", rf"{REPO}/paths-info/(.+)", Handler.paths_info),
     ("POST", rf"{FILES}\.git/info/lfs/objects/batch", Handler.lfs_batch),
     ("PUT", r"/_lfs/(\w+)", Handler.put_large),
     ("POST", r"/_lfs/(\w+)", Handler.verify_large),

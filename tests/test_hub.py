@@ -369,8 +369,10 @@ def test_weights_are_those_of_the_moment_and_only_the_newest_wait(
         better(run, value)
         push.after_evaluation(True)
     assert len(list(run.glob(".push-*"))) == 2
+    (run / "best").rename(run / "replaced just now")
     may_go_on.set()
     push.wait()
+    (run / "replaced just now").rename(run / "best")
     repo = on_hub.repo("tester/roads")
     assert len(repo.commits) == 3
     weights = [on_hub.content(commit.files["model.safetensors"]) for commit in list(repo.commits.values())[1:]]
@@ -390,13 +392,19 @@ def test_wrong_token_comes_to_light_before_the_first_step(
     assert on_hub.repos == {}
 
 
+@pytest.mark.parametrize("base", [None, "you/base"])
 @pytest.mark.parametrize("offline", [True, False])
 def test_run_starts_without_the_hub(
-    on_hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, offline: bool
+    on_hub: Hub,
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    offline: bool,
+    base: str | None,
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
-    on_hub.faults = [Fault("POST", "/repos/create", 503, 999)]
-    RunPush(run, HubConfig(push="end", repo="tester/roads"), base=None).check()
+    on_hub.faults = [Fault("POST", "/repos/create", 503, 999), Fault("HEAD", "/you/base/", None, 999)]
+    RunPush(run, HubConfig(push="end", repo="tester/roads"), base).check()
     assert "the run starts, but cannot be pushed to tester/roads now" in caplog.text
 
 

@@ -66,8 +66,8 @@ def nothing_on_the_hub(name: str, kind: str) -> Mapping[str, Any]:
 
 
 def card_of(run: Path, target: Path, read: Any = nothing_on_the_hub) -> Any:
-    stage(run, target, with_code=False, pictures=True)
-    return describe_run(run, target, "me/x", "https://hub/", [], release.Licence(), read)
+    checkpoint = stage(run, target, with_code=False, pictures=True)
+    return describe_run(target, checkpoint, "me/x", "https://hub/", [], release.Licence(), read)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def test_pictures_of_the_data_are_few_and_can_be_left_out(run: Path, target: Pat
     assert names(target) == PLAIN | expected | {"report.html", "example.jpg"}
     with Image.open(target / "example.jpg") as example:
         assert example.size == (180, 180)
-    card = describe_run(run, target, "me/x", "https://hub/", [], release.Licence(), nothing_on_the_hub)
+    card = describe_run(target, run / "best", "me/x", "https://hub/", [], release.Licence(), nothing_on_the_hub)
     assert card.pictures[0] == "overlays/overview.png" and card.example == "example.jpg"
     shutil.rmtree(target)
     target.mkdir()
@@ -209,8 +209,19 @@ def test_data_of_the_hub_is_described_by_its_card(tmp_path: Path, target: Path) 
         assert (name, kind) == ("you/roads", "dataset")
         return {"pretty_name": "Roads", "license": "cc-by-4.0"}
 
-    card = card_of(write_run(tmp_path / "run", "hub://you/roads"), target, read)
-    assert (card.data.name, card.data.hub_id, card.data.licence) == ("Roads", "you/roads", "cc-by-4.0")
+    for name in ("hub://you/roads", "you/roads"):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.rmtree(target)
+        target.mkdir()
+        card = card_of(write_run(tmp_path / "run", name), target, read)
+        assert (card.data.name, card.data.hub_id, card.data.licence) == ("Roads", "you/roads", "cc-by-4.0")
+
+
+@pytest.mark.parametrize(("path", "hub_id"), [("gone/folder", None), ("hub://you/roads", "you/roads")])
+def test_folder_that_is_gone_is_not_taken_for_data_of_the_hub(
+    tmp_path: Path, target: Path, path: str, hub_id: str | None
+) -> None:
+    assert card_of(write_run(tmp_path / "run", path), target).data.hub_id == hub_id
 
 
 def test_line_goes_through_run_folders_and_cards(tmp_path: Path) -> None:

@@ -10,28 +10,28 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import huggingface_hub
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from pydantic import Field
 
 from segtune.card import read_front_matter
 from segtune.errors import SegtuneError
 from segtune.licences import inherit
-from segtune.release import REPLACED, describe_run, find_checkpoint, lineage, read_recipe, stage
-from segtune.retries import FailedError, may_pass, reason, retried
+from segtune.release import RECIPE, REPLACED, describe_run, find_checkpoint, lineage, read_recipe, stage
+from segtune.retries import FailedError, is_refusal, reason, retried
 from segtune.section import Section
 
 logger = logging.getLogger(__name__)
 
-Staged = tempfile.TemporaryDirectory[str]
+
+class Staged(NamedTuple):
+    """What is pushed, as it was at one moment."""
+
+    folder: tempfile.TemporaryDirectory[str]
+    checkpoint: Path
 
 
 class HubConfig(Section):
@@ -133,7 +133,7 @@ class RunPush:
         except SegtuneError:
             raise
         except Exception as error:
-            if not may_pass(error) and not isinstance(error, OfflineModeIsEnabled):
+            if is_refusal(error):
                 raise PushError(f"the run cannot be pushed to {repo}: {reason(error)}, or hub.push=null") from error
             logger.warning("the run starts, but cannot be pushed to %s now: %s", repo, reason(error))
 
@@ -167,7 +167,7 @@ class RunPush:
                 self._thread = threading.Thread(target=self._work, name="push", daemon=True)
                 self._thread.start()
         if replaced is not None:
-            replaced.cleanup()
+            replaced.folder.cleanup()
 
     def _work(self) -> None:
         while True:
@@ -177,13 +177,11 @@ class RunPush:
                     self._thread = None
                     return
             try:
-                with _without_bars():
+                with _without_bars(), staged.folder:
                     self._url = _push(self.run, self.config, staged=staged)
                 logger.info("pushed %s to %s", self.run, self._url)
             except Exception as error:  # whatever it is, it must not end the run
                 logger.warning("%s", error)
-            finally:
-                staged.cleanup()
 
 
 # --- one push --------------------------------------------------------------------------------------------------------
@@ -196,18 +194,17 @@ def _staged(run: Path, config: HubConfig) -> Staged:
         prefix=".push-", dir=root if os.access(root, os.W_OK) else None, ignore_cleanup_errors=True
     )
     try:
-        stage(run, Path(folder.name), with_code=config.with_code, pictures=config.pictures)
+        return Staged(folder, stage(run, Path(folder.name), with_code=config.with_code, pictures=config.pictures))
     except BaseException as error:
         folder.cleanup()
         if isinstance(error, OSError):
             raise PushError(f"{run} was not pushed: its files cannot be put together ({error})") from error
         raise
-    return folder
 
 
 def _push(run: Path, config: HubConfig, create_pr: bool = False, staged: Staged | None = None) -> str:
     """Push what is staged, or the run as it is now; returns a URL."""
-    root, _ = find_checkpoint(run)
+    root = run if (run / RECIPE).is_file() else run.parent
     api, repo, branch = huggingface_hub.HfApi(), config.repo or root.resolve().name, config.branch
     try:
         line = retried(lambda: lineage(read_recipe(root)["model"]["name"], _read_card), repo)
@@ -215,9 +212,11 @@ def _push(run: Path, config: HubConfig, create_pr: bool = False, staged: Staged 
         url = retried(lambda: api.create_repo(repo, private=config.private, exist_ok=True), repo)
         if branch:
             retried(lambda: api.create_branch(url.repo_id, branch=branch, exist_ok=True), repo)
-        with staged or _staged(run, config) as name:
+        directory, checkpoint = staged or _staged(run, config)
+        with directory as name:
             folder, at = Path(name), f"{url}/resolve/{branch or 'main'}/"
-            card = retried(lambda: describe_run(run, folder, url.repo_id, at, line, licence, _read_card), repo)
+            about = (url.repo_id, at, line, licence, _read_card)
+            card = retried(lambda: describe_run(folder, checkpoint, *about), repo)
             (folder / "README.md").write_text(str(card), encoding="utf-8")
             commit = retried(
                 lambda: api.upload_folder(

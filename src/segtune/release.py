@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 ReadCard = Callable[[str, str], Mapping[str, Any]]  # (name on the Hub, "model" or "dataset") -> metadata
 
 MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
-RUN_FILES = ("recipe.yaml", "split.json", "metrics.jsonl")
+RECIPE = "recipe.yaml"
+RUN_FILES = (RECIPE, "split.json", "metrics.jsonl")
 CODE_FILES = (
     "configuration_segformer.py",
     "fused.py",
@@ -61,8 +62,8 @@ def find_checkpoint(run: Path) -> tuple[Path, Path]:
         run, candidates = run.parent, [run]
     else:
         candidates = [run / "best", run / "final"]
-    if not (run / RUN_FILES[0]).is_file():
-        raise UsageError(f"{run} is no run folder: it has no {RUN_FILES[0]}")
+    if not (run / RECIPE).is_file():
+        raise UsageError(f"{run} is no run folder: it has no {RECIPE}")
     for checkpoint in candidates:
         if all((checkpoint / name).is_file() for name in MODEL_FILES):
             return run, checkpoint
@@ -72,12 +73,15 @@ def find_checkpoint(run: Path) -> tuple[Path, Path]:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def stage(run: Path, target: Path, *, with_code: bool, pictures: bool) -> None:
+def stage(run: Path, target: Path, *, with_code: bool, pictures: bool) -> Path:
     """Put what is pushed into the empty folder `target`, without the card; what changes later does not change there.
 
     Args:
         with_code: add the network's code, for `trust_remote_code=True`.
         pictures: add pictures of the data: overlays, the report, an example.
+
+    Returns:
+        The checkpoint whose weights these are, see `find_checkpoint`.
     """
     run, checkpoint = find_checkpoint(run)
     for path in [checkpoint / name for name in MODEL_FILES] + [run / name for name in RUN_FILES]:
@@ -94,6 +98,7 @@ def stage(run: Path, target: Path, *, with_code: bool, pictures: bool) -> None:
         shutil.copyfile(Path(__file__).parent / "segformer" / name, target / name)
     if pictures:
         _stage_pictures(run, target)
+    return checkpoint
 
 
 def _link(source: Path, target: Path) -> None:
@@ -157,15 +162,15 @@ def lineage(base: str | None, read: ReadCard) -> list[Ancestor]:
 
 
 def describe_run(
-    run: Path, staged: Path, repo: str, url: str, line: Sequence[Ancestor], licence: Licence, read: ReadCard
+    staged: Path, checkpoint: Path, repo: str, url: str, line: Sequence[Ancestor], licence: Licence, read: ReadCard
 ) -> Card:
     """The card of what `stage` has put into a folder.
 
     Args:
+        checkpoint: as `stage` returned it.
         url: of a file in the repository, without its name.
         read: see `lineage`.
     """
-    run, checkpoint = find_checkpoint(run)
     recipe = read_recipe(staged)
     records = _read_lines(staged / "metrics.jsonl")
     environments = [record["environment"] for record in records if "environment" in record]
@@ -176,7 +181,7 @@ def describe_run(
         preprocessor=_read_json(staged / "preprocessor_config.json"),
         parameters=_count_parameters(staged / "model.safetensors"),
         recipe=recipe,
-        recipe_text=(staged / "recipe.yaml").read_text(encoding="utf-8"),
+        recipe_text=(staged / RECIPE).read_text(encoding="utf-8"),
         data=_data_facts(recipe["dataset"]["path"], staged / "split.json", read),
         line=line,
         licence=licence,
@@ -190,7 +195,7 @@ def describe_run(
 
 def read_recipe(run: Path) -> dict[str, Any]:
     """The recipe.yaml of a run, by section; not as strictly as a training would, for earlier versions' keys."""
-    return dict(yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")))
+    return dict(yaml.safe_load((run / RECIPE).read_text(encoding="utf-8")))
 
 
 def _card_of_weights(name: str, read: ReadCard) -> Mapping[str, Any]:
@@ -200,15 +205,17 @@ def _card_of_weights(name: str, read: ReadCard) -> Mapping[str, Any]:
         return read(repo, "model")
     if (folder / "README.md").is_file():
         return read_front_matter((folder / "README.md").read_text(encoding="utf-8"))
-    if (folder.parent / "recipe.yaml").is_file():
+    if (folder.parent / RECIPE).is_file():
         return {"base_model": read_recipe(folder.parent).get("model", {}).get("name")}
     return {}
 
 
 def _data_facts(path: str, split_file: Path, read: ReadCard) -> DataFacts:
     images = {split: len(ids) for split, ids in _read_json(split_file).items()} if split_file.is_file() else {}
-    repo = path.removeprefix(DATASET_OF_HUB) if path.startswith(DATASET_OF_HUB) else None
+    repo = hub_id(path.removeprefix(DATASET_OF_HUB))
     metadata = dict(read(repo, "dataset")) if repo else _facts_in_folder(path)
+    if not metadata and not path.startswith(DATASET_OF_HUB):  # a folder that is no longer here
+        repo = None
     licence = describe(metadata)
     return DataFacts(
         name=metadata.get("pretty_name") or metadata.get("name") or repo or Path(path).name,

@@ -46,11 +46,10 @@ def retried(step: Callable[[], Result], repo: str) -> Result:
             return step()
         except UsageError:
             raise
-        except Exception as raised:
-            error = _origin(raised)
+        except Exception as error:
             wait = max(planned or 0.0, _asked_to_wait(error))
             if planned is None or not may_pass(error) or wait > LONGEST_WAIT:
-                raise FailedError(reason(error)) from raised
+                raise FailedError(reason(error)) from error
             logger.warning("pushing to %s: %s; trying again in %.0f s (%d)", repo, reason(error), wait, tries)
         time.sleep(wait)
     raise AssertionError("the last try returns or raises")
@@ -58,19 +57,25 @@ def retried(step: Callable[[], Result], repo: str) -> Result:
 
 def may_pass(error: BaseException) -> bool:
     """Whether a later try may succeed: not after a clear refusal, nor after faults on this machine."""
-    status = _status(error)
+    origin = _origin(error)
+    status = _status(origin)
     if status is not None:
         return status in _PASSING
     here = (FileNotFoundError, PermissionError, OfflineModeIsEnabled, LocalTokenNotFoundError)
     mistakes = (AttributeError, LookupError, TypeError, ValueError, Warning)
-    return type(error) is not OSError and not isinstance(error, (*here, *mistakes))
+    return type(origin) is not OSError and not isinstance(origin, (*here, *mistakes))
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether it would be the same tomorrow, unlike a Hub that is out of reach for now."""
+    return not may_pass(error) and not isinstance(_origin(error), OfflineModeIsEnabled)
 
 
 def fault_of_hub(error: Exception) -> str | None:
     """Why the Hub or its cache did not give a file, where that is what `error` was raised from; else None."""
     origin = _origin(error)
     is_full = isinstance(origin, OSError) and origin.errno in _FULL
-    return reason(origin) if is_full or _status(origin) is not None else None
+    return reason(error) if is_full or _status(origin) is not None else None
 
 
 def _origin(error: BaseException) -> BaseException:
@@ -85,19 +90,21 @@ def _status(error: BaseException) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def _asked_to_wait(error: BaseException) -> float:
+def _asked_to_wait(error: Exception) -> float:
     """Seconds that the Hub's answer asks for: `Retry-After` (seconds or a date), or what is left of a rate limit."""
-    headers = getattr(getattr(error, "response", None), "headers", {})
+    origin = _origin(error)
+    headers = getattr(getattr(origin, "response", None), "headers", {})
     after, limit = headers.get("Retry-After"), re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))
     if after and after.strip().isdigit():
         return float(after)
     with contextlib.suppress(ValueError):
         return email.utils.parsedate_to_datetime(after or "").timestamp() - time.time()
-    return float(limit.group(1)) if limit and _status(error) == 429 else 0.0
+    return float(limit.group(1)) if limit and _status(origin) == 429 else 0.0
 
 
-def reason(error: BaseException) -> str:
+def reason(raised: Exception) -> str:
     """What went wrong and what to do about it, on one line."""
+    error = _origin(raised)
     status = _status(error)
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE=1 keeps this process off the network"
@@ -114,4 +121,5 @@ def reason(error: BaseException) -> str:
     text = " ".join(str(getattr(error, "server_message", None) or error).split())[:_LONGEST_REASON].rstrip(".")
     if status is not None:
         return f"the Hub answers {status}{' (too many requests)' if status == 429 else ''}: {text}"
-    return text if isinstance(error, ValueError) else f"no answer from the Hub ({type(error).__name__}: {text})"
+    named = text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+    return f"no answer from the Hub ({named})" if may_pass(error) else named

@@ -310,6 +310,26 @@ def test_model_pushes_itself(place: Place, local: Any) -> None:
     assert place.hub.repo("tester/plain").private
 
 
+def test_pushed_data_is_streamed_by_datasets(place: Place) -> None:
+    """What `segtune data convert --to hub` calls."""
+    found = place.script("""
+        from datasets import Dataset, Image as ImageFeature, load_dataset
+        from segtune.hub import push_folder
+
+        mask = Image.fromarray(np.arange(180 * 180, dtype=np.uint8).reshape(180, 180) % 4)
+        rows = Dataset.from_dict({"image": [photo] * 3, "mask": [mask] * 3})
+        rows = rows.cast_column("image", ImageFeature()).cast_column("mask", ImageFeature())
+        rows.to_parquet("data/data/train-0.parquet")
+        open("data/README.md", "w").write("---\\nlicense: cc0-1.0\\n---\\n")
+        push_folder("data", "tester/data", "dataset", private=True, message="Add the data")
+        streamed = list(load_dataset("tester/data", split="train", streaming=True))
+        again = load_dataset("tester/data", split="train")
+        results["rows"] = [len(streamed), len(again)]
+        results["equal"] = all(np.array_equal(row["mask"], mask) for row in (*streamed, *again))
+    """)
+    assert found["rows"].tolist() == [3, 3] and found["equal"]
+
+
 # --- published checkpoints -------------------------------------------------------------------------------------------
 
 
