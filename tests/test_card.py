@@ -173,10 +173,11 @@ def test_licences_of_weights_and_data() -> None:
 
 
 def test_limits_name_weak_and_untested_classes() -> None:
-    text = section(card(preprocessor={"size_divisor": 32}), "Limits")
+    text = section(card(preprocessor={"size_divisor": 32, "window": 512, "stride": None}), "Limits")
     assert "lowest IoU: road (0.46)" in text
     assert "val split does not hold them: a|b" in text
-    assert "multiple of 32" in text
+    assert "with `size_divisor` 32, `window` 512 (see" in text
+    assert "preprocessor_config" not in section(card(preprocessor={"size_divisor": 1, "window": None}), "Limits")
 
 
 def test_each_kind_of_model_gets_snippets_that_fit_it() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +18,7 @@ from safetensors.torch import save_file
 
 from segtune import release
 from segtune.errors import UsageError
+from segtune.evaluation import Evaluation
 from segtune.labels import LabelMap
 from segtune.release import CODE_FILES, describe_run, find_checkpoint, lineage, stage
 
@@ -182,6 +185,43 @@ def test_another_metric_may_have_chosen_the_weights(run: Path, target: Path) -> 
         text.replace("training: {}", "training: {best_metric: mean_iou, best_direction: min}")
     )
     assert card_of(run, target).results.scores["mean_iou"] == 0.2
+
+
+def save_evaluation(run: Path, split: str, checkpoint: str, correct: int) -> Path:
+    """Of three images of ten pixels each, `correct` of them right in every image."""
+    evaluation = Evaluation(["sky", "road"])
+    labels = np.array([[0] * 5 + [1] * 5], dtype=np.uint8)
+    for number in range(3):
+        prediction = labels.copy()
+        prediction[0, : 10 - correct] = 1
+        evaluation.add(f"{split}-{number}", labels, prediction)
+    evaluation.about = {"checkpoint": checkpoint}
+    evaluation.save(run / f"evaluation-{split}.npz")
+    return run / f"evaluation-{split}.npz"
+
+
+def test_counts_of_the_weights_give_intervals_on_test_before_val(run: Path, target: Path, tmp_path: Path) -> None:
+    save_evaluation(run, "val", str(run / "best"), correct=6)
+    results = card_of(run, target).results
+    assert (results.split, results.scores["per_class"]["sky"]["iou"]) == ("val", 0.2)
+    assert results.intervals["sky"] == pytest.approx([0.2, 0.2]) and set(results.intervals) == {None, "sky", "road"}
+    assert results.how.startswith("Intervals: 95 %, BCa bootstrap of 10000 resamples")
+    assert "evaluation-val.npz" in names(target)
+    save_evaluation(run, "test", "best", correct=8)
+    (tmp_path / "second").mkdir()
+    results = card_of(run, tmp_path / "second").results
+    assert (results.split, results.scores["num_images"]) == ("test", 3)
+    assert results.scores["per_class"]["sky"]["iou"] == pytest.approx(3 / 5)
+
+
+def test_counts_of_other_weights_are_left_out(run: Path, target: Path, caplog: pytest.LogCaptureFixture) -> None:
+    earlier = save_evaluation(run, "test", str(run / "best"), correct=8)
+    os.utime(earlier, (1, 1))
+    save_evaluation(run, "val", str(run / "final"), correct=8)
+    (run / "evaluation-mine.npz").write_bytes(b"torn")
+    assert card_of(run, target).results.scores["mean_iou"] == 0.4
+    assert names(target) == PLAIN
+    assert "left out: " in caplog.text and "evaluation-mine.npz" in caplog.text
 
 
 def test_data_says_its_name_source_and_licence(tmp_path: Path, target: Path) -> None:

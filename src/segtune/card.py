@@ -229,11 +229,16 @@ class Card:
                 yield f"The classes with the lowest IoU: {', '.join(weak)}."
             if absent:
                 yield f"Not tested, since the {self.results.split} split does not hold them: {', '.join(absent)}."
-        if self.preprocessor.get("size_divisor", 1) > 1:
+        own = [f"`{name}` {value}" for name in ("size_divisor", "window", "stride") if (value := self._protocol(name))]
+        if own:
             yield (
-                f"It was evaluated with sides rounded up to a multiple of {self.preprocessor['size_divisor']} "
-                "(`size_divisor`), which transformers' image processor does not do."
+                f"It was evaluated with {', '.join(own)} (see `preprocessor_config.json`), which segtune does and "
+                "transformers does not."
             )
+
+    def _protocol(self, name: str) -> int | None:
+        value = self.preprocessor.get(name)
+        return None if value == 1 else value
 
     def _licences(self) -> Iterable[str]:
         if self.licence.origin:

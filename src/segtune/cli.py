@@ -150,6 +150,8 @@ def _closing_lines(result: dict[str, Any]) -> list[str]:
             name = "mIoU" if metric == "mean_iou" else metric
             lines.append(f"best val {name} {value:.4f} at step {result['best']['step']}")
     lines.append(f"run folder: {folder}")
+    if result.get("pushed"):
+        lines.append(f"pushed to {result['pushed']}")
     split = next((split for split in ("test", "val") if split in result["splits"]), None)
     if split:
         words = ["segtune", "evaluate", str(folder / "best"), str(folder / "recipe.yaml"), "--split", split]

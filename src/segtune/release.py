@@ -96,9 +96,26 @@ def stage(run: Path, target: Path, *, with_code: bool, pictures: bool) -> Path:
         (target / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for name in CODE_FILES if with_code else ():
         shutil.copyfile(Path(__file__).parent / "segformer" / name, target / name)
+    for path in _evaluations(run, checkpoint):
+        shutil.copyfile(path, target / path.name)
     if pictures:
         _stage_pictures(run, target)
     return checkpoint
+
+
+def _evaluations(run: Path, checkpoint: Path) -> list[Path]:
+    """What training and `segtune evaluate --save` counted with these weights; older files are of earlier ones."""
+    from segtune.evaluation import Evaluation
+
+    written, found = (checkpoint / MODEL_FILES[1]).stat().st_mtime, []
+    for path in run.glob("evaluation-*.npz"):
+        try:
+            about = Evaluation.load(path).about
+            if path.stat().st_mtime >= written and Path(about.get("checkpoint", "")).name == checkpoint.name:
+                found.append(path)
+        except SegtuneError as error:
+            logger.warning("left out: %s", error)
+    return found
 
 
 def _link(source: Path, target: Path) -> None:
@@ -185,7 +202,7 @@ def describe_run(
         data=_data_facts(recipe["dataset"]["path"], staged / "split.json", read),
         line=line,
         licence=licence,
-        results=_results(records, recipe, checkpoint.name == "final"),
+        results=_counted(staged) or _logged(records, recipe, checkpoint.name == "final"),
         environment=environments[-1] if environments else {},
         pictures=[path.relative_to(staged).as_posix() for path in _overlays(staged / "overlays")],
         example=EXAMPLE if (staged / EXAMPLE).is_file() else None,
@@ -247,7 +264,25 @@ def _facts_in_folder(path: str) -> dict[str, Any]:
     return facts
 
 
-def _results(records: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any], last: bool) -> Results | None:
+def _counted(staged: Path) -> Results | None:
+    """The evaluation on the test split, else the validation split, with intervals."""
+    from segtune.evaluation import Evaluation, file_name
+    from segtune.uncertainty import intervals
+
+    split = next((split for split in ("test", "val") if (staged / file_name(split)).is_file()), None)
+    if split is None:
+        return None
+    evaluation = Evaluation.load(staged / file_name(split))
+    found = intervals(evaluation)
+    ends = {None: found["mean_iou"]["bca"], **{name: row["bca"] for name, row in found["per_class"].items()}}
+    how = (
+        f"Intervals: {100 * found['level']:g} %, BCa bootstrap of {found['resamples']} resamples of the images; they "
+        "are too narrow where images resemble each other, as frames of a video do."
+    )
+    return Results(split, evaluation.scores(), ends, how)
+
+
+def _logged(records: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any], last: bool) -> Results | None:
     """The evaluation on the validation split of the best weights, or of the last ones."""
     metric = recipe.get("training", {}).get("best_metric", "mean_iou").split("/")
     sign = -1 if recipe.get("training", {}).get("best_direction") == "min" else 1

@@ -240,7 +240,8 @@ def test_evaluate_and_predict_take_an_id_and_a_revision(place: Place, local: Any
     )
     done = place.segtune("evaluate", f"{REPO}@v1", "demo", "--split", "val", "--json", home="third")
     lines = [json.loads(line) for line in (place.folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert json.loads(done.stdout)["mean_iou"] == pytest.approx(lines[-1]["mean_iou"], abs=1e-9)
+    (trained,) = [line["mean_iou"] for line in lines if "mean_iou" in line]
+    assert json.loads(done.stdout)["mean_iou"] == pytest.approx(trained, abs=1e-9)
     place.segtune("predict", f"{REPO}@{repo.tags['v1']}", PHOTO, "--output", "masks", home="third")
     repo.branches["main"] = repo.tags["v1"]
     assert (place.folder / "masks").is_dir()
@@ -296,6 +297,24 @@ def test_wrong_token_leaves_the_run_as_it_is(place: Place) -> None:
         f"or set HF_TOKEN. The run is intact; to go on: segtune push run --repo {REPO}\n"
     )
     assert {path: path.read_bytes() for path in (place.folder / "run").rglob("*") if path.is_file()} == before
+
+
+def test_training_pushes_while_it_goes_on(place: Place) -> None:
+    settings = ["training.max_steps=4", "hub.push=every_eval", "hub.repo=tester/live", *TINY, "training.eval_every=2"]
+    refused = place.segtune(
+        "train", "demo", *settings, "training.output_dir=live", code=1, token="hf_nonsense"
+    )  # fmt: skip
+    assert "error: the run cannot be pushed to tester/live: the Hub does not accept the token" in refused.stderr
+    assert not (place.folder / "live").exists()
+    done = place.segtune("train", "demo", *settings, "training.output_dir=live")
+    assert f"pushed to {place.url}/tester/live\n" in done.stdout
+    repo = place.hub.repo("tester/live")
+    assert {commit.title for commit in repo.commits.values()} == {"initial commit", "Push live with segtune"}
+    assert len(repo.commits) >= 3
+    for name in ("best/model.safetensors", "metrics.jsonl", "evaluation-val.npz"):
+        assert place.hub.read("tester/live", Path(name).name) == (place.folder / "live" / name).read_bytes()
+    card = place.hub.read("tester/live", "README.md").decode()
+    assert "BCa bootstrap of 10000 resamples" in card and "mean IoU [0." in card
 
 
 def test_model_pushes_itself(place: Place, local: Any) -> None:
