@@ -227,7 +227,7 @@ def test_counts_of_other_weights_are_left_out(run: Path, target: Path, caplog: p
 def test_data_says_its_name_source_and_licence(tmp_path: Path, target: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
-    about = {"name": "camvid", "classes": {}, "source": "a drive", "licence_as_stated": "CC BY-NC 4.0, research"}
+    about = {"name": "camvid", "classes": {}, "source": "a drive.", "licence_as_stated": "CC BY-NC 4.0, research."}
     (folder / "classes.json").write_text(json.dumps(about))
     card = card_of(write_run(tmp_path / "run", str(folder)), target)
     assert (card.data.name, card.data.source, card.data.licence) == ("camvid", "a drive", "CC BY-NC 4.0, research")

@@ -233,13 +233,13 @@ def _data_facts(path: str, split_file: Path, read: ReadCard) -> DataFacts:
     metadata = dict(read(repo, "dataset")) if repo else _facts_in_folder(path)
     if not metadata and not path.startswith(DATASET_OF_HUB):  # a folder that is no longer here
         repo = None
-    licence = describe(metadata)
+    source = "part of segtune" if path.startswith(DATASET_OF_SEGTUNE) else metadata.get("source")
     return DataFacts(
         name=metadata.get("pretty_name") or metadata.get("name") or repo or Path(path).name,
         images=images,
         hub_id=repo,
-        licence=licence,
-        source="part of segtune" if path.startswith(DATASET_OF_SEGTUNE) else metadata.get("source"),
+        licence=describe(metadata).rstrip("."),
+        source=source and source.rstrip("."),
         is_non_commercial=is_non_commercial(metadata),
     )
 
