@@ -18,7 +18,7 @@ import yaml
 from minihub import Fault, Hub, Repo, serve
 from safetensors.torch import save_file
 
-from segtune import hub, release, retries
+from segtune import facts, hub, release, retries
 from segtune.errors import UsageError
 from segtune.hub import HubConfig, PushError, RunPush, push_folder, push_run
 from segtune.labels import LabelMap
@@ -257,7 +257,7 @@ def test_repository_that_is_gone_is_not_waited_for(
 ) -> None:
     def describe_and_remove(*arguments: Any) -> Any:
         on_hub.repos.clear()
-        return release.describe_run(*arguments)
+        return facts.describe_run(*arguments)
 
     monkeypatch.setattr(hub, "describe_run", describe_and_remove)
     with pytest.raises(PushError, match="the Hub has no such repository"):
@@ -319,6 +319,21 @@ def test_run_is_pushed_when_the_recipe_says(on_hub: Hub, run: Path, when: Any, c
     assert pushed_value(on_hub) == 2.0
     assert on_hub.read("tester/roads", "metrics.jsonl") == b'{"ended": "done"}\n'
     assert not list(run.glob(".push-*"))
+
+
+def test_example_is_looked_for_once(on_hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That may mean to look through all of the data."""
+    looked = []
+    monkeypatch.setattr(hub, "example_picture", lambda staged: looked.append(staged) or b"a picture")
+    push = RunPush(run, HubConfig(push="every_eval", repo="tester/roads"), base=None)
+    for _ in range(2):
+        push.after_evaluation(False)
+        push.wait()
+    push.finish()
+    assert len(looked) == 1
+    assert on_hub.read("tester/roads", "example.jpg") == b"a picture"
+    RunPush(run, HubConfig(push="end", repo="tester/roads", pictures=False), base=None).finish()
+    assert len(looked) == 1 and "example.jpg" not in on_hub.repo("tester/roads").at().files
 
 
 def test_failing_pushes_warn_and_never_raise(

@@ -7,7 +7,7 @@ import os
 import shlex
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,8 +19,17 @@ from pydantic import Field
 
 from segtune.card import read_front_matter
 from segtune.errors import SegtuneError
-from segtune.licences import inherit
-from segtune.release import RECIPE, REPLACED, describe_run, find_checkpoint, lineage, read_recipe, stage
+from segtune.facts import describe_run, lineage
+from segtune.licences import Licence, inherit
+from segtune.release import (
+    EXAMPLE,
+    RECIPE,
+    REPLACED,
+    example_picture,
+    find_checkpoint,
+    read_recipe,
+    stage,
+)
 from segtune.retries import FailedError, is_refusal, reason, retried
 from segtune.section import Section
 
@@ -118,6 +127,7 @@ class RunPush:
         self._waiting: Staged | None = None
         self._thread: threading.Thread | None = None
         self._url: str | None = None
+        self._examples: list[bytes | None] = []
 
     def check(self) -> None:
         """Make the repository: before the first step, so that a wrong token does not come to light after the last.
@@ -178,10 +188,16 @@ class RunPush:
                     return
             try:
                 with _without_bars(), staged.folder:
-                    self._url = _push(self.run, self.config, staged=staged)
+                    self._url = _push(self.run, self.config, staged=staged, example=self._example)
                 logger.info("pushed %s to %s", self.run, self._url)
             except Exception as error:  # whatever it is, it must not end the run
                 logger.warning("%s", error)
+
+    def _example(self, staged: Path) -> bytes | None:
+        """The same picture at every push, looked for once."""
+        if not self._examples:
+            self._examples.append(example_picture(staged))
+        return self._examples[0]
 
 
 # --- one push --------------------------------------------------------------------------------------------------------
@@ -202,7 +218,13 @@ def _staged(run: Path, config: HubConfig) -> Staged:
         raise
 
 
-def _push(run: Path, config: HubConfig, create_pr: bool = False, staged: Staged | None = None) -> str:
+def _push(
+    run: Path,
+    config: HubConfig,
+    create_pr: bool = False,
+    staged: Staged | None = None,
+    example: Callable[[Path], bytes | None] = example_picture,
+) -> str:
     """Push what is staged, or the run as it is now; returns a URL."""
     root = run if (run / RECIPE).is_file() else run.parent
     api, repo, branch = huggingface_hub.HfApi(), config.repo or root.resolve().name, config.branch
@@ -215,6 +237,8 @@ def _push(run: Path, config: HubConfig, create_pr: bool = False, staged: Staged 
         directory, checkpoint = staged or _staged(run, config)
         with directory as name:
             folder, at = Path(name), f"{url}/resolve/{branch or 'main'}/"
+            if config.pictures and (picture := example(folder)):
+                (folder / EXAMPLE).write_bytes(picture)
             about = (url.repo_id, at, line, licence, _read_card)
             card = retried(lambda: describe_run(folder, checkpoint, *about), repo)
             (folder / "README.md").write_text(str(card), encoding="utf-8")
@@ -232,11 +256,15 @@ def _push(run: Path, config: HubConfig, create_pr: bool = False, staged: Staged 
     except FailedError as error:
         command = _command(run, config, create_pr)
         raise PushError(f"{run} was not pushed to {repo}: {error}. The run is intact; to go on: {command}") from error
-    if not licence.metadata:
-        logger.warning("the card of %s states no licence: hub.license or --license states one", url.repo_id)
-    elif licence.is_non_commercial:
-        logger.warning("%s is not for commercial use: %s", url.repo_id, licence)
+    _tell(licence, url.repo_id)
     return str(commit.pr_url or url)
+
+
+def _tell(licence: Licence, repo: str) -> None:
+    if not licence.metadata:
+        logger.warning("the card of %s states no licence: hub.license or --license states one", repo)
+    elif licence.is_non_commercial:
+        logger.warning("%s is not for commercial use: %s", repo, licence)
 
 
 def _command(run: Path, config: HubConfig, create_pr: bool) -> str:

@@ -1,27 +1,20 @@
-"""What of a run goes to the Hub: a folder of the files, and the facts for their model card."""
+"""What of a run goes to the Hub: a folder of files, as they are at one moment."""
 
 from __future__ import annotations
 
+import io
 import json
 import logging
-import math
 import os
-import re
 import shutil
-import struct
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from segtune.card import Card, DataFacts, Results, read_front_matter
 from segtune.errors import SegtuneError, UsageError
-from segtune.licences import Ancestor, Licence, describe, hub_id, is_non_commercial, trace
 
 logger = logging.getLogger(__name__)
-
-ReadCard = Callable[[str, str], Mapping[str, Any]]  # (name on the Hub, "model" or "dataset") -> metadata
 
 MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 RECIPE = "recipe.yaml"
@@ -40,11 +33,10 @@ AUTO_MAPS = {
     },
     "preprocessor_config.json": {"AutoImageProcessor": "image_processing_segformer.SegformerImageProcessor"},
 }
-DATASET_OF_HUB, DATASET_OF_SEGTUNE = "hub://", "segtune://"
 EXAMPLE, EXAMPLE_SIDE = "example.jpg", 768
 REPLACED = ("overlays/*", "report.html", EXAMPLE, *CODE_FILES)  # of an earlier push, where this one has none
 MOST_PICTURES = 16
-_PICTURES = (".jpg", ".png")
+_PICTURES, _PICTURE_MODES = (".jpg", ".png"), ("RGB", "RGBA", "L", "P")
 
 
 def find_checkpoint(run: Path) -> tuple[Path, Path]:
@@ -78,7 +70,7 @@ def stage(run: Path, target: Path, *, with_code: bool, pictures: bool) -> Path:
 
     Args:
         with_code: add the network's code, for `trust_remote_code=True`.
-        pictures: add pictures of the data: overlays, the report, an example.
+        pictures: add pictures of the data: overlays and the report.
 
     Returns:
         The checkpoint whose weights these are, see `find_checkpoint`.
@@ -130,16 +122,12 @@ def _stage_pictures(run: Path, target: Path) -> None:
     if (run / "report.html").is_file():
         shutil.copyfile(run / "report.html", target / "report.html")
     overlays = target / "overlays"
-    for path in _overlays(run / "overlays"):
+    for path in find_overlays(run / "overlays"):
         overlays.mkdir(exist_ok=True)
         shutil.copyfile(path, overlays / path.name)
-    try:
-        _save_example(run, target / EXAMPLE)
-    except (SegtuneError, OSError, ValueError, KeyError) as error:
-        logger.info("no example picture for the Hub: %s", error)
 
 
-def _overlays(folder: Path) -> list[Path]:
+def find_overlays(folder: Path) -> list[Path]:
     """Pictures of `segtune evaluate --overlays`, the overview first; where there are none, of the last evaluation."""
     steps = sorted(folder.glob("step-*"), reverse=True)
     for place, pattern in ((folder, "*"), *((step, "**/*") for step in steps)):
@@ -149,169 +137,32 @@ def _overlays(folder: Path) -> list[Path]:
     return []
 
 
-def _save_example(run: Path, target: Path) -> None:
-    """A picture of the data, of test where there is one, for the Hub's widget."""
+def example_picture(staged: Path) -> bytes | None:
+    """A picture of the data, of test where there is one, for the Hub's widget: a JPEG; None where there is none.
+
+    It looks through the data, which may take a while.
+    """
     from PIL import Image
 
     from segtune.data.sources import load_segmentation_dataset
 
-    config = read_recipe(run)["dataset"]
+    config = read_recipe(staged)["dataset"]
     options = {key: config.get(key) for key in ("images", "masks")}
-    dataset = load_segmentation_dataset(config["path"], split_file=(run / "split.json").absolute(), **options)
-    split = next(split for split in ("test", "val", "train") if split in dataset)
-    picture = dataset[split][0]["image"]
-    if not isinstance(picture, Image.Image) or picture.mode not in ("RGB", "L"):
-        raise SegtuneError("the images are no RGB pictures")
+    try:
+        dataset = load_segmentation_dataset(config["path"], split_file=(staged / "split.json").absolute(), **options)
+        picture = next(dataset[split] for split in ("test", "val", "train") if split in dataset)[0]["image"]
+        if not isinstance(picture, Image.Image) or picture.mode not in _PICTURE_MODES:
+            raise SegtuneError("the images are no RGB pictures")
+        picture = picture.convert("RGB")
+    except (SegtuneError, OSError) as error:
+        logger.info("no example picture for the Hub: %s", error)
+        return None
     picture.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
-    picture.convert("RGB").save(target, quality=90)
-
-
-# --- facts -----------------------------------------------------------------------------------------------------------
-
-
-def lineage(base: str | None, read: ReadCard) -> list[Ancestor]:
-    """The weights that a model started from: `base`, a folder, Hub id or None, and what that started from.
-
-    Args:
-        read: gives the metadata of a card on the Hub, empty where there is none.
-    """
-    return trace(base, lambda name: _card_of_weights(name, read))
-
-
-def describe_run(
-    staged: Path, checkpoint: Path, repo: str, url: str, line: Sequence[Ancestor], licence: Licence, read: ReadCard
-) -> Card:
-    """The card of what `stage` has put into a folder.
-
-    Args:
-        checkpoint: as `stage` returned it.
-        url: of a file in the repository, without its name.
-        read: see `lineage`.
-    """
-    recipe = read_recipe(staged)
-    records = _read_lines(staged / "metrics.jsonl")
-    environments = [record["environment"] for record in records if "environment" in record]
-    return Card(
-        repo=repo,
-        url=url,
-        config=_read_json(staged / "config.json"),
-        preprocessor=_read_json(staged / "preprocessor_config.json"),
-        parameters=_count_parameters(staged / "model.safetensors"),
-        recipe=recipe,
-        recipe_text=(staged / RECIPE).read_text(encoding="utf-8"),
-        data=_data_facts(recipe["dataset"]["path"], staged / "split.json", read),
-        line=line,
-        licence=licence,
-        results=_counted(staged) or _logged(records, recipe, checkpoint.name == "final"),
-        environment=environments[-1] if environments else {},
-        pictures=[path.relative_to(staged).as_posix() for path in _overlays(staged / "overlays")],
-        example=EXAMPLE if (staged / EXAMPLE).is_file() else None,
-        with_code=(staged / CODE_FILES[0]).is_file(),
-    )
+    encoded = io.BytesIO()
+    picture.save(encoded, "JPEG", quality=90)
+    return encoded.getvalue()
 
 
 def read_recipe(run: Path) -> dict[str, Any]:
     """The recipe.yaml of a run, by section; not as strictly as a training would, for earlier versions' keys."""
     return dict(yaml.safe_load((run / RECIPE).read_text(encoding="utf-8")))
-
-
-def _card_of_weights(name: str, read: ReadCard) -> Mapping[str, Any]:
-    """The metadata of a Hub id's card or of a folder's; of a run's folder without card, what the run started from."""
-    repo, folder = hub_id(name), Path(name)
-    if repo:
-        return read(repo, "model")
-    if (folder / "README.md").is_file():
-        return read_front_matter((folder / "README.md").read_text(encoding="utf-8"))
-    if (folder.parent / RECIPE).is_file():
-        return {"base_model": read_recipe(folder.parent).get("model", {}).get("name")}
-    return {}
-
-
-def _data_facts(path: str, split_file: Path, read: ReadCard) -> DataFacts:
-    images = {split: len(ids) for split, ids in _read_json(split_file).items()} if split_file.is_file() else {}
-    repo = hub_id(path.removeprefix(DATASET_OF_HUB))
-    metadata = dict(read(repo, "dataset")) if repo else _facts_in_folder(path)
-    if not metadata and not path.startswith(DATASET_OF_HUB):  # a folder that is no longer here
-        repo = None
-    source = "part of segtune" if path.startswith(DATASET_OF_SEGTUNE) else metadata.get("source")
-    return DataFacts(
-        name=metadata.get("pretty_name") or metadata.get("name") or repo or Path(path).name,
-        images=images,
-        hub_id=repo,
-        licence=describe(metadata).rstrip("."),
-        source=source and source.rstrip("."),
-        is_non_commercial=is_non_commercial(metadata),
-    )
-
-
-def _facts_in_folder(path: str) -> dict[str, Any]:
-    """What README.md and the label file of a folder say about the data."""
-    from segtune.data.sources import LABEL_FILES, resolve_path
-
-    try:
-        root = resolve_path(path)
-    except SegtuneError:  # the data is not on this machine
-        return {}
-    facts: dict[str, Any] = {}
-    for name in LABEL_FILES:
-        content = _read_json(root / name) if (root / name).is_file() else {}
-        if isinstance(content, dict):
-            facts |= {key: content[key] for key in ("name", "source") if isinstance(content.get(key), str)}
-            licences = [value for key, value in content.items() if re.match("licen[cs]e", key)]
-            facts |= {"license": licences[0]} if licences else {}
-    if (root / "README.md").is_file():
-        facts |= read_front_matter((root / "README.md").read_text(encoding="utf-8"))
-    return facts
-
-
-def _counted(staged: Path) -> Results | None:
-    """The evaluation on the test split, else the validation split, with intervals."""
-    from segtune.evaluation import Evaluation, file_name
-    from segtune.uncertainty import intervals
-
-    split = next((split for split in ("test", "val") if (staged / file_name(split)).is_file()), None)
-    if split is None:
-        return None
-    evaluation = Evaluation.load(staged / file_name(split))
-    found = intervals(evaluation)
-    ends = {None: found["mean_iou"]["bca"], **{name: row["bca"] for name, row in found["per_class"].items()}}
-    how = (
-        f"Intervals: {100 * found['level']:g} %, BCa bootstrap of {found['resamples']} resamples of the images; they "
-        "are too narrow where images resemble each other, as frames of a video do."
-    )
-    return Results(split, evaluation.scores(), ends, how)
-
-
-def _logged(records: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any], last: bool) -> Results | None:
-    """The evaluation on the validation split of the best weights, or of the last ones."""
-    metric = recipe.get("training", {}).get("best_metric", "mean_iou").split("/")
-    sign = -1 if recipe.get("training", {}).get("best_direction") == "min" else 1
-
-    def value(record: Any) -> float:
-        for key in metric:
-            record = record[key]
-        return -math.inf if record is None else sign * record
-
-    found = [record for record in records if record.get("split") == "val" and "mean_iou" in record]
-    if not found:
-        return None
-    return Results("val", found[-1] if last else max(found, key=value))
-
-
-def _count_parameters(weights: Path) -> int:
-    """From the header of a safetensors file; running statistics do not count."""
-    with weights.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(size))
-    buffers = ("__metadata__", "running_mean", "running_var", "num_batches_tracked")
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if not name.endswith(buffers))
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file without a last line that is not yet whole."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]

@@ -85,6 +85,7 @@ LAYERS = [
         "bench",
         "card",
         "export",
+        "facts",
         "hub",
         "licences",
         "outputs",
