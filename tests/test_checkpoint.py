@@ -1,13 +1,23 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 
-from segtune.checkpoint import ModelConfig, build_model, load_model, read_json_lines, save_model, write_folder
-from segtune.errors import UsageError
+from segtune.checkpoint import (
+    ModelConfig,
+    build_model,
+    load_model,
+    read_json_lines,
+    save_model,
+    split_revision,
+    write_folder,
+)
+from segtune.errors import DataError, UsageError
 from segtune.labels import LabelMap
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 
@@ -98,6 +108,44 @@ def test_missing_checkpoints_have_clear_messages(tmp_path: Path) -> None:
         load_model("nobody/nothing")
     with pytest.raises(UsageError, match="cannot be loaded"):
         load_model(tmp_path / "run" / "best")
+
+
+def test_checkpoint_keeps_its_stages(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A recipe's smaller network for random weights must not throw away a checkpoint's encoder."""
+    base = build_model(ModelConfig(config=TINY), LABELS, seed=1)
+    base.save_pretrained(tmp_path / "base")
+    config = {"hidden_sizes": [16, 32, 40, 64], "decoder_hidden_size": 24, "drop_path_rate": 0.3}
+    model = build_model(ModelConfig(name=str(tmp_path / "base"), config=config), LABELS)
+    encoder = base.segformer.state_dict()
+    assert all(torch.equal(value, encoder[name]) for name, value in model.segformer.state_dict().items())
+    assert model.config.decoder_hidden_size == 24 and model.config.drop_path_rate == 0.3
+    assert f"model.config: hidden_sizes describes random weights; {tmp_path / 'base'} has its own" in caplog.text
+
+
+def test_revision_is_part_of_the_name_of_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert split_revision("nvidia/mit-b0@v1.0") == ("nvidia/mit-b0", "v1.0")
+    assert split_revision("nvidia/mit-b0") == ("nvidia/mit-b0", None)
+    (tmp_path / "runs@home").mkdir()
+    assert split_revision("runs@home") == ("runs@home", None)
+
+
+class Harmful:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch harmed",)
+
+
+def test_older_files_are_read_and_do_not_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = build_model(ModelConfig(config=TINY), LABELS)
+    model.config.save_pretrained("old")
+    torch.save(model.state_dict(), "old/pytorch_model.bin")
+    weights = load_model("old").state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+    torch.save({**model.state_dict(), "hook": Harmful()}, "old/pytorch_model.bin")
+    with pytest.raises(DataError, match=r"old: its pytorch_model\.bin is no pure .* asks for \w+\.system\. .*refused"):
+        load_model("old")
+    assert not Path("harmed").exists()
 
 
 def test_a_write_that_fails_leaves_the_old_folder(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from segtune.class_weights import counted_weights
 from segtune.data.sources import DatasetConfig
 from segtune.data.transforms import TransformConfig
 from segtune.errors import DataError, UsageError
+from segtune.hub import HubConfig
 from segtune.losses import LossConfig
 from segtune.recipe import Recipe, load_recipe, resolved, train
 from segtune.training_config import TrainingConfig
@@ -250,11 +251,14 @@ def test_yaml_holds_every_field_and_comes_back_equal(tmp_path: Path) -> None:
 
 
 def test_resolved_recipe_repeats_the_run_and_overwrites_nothing() -> None:
-    recipe = load_recipe("demo", ["training.output_dir=out", "training.overwrite=true", "training.resume=auto"])
+    recipe = load_recipe(
+        "demo", ["training.output_dir=out", "training.overwrite=true", "training.resume=auto", "hub.push=end"]
+    )
     again = resolved(recipe)
     assert again.dataset.split_file == "out/split.json"
     assert (again.training.overwrite, again.training.resume) == (False, "never")
-    changed = {"dataset": {"split_file"}, "training": {"overwrite", "resume"}}
+    assert again.hub.push is None
+    changed = {"dataset": {"split_file"}, "training": {"overwrite", "resume"}, "hub": {"push"}}
     assert again.model_dump(exclude=changed) == recipe.model_dump(exclude=changed)  # type: ignore[arg-type]
 
 
@@ -353,6 +357,66 @@ def test_readme_describes_every_term_and_option_of_the_loss_with_commands_that_l
     assert len(commands) == 3
     for _, _, name, *overrides in commands:
         assert load_recipe(name, overrides).training.loss != LossConfig()
+
+
+class Pusher:
+    """Stands in for `RunPush`: what it was made with and asked to do."""
+
+    def __init__(self, *made_with: Any) -> None:
+        self.calls: list[Any] = [made_with]
+
+    def check(self) -> None:
+        self.calls.append("check")
+
+    def after_evaluation(self, is_best: bool) -> None:
+        self.calls.append(is_best)
+
+    def finish(self) -> str:
+        self.calls.append("finish")
+        return "https://hub/me/x"
+
+    def wait(self) -> None:
+        self.calls.append("wait")
+
+
+@pytest.fixture
+def pushers(monkeypatch: pytest.MonkeyPatch) -> list[Pusher]:
+    made: list[Pusher] = []
+    monkeypatch.setattr("segtune.recipe.RunPush", lambda *with_: made.append(Pusher(*with_)) or made[-1])
+    return made
+
+
+def pushed(few: Path, output: Path, **training: Any) -> Recipe:
+    recipe = tiny(few, output, val_fraction=0.25)
+    training = recipe.training.model_dump() | {"max_steps": 4, "eval_every": 1, "learning_rate": 1e-9} | training
+    changes = {"hub": HubConfig(push="best", repo="me/x"), "training": TrainingConfig(**training)}
+    return recipe.model_copy(update=changes)
+
+
+def test_run_is_pushed_where_the_recipe_says_so(few: Path, tmp_path: Path, pushers: list[Pusher]) -> None:
+    recipe = pushed(few, tmp_path / "run")
+    result = train(recipe)
+    (pusher,) = pushers
+    made_with, check, *evaluations, finish = pusher.calls
+    assert made_with == (tmp_path / "run", recipe.hub, None)
+    assert (check, finish, result["pushed"]) == ("check", "finish", "https://hub/me/x")
+    assert len(evaluations) == 4 and evaluations[0] is True and False in evaluations
+    assert load_recipe(tmp_path / "run" / "recipe.yaml").hub == HubConfig(push=None, repo="me/x")
+    assert "pushed" not in train(tiny(few, tmp_path / "other"))
+    assert len(pushers) == 1
+
+
+def test_run_that_is_to_go_on_waits_for_pushes_only(
+    few: Path, tmp_path: Path, pushers: list[Pusher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How a run is pushed may change when it goes on."""
+    monkeypatch.setattr("segtune.trainer.seconds", lambda _: 1e-6)
+    result = train(pushed(few, tmp_path / "run", time_limit="1s", eval_every=None))
+    assert "stopped" in result and "pushed" not in result
+    assert pushers[0].calls[1:] == ["check", "wait"]
+    again = pushed(few, tmp_path / "run", eval_every=None, resume="auto")
+    result = train(again.model_copy(update={"hub": HubConfig(push="end", repo="me/y")}))
+    assert result["pushed"] == "https://hub/me/x" and result["step"] == 4
 
 
 def test_run_without_validation_says_so(few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +20,14 @@ from safetensors.torch import load_file, save_file
 from segtune.adapt import LoraConfig, add_lora, merged, save_adapter, set_input_channels
 from segtune.errors import DataError, UsageError
 from segtune.labels import LabelMap
+from segtune.retries import fault_of_hub
 from segtune.section import Section
-from segtune.segformer.configuration_segformer import SegformerConfig
+from segtune.segformer.configuration_segformer import STAGE_FIELDS, SegformerConfig
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 from segtune.sharding import part_of, whole
+
+logger = logging.getLogger(__name__)
 
 STATE_FILE, MANIFEST_FILE = "training_state.pt", "manifest.json"
 WEIGHTS_FILE, RECIPE_FILE = "model.safetensors", "recipe.yaml"
@@ -31,12 +36,16 @@ WEIGHTS_FILE, RECIPE_FILE = "model.safetensors", "recipe.yaml"
 class ModelConfig(Section):
     """The `model` section of a recipe."""
 
-    name: str | None = Field(None, description="Checkpoint folder or Hub id to start from; null = random weights.")
+    name: str | None = Field(
+        None, description="Checkpoint folder or Hub id (user/name, or user/name@revision) to start from; null = random."
+    )
     variant: Literal["b0", "b1", "b2", "b3", "b4", "b5"] = Field("b0", description="Architecture for random weights.")
     num_labels: Literal[1] | None = Field(
         None, description="1 = one logit and a binary loss, for a label map of two classes."
     )
-    config: dict[str, Any] = Field({}, description="Fields of SegformerConfig that differ from the preset.")
+    config: dict[str, Any] = Field(
+        {}, description="Fields of SegformerConfig that differ from the preset; a checkpoint keeps those of its stages."
+    )
     lora: LoraConfig | None = Field(None, description="Train low-rank updates and the head only; null = all weights.")
     input_channels: Literal["inflate", "average", "random"] = Field(
         "inflate", description="The first convolution of a checkpoint that reads another number of channels."
@@ -77,13 +86,15 @@ def build_model(config: ModelConfig, label_map: LabelMap, seed: int = 0) -> Segf
             return SegformerForSemanticSegmentation(
                 SegformerConfig.from_variant(config.variant, **config.config, **fields)
             )
-        settings = dict(config.config)
+        settings = {key: value for key, value in config.config.items() if key not in STAGE_FIELDS}
+        if ignored := sorted(config.config.keys() - settings.keys()):
+            logger.warning("model.config: %s describes random weights; %s has its own", ", ".join(ignored), config.name)
         channels = settings.pop("num_channels", None)
         model = load_model(config.name, ignore_mismatched_sizes=True, **settings, **fields)
         if channels is not None:
             set_input_channels(model, channels, config.input_channels)
         if config.lora is not None:
-            add_lora(model, config.lora, base=config.name)
+            add_lora(model, config.lora, base=split_revision(config.name)[0])
     model.name_or_path = model.config.name_or_path = ""  # no longer that checkpoint, nor its image processor's
     return model
 
@@ -92,8 +103,12 @@ def load_model(name: str | Path, **kwargs: Any) -> SegformerForSemanticSegmentat
     """`SegformerForSemanticSegmentation.from_pretrained` with one clear message where the checkpoint is missing.
 
     Args:
-        name: a folder with `config.json` and `model.safetensors`, or a Hub id `user/name`.
+        name: a folder with `config.json` and `model.safetensors`, or a Hub id `user/name` or `user/name@revision`.
         kwargs: what `from_pretrained` takes: `revision`, `cache_dir`, `local_files_only`, fields of the config, …
+
+    Raises:
+        UsageError: no such checkpoint, or one that is no SegFormer.
+        DataError: the Hub does not hand it out, there is no space for it, or its pickle would run code.
     """
     path = Path(name)
     if path.is_dir() and not (path / "config.json").is_file():
@@ -102,15 +117,30 @@ def load_model(name: str | Path, **kwargs: Any) -> SegformerForSemanticSegmentat
         raise UsageError(f"{path} is not a checkpoint: {hint}")
     if not path.exists() and (path.is_absolute() or str(name).count("/") != 1 or str(name).startswith(".")):
         raise UsageError(f"checkpoint {name} does not exist: give a folder, or a Hub id such as nvidia/mit-b0")
+    source, revision = split_revision(name)
+    kwargs |= {"revision": revision} if revision else {}
     try:
-        return SegformerForSemanticSegmentation.from_pretrained(name, **kwargs)
+        return SegformerForSemanticSegmentation.from_pretrained(source, **kwargs)
+    except pickle.UnpicklingError as error:
+        raise DataError(str(error)) from error
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        if fault := fault_of_hub(error):
+            raise DataError(f"checkpoint {name} cannot be fetched: {fault}") from error
+        first = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"checkpoint {name} cannot be loaded: {reason} "
+            f"checkpoint {name} cannot be loaded: {first} "
             "(a folder must hold config.json and model.safetensors; a Hub id needs the network or a filled cache; "
             "model.name=null starts from random weights)"
         ) from error
+
+
+def split_revision(name: str | Path) -> tuple[str, str | None]:
+    """A folder or Hub id, and the revision that `user/name@revision` names."""
+    text = str(name)
+    if Path(text).exists() or "@" not in text:
+        return text, None
+    source, _, revision = text.rpartition("@")
+    return source, revision
 
 
 def save_model(folder: Path, model: SegformerForSemanticSegmentation, processor: SegformerImageProcessor) -> None:

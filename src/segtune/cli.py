@@ -1,4 +1,4 @@
-"""The command line: `segtune train | evaluate | compare | calibrate | predict | bench | recipes`.
+"""The command line: `segtune train | evaluate | compare | calibrate | predict | push | convert | bench | recipes`.
 
 Results go to stdout, logs and progress bars to stderr. Exit codes: 0 done, 1 failed, 2 bad usage or recipe, 3
 stopped early on request (a signal, training.time_limit) with everything saved.
@@ -15,7 +15,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 
 import typer
 
@@ -33,7 +33,7 @@ OverridesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="section.key=value", help="Changes to the recipe.")
 ]
 CheckpointArgument = Annotated[
-    str, typer.Argument(metavar="CHECKPOINT", help="A folder such as runs/demo/best, or a model id of the Hub.")
+    str, typer.Argument(metavar="CHECKPOINT", help="A folder such as runs/demo/best, or user/name[@revision].")
 ]
 OverlaysOption = Annotated[
     Path | None, typer.Option(metavar="DIR", file_okay=False, help="Save image | truth | prediction here.")
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _application() -> typer.Typer:
     app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
     app.callback(help="Fine-tune SegFormer: train a recipe, evaluate a checkpoint, predict masks.")(_configure)
-    commands: tuple[Callable[..., None], ...] = (train, evaluate, compare, calibrate, predict, bench)
+    commands: tuple[Callable[..., None], ...] = (train, evaluate, compare, calibrate, predict, push, convert, bench)
     for command in commands:
         app.command()(command)
     recipes = typer.Typer(rich_markup_mode=None)
@@ -101,6 +101,7 @@ def _configure(
     ] = False,
 ) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     logging.getLogger("segtune").setLevel(logging.INFO if _is_main_process() else logging.ERROR)
 
 
@@ -149,6 +150,8 @@ def _closing_lines(result: dict[str, Any]) -> list[str]:
             name = "mIoU" if metric == "mean_iou" else metric
             lines.append(f"best val {name} {value:.4f} at step {result['best']['step']}")
     lines.append(f"run folder: {folder}")
+    if result.get("pushed"):
+        lines.append(f"pushed to {result['pushed']}")
     split = next((split for split in ("test", "val") if split in result["splits"]), None)
     if split:
         words = ["segtune", "evaluate", str(folder / "best"), str(folder / "recipe.yaml"), "--split", split]
@@ -246,11 +249,13 @@ def _file_to_save(save: Path | None, split: str) -> Path | None:
 
 def _processor(checkpoint: str, transforms: TransformConfig) -> SegformerImageProcessor:
     """The one saved with the checkpoint, else what the recipe says."""
+    from segtune.checkpoint import split_revision
     from segtune.inference import processor_for
     from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 
+    source, revision = split_revision(checkpoint)
     try:
-        return SegformerImageProcessor.from_pretrained(checkpoint)
+        return SegformerImageProcessor.from_pretrained(source, **({"revision": revision} if revision else {}))
     except OSError:
         return processor_for(transforms)
 
@@ -400,6 +405,50 @@ def _load(checkpoint: str, device: str | None) -> Any:
         return load_model(checkpoint).to(torch.device(device or best_device()))
     except RuntimeError as error:
         raise UsageError(f"--device {device}: {str(error).splitlines()[0]}") from error
+
+
+# push, convert -------------------------------------------------------------------------------------------------------
+
+
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or its best/ or final/.")],
+    repo: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="By default that of the recipe, or the folder's name.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Where the repository does not exist yet.")] = False,
+    branch: Annotated[str | None, typer.Option(help="Made where it does not exist.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Push as a pull request.")] = False,
+    with_code: Annotated[
+        bool, typer.Option("--with-code", help="Add the network's code, for trust_remote_code=True.")
+    ] = False,
+    license: Annotated[str | None, typer.Option(help="Of weights that inherit none, e.g. apache-2.0.")] = None,
+    no_pictures: Annotated[bool, typer.Option("--no-pictures", help="Leave out pictures of the data.")] = False,
+) -> None:
+    """Push a run to the Hub: the best weights, a model card, the recipe, metrics, report and overlays."""
+    from segtune.hub import push_run
+
+    given = {"repo": repo, "private": private, "branch": branch, "with_code": with_code, "license": license}
+    settings = {key: value for key, value in given.items() if value}
+    url = push_run(run, create_pr=create_pr, **settings, **({"pictures": False} if no_pictures else {}))
+    typer.echo(f"pushed {run} to {url}")
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A checkpoint of mmseg or NVlabs/SegFormer.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A folder that does not exist yet.")],
+    layout: Annotated[str, typer.Option("--from", help="mmseg, nvlabs, or auto: by the names in the file.")] = "auto",
+    encoder_only: Annotated[bool, typer.Option("--encoder-only", help="Leave the decode head out.")] = False,
+) -> None:
+    """Write a checkpoint of others as ours: weights, config, image processor and a card that states the licence."""
+    from segtune.segformer.originals import convert_original
+
+    _hide_bars_of_libraries()
+    if layout not in ("auto", "mmseg", "nvlabs"):
+        raise UsageError(f"--from {layout}: mmseg, nvlabs or auto")
+    model = convert_original(source, output, cast(Any, layout), encoder_only=encoder_only)
+    labels = f", {model.config.num_labels} labels" if hasattr(model, "decode_head") else ""
+    typer.echo(f"{output}: {type(model).__name__}{labels}, {model.num_parameters() / 1e6:.1f} million parameters")
+    typer.echo(f"next: segtune train RECIPE model.name={shlex.quote(str(output))}")
 
 
 # bench ---------------------------------------------------------------------------------------------------------------

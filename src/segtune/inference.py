@@ -257,9 +257,10 @@ def best_device() -> str:
 def processor_of(model: nn.Module) -> SegformerImageProcessor:
     """The image processor saved beside the weights; where there is none, one that keeps the image's size."""
     name = getattr(model, "name_or_path", "")
+    commit = getattr(getattr(model, "config", None), "_commit_hash", None)  # of the weights, where they are the Hub's
     if name and (not os.path.isdir(name) or (Path(name) / "preprocessor_config.json").is_file()):
         try:
-            return SegformerImageProcessor.from_pretrained(name)
+            return SegformerImageProcessor.from_pretrained(name, **({"revision": commit} if commit else {}))
         except OSError as error:  # a repository on the Hub that has none, or that is out of reach
             reason = str(error).strip().splitlines()[0]
             logger.warning("%s: no preprocessor_config.json, so images keep their size (%s)", name, reason)

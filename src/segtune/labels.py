@@ -185,6 +185,13 @@ class LabelMap:
         names = [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names)]
         return cls.from_names(names, ignore_index=getattr(config, "semantic_loss_ignore_index", 255))
 
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **kwargs: Any) -> LabelMap:
+        """The label map of a checkpoint folder or Hub id; `kwargs` as for `SegformerConfig.from_pretrained`."""
+        from segtune.segformer.configuration_segformer import SegformerConfig
+
+        return cls.from_config(SegformerConfig.from_pretrained(name, **kwargs))
+
     # -- writing it down ----------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from segtune.data.sources import open_dataset
 from segtune.data.statistics import with_statistics
 from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
+from segtune.hub import HubConfig, RunPush
 from segtune.inference import processor_for
 from segtune.run_folder import RECIPE_FILE, SPLIT_FILE, goes_on, refuse_existing_run
 from segtune.section import Section
@@ -66,6 +67,7 @@ class Recipe(Section):
     transforms: TransformConfig = TransformConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
+    hub: HubConfig = HubConfig()
 
     def to_yaml(self) -> str:
         """The recipe with every field written out, so that it keeps its meaning when a default changes."""
@@ -105,9 +107,10 @@ def load_recipe(ref: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def train(recipe: Recipe) -> dict[str, Any]:
-    """Builds what the recipe names, checks the data, and trains.
+    """Builds what the recipe names, checks the data, trains, and pushes the run where the recipe says so.
 
-    Returns what `SegmentationTrainer.train` returns and, under "splits", the names of the data's splits.
+    Returns what `SegmentationTrainer.train` returns and, under "splits", the names of the data's splits; under
+    "pushed", where the run was pushed, its URL on the Hub or None (a run that was stopped early is to go on first).
     """
     training = recipe.training
     if training.output_dir is not None:
@@ -137,7 +140,23 @@ def train(recipe: Recipe) -> dict[str, Any]:
         settings=recipe.model_dump(),
         splits=dataset,
     )
-    return {**trainer.train(), "splits": list(dataset)}
+    push = _push_beside(recipe, trainer)
+    result = {**trainer.train(), "splits": list(dataset)}
+    if push is not None and "stopped" in result:
+        push.wait()
+    elif push is not None:
+        result["pushed"] = push.finish()
+    return result
+
+
+def _push_beside(recipe: Recipe, trainer: SegmentationTrainer) -> RunPush | None:
+    """What pushes the run of the main process while it goes on, where the recipe says so."""
+    if recipe.hub.push is None or not trainer.accelerator.is_main_process:
+        return None
+    push = RunPush(trainer.run.path, recipe.hub, recipe.model.name)
+    push.check()
+    trainer.after_evaluation = push.after_evaluation
+    return push
 
 
 def with_channels(recipe: Recipe, rows: datasets.Dataset) -> Recipe:
@@ -158,6 +177,7 @@ def with_channels(recipe: Recipe, rows: datasets.Dataset) -> Recipe:
 def resolved(recipe: Recipe) -> Recipe:
     """The recipe as the run folder keeps it: with the stored split, from the first step, overwriting nothing."""
     recipe = _with(recipe, "dataset", split_file=f"{recipe.training.output_dir}/{SPLIT_FILE}")
+    recipe = _with(recipe, "hub", push=None)
     return _with(recipe, "training", resume="never", overwrite=False)
 
 
@@ -178,7 +198,7 @@ def refuse_another_run(recipe: Recipe) -> None:
     differing = [
         f"{key.replace('/', '.')}: {show(before.get(key))} then, {show(now.get(key))} now"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in _FREE
+        if before.get(key) != now.get(key) and key not in _FREE and not key.startswith("hub/")
     ]
     if differing and goes_on(folder, resume):
         raise UsageError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,9 @@ class SegmentationTrainer:
         recipe: the resolved recipe's text for the run folder.
         settings: the same as nested mappings, for trackers; by default those of `config`.
         splits: the dataset whose drawn splits are stored in the run folder.
+
+    Attributes:
+        after_evaluation: where it is set, called after each evaluation with whether best/ was written.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class SegmentationTrainer:
         self.best: dict[str, Any] = {}
         self.evaluations_since_best = 0
         self.stop_flag = Late(self.accelerator.device)
+        self.after_evaluation: Callable[[bool], None] | None = None
 
     def _prepare(self, model: SegformerForSemanticSegmentation) -> None:
         """Freeze, wrap and hand over to Accelerate what is trained."""
@@ -270,13 +274,16 @@ class SegmentationTrainer:
             watch.scores(scores, self.overlays)
             value, best = dict(flat(scores))[config.best_metric], self.best.get(config.best_metric)
             sign = 1 if config.best_direction == "max" else -1
-            if value is not None and (best is None or sign * value > sign * best):
+            is_best = value is not None and (best is None or sign * value > sign * best)
+            if is_best:
                 self.best = {"step": self.step, config.best_metric: value}
                 self.evaluations_since_best = 0
                 self._save_model("best")
                 self.run.save_evaluation(evaluation, "val", self.step)
             else:
                 self.evaluations_since_best += 1
+        if self.after_evaluation is not None:
+            self.after_evaluation(is_best)
         return scores
 
     def _averaged(self) -> AbstractContextManager[None]:

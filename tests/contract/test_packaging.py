@@ -98,7 +98,13 @@ def test_wheel_contents(wheel: Path) -> None:
     source = ROOT / "src" / "segtune"
     for path in source.rglob("*.py"):
         assert path.relative_to(source).as_posix() in packaged
-    assert {"py.typed", "data/earth/README.md", "data/earth/LICENSE.md", "data/earth/classes.json"} <= packaged
+    assert {
+        "py.typed",
+        "model_card.md",
+        "data/earth/README.md",
+        "data/earth/LICENSE.md",
+        "data/earth/classes.json",
+    } <= packaged
     assert {"recipes/README.md", "recipes/demo.yaml", "recipes/camvid/segformer-b0.yaml"} <= packaged
     assert len([name for name in packaged if name.startswith("data/earth/images/")]) == 170
     assert len([name for name in packaged if name.startswith("data/earth/masks/")]) == 170

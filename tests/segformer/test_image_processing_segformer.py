@@ -390,6 +390,12 @@ def test_unused_arguments_come_back_on_request(tmp_path):
     assert read.to_dict() == SegformerImageProcessor().to_dict()
 
 
+def test_pipelines_may_hand_over_the_dtype_of_the_model(tmp_path):
+    SegformerImageProcessor(size=77).save_pretrained(tmp_path)
+    processor = SegformerImageProcessor.from_pretrained(tmp_path, dtype="auto", torch_dtype=torch.bfloat16)
+    assert processor.size == {"height": 77, "width": 77} and not hasattr(processor, "dtype")
+
+
 def test_the_file_and_its_neighbour_work_as_hub_code(tmp_path):
     """`trust_remote_code` loads the copied sources outside the package."""
     source = Path(image_processing_segformer.__file__)

@@ -19,6 +19,7 @@ VARIANTS: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
     "b5": ((64, 128, 320, 512), (3, 6, 40, 3), 768),
 }
 _PER_STAGE = ("depths", "sr_ratios", "hidden_sizes", "patch_sizes", "strides", "num_attention_heads", "mlp_ratios")
+STAGE_FIELDS = ("num_encoder_blocks", *_PER_STAGE)
 _PROBABILITIES = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",

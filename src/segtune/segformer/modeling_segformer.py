@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+import pickle
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
@@ -462,6 +464,7 @@ class SegformerPreTrainedModel(PreTrainedModel):
         """transformers' `from_pretrained`, which says in one line what was loaded and what starts fresh.
 
         Raises:
+            UnpicklingError: a `pytorch_model.bin` that is no pure file of tensors; its code does not run.
             RuntimeError: tensors of another shape (another number of labels, say) without
                 `ignore_mismatched_sizes=True`, which starts them afresh.
         """
@@ -471,6 +474,13 @@ class SegformerPreTrainedModel(PreTrainedModel):
                 model, info = super().from_pretrained(
                     pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
                 )
+            except pickle.UnpicklingError as error:
+                found = re.search(r"GLOBAL (\S+)", str(error))
+                raise pickle.UnpicklingError(
+                    f"{pretrained_model_name_or_path}: its pytorch_model.bin is no pure file of tensors"
+                    f"{f', it asks for {found[1]}' if found else ''}. Loading it could run code, so it is refused: "
+                    "ask for a model.safetensors"
+                ) from error
             except RuntimeError as error:
                 if "ignore_mismatched_sizes" not in str(error) and "size mismatch" not in str(error):
                     raise
