@@ -18,6 +18,7 @@ from segtune.data.checks import check_masks
 from segtune.data.config import DatasetConfig
 from segtune.data.sources import open_dataset
 from segtune.data.statistics import with_statistics
+from segtune.data.streaming import is_stream
 from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
 from segtune.inference import processor_for
@@ -90,7 +91,8 @@ def train(recipe: Recipe) -> dict[str, Any]:
     if "val" not in dataset:
         logger.warning("no validation split: the last weights count as the best (dataset.val_fraction draws one)")
     if recipe.dataset.check_masks:
-        check_masks(dataset, label_map)
+        at_hand = {split: rows for split, rows in dataset.items() if not is_stream(rows)}
+        check_masks(at_hand, label_map)
     recipe = with_channels(recipe, dataset["train"])
     trainer = SegmentationTrainer(
         build_model(recipe.model, label_map, seed=recipe.training.seed),
@@ -101,7 +103,8 @@ def train(recipe: Recipe) -> dict[str, Any]:
         transforms=recipe.transforms,
         processor=processor_for(recipe.transforms),
         recipe=resolved(recipe).to_yaml(),
-        splits=dataset,
+        splits=None if recipe.dataset.streaming else dataset,
+        shuffle_buffer=recipe.dataset.shuffle_buffer,
     )
     return {**trainer.train(), "splits": list(dataset)}
 
@@ -113,6 +116,8 @@ def with_channels(recipe: Recipe, rows: datasets.Dataset) -> Recipe:
         UsageError: `model.config.num_channels` is not the number of values in `transforms.mean`.
     """
     stated = recipe.model.config.get("num_channels")
+    if is_stream(rows) and recipe.transforms.mean == "counted":
+        raise UsageError("transforms.mean=counted needs all rows at hand: give numbers, or set dataset.streaming=false")
     transforms = with_statistics(recipe.transforms, rows, stated)
     channels = len(transforms.mean)
     if stated not in (None, channels):
@@ -123,7 +128,8 @@ def with_channels(recipe: Recipe, rows: datasets.Dataset) -> Recipe:
 
 def resolved(recipe: Recipe) -> Recipe:
     """The recipe as the run folder keeps it: with the stored split, from the first step, overwriting nothing."""
-    recipe = _with(recipe, "dataset", split_file=f"{recipe.training.output_dir}/{SPLIT_FILE}")
+    if not recipe.dataset.streaming:  # its splits are those of the data
+        recipe = _with(recipe, "dataset", split_file=f"{recipe.training.output_dir}/{SPLIT_FILE}")
     return _with(recipe, "training", resume="never", overwrite=False)
 
 

@@ -22,13 +22,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from pydantic import Field, field_validator, model_validator
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 import segtune
 from segtune import checkpoint
-from segtune.data.loading import SegmentationSamples, StepSampler, collate
+from segtune.data.batches import TrainingBatches
 from segtune.data.sources import save_split
+from segtune.data.streaming import is_stream
 from segtune.data.transforms import TrainTransform, TransformConfig
 from segtune.ema import ExponentialMovingAverage
 from segtune.errors import DataError, SegtuneError, UsageError
@@ -143,6 +143,7 @@ class SegmentationTrainer:
         processor: what evaluation and deployment do to an image; saved with the model.
         recipe: the resolved recipe's text for the run folder.
         splits: the dataset whose drawn splits are stored in the run folder.
+        shuffle_buffer: rows of a streamed `train_dataset` that are shuffled together.
     """
 
     def __init__(
@@ -157,10 +158,11 @@ class SegmentationTrainer:
         processor: SegformerImageProcessor,
         recipe: str | None = None,
         splits: datasets.DatasetDict | None = None,
+        shuffle_buffer: int = 256,
     ) -> None:
         if config.output_dir is None:
             raise UsageError("training.output_dir is not set: name the run folder, e.g. training.output_dir=runs/mine")
-        if len(train_dataset) == 0:
+        if not is_stream(train_dataset) and len(train_dataset) == 0:
             raise UsageError("the training split is empty")
         self.config = config
         self.folder = Path(config.output_dir)
@@ -182,9 +184,18 @@ class SegmentationTrainer:
         self.ema = None
         if config.ema_decay is not None:
             self.ema = ExponentialMovingAverage(self.accelerator.unwrap_model(self.model), config.ema_decay)
-        self.samples = SegmentationSamples(
-            train_dataset, label_map, TrainTransform(transforms, label_map.ignore_index), config.seed
+        self.batches = TrainingBatches(
+            train_dataset,
+            label_map,
+            TrainTransform(transforms, label_map.ignore_index),
+            config.seed,
+            batch_size=config.batch_size,
+            accumulation_steps=config.accumulation_steps,
+            process_index=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+            buffer=shuffle_buffer,
         )
+        self.stream_state: dict[str, int] | None = None
         self.step = 0
         self.best: dict[str, Any] = {}
 
@@ -260,29 +271,15 @@ class SegmentationTrainer:
     def _batches(self) -> Iterator[list[dict[str, Any]]]:
         """The micro-batches of each remaining optimiser step, on the device."""
         config, device = self.config, self.accelerator.device
-        sampler = StepSampler(
-            len(self.samples),
-            config.batch_size,
-            accumulation_steps=config.accumulation_steps,
-            process_index=self.accelerator.process_index,
-            num_processes=self.accelerator.num_processes,
-            seed=config.seed,
-            start_step=self.step,
-            max_steps=config.max_steps,
+        steps = self.batches.steps(
+            self.step,
+            config.max_steps,
+            self.stream_state,
+            num_workers=config.num_workers,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=ignore_interrupts,
         )
-        loader = iter(
-            DataLoader(
-                self.samples,
-                batch_sampler=sampler,
-                collate_fn=collate,
-                num_workers=config.num_workers,
-                pin_memory=device.type == "cuda",
-                worker_init_fn=ignore_interrupts,
-                generator=torch.Generator(),  # its own, so that a resumed run finds the global one as it was left
-            )
-        )
-        for _ in range(self.step, config.max_steps):
-            micro_batches = [next(loader) for _ in range(config.accumulation_steps)]
+        for micro_batches in steps:
             for batch in micro_batches:
                 for key in ("pixel_values", "labels"):
                     batch[key] = batch[key].to(device, non_blocking=True)
@@ -373,6 +370,7 @@ class SegmentationTrainer:
             raise UsageError(f"training.resume={state_folder} is not a folder: give auto, never or a saved state")
         state = checkpoint.load_state(state_folder, self.accelerator, self.model, self.optimizer)
         self.step, self.best = state["step"], state["best"]
+        self.stream_state = self._own_stream_state(state_folder, state.get("streams"))
         if self.ema is not None:
             if "ema" not in state:
                 raise UsageError(
@@ -382,6 +380,17 @@ class SegmentationTrainer:
         logger.warning("going on from step %d (%s)", self.step, state_folder)
         if self.accelerator.is_main_process:
             self._cut_metrics()
+
+    def _own_stream_state(self, folder: Path, states: list[dict[str, int] | None] | None) -> dict[str, int] | None:
+        """Where the stream of this process goes on; it can only with as many processes as before."""
+        if not self.batches.streamed:
+            return None
+        if states is None or len(states) != self.accelerator.num_processes:
+            raise UsageError(
+                f"{folder} was saved by {len(states or [])} streaming processes: go on with as many, or without "
+                "dataset.streaming"
+            )
+        return states[self.accelerator.process_index]
 
     def _newest_state(self) -> Path | None:
         """The newest training state that is whole; torn ones are named and removed. None: start from the beginning."""
@@ -414,6 +423,9 @@ class SegmentationTrainer:
         state: dict[str, Any] = {"step": self.step, "best": self.best}
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
+        if self.batches.streamed:
+            own = [self.batches.state_after(self.step)]
+            state["streams"] = self.accelerator.gather_for_metrics(own, use_gather_object=True)
         checkpoint.save_state(folder / f"step-{self.step:06d}", self.accelerator, self.model, self.optimizer, state)
         if self.accelerator.is_main_process:
             for outdated in checkpoint.saved_states(folder)[: -self.config.keep_last]:
@@ -437,8 +449,7 @@ class SegmentationTrainer:
                 "or train without training.mixed_precision=fp16"
             )
         learning_rate = self.optimizer.param_groups[0]["lr"]
-        per_step = self.config.batch_size * self.config.accumulation_steps * self.accelerator.num_processes
-        epoch = self.step * per_step / len(self.samples)
+        epoch = self.batches.epoch(self.step)
         bar.set_postfix(loss=f"{loss:.4f}", lr=f"{learning_rate:.2e}")
         self._write(
             {
