@@ -16,13 +16,17 @@ from torch import nn
 from segtune.data.loading import read_image, read_mask
 from segtune.data.sources import load_segmentation_dataset
 from segtune.data.transforms import TransformConfig
+from segtune.drawing import comparison
 from segtune.errors import DataError, UsageError
-from segtune.inference import comparison, evaluate_model, overlay, predict, processor_for
+from segtune.evaluation import Evaluation
+from segtune.images import ArrayRaster
+from segtune.inference import evaluate_model, evaluated_images, predict, processor_for
 from segtune.labels import LabelMap
-from segtune.metrics import ConfusionMatrix
+from segtune.protocol import Protocol
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+from segtune.segmenter import Segmenter
 
 TINY = {"hidden_sizes": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "num_attention_heads": (1, 2, 4, 8)}
 
@@ -248,6 +252,202 @@ def test_the_bar_goes_to_stderr_on_request_only(capsys):
     assert "2/2" in err
 
 
+# ---- windows and test-time augmentation ----
+
+
+class _Recorded(nn.Module):
+    """A model that notes the shapes it is given."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.shapes: list[tuple[int, ...]] = []
+
+    def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
+        self.shapes.append(tuple(pixel_values.shape))
+        return self.network(pixel_values)
+
+
+def _slide_reference(model, photo, processor, window: int, stride: int) -> torch.Tensor:
+    """mmseg's slide_inference with weights: every window's logits at the image's size, weighted mean, all in memory."""
+    values = processor(photo, return_tensors="pt")["pixel_values"]
+    height, width = values.shape[2:]
+    total, weights = 0, torch.zeros(height, width)
+    for top in [*range(0, max(height - window, 0), stride), max(height - window, 0)]:
+        for left in [*range(0, max(width - window, 0), stride), max(width - window, 0)]:
+            part = values[..., top : top + window, left : left + window]
+            full = F.interpolate(model(part).logits, size=part.shape[2:], mode="bilinear", align_corners=False)
+            ramps = []
+            for start, length, side in ((top, height, part.shape[2]), (left, width, part.shape[3])):
+                ramp = torch.ones(side)
+                steps = torch.arange(1, side + 1)
+                if start > 0:
+                    ramp = torch.minimum(ramp, steps / (window - stride))
+                if start + window < length:
+                    ramp = torch.minimum(ramp, steps.flip(0) / (window - stride))
+                ramps.append((ramp * torch.pi / 2).sin().square())
+            weight = ramps[0][:, None] * ramps[1] + 1e-9
+            weights[top : top + window, left : left + window] += weight
+            total = total + F.pad(
+                full * weight, (left, width - left - part.shape[3], top, height - top - part.shape[2])
+            )
+    return total / weights
+
+
+def test_one_window_is_the_whole_image():
+    model, photo = _tiny(), _photo(90, 61)
+    whole = predict(model, photo)
+    np.testing.assert_array_equal(predict(model, photo, window=96), whole)
+    np.testing.assert_array_equal(Segmenter(model, SegformerImageProcessor(do_resize=False))(photo).labels, whole)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@torch.no_grad()
+def test_windows_are_blended(batch_size):
+    model, photo = _Recorded(_tiny()), _photo(160, 212)
+    processor = SegformerImageProcessor(do_resize=False)
+    labels = predict(model, photo, processor=processor, window=64, stride=48, batch_size=batch_size)
+    assert {shape[2:] for shape in model.shapes} == {(64, 64)}
+    assert sum(shape[0] for shape in model.shapes) == 3 * 5
+    assert max(shape[0] for shape in model.shapes) == batch_size
+    reference = _slide_reference(model, photo, processor, 64, 48)
+    wanted = reference[0].argmax(0).numpy()
+    assert len(np.unique(wanted)) > 2
+    assert np.mean(labels == wanted) > 0.98  # blended at a quarter of the size, not at full size
+    assert np.mean(labels == predict(model, photo, processor=processor)) < 0.98  # the test can tell
+
+
+def test_constant_logits_give_the_constant_everywhere():
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = nn.Parameter(torch.zeros(1))
+
+        def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
+            b, _, h, w = pixel_values.shape
+            logits = torch.tensor([0.1, 0.1 + 1e-6, -3.0])[:, None, None]
+            return SimpleNamespace(logits=logits.expand(b, 3, -(-h // 4), -(-w // 4)))
+
+    photo = _photo(301, 214)
+    for protocol in (Protocol(64, 40), Protocol(96, 96), Protocol(64, 40, flip=True)):
+        found = Segmenter(Constant(), _as_is(), protocol)(photo, confidence=True)
+        assert (found.labels == 1).all()
+        np.testing.assert_allclose(found.confidence, found.confidence[0, 0], rtol=1e-6)
+        assert found.confidence[0, 0] == pytest.approx(1 / (1 + np.exp(-1e-6) + np.exp(-3.1)), abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [(150, 190), (33, 300)])
+def test_windows_of_a_resized_image(size):
+    """The protocol of the paper's ADE20K (short side, multiple of 32), in windows: the same picture as in memory."""
+    model, photo = _tiny(), _photo(*size)
+    processor = SegformerImageProcessor(size={"shortest_edge": 96}, size_divisor=32, window=64, stride=48)
+    found = predict(model, photo, processor=processor)
+    assert found.shape == size
+    pixels = (processor(photo, do_normalize=False, do_rescale=False)["pixel_values"][0]).astype(np.uint8)
+    resized = Segmenter(model, SegformerImageProcessor(do_resize=False), Protocol(64, 48))
+    with torch.no_grad():
+        logits = torch.cat(list(resized._view(ArrayRaster(pixels.transpose(1, 2, 0)), 1.0).chunks), dim=-2)
+        wanted = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].argmax(0).numpy()
+    assert np.mean(found == wanted) > 0.999
+
+
+@pytest.mark.parametrize("num_labels", [1, 4])
+@pytest.mark.parametrize(("window", "scales"), [(None, (0.5, 1.0, 1.5)), (64, (0.75, 1.25))])
+@torch.no_grad()
+def test_augmentation_averages_probabilities(num_labels, window, scales):
+    """mmseg's SegTTAModel: softmax (sigmoid) of every scale's and flip's logits at the image's size, then the mean."""
+    model, photo = _tiny(num_labels), _photo(90, 130)
+    processor = SegformerImageProcessor(do_resize=False, size_divisor=32)
+    found = Segmenter(model, processor, Protocol(window, None, scales, flip=True))(photo, confidence=True)
+    total = 0
+    for scale in scales:
+        height, width = (-(-round(scale * side) // 32) * 32 for side in (96, 160))
+        scaled = Image.fromarray(photo).resize((width, height), Image.Resampling.BILINEAR)
+        for mirrored in (False, True):
+            seen = np.asarray(scaled)
+            if window is None:
+                logits = model(
+                    processor(seen[:, ::-1] if mirrored else seen, return_tensors="pt")["pixel_values"]
+                ).logits
+                logits = logits.flip(-1) if mirrored else logits
+            else:
+                segmenter = Segmenter(model, processor, Protocol(window, flip=True))
+                strips = segmenter._view(ArrayRaster(seen), 1.0).chunks
+                logits = torch.cat([rows[int(mirrored)] for rows in strips], dim=-2)[None]
+            full = F.interpolate(logits, size=(90, 130), mode="bilinear", align_corners=False)[0]
+            total = total + (full.softmax(0) if num_labels > 1 else torch.cat([1 - full.sigmoid(), full.sigmoid()]))
+    mean = total / (2 * len(scales))
+    assert np.mean(found.labels == mean.argmax(0).numpy()) > 0.999
+    np.testing.assert_allclose(found.confidence, mean.amax(0).numpy(), atol=1e-5)
+    assert len(np.unique(found.labels)) > 1
+
+
+def test_augmentation_by_name():
+    model = _RedChannel(256)
+    labels = predict(model, np.full((32, 32, 3), 7, np.uint8), processor=_as_is(), tta=True)
+    assert (labels == 7).all()
+    assert len(model.batch_sizes) == 12
+
+
+@pytest.mark.parametrize("protocol", [Protocol(), Protocol(64, 48)])
+def test_confidence_is_the_probability_of_the_answer(protocol):
+    model, photo = _tiny(), _photo(80, 100)
+    processor = SegformerImageProcessor(do_resize=False)
+    with torch.no_grad():
+        rows = list(Segmenter(model, processor, protocol)._view(ArrayRaster(photo), 1.0).chunks)
+        full = F.interpolate(torch.cat(rows, dim=-2), size=(80, 100), mode="bilinear", align_corners=False)[0]
+    found = Segmenter(model, processor, protocol)(photo, confidence=True)
+    np.testing.assert_allclose(found.confidence, full.softmax(0).amax(0).numpy(), atol=1e-5)
+    assert found.confidence.dtype == np.float32
+    assert Segmenter(model, processor, protocol)(photo).confidence is None
+
+
+@pytest.mark.parametrize("protocol", [Protocol(), Protocol(64, 48), Protocol(flip=True)])
+@torch.no_grad()
+def test_a_temperature_changes_confidences_only(protocol):
+    model, photo = _tiny(), _photo(80, 100)
+    processor = SegformerImageProcessor(do_resize=False)
+    plain = Segmenter(model, processor, protocol)(photo, confidence=True)
+    views = torch.cat(list(Segmenter(model, processor, protocol)._view(ArrayRaster(photo), 1.0).chunks), dim=-2)
+    model.config.calibration_temperature = 3.0
+    found = Segmenter(model, processor, protocol)(photo, confidence=True)
+    np.testing.assert_array_equal(found.labels, plain.labels)
+    full = F.interpolate(views / 3, size=(80, 100), mode="bilinear", align_corners=False)
+    wanted = full.softmax(1).mean(0).gather(0, torch.from_numpy(found.labels.astype(np.int64))[None])[0]
+    np.testing.assert_allclose(found.confidence, wanted.numpy(), atol=1e-5)
+    assert found.confidence.mean() < plain.confidence.mean()
+
+
+def test_bands_are_the_prediction():
+    model, photo = _tiny(), _photo(600, 70)
+    segmenter = Segmenter(model, SegformerImageProcessor(do_resize=False), Protocol(64))
+    bands = list(segmenter.bands(ArrayRaster(photo)))
+    assert [len(band.labels) for band in bands] == [256, 256, 88]
+    np.testing.assert_array_equal(np.concatenate([band.labels for band in bands]), segmenter(photo).labels)
+
+
+@pytest.mark.parametrize("protocol", [None, Protocol(64, 48), Protocol(scales=(0.5, 1.0), flip=True)])
+def test_evaluated_images_are_predictions_beside_the_truth(earth, protocol):
+    dataset = load_segmentation_dataset(earth)["test"].select(range(4))
+    label_map, model = LabelMap.from_file(next(earth.glob("*.json"))), _tiny().train()
+    processor = processor_for(TransformConfig())
+    found = list(
+        evaluated_images(model, dataset, label_map, processor, protocol=protocol, confidence=True, indices=[3, 1])
+    )
+    assert [image.id for image in found] == [dataset[3]["id"], dataset[1]["id"]]
+    assert model.training
+    model.eval()
+    for image in found:
+        alone = Segmenter(model, processor, protocol)(image.image, confidence=True)
+        np.testing.assert_array_equal(image.prediction, alone.labels)
+        np.testing.assert_allclose(image.confidence, alone.confidence, atol=1e-6)
+    evaluation = evaluate_model(model, dataset, label_map, processor, protocol=protocol, indices=[3, 1])
+    expected = Evaluation(label_map.names)
+    for image in found:
+        expected.add(image.id, image.labels, image.prediction)
+    assert evaluation.scores() == expected.scores()
+
+
 # ---- evaluate_model ----
 
 
@@ -263,7 +463,7 @@ def test_evaluation_by_hand():
     masks[1][0] = 0
     model = _RedChannel(3, stride=1).train()
     seen = []
-    confusion = evaluate_model(
+    evaluation = evaluate_model(
         model,
         _dataset(images, masks),
         label_map,
@@ -272,9 +472,10 @@ def test_evaluation_by_hand():
         progress=False,
         on_image=lambda *found: seen.append(found),
     )
-    assert isinstance(confusion, ConfusionMatrix)
-    #                                  water  land  ice
-    assert confusion.counts.tolist() == [[32, 24, 0], [0, 8, 0], [0, 0, 84]]
+    assert evaluation.names == label_map.names and not evaluation.detailed
+    #                                       water  land  ice
+    assert evaluation.confusion.tolist() == [[32, 24, 0], [0, 8, 0], [0, 0, 84]]
+    assert sorted(evaluation.counts.ids) == ["tile_0", "tile_1", "tile_2"]
     assert model.training
     assert sorted(name for name, *_ in seen) == ["tile_0", "tile_1", "tile_2"]
     for name, image, labels, prediction in seen:
@@ -290,13 +491,35 @@ def test_parts_of_a_dataset_add_up_and_evaluation_equals_prediction(earth):
     processor = processor_for(TransformConfig(eval_short_side=96, eval_size_divisor=32))
     whole = evaluate_model(model, dataset, label_map, processor, progress=False)
     parts = [evaluate_model(model, dataset, label_map, processor, indices=i, progress=False) for i in ([0, 2], [1, 3])]
-    np.testing.assert_array_equal((parts[0] + parts[1]).counts, whole.counts)
-    expected = ConfusionMatrix(4)
+    assert parts[0].merge(parts[1]).scores() == whole.scores()
+    expected = Evaluation(label_map.names)
     for row in dataset:
-        expected.update(predict(model, row["image"], processor=processor), label_map.encode(read_mask(row["mask"])))
-    np.testing.assert_array_equal(whole.counts, expected.counts)
+        labels = label_map.encode(read_mask(row["mask"]))
+        expected.add(row["id"], labels, predict(model, row["image"], processor=processor))
+    np.testing.assert_array_equal(whole.confusion, expected.confusion)
     pixels = sum(int((label_map.encode(read_mask(row["mask"])) != 255).sum()) for row in dataset)
-    assert whole.counts.sum() == pixels
+    assert whole.confusion.sum() == pixels
+
+
+@pytest.mark.parametrize("num_labels", [3, 1])
+def test_confidences_of_a_detailed_evaluation_follow_the_temperature(num_labels):
+    """What is counted equals softmax(logits / T) of the upsampled logits; the predictions stay."""
+    label_map = LabelMap.from_names(["a", "b", "c"][: max(num_labels, 2)], ignore_index=-100)
+    photo, model, processor = _photo(24, 36), _tiny(num_labels), SegformerImageProcessor(do_resize=False)
+    dataset = _dataset([photo], [np.zeros((24, 36), np.uint8)])
+    found = {}
+    for temperature in (1.0, 2.5):
+        model.config.calibration_temperature = temperature
+        evaluation = Evaluation(label_map.names, -100, detailed=True)
+        assert evaluate_model(model, dataset, label_map, processor, evaluation=evaluation, progress=False) is evaluation
+        found[temperature] = evaluation.scores()
+        with torch.no_grad():
+            logits = model(processor(photo, return_tensors="pt")["pixel_values"]).logits / temperature
+        logits = F.interpolate(logits, size=(24, 36), mode="bilinear", align_corners=False)
+        probabilities = logits.softmax(1) if num_labels > 1 else torch.cat([-logits, logits], 1).sigmoid()
+        expected = probabilities.amax(1).mean().item()
+        assert found[temperature]["calibration"]["all"]["confidence"] == pytest.approx(expected, abs=1e-5)
+    assert found[1.0]["mean_iou"] == found[2.5]["mean_iou"]
 
 
 def test_evaluation_of_one_logit():
@@ -304,10 +527,10 @@ def test_evaluation_of_one_logit():
     photo = _photo(16, 16)
     model = _tiny(num_labels=1)
     mask = (predict(model, photo) * 255).astype(np.uint8)
-    confusion = evaluate_model(
+    evaluation = evaluate_model(
         model, _dataset([photo], [mask]), label_map, SegformerImageProcessor(do_resize=False), progress=False
     )
-    assert confusion.compute()["mean_iou"] == 1.0
+    assert evaluation.scores()["mean_iou"] == 1.0
 
 
 def test_evaluation_names_what_is_wrong():
@@ -322,121 +545,6 @@ def test_evaluation_names_what_is_wrong():
         evaluate_model(_RedChannel(5), _dataset([image], [good]), label_map, _as_is(), progress=False)
 
 
-# ---- pictures ----
-
-
-LABELS = LabelMap.from_names(["sky", "road", "car"], colors=[(10, 20, 200), (200, 30, 40), (240, 200, 20)])
-
-
-def _colors(picture: Image.Image) -> set[tuple[int, int, int]]:
-    return {color for _, color in picture.getcolors(1 << 24)}
-
-
-def test_an_opaque_overlay_shows_the_classes_in_their_colours():
-    labels = np.array([[0] * 250 + [1] * 250] * 300)
-    picture = np.asarray(overlay(_photo(300, 500), labels, LABELS, alpha=1, legend=False))
-    np.testing.assert_array_equal(picture, LABELS.colorize(labels))
-
-
-def test_a_half_transparent_overlay_mixes_and_outlines():
-    photo, labels = np.full((300, 500, 3), 100, np.uint8), np.array([[0] * 250 + [1] * 250] * 300)
-    picture = np.asarray(overlay(photo, labels, LABELS, legend=False))
-    assert picture[10, 10].tolist() == [55, 60, 150]
-    assert picture[10, 490].tolist() == [150, 65, 70]
-    assert picture[10, 249].tolist() == [10, 20, 200]  # the last column of the first region
-    photo_alone = np.asarray(overlay(photo, labels, LABELS, alpha=0, legend=False))
-    np.testing.assert_array_equal(photo_alone[:, :249], photo[:, :249])
-
-
-@pytest.mark.parametrize(("shape", "factor"), [((180, 180), 3), ((64, 100), 5), ((360, 480), 1), ((100, 900), 1)])
-def test_small_images_are_enlarged_by_a_whole_factor(shape, factor):
-    labels = np.zeros(shape, np.uint8)
-    labels[: shape[0] // 2] = 2
-    picture = overlay(_photo(*shape), labels, LABELS, alpha=1, legend=False)
-    assert picture.size == (shape[1] * factor, shape[0] * factor)
-    np.testing.assert_array_equal(np.asarray(picture)[::factor, ::factor], LABELS.colorize(labels))
-
-
-def test_ignored_pixels_are_grey_and_hatched():
-    labels = np.zeros((300, 500), np.uint8)
-    labels[100:200, 100:200] = 255
-    photo = _photo(300, 500)
-    picture = np.asarray(overlay(photo, labels, LABELS, legend=False)).astype(int)
-    inside = picture[101:199, 101:199].reshape(-1, 3)
-    assert (inside.max(axis=1) == inside.min(axis=1)).all()
-    light = inside[:, 0] > 200
-    assert 0.08 < light.mean() < 0.2
-    assert inside[~light].max() < 130
-    assert (picture[:90] != picture[:90, :, :1]).any()  # elsewhere there is colour
-
-
-def test_the_legend_lists_what_occurs():
-    labels = np.zeros((300, 500), np.uint8)
-    labels[:, 250:] = 2
-    photo = np.full((300, 500, 3), 128, np.uint8)
-    picture = overlay(photo, labels, LABELS)
-    legend = picture.crop((0, 300, *picture.size))
-    assert picture.width == 500
-    assert legend.height > 20
-    assert {LABELS.colors[0], LABELS.colors[2]} <= _colors(legend)
-    assert LABELS.colors[1] not in _colors(legend)
-    dark = np.asarray(legend.convert("L")) < 90
-    assert dark.any()  # the names
-    hatched = overlay(photo, np.where(labels == 2, 255, labels), LABELS).crop((0, 300, *picture.size))
-    assert (235, 235, 235) in _colors(hatched)
-    assert (235, 235, 235) not in _colors(legend)
-
-
-def test_long_legends_wrap_within_the_picture():
-    names = [f"a rather long class name {i}" for i in range(30)]
-    label_map = LabelMap.from_names(names)
-    labels = np.arange(30).repeat(500).reshape(30, 500)
-    picture = overlay(_photo(30, 500), labels, label_map)
-    assert picture.width == 500
-    assert set(label_map.colors) <= _colors(picture.crop((0, 30, *picture.size)))
-
-
-def test_a_name_wider_than_the_picture_widens_the_page():
-    label_map = LabelMap.from_names(["a class whose name is far wider than the strip"])
-    picture = overlay(_photo(600, 40), np.zeros((600, 40), np.uint8), label_map)
-    assert picture.width > 200
-    ink = np.asarray(picture.convert("L"))[600:] < 90
-    last = np.flatnonzero(ink.any(axis=0)).max()
-    assert 200 < last < picture.width - 1  # the name ends within the page
-
-
-def test_a_comparison_is_three_panels_and_one_legend():
-    truth = np.zeros((300, 400), np.uint8)
-    truth[:50] = 255
-    prediction = np.full((300, 400), 1, np.uint8)
-    photo = np.full((300, 400, 3), 90, np.uint8)
-    picture = comparison(photo, truth, prediction, LABELS)
-    gap = (picture.width - 3 * 400) // 2
-    assert 0 < gap < 40
-    pixels = np.asarray(picture)
-    top = next(row for row in range(picture.height) if (pixels[row, 200] == 90).all())
-    assert top > 20  # the titles
-    panels = [pixels[top : top + 300, i * (400 + gap) :][:, :400] for i in range(3)]
-    np.testing.assert_array_equal(panels[0], photo)
-    for panel, color in zip(panels[1:], LABELS.colors, strict=False):
-        np.testing.assert_allclose(panel[200, 200], 0.4 * 90 + 0.6 * np.array(color), atol=1)
-    legend = picture.crop((0, top + 300, *picture.size))
-    assert {LABELS.colors[0], LABELS.colors[1], (235, 235, 235)} <= _colors(legend)
-    assert LABELS.colors[2] not in _colors(legend)
-
-
-def test_pictures_take_paths_and_refuse_other_sizes(tmp_path):
-    photo, labels = _photo(300, 500), np.zeros((300, 500), np.uint8)
-    Image.fromarray(photo).save(tmp_path / "photo.png")
-    assert overlay(tmp_path / "photo.png", labels, LABELS).tobytes() == overlay(photo, labels, LABELS).tobytes()
-    with pytest.raises(UsageError, match=r"image is \(300, 500\).*labels \(500, 300\)"):
-        overlay(photo, labels.T, LABELS)
-    with pytest.raises(UsageError, match=r"labels \(10, 10\)"):
-        comparison(photo, labels, labels[:10, :10], LABELS)
-    with pytest.raises(DataError, match="id 7"):
-        overlay(photo, labels + 7, LABELS)
-
-
 # ---- real photographs ----
 
 
@@ -445,7 +553,7 @@ def test_street_scenes_from_file_to_picture(camvid, tmp_path):
     label_map = LabelMap.from_file(camvid / "classes.json")
     model = _tiny(num_labels=11)
     pictures = []
-    confusion = evaluate_model(
+    evaluation = evaluate_model(
         model,
         dataset,
         label_map,
@@ -454,7 +562,7 @@ def test_street_scenes_from_file_to_picture(camvid, tmp_path):
         progress=False,
         on_image=lambda name, image, labels, ids: pictures.append(comparison(image, labels, ids, label_map)),
     )
-    assert confusion.counts.sum() == sum(int((np.asarray(row["mask"]) != 11).sum()) for row in dataset)
+    assert evaluation.confusion.sum() == sum(int((np.asarray(row["mask"]) != 11).sum()) for row in dataset)
     assert [picture.width for picture in pictures] == [pictures[0].width] * 2
     assert pictures[0].width >= 3 * 480
     for row in dataset:

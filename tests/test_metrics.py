@@ -1,4 +1,4 @@
-"""The metric against hand-computed cases, a plain formula, and evaluate's own protocol."""
+"""The metrics through evaluate's own protocol."""
 
 from __future__ import annotations
 
@@ -10,10 +10,20 @@ import numpy as np
 import pytest
 import torch
 
+from segtune.boundary import boundary_counts, boundary_scores
 from segtune.errors import DataError
-from segtune.metrics import ConfusionMatrix, MeanIoU
+from segtune.metrics import (
+    BoundaryScores,
+    CalibrationError,
+    MeanImageIoU,
+    MeanIoU,
+    SegmentationScores,
+    SizeScores,
+)
 
 KEYS = {"mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "per_category_accuracy"}
+SHAPES = [(17, 31), (40, 9), (5, 5)]
+ALL = (MeanIoU, SegmentationScores, MeanImageIoU, BoundaryScores, SizeScores, CalibrationError)
 
 
 def _reference_mean_iou(predictions, references, num_labels, ignore_index):
@@ -36,168 +46,116 @@ def _reference_mean_iou(predictions, references, num_labels, ignore_index):
     }
 
 
-def _maps(seed, num_labels, ignore_index, shapes, dtype):
+def _maps(seed, num_labels, shapes=SHAPES, ignore_index=255):
     rng = np.random.default_rng(seed)
-    predictions = [rng.integers(0, num_labels, shape).astype(dtype) for shape in shapes]
+    predictions = [rng.integers(0, num_labels, shape).astype(np.uint8) for shape in shapes]
     references = []
     for prediction in predictions:
         reference = np.where(rng.random(prediction.shape) < 0.6, prediction, rng.integers(0, num_labels))
         reference[rng.random(prediction.shape) < 0.1] = ignore_index
-        references.append(reference.astype(dtype))
+        references.append(reference.astype(np.uint8))
     return predictions, references
 
 
-def test_by_hand():
-    prediction = np.array([[0, 0, 1], [1, 2, 2]])
-    reference = np.array([[0, 1, 1], [255, 2, 0]])
-    metric = MeanIoU(num_labels=4)
-    metric.add(prediction=prediction, reference=reference)
-    assert metric.confusion.counts.tolist() == [[1, 0, 1, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+def _confidences(predictions):
+    return [np.full(p.shape, 0.7, np.float32) for p in predictions]
+
+
+def _inputs(metric, predictions, references):
+    own = {"predictions": predictions, "references": references, "confidences": _confidences(predictions)}
+    return {name: own[name] for name in metric.features}
+
+
+def test_equals_the_plain_formula():
+    predictions, references = _maps(0, 6)
+    expected = _reference_mean_iou(predictions, references, 6, 255)
+    metric = MeanIoU(6)
+    metric.add_batch(predictions=predictions[:2], references=references[:2])
+    metric.add(prediction=predictions[2], reference=torch.from_numpy(references[2]))
+    assert len(metric) == 3
     result = metric.compute()
-    assert set(result) == KEYS
-    # class 0: 1 shared of 3; class 1: 1 of 2; class 2: 1 of 2; class 3 occurs nowhere
-    np.testing.assert_allclose(result["per_category_iou"], [1 / 3, 1 / 2, 1 / 2, np.nan])
-    np.testing.assert_allclose(result["per_category_accuracy"], [1 / 2, 1 / 2, 1, np.nan])
-    assert result["mean_iou"] == pytest.approx(4 / 9)
-    assert result["mean_accuracy"] == pytest.approx(2 / 3)
-    assert result["overall_accuracy"] == pytest.approx(3 / 5)
-
-
-def test_a_class_that_is_only_predicted_counts_as_zero():
-    result = ConfusionMatrix(2)
-    result.update(np.array([[0, 1]]), np.array([[0, 0]]))
-    values = result.compute()
-    assert values["per_category_iou"].tolist() == [0.5, 0.0]
-    assert values["per_category_accuracy"][0] == 0.5
-    assert math.isnan(values["per_category_accuracy"][1])
-    assert values["mean_iou"] == 0.25
-
-
-@pytest.mark.parametrize(("num_labels", "ignore_index", "dtype"), [
-    (4, 255, "uint8"),
-    (4, 255, "int64"),
-    (4, -100, "int64"),
-    (4, 0, "uint8"),
-    (150, 255, "uint8"),
-    (256, -1, "int32"),
-    (256, 300, "uint16"),
-    (300, 255, "int32"),
-    (300, 65535, "uint16"),
-    (1, 255, "uint8"),
-])  # fmt: skip
-def test_equals_the_plain_formula(num_labels, ignore_index, dtype):
-    shapes = [(17, 31), (40, 9), (5, 5), (700, 700)]
-    predictions, references = _maps(0, num_labels, ignore_index, shapes, dtype)
-    expected = _reference_mean_iou(predictions, references, num_labels, ignore_index)
-    metric = MeanIoU(num_labels, ignore_index)
-    metric.add_batch(predictions=predictions[:3], references=references[:3])
-    metric.add(prediction=predictions[3], reference=references[3])
-    assert len(metric) == 4
-    result = metric.compute()
+    assert result.keys() == KEYS
     for key in KEYS:
         np.testing.assert_allclose(result[key], expected[key], rtol=1e-12, err_msg=key)
+    more = SegmentationScores(6).compute(predictions=predictions, references=references)
+    assert more.keys() > KEYS
+    for key in KEYS:
+        np.testing.assert_array_equal(more[key], result[key])
+    assert more["confusion"].sum() == sum(int((r != 255).sum()) for r in references)
 
 
-def test_arrays_tensors_lists_and_batches_count_the_same():
-    predictions, references = _maps(1, 5, 255, [(6, 7)] * 3, "uint8")
-    forms = [
-        (predictions, references),
-        (np.stack(predictions), np.stack(references)),
-        (torch.from_numpy(np.stack(predictions)), torch.from_numpy(np.stack(references)).long()),
-        ([torch.from_numpy(p) for p in predictions], [r.astype(np.int16) for r in references]),
-        (np.stack(predictions).tolist(), np.stack(references).tolist()),
-        (np.asfortranarray(np.stack(predictions)), np.stack(references)),
-    ]
-    counts = []
-    for prediction, reference in forms:
-        metric = MeanIoU(5)
-        metric.add_batch(predictions=prediction, references=reference)
-        assert len(metric) == 3
-        counts.append(metric.confusion.counts)
-    assert counts[0].sum() == sum(int((r != 255).sum()) for r in references)
-    for other in counts[1:]:
-        np.testing.assert_array_equal(other, counts[0])
+def test_mean_over_images_is_not_that_of_all_pixels():
+    right, wrong = np.array([[0, 0, 0, 1]]), np.array([[1, 1]])
+    found = MeanImageIoU(2).compute(predictions=[right, wrong, right], references=[right, wrong * 0, right * 0 + 255])
+    assert found == {"mean_image_iou": pytest.approx((1 + 0) / 2)}  # the third is ignored
+    assert math.isnan(MeanImageIoU(2).compute(predictions=right, references=right * 0 + 255)["mean_image_iou"])
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int64"])
-@pytest.mark.parametrize("ignore_index", [255, -100])
-def test_ids_out_of_range_are_named_and_nothing_is_counted(dtype, ignore_index):
-    confusion = ConfusionMatrix(3, ignore_index)
-    confusion.update(np.array([[0, 1, 2]]), np.array([[0, 1, 2]]))
-    good, bad = np.array([[0, 1, 2, 1]], dtype), np.array([[0, 7, 7, 9]], dtype)
-    fix = f"classes are 0 to 2; pixels that do not count need {ignore_index}"
-    with pytest.raises(DataError, match=rf"references hold id 7 \(2 pixels\), 9 \(1 pixels\), but {fix}"):
-        confusion.update([good, good], [good, bad])
-    with pytest.raises(DataError, match=r"predictions hold id 7 \(2 pixels\), 9 \(1 pixels\), but classes"):
-        confusion.update([good, bad], [good, good])
-    assert confusion.counts.tolist() == np.eye(3).tolist()
+def test_counts_of_images_are_added_before_they_are_divided():
+    predictions, references = _maps(1, 3)
+    found = BoundaryScores(3, width=0.05).compute(predictions=predictions, references=references)
+    counts = [boundary_counts(p, r, 3, width=0.05) for p, r in zip(predictions, references, strict=True)]
+    expected = boundary_scores(sum(counts))
+    np.testing.assert_array_equal(found["per_category_boundary_iou"], expected["boundary_iou"])
+    assert found["mean_boundary_f1"] == expected["mean_boundary_f1"]
+    assert set(found) == {
+        f"{kind}_{key}" for kind in ("mean", "per_category") for key in ("boundary_iou", "boundary_f1")
+    }
 
 
-def test_negative_and_large_ids_are_out_of_range():
-    confusion = ConfusionMatrix(3)
-    with pytest.raises(DataError, match=r"id -1 \(1 pixels\)"):
-        confusion.update(np.array([[0]]), np.array([[-1]]))
-    with pytest.raises(DataError, match=r"id 256 \(1 pixels\)"):
-        confusion.update(np.array([[256]]), np.array([[0]]))
-    with pytest.raises(DataError, match="and 1 more"):
-        confusion.update(np.zeros((1, 6), int), np.arange(10, 16)[None])
+def test_sizes_and_calibration_by_hand():
+    reference = np.zeros((40, 40), np.uint8)
+    reference[0:5, 0:5] = 1
+    prediction = reference.copy()
+    prediction[0:5, 4] = 0
+    sizes = SizeScores(2).compute(predictions=prediction, references=reference)
+    assert sizes["per_category_iou_small"][1] == pytest.approx(20 / 25)
+    assert math.isnan(sizes["per_category_iou_large"][1]) and math.isnan(sizes["mean_iou_large"])
+    confidences = np.where(prediction == reference, 0.9, 0.6).astype(np.float32)
+    found = CalibrationError(2).compute(predictions=prediction, references=reference, confidences=confidences)
+    assert found["ece"] == pytest.approx((1595 * 0.1 + 5 * 0.6) / 1600, abs=1e-6)
+    assert found["boundary_ece"] > found["ece"]
 
 
-def test_what_is_predicted_on_ignored_pixels_does_not_matter():
-    confusion = ConfusionMatrix(2)
-    confusion.update(np.array([[0, 255]]), np.array([[0, 255]]))
-    confusion.update(np.array([[0, -7]]), np.array([[0, 255]]))
-    assert confusion.counts.tolist() == [[2, 0], [0, 0]]
-
-
-@pytest.mark.parametrize(("predictions", "references", "message"), [
-    (np.zeros((2, 3), int), np.zeros((3, 2), int), r"prediction is \(2, 3\), its reference \(3, 2\)"),
-    ([np.zeros((2, 3), int)], [np.zeros((2, 3), int)] * 2, "1 predictions but 2 references"),
-    (np.zeros((2, 3)), np.zeros((2, 3), int), "predictions are integer ids .*float64"),
-    (torch.zeros(2, 3).long(), torch.zeros(2, 3), "references are integer ids .*float32"),
-    ([[[0, 1], [0]]], [[[0, 1], [0, 1]]], "maps"),
-])  # fmt: skip
-def test_maps_that_do_not_fit_are_refused(predictions, references, message):
-    with pytest.raises(DataError, match=message):
-        ConfusionMatrix(2).update(predictions, references)
-
-
-def test_matrices_of_several_processes_add_up():
-    predictions, references = _maps(2, 4, 255, [(9, 9)] * 4, "uint8")
-    parts = [ConfusionMatrix(4) for _ in range(2)]
-    whole = ConfusionMatrix(4)
-    for i, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
-        parts[i % 2].update(prediction, reference)
-        whole.update(prediction, reference)
-    total = parts[0] + parts[1]
-    np.testing.assert_array_equal(total.counts, whole.counts)
-    assert parts[0].counts.sum() < total.counts.sum()
-    with pytest.raises(ValueError, match="num_labels 4 and 5"):
-        total.merge(ConfusionMatrix(5))
-    with pytest.raises(ValueError, match="num_labels"):
-        ConfusionMatrix(0)
-
-
-def test_no_pixels_at_all_give_nan_without_a_warning():
-    confusion = ConfusionMatrix(2)
-    confusion.update(np.array([[0, 1]]), np.array([[255, 255]]))
-    result = confusion.compute()
-    assert all(math.isnan(result[key]) for key in ("mean_iou", "mean_accuracy", "overall_accuracy"))
-
-
-def test_compute_starts_anew():
-    metric = MeanIoU(2)
-    ones, zeros = np.ones((2, 2), int), np.zeros((2, 2), int)
-    assert metric.compute(predictions=ones, references=ones)["mean_iou"] == 1.0
+@pytest.mark.parametrize("kind", ALL)
+def test_every_metric_streams_and_starts_anew(kind):
+    predictions, references = _maps(2, 4)
+    metric = kind(4)
+    at_once = metric.compute(**_inputs(metric, predictions, references))
     assert len(metric) == 0
     with pytest.raises(ValueError, match="call add or add_batch first"):
         metric.compute()
-    metric.add_batch(predictions=zeros, references=ones)
-    assert metric.compute(predictions=ones, references=ones)["overall_accuracy"] == 0.5
+    for maps in zip(*_inputs(metric, predictions, references).values(), strict=True):
+        metric.add(**dict(zip(metric.features, maps, strict=True)))
+    assert len(metric) == 3 and "stored examples: 3" in repr(metric)
+    streamed = metric.compute()
+    assert streamed.keys() == at_once.keys()
+    for key, value in at_once.items():
+        np.testing.assert_equal(streamed[key], value)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_faults_are_refused_and_nothing_is_counted(kind):
+    metric = kind(3)
+    good, bad = np.array([[0, 1, 2]]), np.array([[0, 7, 9]])
+    for prediction, reference in ((good, bad), (bad, good)):
+        with pytest.raises(DataError, match=r"id 7 \(1 pixels\), 9 \(1 pixels\), but classes are 0 to 2"):
+            metric.add_batch(**_inputs(metric, [good, prediction], [good, reference]))
+    assert len(metric) == 0
+    with pytest.raises(ValueError, match="num_labels is at least 1"):
+        kind(0)
+
+
+def test_confidences_come_with_every_map():
+    metric, maps = CalibrationError(2), [np.zeros((2, 3), int)] * 2
+    with pytest.raises(DataError, match="confidences and predictions differ"):
+        metric.add_batch(predictions=maps, references=maps, confidences=[np.ones((2, 3)), np.ones((3, 2))])
+    with pytest.raises(TypeError):
+        metric.add_batch(predictions=maps, references=maps)
 
 
 def test_works_with_evaluate_combine():
-    predictions, references = _maps(3, 3, 255, [(8, 8), (4, 6)], "uint8")
+    predictions, references = _maps(3, 3, SHAPES[:2])
     combined = evaluate.combine({"all": MeanIoU(3), "again": MeanIoU(3)})
     combined.add_batch(predictions=predictions, references=references)
     combined.add(predictions[0], references[0])
@@ -205,21 +163,33 @@ def test_works_with_evaluate_combine():
     assert set(result) == {f"{name}_{key}" for name in ("all", "again") for key in KEYS}
     alone = MeanIoU(3).compute(predictions=[*predictions, predictions[0]], references=[*references, references[0]])
     assert result["all_mean_iou"] == result["again_mean_iou"] == alone["mean_iou"]
-    assert evaluate.combine([MeanIoU(3)]).compute(predictions=predictions, references=references).keys() == KEYS
+
+
+def test_all_metrics_combine():
+    predictions, references = _maps(4, 3)
+    combined = evaluate.combine([kind(3) for kind in ALL if kind is not MeanIoU])
+    combined.add_batch(predictions=predictions, references=references, confidences=_confidences(predictions))
+    found = combined.compute()
+    assert {"mean_iou", "kappa", "mean_image_iou", "mean_boundary_iou", "mean_iou_small", "ece"} <= set(found)
 
 
 def test_is_an_evaluate_metric_that_writes_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     state = np.random.get_state()[1].tolist()
-    metric = MeanIoU(2)
-    assert isinstance(metric, evaluate.Metric)
-    assert metric.name == "mean_io_u"
-    assert set(metric.features) == {"predictions", "references"}
-    for _ in range(3):
-        metric.add_batch(predictions=np.zeros((4, 8, 8), int), references=np.zeros((4, 8, 8), int))
-    assert len(metric) == 12
-    assert "stored examples: 12" in repr(metric)
-    metric.compute()
+    names = {
+        "mean_io_u",
+        "segmentation_scores",
+        "mean_image_io_u",
+        "boundary_scores",
+        "size_scores",
+        "calibration_error",
+    }
+    assert {kind(2).name for kind in ALL} == names
+    for kind in ALL:
+        metric = kind(2)
+        assert isinstance(metric, evaluate.Metric)
+        assert metric.description and metric.citation
+        metric.compute(**_inputs(metric, [np.zeros((8, 8), int)], [np.zeros((8, 8), int)]))
     assert np.random.get_state()[1].tolist() == state
     assert os.listdir(tmp_path) == []

@@ -9,7 +9,7 @@ from PIL import Image
 
 from segtune.errors import UsageError
 from segtune.labels import LabelMap
-from segtune.outputs import Comparisons, find_images, mask_paths, overlay_path, save_mask
+from segtune.outputs import COCO_FILE, Comparisons, Wanted, find_images, plan_targets
 
 LABELS = LabelMap.from_names(["sky", "road"], colors=[(1, 2, 3), (250, 240, 230)])
 
@@ -58,62 +58,72 @@ def test_nothing_found(photos: Path, pattern: str, message: str) -> None:
         (["x/a.jpg", "x/deep/a.jpg"], ["a.png", "deep/a.png"]),
         (["in/a.jpg", "in/a.bmp", "in/b.jpg"], ["a.jpg.png", "a.bmp.png", "b.png"]),
         (["in/v1.0.jpg", "in/v1.1.jpg"], ["v1.0.png", "v1.1.png"]),
+        (["in/clip.mp4", "in/a.tif"], ["clip", "a.png"]),
     ],
 )
-def test_mask_paths_are_unique(tmp_path: Path, images: list[str], masks: list[str]) -> None:
+def test_targets_are_unique(tmp_path: Path, images: list[str], masks: list[str]) -> None:
     out = tmp_path / "out"
-    assert mask_paths([tmp_path / image for image in images], out) == [out / mask for mask in masks]
+    targets = plan_targets([tmp_path / image for image in images], out, Wanted())
+    assert [target.paths for target in targets] == [[out / mask] for mask in masks]
+
+
+def test_what_else_is_wanted_lies_beside_the_mask(tmp_path: Path) -> None:
+    save_geotiff(tmp_path / "in" / "map.tif")
+    out, images = tmp_path / "out", [tmp_path / "in" / "a.b.jpg", tmp_path / "in" / "map.tif"]
+    wanted = Wanted(overlay=True, confidence="tif", polygons="geojson")
+    assert [[path.name for path in target.paths] for target in plan_targets(images, out, wanted)] == [
+        ["a.b.png", "a.b_overlay.png", "a.b_confidence.tif", "a.b.geojson"],
+        ["map.tif", "map_overlay.png", "map_confidence.tif", "map.geojson"],
+    ]
+    (target,) = plan_targets(images[:1], out, Wanted(confidence="png", polygons="labelme"))
+    assert [path.name for path in target.paths] == ["a.b.png", "a.b_confidence.png", "a.b.json"]
+    (target,) = plan_targets(images[:1], out, Wanted(polygons="coco"))  # one file for all
+    assert (target.name, target.paths) == ("a.b.jpg", [out / "a.b.png"])
+    (target,) = plan_targets([tmp_path / "in" / "a.mp4"], out, Wanted(overlay=True))
+    assert target.paths == [out / "a", out / "a_overlay.mp4"]
+    with pytest.raises(UsageError, match=r"a\.mp4: --confidence and --polygons are for images"):
+        plan_targets([tmp_path / "in" / "a.mp4"], out, Wanted(polygons="coco"))
+
+
+def save_geotiff(path: Path) -> None:
+    path.parent.mkdir()
+    place = {33550: (10.0, 10.0, 0.0), 33922: (0.0, 0.0, 0.0, 300000.0, 5600000.0, 0.0)}
+    Image.new("L", (4, 4)).save(path, tiffinfo=place)
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     images = [tmp_path / "a.jpg", tmp_path / "a_overlay.jpg"]
-    assert mask_paths(images, tmp_path / "out") == [tmp_path / "out" / "a.png", tmp_path / "out" / "a_overlay.png"]
+    names = [target.mask.name for target in plan_targets(images, tmp_path / "out", Wanted())]
+    assert names == ["a.png", "a_overlay.png"]
     with pytest.raises(UsageError, match=r"a_overlay\.png would be written twice"):
-        mask_paths(images, tmp_path / "out", overlays=True)
+        plan_targets(images, tmp_path / "out", Wanted(overlay=True))
 
 
-def test_masks_do_not_lie_among_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets_do_not_lie_among_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "in")
     for output in (tmp_path / "in", tmp_path / "link", tmp_path / "in" / ".." / "in"):
         with pytest.raises(UsageError, match="would lie among the input images"):
-            mask_paths([tmp_path / "in" / "a.png"], output)
+            plan_targets([tmp_path / "in" / "a.png"], output, Wanted())
     monkeypatch.chdir(tmp_path / "in")
     with pytest.raises(UsageError, match="would lie among the input images"):
-        mask_paths([Path("a.png")], Path())
-    assert mask_paths([Path("a.png")], Path("masks")) == [Path("masks/a.png")]
+        plan_targets([Path("a.png")], Path(), Wanted())
+    assert plan_targets([Path("a.png")], Path("masks"), Wanted())[0].mask == Path("masks/a.png")
+    with pytest.raises(UsageError, match=r"annotations\.coco\.json would lie among the input images"):
+        plan_targets([Path("x/a.png"), Path("b/c/a.png"), Path("out/a.png")], Path("out"), Wanted(polygons="coco"))
     assert os.listdir() == []  # nothing is made yet
 
 
-def test_overlay_lies_beside_its_mask() -> None:
-    assert overlay_path(Path("out/a.b.png")) == Path("out/a.b_overlay.png")
-
-
-def test_mask_keeps_ids_and_shows_colours(tmp_path: Path) -> None:
-    labels = np.array([[0, 1, 1], [1, 0, 0]], dtype=np.uint8)
-    save_mask(labels, LABELS, tmp_path / "new" / "mask.png")
-    with Image.open(tmp_path / "new" / "mask.png") as mask:
-        assert mask.mode == "P"
-        assert np.array_equal(np.array(mask), labels)
-        assert np.array(mask.convert("RGB"))[0, :2].tolist() == [[1, 2, 3], [250, 240, 230]]
-
-
-def test_mask_of_256_labels_fills_the_palette(tmp_path: Path) -> None:
-    label_map = LabelMap.from_names([f"c{i}" for i in range(256)], ignore_index=-100)
-    labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    save_mask(labels, label_map, tmp_path / "mask.png")
-    with Image.open(tmp_path / "mask.png") as mask:
-        assert mask.mode == "P"
-        assert np.array_equal(np.array(mask), labels)
-
-
-def test_mask_of_more_labels_has_16_bits(tmp_path: Path) -> None:
-    label_map = LabelMap.from_names([f"c{i}" for i in range(300)], ignore_index=-100)
-    labels = np.array([[0, 255, 256, 299]], dtype=np.int32)
-    save_mask(labels, label_map, tmp_path / "mask.png")
-    with Image.open(tmp_path / "mask.png") as mask:
-        assert mask.mode.startswith("I")
-        assert np.array(mask).tolist() == labels.tolist()
+def test_what_is_there_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    images, out = [tmp_path / "a.jpg", tmp_path / "b.jpg"], tmp_path / "out"
+    out.mkdir()
+    (out / "b.png").touch()
+    with pytest.raises(UsageError, match=r"out/b\.png exists already; name another folder, or say --overwrite"):
+        plan_targets(images, out, Wanted())
+    (out / COCO_FILE).touch()
+    with pytest.raises(UsageError, match=r"b\.png and 1 more of the files to write exists already"):
+        plan_targets(images, out, Wanted(polygons="coco"))
+    assert len(plan_targets(images, out, Wanted(polygons="coco"), overwrite=True)) == 2
 
 
 def test_comparisons_are_spread_over_the_split(tmp_path: Path) -> None:

@@ -1,20 +1,26 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 import segtune
 from segtune.catalog import list_recipes, recipe_folder, recipe_table
 from segtune.checkpoint import ModelConfig
+from segtune.class_weights import counted_weights
 from segtune.data.sources import DatasetConfig
 from segtune.data.transforms import TransformConfig
 from segtune.errors import DataError, UsageError
+from segtune.losses import LossConfig
 from segtune.recipe import Recipe, load_recipe, resolved, train
-from segtune.trainer import TrainingConfig
+from segtune.training_config import TrainingConfig
 
 DATASET = "dataset: {path: data/x}\n"
 TINY = {"hidden_sizes": [8, 16, 20, 32], "depths": [1, 1, 1, 1], "decoder_hidden_size": 16}
@@ -290,6 +296,65 @@ def test_run_trains_and_leaves_a_recipe_that_repeats_it(few: Path, tmp_path: Pat
     assert json.loads((tmp_path / "again" / "split.json").read_text()) == split
 
 
+def test_counted_class_weights_are_stored_as_numbers_and_repeat_the_run(few: Path, tmp_path: Path) -> None:
+    recipe = tiny(few, tmp_path / "run", val_fraction=0.25, check_masks=False)
+    loss = LossConfig(cross_entropy=1, dice=0.5, class_weights="median_frequency")
+    training = recipe.training.model_copy(update={"loss": loss, "log_every": 1})
+    train(recipe.model_copy(update={"training": training}))
+    stored = load_recipe(tmp_path / "run" / "recipe.yaml")
+    masks = [
+        few / "masks" / f"{name}.png" for name in json.loads((tmp_path / "run" / "split.json").read_text())["train"]
+    ]
+    pixels = np.array([np.bincount(np.asarray(Image.open(mask)).ravel(), minlength=256)[:4] for mask in masks])
+    expected = counted_weights("median_frequency", pixels)
+    assert stored.training.loss.class_weights == {
+        name: pytest.approx(weight, rel=1e-5)
+        for name, weight in zip(("ocean", "humid", "arid", "polar"), expected, strict=True)
+    }
+    train(load_recipe(tmp_path / "run" / "recipe.yaml", [f"training.output_dir={tmp_path / 'again'}"]))
+    losses = []
+    for run in ("run", "again"):
+        lines = (tmp_path / run / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines if "grad_norm" in line])
+    assert losses[0] == losses[1] and len(losses[0]) == 2
+
+
+def test_class_weights_of_unknown_classes_are_refused_before_masks_are_read(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segtune.recipe.check_masks", lambda *_: pytest.fail("masks were read"))
+    recipe = tiny(few, tmp_path / "run")
+    training = recipe.training.model_copy(update={"loss": LossConfig(class_weights={"acean": 2.0})})
+    with pytest.raises(UsageError, match="names 'acean', which is no class: did you mean 'ocean'"):
+        train(recipe.model_copy(update={"training": training}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_loss_terms_from_the_command_line(write: Any) -> None:
+    path = write(DATASET)
+    assert load_recipe(path).training.loss == LossConfig(cross_entropy=1)
+    recipe = load_recipe(path, ["training.loss={cross_entropy: 1, dice: 0.5}", "training.loss.class_weights.road=2"])
+    assert recipe.training.loss == LossConfig(cross_entropy=1, dice=0.5, class_weights={"road": 2})
+    assert fault(path, "training.loss.dise=1") == (
+        "command line: training.loss.dise = 1: no such key; did you mean 'training.loss.dice'?"
+    )
+
+
+def test_readme_describes_every_term_and_option_of_the_loss_with_commands_that_load() -> None:
+    readme = (recipe_folder() / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## Losses")[1].split("\n## ")[0]
+    assert [name for name in LossConfig.model_fields if f"`{name}`" not in section] == []
+    defaults = dict(re.findall(r"`(\w+)` \(([\d.]+)\)", section))
+    assert len(defaults) == 6
+    assert {name: float(value) for name, value in defaults.items()} == {
+        name: LossConfig.model_fields[name].default for name in defaults
+    }
+    commands = [shlex.split(line) for line in section.splitlines() if line.startswith("segtune train demo ")]
+    assert len(commands) == 3
+    for _, _, name, *overrides in commands:
+        assert load_recipe(name, overrides).training.loss != LossConfig()
+
+
 def test_run_without_validation_says_so(few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     result = train(tiny(few, tmp_path / "run", val_fraction=0))
     assert result["splits"] == ["train"]
@@ -298,8 +363,6 @@ def test_run_without_validation_says_so(few: Path, tmp_path: Path, caplog: pytes
 
 
 def test_masks_are_checked_before_anything_is_built(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from PIL import Image
-
     broken = sorted((few / "masks").glob("*.png"))[3]
     mask = Image.new("L", (180, 180))
     mask.paste(42, (0, 0, 17, 1))
@@ -318,3 +381,30 @@ def test_run_needs_a_training_split(few: Path, tmp_path: Path) -> None:
         (few / "moved").rename(few / kind / "test")
     with pytest.raises(UsageError, match="no training images, only test"):
         train(tiny(few, tmp_path / "run"))
+
+
+def test_a_run_goes_on_with_its_own_settings_only(few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = tiny(few, tmp_path / "run", val_fraction=0.25)
+    recipe = recipe.model_copy(update={"model": ModelConfig(config=TINY | {"depths": (1, 1, 1, 1)})})  # or a list
+
+    def changed(**training: Any) -> Recipe:
+        return recipe.model_copy(update={"training": recipe.training.model_copy(update=training)})
+
+    train(changed(save_every=1))
+    final = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()
+    train(changed(resume="auto", save_every=2, num_workers=1, log_every=1, overlays=0))  # nothing that counts
+    assert (tmp_path / "run" / "final" / "model.safetensors").read_bytes() == final
+    with pytest.raises(UsageError) as caught:
+        train(changed(resume="auto", learning_rate=0.5, max_steps=3))
+    assert str(caught.value).splitlines()[:3] == [
+        f"{tmp_path / 'run'} cannot go on with other settings than it began with:",
+        "  training.learning_rate: 6e-05 then, 0.5 now",
+        "  training.max_steps: 2 then, 3 now",
+    ]
+    assert load_recipe(tmp_path / "run" / "recipe.yaml").training.max_steps == 2
+
+    state = tmp_path / "run" / "checkpoints" / "step-000001"
+    assert load_recipe(state / "recipe.yaml").training.max_steps == 2
+    new = {"resume": str(state), "output_dir": str(tmp_path / "new"), "max_steps": 3}
+    assert train(changed(**new))["step"] == 3
+    assert f"a new run from {state} with other settings: training.max_steps: 2 then, 3 now" in caplog.text

@@ -16,6 +16,23 @@ class Place(Section):
     extra: dict[str, Any] = Field({})
 
 
+class Inner(Section):
+    depth: int = Field(1, ge=1)
+    wide: bool = False
+    low: float = 0.0
+    high: float = 1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Inner:
+        if self.low > self.high:
+            raise ValueError(f"low={self.low} is above high={self.high}")
+        return self
+
+
+class Named(Section):
+    name: str
+
+
 class Loop(Section):
     max_steps: int = Field(10, ge=1)
     learning_rate: float = 6e-5
@@ -23,6 +40,8 @@ class Loop(Section):
     crop_size: int | tuple[int, int] = 64
     precision: Literal["no", "bf16"] = "no"
     every: int | None = None
+    inner: Inner = Inner()
+    named: Named | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Loop:
@@ -113,6 +132,38 @@ def test_what_a_misspelt_name_stands_for_is_not_missing_as_well() -> None:
     assert [p.keys for p in check({"place": {"verfy": True}}, MODELS)[1]] == [("place", "verfy"), ("place", "path")]
 
 
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        ({"dept": 2}, "loop.inner.dept = 2: no such key; did you mean 'loop.inner.depth'?"),
+        ({"zebra": 2}, "loop.inner.zebra = 2: no such key; known are depth, wide, low, high"),
+        ({"fraction": 2}, "loop.inner.fraction = 2: no such key; did you mean 'place.fraction'?"),
+        ({"depth": "x"}, 'loop.inner.depth = "x": expected a whole number'),
+        ({"depth": 0}, "loop.inner.depth = 0: Input should be greater than or equal to 1"),
+        ({"depth": True}, "loop.inner.depth = true: expected a whole number"),
+        ({"wide": 1}, "loop.inner.wide = 1: expected true or false"),
+        ({"low": 2}, 'loop.inner = {"low": 2}: low=2.0 is above high=1.0'),
+        (3, "loop.inner = 3: expected a mapping of settings"),
+        (True, "loop.inner = true: expected a mapping of settings"),
+        (None, "loop.inner = null: expected a mapping of settings"),
+    ],
+)
+def test_section_in_a_section(inner: Any, message: str) -> None:
+    assert messages({"loop": {"inner": inner}}) == [message]
+
+
+def test_optional_section_in_a_section() -> None:
+    assert check({"place": {"path": "x"}, "loop": {"named": {"name": "a"}}}, MODELS)[0]["loop"] == Loop(
+        named=Named(name="a")
+    )
+    assert messages({"loop": {"named": {}}}) == ["loop.named.name is missing"]
+    assert messages({"loop": {"named": {"nam": "a"}}}) == [
+        "loop.named.nam = \"a\": no such key; did you mean 'loop.named.name'?"
+    ]
+    assert messages({"loop": {"named": 3}}) == ["loop.named = 3: expected a mapping of settings or null"]
+    assert messages({"loop": {"depth": 3}}) == ["loop.depth = 3: no such key; did you mean 'loop.inner.depth'?"]
+
+
 def test_everything_is_said_at_once() -> None:
     _, problems = check({"lop": 1, "place": {"fraction": "a"}, "loop": {"max_steps": "b", "every": "c"}}, MODELS)
     assert [problem.keys for problem in problems] == [
@@ -124,10 +175,12 @@ def test_everything_is_said_at_once() -> None:
     ]
 
 
-def test_nearest_looks_into_its_own_section_first() -> None:
+def test_nearest_is_this_very_name_elsewhere_or_a_similar_one_in_the_same_section() -> None:
     assert nearest(("loop", "max_step"), MODELS) == ("loop", "max_steps")
     assert nearest(("place", "max_steps"), MODELS) == ("loop", "max_steps")
     assert nearest(("place", "max_step"), MODELS) is None
+    assert nearest(("loop", "wide"), MODELS) == ("loop", "inner", "wide")
+    assert nearest(("loop", "inner", "path"), MODELS) == ("place", "path")
     assert nearest(("loop", "zebra"), MODELS) is None
 
 

@@ -7,21 +7,26 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from segtune.checkpoint import ModelConfig, build_model
+from segtune.adapt import load_adapter
+from segtune.checkpoint import ModelConfig, build_model, load_model
 from segtune.data.sources import DatasetConfig, find_label_map, load_segmentation_dataset
 from segtune.data.transforms import TransformConfig
-from segtune.errors import DataError, SegtuneError, UsageError
+from segtune.errors import SegtuneError, UsageError
+from segtune.evaluation import Evaluation
 from segtune.inference import processor_for
 from segtune.interrupts import StopRequest
 from segtune.labels import LabelMap
-from segtune.trainer import SegmentationTrainer, TrainingConfig, make_accelerator
+from segtune.trainer import SegmentationTrainer
+from segtune.training_config import TrainingConfig
 
 TINY = {
     "hidden_sizes": [8, 16, 24, 32],
@@ -32,6 +37,7 @@ TINY = {
     "drop_path_rate": 0.0,
 }
 TRANSFORMS = TransformConfig(crop_size=64)
+MEASURED = {"images_per_second", "waiting_for_data", "peak_memory_mb", "seconds"}
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +72,11 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def computed(folder: Path) -> list[dict[str, Any]]:
+    """The lines without what is measured."""
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines(folder)]
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
@@ -74,7 +85,7 @@ def test_run_folder(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     result = trainer(data, tmp_path / "run", eval_every=2, save_every=1, keep_last=2).train()
     run = tmp_path / "run"
     assert sorted(path.name for path in run.iterdir()) == [
-        "best", "checkpoints", "final", "metrics.jsonl", "recipe.yaml", "split.json"
+        "best", "checkpoints", "evaluation-val.npz", "final", "metrics.jsonl", "overlays", "recipe.yaml", "split.json"
     ]  # fmt: skip
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
     assert sorted(path.name for path in (run / "best").iterdir()) == [
@@ -87,11 +98,30 @@ def test_run_folder(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     assert [record["step"] for record in steps] == [1, 2, 3, 4]
     assert [record["step"] for record in evals] == [2, 4]
     assert steps[0]["epoch"] == pytest.approx(4 / 12, abs=1e-4)
-    assert {"loss", "lr", "grad_norm", "images_per_second"} <= set(steps[0])
+    assert set(steps[0]) == {"step", "epoch", "loss", "lr", "grad_norm"} | MEASURED - {"seconds"}
+    assert records[-1]["ended"] == "done" and records[-1]["step"] == 4 and records[-1]["peak_memory_mb"] > 50
     assert set(evals[0]["per_class"]) == {"ocean", "humid", "arid", "polar"}
     best = max(evals, key=lambda record: record["mean_iou"])
     assert result["best"] == {"step": best["step"], "mean_iou": best["mean_iou"]}
+    kept = Evaluation.load(run / "evaluation-val.npz")
+    assert kept.about == {"checkpoint": str(run / "best"), "split": "val", "step": best["step"]}
+    assert kept.counts.ids == sorted(data[0]["val"]["id"])
+    assert kept.scores() == {key: best[key] for key in kept.scores()}
     assert result["step"] == 4 and result["last"]["mean_iou"] == evals[-1]["mean_iou"]
+
+
+def test_a_tracker_gets_what_the_log_gets(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer(data, tmp_path / "run", max_steps=2, trackers=("tensorboard",), overlays=2).train()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    step, scores = lines(tmp_path / "run")[2:4]
+    assert [scalar.step for scalar in events.Scalars("train/loss")] == [1, 2]
+    assert events.Scalars("train/loss")[1].value == pytest.approx(step["loss"])
+    assert events.Scalars("val/mean_iou")[0].value == pytest.approx(scores["mean_iou"])
+    pictures = events.Tags()["images"]
+    assert len(pictures) == 2 and all(name.startswith("overlays/earth_") for name in pictures)
+    assert len(list((tmp_path / "run" / "overlays" / "step-000002").glob("*.jpg"))) == 2
 
 
 def test_same_seed_same_run_whatever_the_workers(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
@@ -105,12 +135,14 @@ def test_same_seed_same_run_whatever_the_workers(data: tuple[Any, LabelMap], tmp
 
 
 @pytest.mark.parametrize("split", [(2, 2), (1, 4)])
+@pytest.mark.parametrize("loss", [{}, {"cross_entropy": 1, "dice": 0.5, "class_weights": [0.5, 1, 2, 4]}])
 def test_accumulation_gives_the_gradient_of_the_whole_batch(
-    data: tuple[Any, LabelMap], tmp_path: Path, split: tuple[int, int]
+    data: tuple[Any, LabelMap], tmp_path: Path, split: tuple[int, int], loss: dict[str, Any]
 ) -> None:
     gradients = []
     for batch_size, accumulation_steps in ((4, 1), split):
-        run = trainer(data, tmp_path / f"{batch_size}", batch_size=batch_size, accumulation_steps=accumulation_steps)
+        fields = {"batch_size": batch_size, "accumulation_steps": accumulation_steps, "loss": loss}
+        run = trainer(data, tmp_path / f"{batch_size}", **fields)
         run.model.train()
         run.model.decode_head.batch_norm.eval()  # batch statistics differ between micro-batches: freeze them
         run.optimizer.zero_grad = lambda: None  # keep the gradient
@@ -129,25 +161,38 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(
         assert (gradient - gradients[1][name]).abs().max() <= 1e-5 * scale, name
 
 
+@pytest.mark.parametrize(("rate", "equal"), [(0.0, True), (0.9, False)])
+def test_drop_path_draws_depend_on_the_division(
+    data: tuple[Any, LabelMap], tmp_path: Path, rate: float, equal: bool
+) -> None:
+    """What the README says is not equal: blocks draw in turn, so that two micro-batches get other draws than one."""
+    losses = []
+    for batch_size, accumulation_steps in ((4, 1), (2, 2)):
+        fields = {"batch_size": batch_size, "accumulation_steps": accumulation_steps, "batch_norm": "frozen"}
+        fields |= {"learning_rate": 1e-2, "overlays": 0, "model": {"drop_path_rate": rate}}
+        trainer(data, tmp_path / f"{batch_size}", **fields).train()
+        losses.append([line["loss"] for line in lines(tmp_path / f"{batch_size}") if "loss" in line])
+    assert (losses[0] == pytest.approx(losses[1], rel=1e-4)) == equal
+
+
 def test_resume_is_exact(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     fields = {"save_every": 2, "eval_every": 2, "model": {"classifier_dropout_prob": 0.1, "drop_path_rate": 0.1}}
     trainer(data, tmp_path / "whole", **fields).train()
     stopped = trainer(data, tmp_path / "stopped", **fields)
-    original = stopped._log
+    original = stopped.run.write
 
-    def stop(window: Any, norm: Any, bar: Any) -> None:
-        original(window, norm, bar)
-        if stopped.step == 3:
+    def stop(record: dict[str, Any]) -> None:
+        original(record)
+        if record.get("step") == 3:
             raise KeyboardInterrupt
 
-    stopped._log = stop
+    stopped.run.write = stop
     with pytest.raises(KeyboardInterrupt):
         stopped.train()
     result = trainer(data, tmp_path / "stopped", resume="auto", **fields).train()
     a, b = weights(tmp_path / "whole" / "final"), weights(tmp_path / "stopped" / "final")
     assert all(torch.equal(a[name], b[name]) for name in a)
-    strip = lambda records: [{k: v for k, v in r.items() if k != "images_per_second"} for r in records]  # noqa: E731
-    assert strip(lines(tmp_path / "whole")) == strip(lines(tmp_path / "stopped"))
+    assert computed(tmp_path / "whole") == computed(tmp_path / "stopped")
     assert result["step"] == 4
 
 
@@ -171,6 +216,31 @@ def test_stopped_on_request_and_resumed_is_exact(
     assert evals[0] == evals[1] and len(evals[0]) == 2
 
 
+def test_the_images_of_a_step_may_be_divided_anew(
+    data: tuple[Any, LabelMap], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fields = {"save_every": 2, "batch_norm": "frozen", "schedule": "constant"}
+    trainer(data, tmp_path / "run", **fields).train()
+    with pytest.raises(UsageError, match=r"took 4 images, 4 x 1 x 1 .* now 2, 2 x 1 x 1: change training.batch_size"):
+        trainer(data, tmp_path / "run", resume="auto", batch_size=2, **fields).train()
+    assert lines(tmp_path / "run")[-1]["ended"] == "done"  # nothing was touched
+    before = weights(tmp_path / "run" / "final")
+    result = trainer(data, tmp_path / "run", resume="auto", batch_size=2, accumulation_steps=2, **fields).train()
+    assert "took 4 images, 4 x 1 x 1" in caplog.text and "now 4, 2 x 2 x 1" in caplog.text
+    after = weights(tmp_path / "run" / "final")
+    assert result["step"] == 4
+    assert all(torch.allclose(after[name], value, rtol=1e-3, atol=1e-4) for name, value in before.items())
+
+
+def test_a_state_of_another_run_has_no_best_yet(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    trainer(data, tmp_path / "old", save_every=2, eval_every=1).train()
+    state = str(tmp_path / "old" / "checkpoints" / "step-000002")
+    result = trainer(data, tmp_path / "new", resume=state, learning_rate=1e-9).train()
+    assert result["best"]["step"] == 4 and (tmp_path / "new" / "best" / "model.safetensors").is_file()
+    with pytest.raises(UsageError, match=r"is of step 2: training.max_steps=2 is done"):
+        trainer(data, tmp_path / "other", resume=state, max_steps=2).train()
+
+
 def test_averaged_weights_are_evaluated_and_saved(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     run = trainer(data, tmp_path / "run", ema_decay=0.5, save_every=3)
     run.train()
@@ -185,51 +255,6 @@ def test_averaged_weights_are_evaluated_and_saved(data: tuple[Any, LabelMap], tm
         trainer(data, tmp_path / "other", resume="auto", ema_decay=0.5).train()
 
 
-def test_a_torn_training_state_is_named_and_the_one_before_is_taken(
-    data: tuple[Any, LabelMap], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Every file cut at every tenth of its length, one after another."""
-    trainer(data, tmp_path / "run", save_every=1, keep_last=2).train()
-    states = tmp_path / "run" / "checkpoints"
-    whole = tmp_path / "whole"
-    shutil.copytree(states / "step-000003", whole)
-    files = sorted(whole.iterdir())
-    assert [file.name for file in files] == ["manifest.json", "model.safetensors", "training_state.pt"]
-    resumed = trainer(data, tmp_path / "run", resume="auto")
-    for file in files:
-        for tenth in range(10):
-            shutil.rmtree(states / "step-000003", ignore_errors=True)
-            shutil.copytree(whole, states / "step-000003")
-            content = file.read_bytes()
-            (states / "step-000003" / file.name).write_bytes(content[: len(content) * tenth // 10])
-            caplog.clear()
-            assert resumed._newest_state() == states / "step-000002"
-            assert file.name in caplog.text and "the one before is taken" in caplog.text
-            assert not (states / "step-000003").exists()
-    damaged = bytearray((whole / "model.safetensors").read_bytes())
-    damaged[-1] ^= 1
-    (whole / "model.safetensors").write_bytes(damaged)
-    with pytest.raises(DataError, match=r"model.safetensors is not what was written: its checksum differs"):
-        trainer(data, tmp_path / "run", resume=str(whole)).train()
-    shutil.rmtree(states)
-    caplog.clear()
-    assert resumed._newest_state() is None
-    assert "holds no training state to go on from: starting from the first step" in caplog.text
-
-
-def test_what_a_killed_process_was_replacing_comes_back(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    trainer(data, run, max_steps=2, save_every=1).train()
-    (run / "best").rename(run / ".best.old")  # killed between the two renames
-    shutil.copytree(run / "final", run / ".final.tmp")
-    (run / "checkpoints" / "step-000001").rename(run / "checkpoints" / ".step-000001.old")
-    resumed = trainer(data, run, max_steps=2, resume="auto")
-    resumed._open_run_folder()
-    assert {path.name for path in run.iterdir()} >= {"best", "final", "checkpoints"}
-    assert not list(run.glob(".*"))
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000001"]
-
-
 def test_training_states_by_default() -> None:
     assert TrainingConfig(max_steps=300).state_every == 30
     assert TrainingConfig(max_steps=4).state_every == 1
@@ -241,8 +266,8 @@ def test_training_states_by_default() -> None:
 def test_schedule_and_freezing_reach_the_optimiser(
     data: tuple[Any, LabelMap], tmp_path: Path, schedule: str, last: float
 ) -> None:
-    frozen = {"stages": (1, 2), "batch_norm": "statistics"}
-    run = trainer(data, tmp_path / "run", schedule=schedule, warmup_steps=0, freeze=frozen, layer_decay=0.5)
+    frozen = {"freeze": {"stages": (1, 2)}, "batch_norm": "frozen"}
+    run = trainer(data, tmp_path / "run", schedule=schedule, warmup_steps=0, layer_decay=0.5, **frozen)
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     run.train()
     rates = [line["lr"] for line in lines(tmp_path / "run") if "loss" in line]
@@ -258,9 +283,14 @@ def test_a_run_is_never_overwritten_unasked(data: tuple[Any, LabelMap], tmp_path
     (tmp_path / "run" / "notes.txt").write_text("mine")
     trainer(data, tmp_path / "run", max_steps=1).train()
     before = weights(tmp_path / "run" / "final")
-    with pytest.raises(UsageError, match=r"holds a run \(recipe.yaml, split.json, metrics.jsonl, best, final\)"):
+    with pytest.raises(
+        UsageError,
+        match=r"holds a run \(recipe.yaml, split.json, metrics.jsonl, best, final, overlays, evaluation-val.npz\)",
+    ):
         trainer(data, tmp_path / "run", max_steps=1).train()
-    assert len(lines(tmp_path / "run")) == 3
+    assert [set(line) & {"environment", "loss", "mean_iou", "ended"} for line in lines(tmp_path / "run")] == [
+        {"environment"}, {"loss"}, {"mean_iou"}, {"ended"}
+    ]  # fmt: skip
     trainer(data, tmp_path / "run", max_steps=1, seed=1, overwrite=True).train()
     after = weights(tmp_path / "run" / "final")
     assert not all(torch.equal(before[name], after[name]) for name in before)
@@ -273,6 +303,34 @@ def test_it_learns(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
 
 
+@pytest.mark.parametrize("num_labels", [1, 4])
+@pytest.mark.parametrize(
+    "loss",
+    [{"focal": 1}, {"ohem": 1}, {"dice": 1}, {"tversky": 1}, {"lovasz": 1}, {"cross_entropy": 1, "boundary": 0.02}],
+)
+def test_it_learns_with_other_losses(
+    data: tuple[Any, LabelMap], tmp_path: Path, num_labels: int, loss: dict[str, float]
+) -> None:
+    splits, label_map = data
+    if num_labels == 1:
+        label_map = LabelMap.from_ids({0: "sea", 1: "land", 2: "land", 3: "land", 255: None})
+    config = TrainingConfig(
+        output_dir=str(tmp_path / "run"), max_steps=20, batch_size=4, log_every=1, learning_rate=5e-3, loss=loss
+    )
+    SegmentationTrainer(
+        build_model(ModelConfig(config=TINY, num_labels=1 if num_labels == 1 else None), label_map),
+        config,
+        train_dataset=splits["train"],
+        eval_dataset=None,
+        label_map=label_map,
+        transforms=TRANSFORMS,
+        processor=processor_for(TRANSFORMS),
+    ).train()
+    values = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
+    assert len(values) == 20
+    assert sum(values[-5:]) < 0.95 * sum(values[:5])
+
+
 def test_without_validation_the_last_weights_are_the_best(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     run = trainer(data, tmp_path / "run", max_steps=1)
     run.eval_dataset = None
@@ -283,11 +341,113 @@ def test_without_validation_the_last_weights_are_the_best(data: tuple[Any, Label
 
 
 def test_non_finite_loss_stops(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
-    run = trainer(data, tmp_path / "run")
-    with torch.no_grad():
-        run.model.decode_head.classifier.bias.fill_(float("nan"))
-    with pytest.raises(SegtuneError, match="the loss is nan at step 1"):
+    """At once, not at the next line of the log; the samples are kept, and what was best before as well."""
+    run = trainer(data, tmp_path / "run", eval_every=1, log_every=100, max_steps=3)
+    best = []
+    evaluate = run._evaluate
+
+    def spoil(watch: Any) -> dict[str, Any]:
+        scores = evaluate(watch)
+        best.append((tmp_path / "run" / "best" / "model.safetensors").read_bytes())
+        with torch.no_grad():
+            run.model.decode_head.classifier.bias.fill_(float("nan"))
+        return scores
+
+    run._evaluate = spoil
+    with pytest.raises(SegtuneError, match="the loss is nan at step 2, whose samples are kept in") as caught:
         run.train()
+    assert caught.value.exit_code == 1
+    kept = json.loads((tmp_path / "run" / "non_finite" / "step-000002" / "samples.json").read_text())
+    assert len(kept["ids"][0][0]) == 4 and set(kept["ids"][0][0]) <= set(data[0]["train"]["id"])
+    assert best == [(tmp_path / "run" / "best" / "model.safetensors").read_bytes()]
+
+
+def counted(scores: Callable[[], dict[str, Any]]) -> SimpleNamespace:
+    """Stands for an evaluation with these scores."""
+    return SimpleNamespace(scores=scores, save=lambda path: None)
+
+
+@pytest.mark.parametrize(
+    ("metric", "direction", "steps"),
+    [
+        ("mean_iou", "max", [1, 3]),
+        ("per_class/arid/iou", "max", [1]),
+        ("overall_accuracy", "min", [1, 2]),
+    ],
+)
+def test_the_best_weights_by_any_number_in_either_direction(
+    data: tuple[Any, LabelMap], tmp_path: Path, metric: str, direction: str, steps: list[int]
+) -> None:
+    values = {"mean_iou": [0.2, 0.1, 0.3, 0.3], "overall_accuracy": [0.5, 0.4, 0.4, 0.6], "arid": [0.4, None, 0.3, 0.1]}
+    run = trainer(data, tmp_path / "run", eval_every=1, best_metric=metric, best_direction=direction)
+    saved: list[int] = []
+
+    def scores() -> dict[str, Any]:
+        overall = {key: values[key][run.step - 1] for key in ("mean_iou", "overall_accuracy")}
+        return overall | {"per_class": {"arid": {"iou": values["arid"][run.step - 1]}}}
+
+    run.count = lambda dataset, on_image: counted(scores)
+    run._save_model = lambda name: saved.append(run.step) if name == "best" else None
+    result = run.train()
+    assert saved == steps and result["best"]["step"] == steps[-1] and set(result["best"]) == {"step", metric}
+
+
+def test_a_best_metric_that_no_evaluation_has_is_refused(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"best_metric=miou is no number of an evaluation: num_images, mean_iou, .*per_class/polar/"
+    ):
+        trainer(data, tmp_path / "run", best_metric="miou")
+
+
+def test_a_run_ends_early_when_it_gets_no_better(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    """Also when it is resumed in between: the evaluations without a better one go on being counted."""
+    values = [0.1, 0.3, 0.2, 0.3, 0.1, 0.4]
+    fields = {"eval_every": 1, "save_every": 1, "max_steps": 6, "early_stopping_patience": 3}
+
+    def start(folder: str, **more: Any) -> dict[str, Any]:
+        run = trainer(data, tmp_path / folder, **fields, **more)
+        run.count = lambda dataset, on_image: counted(lambda: {"mean_iou": values[run.step - 1]})
+        return run.train()
+
+    result = start("run")
+    assert result["step"] == 5 and result["best"] == {"step": 2, "mean_iou": 0.3} and "stopped" not in result
+    assert lines(tmp_path / "run")[-1]["ended"] == "early: no better mean_iou in 3 evaluations"
+    final = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000004")
+    shutil.rmtree(tmp_path / "run" / "final")
+    assert start("run", resume="auto") == result
+    assert (tmp_path / "run" / "final" / "model.safetensors").read_bytes() == final
+
+
+def test_adapters_train_go_on_and_leave_a_plain_model(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    splits, label_map = data
+    base = tmp_path / "base"
+    build_model(ModelConfig(config=TINY), label_map).save_pretrained(base)
+
+    def start(folder: str, **fields: Any) -> None:
+        config = {"output_dir": str(tmp_path / folder), "max_steps": 4, "batch_size": 2, "save_every": 2}
+        SegmentationTrainer(
+            build_model(ModelConfig(name=str(base), lora={"rank": 2}), label_map),
+            TrainingConfig(**config, learning_rate=1e-2, **fields),
+            train_dataset=splits["train"],
+            eval_dataset=splits["val"],
+            label_map=label_map,
+            transforms=TRANSFORMS,
+            processor=processor_for(TRANSFORMS),
+        ).train()
+
+    start("whole")
+    start("resumed", resume=str(tmp_path / "whole" / "checkpoints" / "step-000002"))
+    assert weights(tmp_path / "whole" / "final").keys() == load_file(base / "model.safetensors").keys()
+    for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        a, b = ((tmp_path / name / "final" / file).read_bytes() for name in ("whole", "resumed"))
+        assert a == b, file
+    final = tmp_path / "whole" / "final"
+    adapted = load_adapter(load_model(base), final / "adapter").eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        plain = load_model(final).eval()(image).logits
+        torch.testing.assert_close(adapted(image).logits, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_bf16_and_gradient_checkpointing_run(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
@@ -317,13 +477,6 @@ def test_warmup_defaults_to_a_twentieth() -> None:
     assert TrainingConfig(max_steps=300).warmup == 15
     assert TrainingConfig(max_steps=160_000).warmup == 1500
     assert TrainingConfig(max_steps=300, warmup_steps=0).warmup == 0
-
-
-def test_processes_that_believe_to_be_alone_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_accelerator(TrainingConfig())
-    monkeypatch.setenv("WORLD_SIZE", "2")  # another process was started, but no rendezvous took place
-    with pytest.raises(UsageError, match="2 processes were started, but Accelerate sees 1"):
-        make_accelerator(TrainingConfig())
 
 
 def segtune_train(folder: Path, *overrides: str) -> subprocess.Popen[str]:

@@ -10,7 +10,8 @@ TYPE_CHECKING = False  # as typing.TYPE_CHECKING, without importing typing
 if TYPE_CHECKING:
     from segtune.data.sources import load_segmentation_dataset
     from segtune.data.transforms import TrainTransform, TransformConfig
-    from segtune.inference import overlay, predict
+    from segtune.drawing import overlay
+    from segtune.inference import predict
     from segtune.labels import LabelMap
     from segtune.metrics import MeanIoU
     from segtune.recipe import Recipe, load_recipe, train
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
         SegformerForSemanticSegmentation,
         SegformerModel,
     )
-    from segtune.trainer import SegmentationTrainer, TrainingConfig
+    from segtune.trainer import SegmentationTrainer
+    from segtune.training_config import TrainingConfig
 
 __version__ = "0.1.0"
 
@@ -59,12 +61,12 @@ _HOME = {
     "SegformerModel": "segtune.segformer.modeling_segformer",
     "SegmentationTrainer": "segtune.trainer",
     "TrainTransform": "segtune.data.transforms",
-    "TrainingConfig": "segtune.trainer",
+    "TrainingConfig": "segtune.training_config",
     "TransformConfig": "segtune.data.transforms",
     "from_transformers": "segtune.segformer.conversion",
     "load_recipe": "segtune.recipe",
     "load_segmentation_dataset": "segtune.data.sources",
-    "overlay": "segtune.inference",
+    "overlay": "segtune.drawing",
     "predict": "segtune.inference",
     "train": "segtune.recipe",
 }

@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 from segtune.checkpoint import load_model
 from segtune.errors import UsageError
+from segtune.memory import peak_memory_mb
 from segtune.optim import adamw, parameter_groups
 from segtune.segformer.configuration_segformer import VARIANTS, SegformerConfig
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
@@ -308,19 +309,7 @@ def _worker(job: str) -> None:
     run = call(make_model(bench, settings["side"]), settings["side"], settings["task"], bench)
     run()
     run()
-    print(_peak_mb(bench.device))
-
-
-def _peak_mb(device: str) -> float:
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 1e6
-    status = Path("/proc/self/status")
-    if status.exists():  # unlike getrusage, not inherited from the process that started this one
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e6
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    print(peak_memory_mb(bench.device))
 
 
 def cost_curve(bench: Bench, sizes: Sequence[int], progress: bool = True) -> list[dict[str, Any]]:

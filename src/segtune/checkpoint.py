@@ -22,9 +22,10 @@ from segtune.section import Section
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+from segtune.sharding import part_of, whole
 
 STATE_FILE, MANIFEST_FILE = "training_state.pt", "manifest.json"
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE, RECIPE_FILE = "model.safetensors", "recipe.yaml"
 
 
 class ModelConfig(Section):
@@ -161,22 +162,27 @@ def save_state(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
+    recipe: str | None = None,
 ) -> None:
-    """Write all that a resumed run needs: weights, optimiser, loss scaler, every process's random state, `state`."""
-    generators = accelerator.gather_for_metrics([_random_state()], use_gather_object=True)
+    """Write all that a resumed run needs: weights, optimiser, loss scaler, every process's random state, `state`.
+
+    All processes call this, the main one writes.
+    """
+    content = {
+        "optimizer": whole(optimizer.state_dict()),
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+        "random": accelerator.gather_for_metrics([_random_state()], use_gather_object=True),
+        "state": whole(state),
+    }
+    weights = whole(accelerator.unwrap_model(model).state_dict())
     if not accelerator.is_main_process:
         return
-    content = {
-        "optimizer": optimizer.state_dict(),
-        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-        "random": generators,
-        "state": state,
-    }
 
     def write(target: Path) -> None:
-        weights = accelerator.unwrap_model(model).state_dict()
         save_file({name: value.contiguous() for name, value in weights.items()}, target / WEIGHTS_FILE)
         torch.save(content, target / STATE_FILE)
+        if recipe is not None:
+            (target / RECIPE_FILE).write_text(recipe, encoding="utf-8")
         files = {file.name: _fingerprint(file) for file in sorted(target.iterdir())}
         (target / MANIFEST_FILE).write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
 
@@ -194,8 +200,14 @@ def load_state(
     check_state(folder)
     weights = load_file(folder / WEIGHTS_FILE)
     content = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
-    accelerator.unwrap_model(model).load_state_dict(weights)
+    network = accelerator.unwrap_model(model)
+    own = network.state_dict()
+    network.load_state_dict({name: part_of(value, own.get(name, value)) for name, value in weights.items()})
     optimizer.load_state_dict(content["optimizer"])
+    for parameter, slots in optimizer.state.items():
+        for name, value in slots.items():
+            if value.shape == parameter.shape:
+                slots[name] = part_of(value, parameter)
     if accelerator.scaler is not None and content["scaler"] is not None:
         accelerator.scaler.load_state_dict(content["scaler"])
     if len(content["random"]) == accelerator.num_processes:

@@ -1,4 +1,4 @@
-"""The command line: `segtune train | evaluate | predict | recipes`.
+"""The command line: `segtune train | evaluate | compare | calibrate | predict | bench | recipes`.
 
 Results go to stdout, logs and progress bars to stderr. Exit codes: 0 done, 1 failed, 2 bad usage or recipe, 3
 stopped early on request (a signal, training.time_limit) with everything saved.
@@ -15,7 +15,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -24,6 +24,7 @@ from segtune.catalog import find_recipe, list_recipes, recipe_table
 from segtune.errors import SegtuneError, UsageError
 
 if TYPE_CHECKING:
+    from segtune.data.config import DatasetConfig
     from segtune.data.transforms import TransformConfig
     from segtune.labels import LabelMap
     from segtune.segformer.image_processing_segformer import SegformerImageProcessor
@@ -39,7 +40,20 @@ OverlaysOption = Annotated[
     Path | None, typer.Option(metavar="DIR", file_okay=False, help="Save image | truth | prediction here.")
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, …; by default the best there is.")]
-BatchOption = Annotated[int, typer.Option(min=1, help="Images in one forward pass.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Images, or windows of one, in a forward pass.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+GroupOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REGEX", help="Resample groups of images whose ids agree in what this finds (a video, a tile)."
+    ),
+]
+WindowOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="Side of the windows an image is cut into; 0: none. Default: as the checkpoint says."),
+]
+StrideOption = Annotated[int | None, typer.Option(min=1, help="From window to window; default: 3/4 of --window.")]
+TtaOption = Annotated[bool, typer.Option("--tta", help="Average over six scales and their mirror images: 12 passes.")]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -59,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _application() -> typer.Typer:
     app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
     app.callback(help="Fine-tune SegFormer: train a recipe, evaluate a checkpoint, predict masks.")(_configure)
-    commands: tuple[Callable[..., None], ...] = (train, evaluate, predict, bench)
+    commands: tuple[Callable[..., None], ...] = (train, evaluate, compare, calibrate, predict, bench)
     for command in commands:
         app.command()(command)
     recipes = typer.Typer(rich_markup_mode=None)
@@ -131,8 +145,10 @@ def _stopped_lines(recipe: str, overrides: Sequence[str], result: dict[str, Any]
 def _closing_lines(result: dict[str, Any]) -> list[str]:
     folder = Path(result["output_dir"])
     lines = []
-    if best := result["best"]:
-        lines.append(f"best val mIoU {best['mean_iou']:.4f} at step {best['step']}")
+    for metric, value in result["best"].items():
+        if metric != "step":
+            name = "mIoU" if metric == "mean_iou" else metric
+            lines.append(f"best val {name} {value:.4f} at step {result['best']['step']}")
     lines.append(f"run folder: {folder}")
     split = next((split for split in ("test", "val") if split in result["splits"]), None)
     if split:
@@ -149,41 +165,92 @@ def evaluate(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: JsonOption = False,
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Keep the counts of each image: a run folder, or a file ending in .npz."),
+    ] = None,
+    group_by: GroupOption = None,
+    boundary_width: Annotated[
+        float, typer.Option(min=0, max=1, help="Of the band of boundary IoU, as a share of the image's diagonal.")
+    ] = 0.02,
     overlays: OverlaysOption = None,
     limit_overlays: Annotated[int, typer.Option(min=1, help="How many overlays, spread over the split.")] = 12,
+    window: WindowOption = None,
+    stride: StrideOption = None,
+    tta: TtaOption = False,
     batch_size: BatchOption = 1,
     device: DeviceOption = None,
 ) -> None:
-    """Compute the mean IoU of a checkpoint on one split of a recipe's dataset, at the masks' own size."""
+    """Score a checkpoint on one split of a recipe's dataset, at the masks' own size, with error bars.
+
+    Intervals are bootstrap intervals over images or, with --group-by, over groups of them.
+    """
+    from segtune import tables, uncertainty
     from segtune.data.references import sample_ids
-    from segtune.data.sources import open_dataset
+    from segtune.evaluation import Evaluation
     from segtune.inference import evaluate_model
     from segtune.outputs import Comparisons
+    from segtune.protocol import Protocol
     from segtune.recipe import load_recipe
-    from segtune.trainer import plain_scores
 
     settings = load_recipe(recipe, overrides or ())
-    dataset, label_map = open_dataset(settings.dataset)
-    if split not in dataset:
-        raise UsageError(f"--split {split}: {settings.dataset.path} has {', '.join(dataset)}")
+    rows, label_map = _open_split(settings.dataset, split)
+    ids = sample_ids(rows)
+    uncertainty.units_of(ids, group_by)
+    kept = _file_to_save(save, split)
     model = _load(checkpoint, device)
     _check_same_labels(checkpoint, model.config, settings.dataset.path, label_map)
-    pictures = Comparisons(overlays, label_map, sample_ids(dataset[split]), limit_overlays) if overlays else None
-    confusion = evaluate_model(
+    pictures = Comparisons(overlays, label_map, ids, limit_overlays) if overlays else None
+    processor = _processor(checkpoint, settings.transforms)
+    protocol = Protocol.choose(processor, window, stride, tta)
+    about = {"checkpoint": checkpoint, "recipe": recipe, "split": split, "protocol": str(protocol)}
+    evaluation = Evaluation(label_map.names, label_map.ignore_index, detailed=True, boundary_width=boundary_width)
+    evaluation.about = about | {"calibration_temperature": model.config.calibration_temperature}
+    evaluate_model(
         model,
-        dataset[split],
+        rows,
         label_map,
-        _processor(checkpoint, settings.transforms),
+        processor,
+        evaluation=evaluation,
+        protocol=protocol,
         batch_size=batch_size,
         on_image=pictures.save if pictures else None,
     )
-    result = {"checkpoint": checkpoint, "recipe": recipe, "split": split, "num_images": len(dataset[split])}
-    result |= plain_scores(confusion, label_map)
-    typer.echo(json.dumps(result) if as_json else _table(result))
+    result = about | evaluation.scores() | {"intervals": uncertainty.intervals(evaluation, group_by=group_by)}
+    if kept:
+        evaluation.save(kept)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        tables.show(tables.evaluation_table(result), *tables.evaluation_lines(result))
+    if kept:
+        typer.echo(f"counts of each image: {kept}", err=as_json)
     if pictures:
         pictures.save_overview()
         typer.echo(f"overlays: {overlays} (overview.png first)", err=as_json)
+
+
+def _file_to_save(save: Path | None, split: str) -> Path | None:
+    """The file that --save names; refused before the work where it is there already."""
+    from segtune.evaluation import file_name
+
+    if save is None:
+        return None
+    path = save if save.suffix == ".npz" else save / file_name(split)
+    if path.exists():
+        raise UsageError(f"--save {save}: {path} exists already; remove it or name another file")
+    return path
+
+
+def _open_split(dataset: DatasetConfig, split: str) -> tuple[Any, LabelMap]:
+    """The rows of one split of a data set, at hand, and its label map."""
+    from segtune.data.sources import open_dataset
+
+    opened, label_map = open_dataset(dataset.model_copy(update={"streaming": dataset.streaming and split != "train"}))
+    if split not in opened:
+        raise UsageError(f"--split {split}: {dataset.path} has {', '.join(opened)}")
+    return opened[split], label_map
 
 
 def _processor(checkpoint: str, transforms: TransformConfig) -> SegformerImageProcessor:
@@ -208,17 +275,66 @@ def _check_same_labels(checkpoint: str, config: Any, path: str, label_map: Label
         )
 
 
-def _table(result: dict[str, Any]) -> str:
-    def cell(value: float | None) -> str:
-        return f"{'absent' if value is None else f'{value:.4f}':>9}"
+# compare -------------------------------------------------------------------------------------------------------------
 
-    width = max(len("class"), *map(len, result["per_class"]))
-    lines = [f"{'class':<{width}}{'IoU':>9}{'accuracy':>10}"]
-    for name, row in result["per_class"].items():
-        lines.append(f"{name:<{width}}{cell(row['iou'])} {cell(row['accuracy'])}")
-    lines.append(f"{'mean':<{width}}{cell(result['mean_iou'])} {cell(result['mean_accuracy'])}")
-    score = "undefined" if result["mean_iou"] is None else f"{result['mean_iou']:.4f}"
-    return "\n".join([*lines, f"{result['split']} mIoU {score} over {result['num_images']} images"])
+
+def compare(
+    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="A run folder, or a file of evaluate --save.")],
+    run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="The other one.")],
+    split: Annotated[
+        str | None, typer.Option(help="Of run folders; by default test where both have it, else val.")
+    ] = None,
+    group_by: GroupOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell whether two runs differ on the same images: the difference of mIoU, its interval, what classes changed."""
+    from segtune import tables, uncertainty
+    from segtune.evaluation import Evaluation, find_evaluations
+
+    paths = find_evaluations([run_a, run_b], split)
+    first, second = map(Evaluation.load, paths)
+    result = {"a": str(paths[0]), "b": str(paths[1])} | uncertainty.compare(first, second, group_by=group_by)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        names = (f"{letter}: {path}" for letter, path in zip("AB", paths, strict=True))
+        tables.show(*names, tables.comparison_table(result), *tables.comparison_lines(result))
+
+
+# calibrate -----------------------------------------------------------------------------------------------------------
+
+
+def calibrate(
+    checkpoint: CheckpointArgument,
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    split: Annotated[str, typer.Option(help="train, val or test; one that the model was not trained on.")] = "val",
+    as_json: JsonOption = False,
+    device: DeviceOption = None,
+) -> None:
+    """Fit a temperature that makes confidences honest, and store it in the checkpoint's config.json.
+
+    Predictions stay as they are. Confidences (segtune evaluate, predict) are taken of logits divided by it.
+    """
+    from segtune.calibrate import config_file, fit_temperature, store_temperature
+    from segtune.recipe import load_recipe
+
+    settings = load_recipe(recipe, overrides or ())
+    rows, label_map = _open_split(settings.dataset, split)
+    config = config_file(checkpoint)
+    model = _load(checkpoint, device).eval()
+    _check_same_labels(checkpoint, model.config, settings.dataset.path, label_map)
+    fit = fit_temperature(model, rows, label_map, _processor(checkpoint, settings.transforms))
+    temperature = round(fit.temperature(), 4)
+    store_temperature(config, temperature)
+    result = {"checkpoint": checkpoint, "split": split, "pixels": fit.pixels, "temperature": temperature}
+    result |= {"nll_before": fit.nll(1.0), "nll": fit.nll(temperature)}
+    typer.echo(
+        json.dumps(result)
+        if as_json
+        else f"temperature {temperature} on {fit.pixels} pixels of {split}: negative log-likelihood "
+        f"{result['nll_before']:.4f} before, {result['nll']:.4f} now; stored in {config}"
+    )
 
 
 # predict -------------------------------------------------------------------------------------------------------------
@@ -226,33 +342,57 @@ def _table(result: dict[str, Any]) -> str:
 
 def predict(
     checkpoint: CheckpointArgument,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, folders or quoted globs.")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE", help="Image files, folders of them, quoted globs, or videos.")
+    ],
     output: Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Where the masks go.")],
-    overlay: Annotated[bool, typer.Option("--overlay", help="Also save NAME_overlay.png.")] = False,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also save NAME_overlay.png, of a video .mp4.")] = False,
+    window: WindowOption = None,
+    stride: StrideOption = None,
+    overlap: Annotated[int | None, typer.Option(min=0, help="Instead of --stride: pixels that windows share.")] = None,
+    tta: TtaOption = False,
+    confidence: Annotated[
+        Literal["png", "tif"] | None, typer.Option(help="Also save NAME_confidence: 8-bit png or 32-bit tif.")
+    ] = None,
+    polygons: Annotated[
+        Literal["geojson", "coco", "labelme"] | None, typer.Option(help="Also save the regions as polygons.")
+    ] = None,
+    simplify: Annotated[float, typer.Option(min=0, help="Let polygons' borders move by so many pixels.")] = 0.0,
+    min_region: Annotated[int, typer.Option(min=0, help="Give smaller regions to a neighbour, in polygons.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     batch_size: BatchOption = 1,
     device: DeviceOption = None,
 ) -> None:
-    """Save a mask of class ids for each image: a palette PNG in the labels' colours, at the image's own size."""
-    from tqdm import tqdm
+    """Save a mask of class ids for each image: a palette PNG in the labels' colours, at the image's own size.
 
-    from segtune import inference, outputs
+    Of a georeferenced TIFF, the mask is a TIFF in the same place. Of a video, there is a folder of masks.
+    """
+    from segtune import outputs
+    from segtune.images import any_size
+    from segtune.inference import processor_of
     from segtune.labels import LabelMap
+    from segtune.predicting import predict_files
+    from segtune.protocol import Protocol
+    from segtune.segmenter import Segmenter
 
+    wanted = outputs.Wanted(overlay, confidence, polygons, simplify, min_region)
     paths = outputs.find_images(images)
-    masks = outputs.mask_paths(paths, output, overlay)
-    model = _load(checkpoint, device)
-    processor = inference.processor_of(model)
-    label_map = LabelMap.from_config(model.config)
-    with tqdm(total=len(paths), desc="predict", disable=len(paths) < 2) as bar:
-        for start in range(0, len(paths), batch_size):
-            batch = paths[start : start + batch_size]
-            predictions = inference.predict(model, batch, processor=processor, batch_size=batch_size)
-            for path, mask, labels in zip(batch, masks[start:], predictions, strict=False):
-                outputs.save_mask(labels, label_map, mask)
-                if overlay:
-                    inference.overlay(path, labels, label_map).save(outputs.overlay_path(mask))
-            bar.update(len(batch))
-    typer.echo(f"{len(paths)} mask{'s' if len(paths) > 1 else ''} in {output}")
+    with any_size():
+        targets = outputs.plan_targets(paths, output, wanted, overwrite)
+        model = _load(checkpoint, device)
+        processor = processor_of(model)
+        protocol = Protocol.choose(processor, window, _stride(window, stride, overlap), tta)
+        segmenter = Segmenter(model, processor, protocol, batch_size)
+        masks = predict_files(segmenter, LabelMap.from_config(model.config), paths, targets, output, wanted)
+    typer.echo(f"{masks} mask{'s' if masks > 1 else ''} in {output}")
+
+
+def _stride(window: int | None, stride: int | None, overlap: int | None) -> int | None:
+    if overlap is None:
+        return stride
+    if stride is not None or not window:
+        raise UsageError(f"--overlap {overlap} goes with --window, and in the place of --stride")
+    return window - overlap
 
 
 def _load(checkpoint: str, device: str | None) -> Any:
@@ -282,7 +422,7 @@ def bench(
     device: Annotated[str, typer.Option(help="cpu, cuda, mps, …")] = "cpu",
     repeats: Annotated[int, typer.Option(min=1, help="Pairs of timings.")] = 7,
     compile_too: Annotated[bool, typer.Option("--compile", help="Also time our forward under torch.compile.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: JsonOption = False,
     plot: Annotated[
         Path | None, typer.Option(metavar="PNG", dir_okay=False, help="Also draw time and memory against the size.")
     ] = None,

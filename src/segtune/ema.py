@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from segtune.errors import DataError
+from segtune.sharding import own_part, part_of
 
 _UPDATES = "updates"
 
@@ -42,8 +43,8 @@ class ExponentialMovingAverage:
         """Take in the weights after an optimiser step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         tensors = _tensors(model)
-        averages = list(self.averages.values())
-        values = [tensors[name].to(average.dtype) for name, average in self.averages.items()]
+        averages = [own_part(average) for average in self.averages.values()]
+        values = [own_part(tensors[name]).to(average.dtype) for name, average in self.averages.items()]
         torch._foreach_lerp_(averages, values, 1 - decay)
         self.updates += 1
 
@@ -78,7 +79,7 @@ class ExponentialMovingAverage:
                 f"({given.get(name, 'missing')} stored, {own.get(name, 'none')} expected)"
             )
         self.updates = int(state[_UPDATES])
-        _copy(self.averages, {name: state[name] for name in self.averages})
+        _copy(self.averages, {name: part_of(state[name], average) for name, average in self.averages.items()})
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

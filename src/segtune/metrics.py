@@ -1,147 +1,161 @@
-"""Mean intersection over union, streamed: a confusion matrix is all that is kept."""
+"""The metrics as `evaluate.Metric`s: any number of images in constant memory, no network, no files.
+
+Each counts a pair of maps at a time, adds the counts up, and divides at the end; `evaluate.combine` takes them. Class
+by class, an absent class is nan, and means leave it out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import evaluate
 import numpy as np
 from evaluate.module import Features, Sequence, Value
 
+from segtune.boundary import WIDTH, boundary_counts, boundary_scores
+from segtune.calibration import calibration_scores, reliability_counts
+from segtune.confusion import as_maps, count_pairs, pairs_of_maps
 from segtune.errors import DataError
+from segtune.objects import size_counts, size_scores
+from segtune.scores import class_scores, mean, of_confusion, overall_scores
 
-_CHUNK = 1 << 18  # pixels counted at a time, so that the 64-bit copies np.bincount makes stay in the cache
-
-_DESCRIPTION = "Mean intersection over union of semantic segmentation, over all pixels of all images."
 _INPUTS = """
 Args:
     predictions: class ids, maps (height, width) of any integer type: arrays, tensors on any device, or a list.
     references: class ids of the same sizes; `ignore_index` marks pixels that do not count.
 """
-_CITATION = """\
+_CONFIDENCES = """    confidences: probabilities of the predicted classes, maps of the same sizes.
+"""
+_PASCAL = """\
 @article{everingham2010pascal,
   title={The Pascal Visual Object Classes (VOC) Challenge},
   author={Everingham, Mark and Van Gool, Luc and Williams, Christopher K. I. and Winn, John and Zisserman, Andrew},
   journal={International Journal of Computer Vision},
   year={2010}
 }"""
+_BOUNDARY = """\
+@inproceedings{cheng2021boundary,
+  title={Boundary {IoU}: Improving Object-Centric Image Segmentation Evaluation},
+  author={Cheng, Bowen and Girshick, Ross and Doll{\\'a}r, Piotr and Berg, Alexander C. and Kirillov, Alexander},
+  booktitle={CVPR},
+  year={2021}
+}
+@inproceedings{csurka2013good,
+  title={What is a good evaluation measure for semantic segmentation?},
+  author={Csurka, Gabriela and Larlus, Diane and Perronnin, Florent},
+  booktitle={BMVC},
+  year={2013}
+}"""
+_COCO = """\
+@inproceedings{lin2014coco,
+  title={Microsoft {COCO}: Common Objects in Context},
+  author={Lin, Tsung-Yi and Maire, Michael and Belongie, Serge and others},
+  booktitle={ECCV},
+  year={2014}
+}"""
+_CALIBRATION = """\
+@inproceedings{guo2017calibration,
+  title={On Calibration of Modern Neural Networks},
+  author={Guo, Chuan and Pleiss, Geoff and Sun, Yu and Weinberger, Kilian Q.},
+  booktitle={ICML},
+  year={2017}
+}"""
 
 
-class ConfusionMatrix:
-    """Pixel counts of every pair of classes.
+class _Streaming(evaluate.Metric):
+    """A metric that keeps nothing but the sum of what `_count` makes of each pair of maps.
 
     Args:
-        num_labels: number of classes K; ids run from 0 to K - 1.
-        ignore_index: id of the reference pixels that do not count. What is predicted there is not looked at.
-
-    Attributes:
-        counts: int64 `(K, K)`; row = reference, column = prediction.
+        num_labels: number of classes K; ids run from 0 to `num_labels - 1`.
+        ignore_index: id of the reference pixels that do not count.
     """
+
+    _citation = _PASCAL
+    _inputs: tuple[str, ...] = ("predictions", "references")
 
     def __init__(self, num_labels: int, ignore_index: int = 255) -> None:
         if num_labels < 1:
             raise ValueError(f"num_labels is at least 1, not {num_labels}")
-        self.num_labels = num_labels
-        self.ignore_index = ignore_index
-        self.counts = np.zeros((num_labels, num_labels), dtype=np.int64)
+        self.num_labels, self.ignore_index = num_labels, ignore_index
+        self._start()
+        super().__init__(keep_in_memory=True, seed=0)
 
-    def update(self, predictions: Any, references: Any) -> int:
-        """Count one pair of maps, a batch `(B, H, W)`, or lists of maps whose sizes differ; return the number of maps.
+    def _count(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        raise NotImplementedError
+
+    def _scores(self, total: np.ndarray) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _start(self) -> None:
+        self.total: Any = 0
+        self._maps = 0
+
+    def _info(self) -> evaluate.MetricInfo:
+        types = {"predictions": "int64", "references": "int64", "confidences": "float32"}
+        return evaluate.MetricInfo(
+            description=type(self).__doc__,
+            citation=self._citation,
+            inputs_description=_INPUTS + (_CONFIDENCES if "confidences" in self._inputs else ""),
+            features=Features({name: Sequence(Sequence(Value(types[name]))) for name in self._inputs}),
+            streamable=True,
+        )
+
+    def _build_data_dir(self) -> str:
+        return ""  # the base class would create a folder here
+
+    def __len__(self) -> int:
+        """Number of maps counted since the last `compute`."""
+        return self._maps
+
+    def add(
+        self,
+        *,
+        prediction: Any = None,
+        reference: Any = None,
+        predictions: Any = None,
+        references: Any = None,
+        **others: Any,
+    ) -> None:
+        """Count one pair of maps."""
+        predictions = predictions if prediction is None else prediction
+        references = references if reference is None else reference
+        self.add_batch(predictions=predictions, references=references, **others)
+
+    def add_batch(self, *, predictions: Any, references: Any, **others: Any) -> None:
+        """Count a batch of maps `(B, H, W)`, or lists of maps whose sizes differ.
 
         Raises:
-            DataError: maps that are not integer ids, that do not pair up, or that hold an id out of range; the matrix
-                is then left as it was.
+            DataError: maps that are not integer ids, that do not pair up, or that hold an id out of range; then
+                nothing is counted.
         """
-        added, maps = np.zeros_like(self.counts), 0
-        for prediction, reference in _pairs(predictions, references):
-            maps += len(prediction) if prediction.ndim == 3 else 1
-            added += self._count(prediction.reshape(-1), reference.reshape(-1))  # (K, K)
-        self.counts += added
-        return maps
+        pairs = list(pairs_of_maps(predictions, references))
+        columns = {name: as_maps(values) for name, values in others.items()}
+        if wrong := [name for name, maps in columns.items() if [m.shape for m in maps] != [p.shape for p, _ in pairs]]:
+            raise DataError(f"{wrong[0]} and predictions differ in number or size")
+        counts = [
+            self._count(*pair, **{name: maps[index] for name, maps in columns.items()})
+            for index, pair in enumerate(pairs)
+        ]
+        self.total = self.total + sum(counts)
+        self._maps += len(counts)
 
-    def merge(self, other: ConfusionMatrix) -> ConfusionMatrix:
-        """Add the counts of another matrix, of another process for instance, to this one; return this one."""
-        if (self.num_labels, self.ignore_index) != (other.num_labels, other.ignore_index):
-            raise ValueError(
-                f"two matrices differ: num_labels {self.num_labels} and {other.num_labels}, "
-                f"ignore_index {self.ignore_index} and {other.ignore_index}"
-            )
-        self.counts += other.counts
-        return self
-
-    def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
-        return ConfusionMatrix(self.num_labels, self.ignore_index).merge(self).merge(other)
-
-    def compute(self) -> dict[str, Any]:
-        """The keys of evaluate's mean_iou.
-
-        Returns:
-            `mean_iou`, `mean_accuracy` and `overall_accuracy` (floats between 0 and 1, nan where nothing was
-            counted), `per_category_iou` and `per_category_accuracy` (float64 `(K,)`; nan for a class that has no
-            pixel: for IoU neither in references nor in predictions, for accuracy in no reference). The means skip
-            nan.
-        """
-        correct = self.counts.diagonal().astype(np.float64)
-        references, predictions = self.counts.sum(axis=1), self.counts.sum(axis=0)
-        iou = _ratio(correct, references + predictions - correct)
-        accuracy = _ratio(correct, references)
-        return {
-            "mean_iou": _mean(iou),
-            "mean_accuracy": _mean(accuracy),
-            "overall_accuracy": float(_ratio(correct.sum(), self.counts.sum())),
-            "per_category_iou": iou,
-            "per_category_accuracy": accuracy,
-        }
-
-    def _count(self, prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """Counts `(K, K)` of two flat id arrays."""
-        total = np.zeros_like(self.counts)
-        for start in range(0, reference.size, _CHUNK):
-            chunk = slice(start, start + _CHUNK)
-            pred, ref = _as_bytes(prediction[chunk]), _as_bytes(reference[chunk])
-            if pred is None or ref is None:
-                total += self._count_wide(prediction[chunk], reference[chunk])
-            else:
-                total += self._count_bytes(pred, ref)
-        return total
-
-    def _count_bytes(self, prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """Ids that fit into a byte: every pair of bytes is counted in one pass, and only then are ids checked."""
-        pairs = np.bincount(reference.astype(np.uint16) << 8 | prediction, minlength=1 << 16).reshape(256, 256)
-        if 0 <= self.ignore_index < 256:
-            pairs[self.ignore_index] = 0
-        k = min(self.num_labels, 256)
-        self._check_ids("references", dict(enumerate(pairs[k:].sum(axis=1), start=k)))
-        self._check_ids("predictions", dict(enumerate(pairs[:, k:].sum(axis=0), start=k)))
-        counts = np.zeros_like(self.counts)
-        counts[:k, :k] = pairs[:k, :k]
-        return counts
-
-    def _count_wide(self, prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
-        """Ids of any size: checked first, then counted as one number per pair."""
-        valid = reference != self.ignore_index
-        k = self.num_labels
-        kept: list[np.ndarray] = []
-        for name, ids in (("references", reference), ("predictions", prediction)):
-            ids = ids[valid]
-            wrong = ids[(ids < 0) | (ids >= k)]
-            self._check_ids(name, dict(zip(*np.unique(wrong, return_counts=True), strict=True)))
-            kept.append(ids.astype(np.int64))
-        return np.bincount(kept[0] * k + kept[1], minlength=k * k).reshape(k, k)
-
-    def _check_ids(self, name: str, found: dict[Any, Any]) -> None:
-        wrong = {int(value): int(count) for value, count in found.items() if count}
-        if not wrong:
-            return
-        listed = ", ".join(f"{value} ({count} pixels)" for value, count in list(wrong.items())[:5])
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        fix = f"; pixels that do not count need {self.ignore_index}" if name == "references" else ""
-        raise DataError(f"{name} hold id {listed}{more}, but classes are 0 to {self.num_labels - 1}{fix}")
+    def compute(self, *, predictions: Any = None, references: Any = None, **others: Any) -> dict[str, Any]:
+        """Count these maps, if given, then return the metric of everything counted and start anew."""
+        if predictions is not None or references is not None:
+            self.add_batch(predictions=predictions, references=references, **others)
+        if not len(self):
+            raise ValueError("nothing to compute: call add or add_batch first, or pass predictions and references")
+        result = self._scores(self.total)
+        self._start()
+        return result
 
 
-class MeanIoU(evaluate.Metric):
-    """`evaluate`'s mean_iou as a stream: any number of images in constant memory, no network, no files.
+class MeanIoU(_Streaming):
+    """Mean intersection over union over all pixels of all images, with the keys of evaluate's mean_iou.
+
+    `mean_iou`, `mean_accuracy` and `overall_accuracy` (floats between 0 and 1, nan where nothing was counted),
+    `per_category_iou` and `per_category_accuracy` (float64 `(K,)`; nan for a class that has no pixel: for IoU neither
+    in references nor in predictions, for accuracy in no reference).
 
     Args:
         num_labels: number of classes; ids run from 0 to `num_labels - 1`.
@@ -154,102 +168,115 @@ class MeanIoU(evaluate.Metric):
         1.0
     """
 
-    def __init__(self, num_labels: int, ignore_index: int = 255) -> None:
-        self.confusion = ConfusionMatrix(num_labels, ignore_index)
-        self._maps = 0
-        super().__init__(keep_in_memory=True, seed=0)
+    def _count(self, prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        return count_pairs(prediction, reference, self.num_labels, self.ignore_index)  # (K, K)
 
-    def _info(self) -> evaluate.MetricInfo:
-        ids = Sequence(Sequence(Value("int64")))
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=Features({"predictions": ids, "references": ids}),
-            streamable=True,
-        )
-
-    def _build_data_dir(self) -> str:
-        return ""  # the base class would create a folder here
-
-    def __len__(self) -> int:
-        """Number of maps counted since the last `compute`."""
-        return self._maps
-
-    def add(
-        self, *, prediction: Any = None, reference: Any = None, predictions: Any = None, references: Any = None
-    ) -> None:
-        """Count one pair of maps."""
-        self.add_batch(
-            predictions=predictions if prediction is None else prediction,
-            references=references if reference is None else reference,
-        )
-
-    def add_batch(self, *, predictions: Any, references: Any) -> None:
-        """Count a batch of maps, or lists of maps whose sizes differ."""
-        self._maps += self.confusion.update(predictions, references)
-
-    def compute(self, *, predictions: Any = None, references: Any = None) -> dict[str, Any]:
-        """Count these maps, if given, then return the metric of everything counted and start anew."""
-        if predictions is not None or references is not None:
-            self.add_batch(predictions=predictions, references=references)
-        if not len(self):
-            raise ValueError("nothing to compute: call add or add_batch first, or pass predictions and references")
-        result = self.confusion.compute()
-        self.confusion = ConfusionMatrix(self.confusion.num_labels, self.confusion.ignore_index)
-        self._maps = 0
-        return result
+    def _scores(self, total: np.ndarray) -> dict[str, Any]:
+        counts = of_confusion(total)
+        of_class, overall = class_scores(*counts), overall_scores(*counts)
+        means = {key: float(overall[key]) for key in ("mean_iou", "mean_accuracy", "overall_accuracy")}
+        return means | {f"per_category_{key}": of_class[key] for key in ("iou", "accuracy")}
 
 
-def _pairs(predictions: Any, references: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    pred, ref = _maps(predictions, "predictions"), _maps(references, "references")
-    if len(pred) != len(ref):
-        raise DataError(f"{len(pred)} predictions but {len(ref)} references")
-    for index, (prediction, reference) in enumerate(zip(pred, ref, strict=True)):
-        if prediction.shape != reference.shape:
-            raise DataError(
-                f"map {index}: the prediction is {prediction.shape}, its reference {reference.shape}; "
-                "bring the prediction to the size of the mask first"
-            )
-        yield prediction, reference
+class SegmentationScores(MeanIoU):
+    """Everything that a confusion matrix says: see `scores.overall_scores` and, per category, `scores.class_scores`.
+
+    The keys of `MeanIoU`, `mean_precision`, `mean_dice`, `frequency_weighted_iou`, `kappa`, `per_category_precision`,
+    `per_category_recall`, `per_category_dice` and `confusion` (int64 `(K, K)`, row = reference).
+    """
+
+    def _scores(self, total: np.ndarray) -> dict[str, Any]:
+        counts = of_confusion(total)
+        overall = {key: float(value) for key, value in overall_scores(*counts).items()}
+        of_class = {f"per_category_{key}": value for key, value in class_scores(*counts).items()}
+        return overall | of_class | {"confusion": total}
 
 
-def _maps(values: Any, name: str) -> list[np.ndarray]:
-    """A list of maps as arrays; one array, of one map or a batch, is a list of one."""
-    if isinstance(values, (list, tuple)) and len(values) and not isinstance(values[0], (int, np.integer)):
-        maps = [_array(value) for value in values]
-    else:
-        maps = [_array(values)]
-    for array in maps:
-        if array.dtype.kind not in "iub":
-            raise DataError(f"{name} are integer ids (take the argmax of logits), not {array.dtype}")
-    return maps
+class MeanImageIoU(_Streaming):
+    """The mean over images of the mean IoU of the classes that occur in the image: `mean_image_iou`.
+
+    Images whose pixels are all ignored are left out; nan where no other is there.
+    """
+
+    def _count(self, prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        confusion = count_pairs(prediction, reference, self.num_labels, self.ignore_index)
+        iou = mean(class_scores(*of_confusion(confusion))["iou"])
+        return np.array([0.0, 0.0] if np.isnan(iou) else [iou, 1.0])
+
+    def _scores(self, total: np.ndarray) -> dict[str, Any]:
+        return {"mean_image_iou": float(total[0] / total[1]) if total[1] else float("nan")}
 
 
-def _array(values: Any) -> np.ndarray:
-    if hasattr(values, "detach"):  # a torch tensor, on whatever device
-        values = values.detach().cpu().numpy()
-    try:
-        return np.asarray(values)
-    except ValueError as error:
-        raise DataError(f"ids come as maps (height, width) of integers: {error}") from error
+class BoundaryScores(_Streaming):
+    """Boundary IoU (Cheng et al. 2021) and boundary F1 (Csurka et al. 2013), counts of all images added up first.
+
+    `mean_boundary_iou`, `mean_boundary_f1`, `per_category_boundary_iou`, `per_category_boundary_f1`.
+
+    Args:
+        num_labels, ignore_index: as of `MeanIoU`.
+        width: of the band of boundary IoU, as a share of the image's diagonal.
+    """
+
+    _citation = _BOUNDARY
+
+    def __init__(self, num_labels: int, ignore_index: int = 255, width: float = WIDTH) -> None:
+        self.width = width
+        super().__init__(num_labels, ignore_index)
+
+    def _count(self, prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        count_pairs(prediction, reference, self.num_labels, self.ignore_index)  # refuses ids out of range
+        return boundary_counts(prediction, reference, self.num_labels, self.ignore_index, self.width)
+
+    def _scores(self, total: np.ndarray) -> dict[str, Any]:
+        return _named(boundary_scores(total))
 
 
-def _as_bytes(ids: np.ndarray) -> np.ndarray | None:
-    """The same ids as uint8, or None where one does not fit."""
-    if ids.dtype == np.uint8:
-        return ids
-    if ids.dtype != bool and (ids.min() < 0 or ids.max() > 255):
-        return None
-    return ids.astype(np.uint8)
+class SizeScores(_Streaming):
+    """IoU of small, medium and large objects; `segtune.objects` says which pixel belongs to which.
+
+    `mean_iou_small`, `per_category_iou_small` and so on.
+    """
+
+    _citation = _COCO
+
+    def _count(self, prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        count_pairs(prediction, reference, self.num_labels, self.ignore_index)  # refuses ids out of range
+        return size_counts(prediction, reference, self.num_labels, self.ignore_index)
+
+    def _scores(self, total: np.ndarray) -> dict[str, Any]:
+        return _named(size_scores(total))
 
 
-def _ratio(part: Any, whole: Any) -> np.ndarray:
-    """`part / whole`, nan where `whole` is 0."""
-    whole = np.asarray(whole, dtype=np.float64)
-    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+class CalibrationError(_Streaming):
+    """Expected calibration error and reliability curve (Guo et al. 2017), of all pixels and of those near boundaries.
+
+    `ece`, `mce`, `confidence`, `accuracy` and `bins` of all pixels, and the same with `boundary_` before it.
+
+    Args:
+        num_labels, ignore_index: as of `MeanIoU`.
+        width: how far the boundary reaches, as a share of the image's diagonal.
+    """
+
+    _citation = _CALIBRATION
+    _inputs = ("predictions", "references", "confidences")
+
+    def __init__(self, num_labels: int, ignore_index: int = 255, width: float = WIDTH) -> None:
+        self.width = width
+        super().__init__(num_labels, ignore_index)
+
+    def _count(self, prediction: np.ndarray, reference: np.ndarray, confidences: np.ndarray) -> np.ndarray:
+        count_pairs(prediction, reference, self.num_labels, self.ignore_index)  # refuses ids out of range
+        return reliability_counts(prediction, reference, confidences, self.ignore_index, self.width)
+
+    def _scores(self, total: np.ndarray) -> dict[str, Any]:
+        scores = calibration_scores(total)
+        return scores["all"] | {f"boundary_{key}": value for key, value in scores["boundary"].items()}
 
 
-def _mean(values: np.ndarray) -> float:
-    present = values[~np.isnan(values)]
-    return float(present.mean()) if present.size else float("nan")
+def _named(scores: dict[str, Any]) -> dict[str, Any]:
+    """Means as numbers, scores of each class as `per_category_…`."""
+    return {key if np.ndim(value) == 0 else f"per_category_{key}": _item(value) for key, value in scores.items()}
+
+
+def _item(value: Any) -> Any:
+    return float(value) if np.ndim(value) == 0 else value

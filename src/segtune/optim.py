@@ -16,6 +16,7 @@ from segtune.section import Section
 from segtune.segformer.modeling_segformer import SegformerEncoder
 
 ScheduleName = Literal["poly", "cosine", "constant", "wsd"]
+BatchNormMode = Literal["local", "sync", "frozen"]
 
 _ENCODER_LAYER = re.compile(r"segformer\.encoder\.(patch_embeddings|block|layer_norm)\.(\d+)\.(?:(\d+)\.)?")
 
@@ -130,11 +131,6 @@ class FreezeConfig(Section):
 
     encoder: bool = Field(False, description="Every stage of the encoder.")
     stages: tuple[int, ...] = Field((), description="Stages from 1 on, each with its patch embedding and norm.")
-    batch_norm: Literal["no", "statistics", "all"] = Field(
-        "no",
-        description="statistics = the head's batch norm uses its stored mean and variance and leaves them as they are; "
-        "all = its scale and shift do not learn either.",
-    )
 
 
 def freeze(model: nn.Module, config: FreezeConfig) -> None:
@@ -143,15 +139,17 @@ def freeze(model: nn.Module, config: FreezeConfig) -> None:
     Raises:
         UsageError: the encoder has no such stage.
     """
-    frozen = _frozen_stages(model, config) + (_batch_norms(model) if config.batch_norm == "all" else [])
-    for module in frozen:
+    for module in _frozen_stages(model, config):
         module.requires_grad_(False)
 
 
-def train_mode(model: nn.Module, config: FreezeConfig) -> None:
-    """`model.train()`, in place of it, with the frozen parts in evaluation mode; `model` may be wrapped."""
+def train_mode(model: nn.Module, config: FreezeConfig, batch_norm: BatchNormMode = "local") -> None:
+    """`model.train()`, in place of it, with the frozen parts in evaluation mode; `model` may be wrapped.
+
+    Where `batch_norm` is frozen, it uses its stored mean and variance and leaves them; scale and shift still learn.
+    """
     model.train()
-    for module in _frozen_stages(model, config) + (_batch_norms(model) if config.batch_norm != "no" else []):
+    for module in _frozen_stages(model, config) + (_batch_norms(model) if batch_norm == "frozen" else []):
         module.eval()
 
 

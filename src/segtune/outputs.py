@@ -1,24 +1,48 @@
-"""Files that commands read and write: images to predict, masks, pictures that compare prediction and truth."""
+"""Files that commands read and write: images to predict, what comes of them, pictures that compare with the truth."""
 
 from __future__ import annotations
 
 import glob
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from segtune.drawing import comparison
 from segtune.errors import UsageError
-from segtune.inference import comparison
+from segtune.images import is_georeferenced
 from segtune.labels import LabelMap
+from segtune.polygons import PolygonFormat
+from segtune.video import is_video
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".npy", ".npz", ".png", ".tif", ".tiff", ".webp"})
+COCO_FILE = "annotations.coco.json"
 OVERVIEW = "overview.png"
 OVERVIEW_PICTURES = 6
 GAP = 24  # pixels between the pictures of the overview
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What `segtune predict` writes beside the masks.
+
+    Attributes:
+        overlay: the classes in their colours over the image.
+        confidence: probabilities as 8-bit PNG or 32-bit TIFF.
+        polygons: in this format; `simplify` and `min_region` as for `polygons.trace`.
+    """
+
+    overlay: bool = False
+    confidence: Literal["png", "tif"] | None = None
+    polygons: PolygonFormat | None = None
+    simplify: float = 0.0
+    min_region: int = 0
 
 
 def find_images(patterns: Iterable[str]) -> list[Path]:
@@ -42,45 +66,76 @@ def find_images(patterns: Iterable[str]) -> list[Path]:
     return list(found.values())
 
 
-def mask_paths(images: Sequence[Path], output: Path, overlays: bool = False) -> list[Path]:
-    """Where the masks of images go: their paths below the folder that all have in common, with the suffix .png.
+class Targets(NamedTuple):
+    """The files that come of one input; None for what is not wanted.
 
-    `a.jpg` and `a.bmp` of one folder become `a.jpg.png` and `a.bmp.png`. Raises UsageError where a mask would lie in a
-    folder of input images, or where two files (overlays counted) would have one name.
+    Attributes:
+        name: of the input, its path below the folder that all inputs have in common.
+        mask: of a video, a folder of masks.
     """
-    absolute = [Path(os.path.abspath(path)) for path in images]
+
+    name: str
+    mask: Path
+    overlay: Path | None = None
+    confidence: Path | None = None
+    polygons: Path | None = None
+
+    @property
+    def paths(self) -> list[Path]:
+        return [path for path in self[1:] if path is not None]
+
+
+def plan_targets(sources: Sequence[Path], output: Path, wanted: Wanted, overwrite: bool = False) -> list[Targets]:
+    """Where everything goes: the paths of the inputs below the folder that all have in common, with other endings.
+
+    `a.jpg` and `a.bmp` of one folder become `a.jpg.png` and `a.bmp.png`. A mask is a PNG; of a georeferenced TIFF, a
+    TIFF; of a video, a folder.
+
+    Raises:
+        UsageError: something would lie in a folder of inputs, would be written twice, or exists.
+    """
+    absolute = [Path(os.path.abspath(path)) for path in sources]
     common = os.path.commonpath([path.parent for path in absolute])
     names = [path.relative_to(common) for path in absolute]
     stems = [name.with_suffix("") for name in names]
-    masks = [
-        output / f"{stem if stems.count(stem) == 1 else name}.png" for stem, name in zip(stems, names, strict=True)
+    uses = Counter(stems)
+    targets = [
+        _targets(source, name, output / (stem if uses[stem] == 1 else name), wanted)
+        for source, stem, name in zip(absolute, stems, names, strict=True)
     ]
-    written = [*masks, *map(overlay_path, masks)] if overlays else masks
-    if len(set(written)) < len(written):
-        twice = next(path for path in written if written.count(path) > 1)
+    written = [path for target in targets for path in target.paths]
+    if wanted.polygons == "coco":
+        written.append(output / COCO_FILE)
+    counts = Counter(written)
+    if twice := next((path for path in written if counts[path] > 1), None):
         raise UsageError(f"{twice} would be written twice: predict these images one after the other")
-    sources = {path.parent.resolve() for path in absolute}
-    if clash := next((path for path in masks if path.parent.resolve() in sources), None):
+    folders = {path.parent.resolve() for path in absolute}
+    if clash := next((path for path in written if path.parent.resolve() in folders), None):
         raise UsageError(f"--output {output}: {clash} would lie among the input images; name another folder")
-    return masks
+    there = [path for path in written if path.exists()]
+    if there and not overwrite:
+        more = f" and {len(there) - 1} more of the files to write" if len(there) > 1 else ""
+        raise UsageError(f"{there[0]}{more} exists already; name another folder, or say --overwrite")
+    return targets
 
 
-def overlay_path(mask: Path) -> Path:
-    """Where the overlay of a mask goes: beside it."""
-    return mask.with_name(f"{mask.stem}_overlay.png")
+def _targets(source: Path, name: Path, base: Path, wanted: Wanted) -> Targets:
+    def beside(ending: str, is_wanted: bool = True) -> Path | None:
+        return base.with_name(base.name + ending) if is_wanted else None
 
-
-def save_mask(labels: np.ndarray, label_map: LabelMap, path: Path) -> None:
-    """Writes training ids (H, W) as a PNG: with the labels' palette or, of more than 256 labels, as 16-bit grey."""
-    if label_map.num_labels > 2**16:
-        raise UsageError(f"{path}: a PNG holds ids up to {2**16 - 1}, the model has {label_map.num_labels} labels")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if label_map.num_labels > 256:
-        Image.fromarray(labels.astype(np.uint16)).save(path)
-        return
-    mask = Image.fromarray(labels.astype(np.uint8))
-    mask.putpalette([value for color in label_map.colors for value in color])
-    mask.save(path)
+    if is_video(source):
+        if wanted.confidence or wanted.polygons:
+            raise UsageError(f"{source}: --confidence and --polygons are for images, this is a video")
+        return Targets(name.as_posix(), base, beside("_overlay.mp4", wanted.overlay))
+    mask = base.with_name(base.name + (".tif" if is_georeferenced(source) else ".png"))
+    endings = {"geojson": ".geojson", "labelme": ".json"}
+    return Targets(
+        name.as_posix(),
+        mask,
+        beside("_overlay.png", wanted.overlay),
+        beside(f"_confidence.{wanted.confidence}", wanted.confidence is not None),
+        beside(endings.get(wanted.polygons or "", ""), wanted.polygons in endings),
+    )
 
 
 class Comparisons:

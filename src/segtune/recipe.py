@@ -22,9 +22,12 @@ from segtune.data.streaming import is_stream
 from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
 from segtune.inference import processor_for
+from segtune.run_folder import RECIPE_FILE, SPLIT_FILE, goes_on, refuse_existing_run
 from segtune.section import Section
 from segtune.strict import Keys, check, dotted, show
-from segtune.trainer import SPLIT_FILE, SegmentationTrainer, TrainingConfig, refuse_existing_run
+from segtune.tracking import flat
+from segtune.trainer import SegmentationTrainer
+from segtune.training_config import TrainingConfig
 
 __all__ = ["Recipe", "find_recipe", "list_recipes", "load_recipe", "train"]
 
@@ -32,6 +35,29 @@ if TYPE_CHECKING:
     import datasets
 
 logger = logging.getLogger(__name__)
+
+# What may change when a run goes on: how it runs and what it writes, not what it computes. The images of a step are
+# compared as a whole, the splits by their samples.
+_FREE = {
+    "dataset/check_masks",
+    "dataset/split_file",
+    "training/output_dir",
+    "training/batch_size",
+    "training/accumulation_steps",
+    "training/eval_batch_size",
+    "training/num_workers",
+    "training/gradient_checkpointing",
+    "training/early_stopping_patience",
+    "training/overlays",
+    "training/trackers",
+    "training/save_every",
+    "training/keep_last",
+    "training/log_every",
+    "training/device",
+    "training/time_limit",
+    "training/resume",
+    "training/overwrite",
+}
 
 
 class Recipe(Section):
@@ -84,16 +110,24 @@ def train(recipe: Recipe) -> dict[str, Any]:
 
     Returns what `SegmentationTrainer.train` returns and, under "splits", the names of the data's splits.
     """
-    refuse_existing_run(recipe.training)
+    training = recipe.training
+    if training.output_dir is not None:
+        refuse_existing_run(training.output_dir, training.resume, training.overwrite)
     dataset, label_map = open_dataset(recipe.dataset)
+    loss = recipe.training.loss
+    loss.weights(label_map.names)  # refuses unknown classes before masks are read
     if "train" not in dataset:
         raise UsageError(f"dataset.path = {recipe.dataset.path}: no training images, only {', '.join(dataset)}")
     if "val" not in dataset:
         logger.warning("no validation split: the last weights count as the best (dataset.val_fraction draws one)")
-    if recipe.dataset.check_masks:
-        at_hand = {split: rows for split, rows in dataset.items() if not is_stream(rows)}
-        check_masks(at_hand, label_map)
+    counted = isinstance(loss.class_weights, str)
+    if recipe.dataset.check_masks or counted:
+        pixels = check_masks(_at_hand(recipe, dataset), label_map)
+        if counted:
+            recipe = _with(recipe, "training", loss=loss.counted(pixels["train"][:, :-1], label_map.names))
     recipe = with_channels(recipe, dataset["train"])
+    if training.output_dir is not None:
+        refuse_another_run(recipe)  # with what was counted
     trainer = SegmentationTrainer(
         build_model(recipe.model, label_map, seed=recipe.training.seed),
         recipe.training,
@@ -103,10 +137,20 @@ def train(recipe: Recipe) -> dict[str, Any]:
         transforms=recipe.transforms,
         processor=processor_for(recipe.transforms),
         recipe=resolved(recipe).to_yaml(),
+        settings=recipe.model_dump(),
         splits=None if recipe.dataset.streaming else dataset,
         shuffle_buffer=recipe.dataset.shuffle_buffer,
     )
     return {**trainer.train(), "splits": list(dataset)}
+
+
+def _at_hand(recipe: Recipe, dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """The splits whose masks can be read before the first step: all but a streamed one."""
+    if recipe.dataset.streaming and isinstance(recipe.training.loss.class_weights, str):
+        raise UsageError(
+            "training.loss.class_weights are counted from rows at hand: give numbers, or set dataset.streaming=false"
+        )
+    return {split: rows for split, rows in dataset.items() if not is_stream(rows)}
 
 
 def with_channels(recipe: Recipe, rows: datasets.Dataset) -> Recipe:
@@ -135,6 +179,30 @@ def resolved(recipe: Recipe) -> Recipe:
 
 def _with(recipe: Recipe, section: str, **changes: Any) -> Recipe:
     return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=changes)})
+
+
+def refuse_another_run(recipe: Recipe) -> None:
+    """Raise UsageError where `training.resume` would go on with a run under settings that make it another one.
+
+    A state of another folder may well be the start of another run: what differs is then only said.
+    """
+    resume, folder = recipe.training.resume, str(recipe.training.output_dir)
+    stored = Path(folder if resume == "auto" else resume) / RECIPE_FILE
+    if resume == "never" or not stored.is_file():
+        return
+    before, now = dict(flat(_read_yaml(stored))), dict(flat(_parse(recipe.to_yaml())))
+    differing = [
+        f"{key.replace('/', '.')}: {show(before.get(key))} then, {show(now.get(key))} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in _FREE
+    ]
+    if differing and goes_on(folder, resume):
+        raise UsageError(
+            "\n  ".join([f"{folder} cannot go on with other settings than it began with:", *differing])
+            + "\nGive these, or start a new run from one of its states: training.resume=PATH training.output_dir=NEW"
+        )
+    if differing:
+        logger.warning("a new run from %s with other settings: %s", resume, "; ".join(differing))
 
 
 # YAML ----------------------------------------------------------------------------------------------------------------

@@ -25,16 +25,14 @@ class Problem(NamedTuple):
 
 
 def check(data: Mapping[Any, Any], models: Models) -> tuple[dict[str, Section], list[Problem]]:
-    """Validates `data` (section → key → value).
+    """Validates `data` (section → key → value; a value may be a section itself).
 
     Returns the sections that are right and one problem for each unknown name, missing key and wrong value.
     """
     given = {name: {} if data.get(name) is None else data[name] for name in models}
     mappings = {name: values for name, values in given.items() if isinstance(values, dict)}
     unknown: list[Keys] = [(name,) for name in data if name not in models]
-    unknown += [
-        (name, key) for name, values in mappings.items() for key in values if key not in models[name].model_fields
-    ]
+    unknown += [keys for name, values in mappings.items() for keys in _unknown((name,), models[name], values)]
     problems = [Problem(keys, _say_unknown(keys, data, models)) for keys in unknown]
     meant = {nearest(keys, models) for keys in unknown}  # what a misspelt name stands for is not missing as well
     sections: dict[str, Section] = {}
@@ -45,21 +43,20 @@ def check(data: Mapping[Any, Any], models: Models) -> tuple[dict[str, Section], 
         try:
             sections[name] = model.model_validate(_known(model, mappings[name]))
         except ValidationError as error:
-            problems += _explain(name, model, mappings[name], error, meant)
+            problems += _explain(name, model, data, error, meant)
     return sections, problems
 
 
 def nearest(keys: Keys, models: Models) -> Keys | None:
-    """The valid section or key that an unknown one most resembles; a key may also stand in the wrong section."""
-    section, *rest = map(str, keys)
-    if not rest:
-        close = difflib.get_close_matches(section, models, n=1)
+    """The valid section or key that an unknown one most resembles; a key of that name may stand elsewhere."""
+    *section, key = map(str, keys)
+    if not section:
+        close = difflib.get_close_matches(key, models, n=1)
         return (close[0],) if close else None
-    fields = [(name, field) for name, model in models.items() for field in model.model_fields]
-    for candidates in ([field for field in fields if field[0] == section], fields):
-        cutoff = 0.6 if candidates is not fields else 1.0  # of another section: this very name only
-        if close := difflib.get_close_matches(rest[0], [key for _, key in candidates], n=1, cutoff=cutoff):
-            return next(field for field in candidates if field[1] == close[0])
+    fields = [field for name, model in models.items() for field in _fields((name,), model)]
+    for candidates, cutoff in ((fields, 1.0), ([field for field in fields if field[:-1] == tuple(section)], 0.6)):
+        if close := difflib.get_close_matches(key, [field[-1] for field in candidates], n=1, cutoff=cutoff):
+            return next(field for field in candidates if field[-1] == close[0])
     return None
 
 
@@ -70,6 +67,8 @@ def expected(annotation: Any) -> str:
         return " or ".join(expected(member) for member in members)
     if origin is typing.Annotated:
         return expected(members[0])
+    if _section(annotation) is not None:
+        return "a mapping of settings"
     if origin is Literal:
         return " or ".join(show(member) for member in members)
     if origin in (tuple, list) and members:
@@ -100,22 +99,74 @@ _WORDS = {
 }
 
 
+def _section(annotation: Any) -> type[Section] | None:
+    """The section that a field of this type holds, if any: of `FreezeConfig` and of `LoraConfig | None`."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    kinds = typing.get_args(annotation) if union else (annotation,)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+
+
+def _fields(keys: Keys, model: type[Section]) -> Iterator[Keys]:
+    """Where the fields of a section stand, those of the sections in it included."""
+    for name, field in model.model_fields.items():
+        yield (*keys, name)
+        if inner := _section(field.annotation):
+            yield from _fields((*keys, name), inner)
+
+
+def _unknown(keys: Keys, model: type[Section], values: Mapping[Any, Any]) -> Iterator[Keys]:
+    """Where a section and the sections in it have names that they do not know."""
+    for name, value in values.items():
+        if name not in model.model_fields:
+            yield (*keys, name)
+        elif isinstance(value, dict) and (inner := _section(model.model_fields[name].annotation)):
+            yield from _unknown((*keys, name), inner, value)
+
+
+def _value(data: Any, keys: Keys) -> Any:
+    """What stands at `keys`.
+
+    Raises:
+        KeyError: nothing does.
+    """
+    for key in keys:
+        data = data[key]
+    return data
+
+
 def _explain(
-    name: str, model: type[Section], values: Mapping[Any, Any], error: ValidationError, meant: set[Keys | None]
+    name: str, model: type[Section], data: Mapping[Any, Any], error: ValidationError, meant: set[Keys | None]
 ) -> Iterator[Problem]:
     """One problem a field: its value and the rule that it breaks or, where the type is wrong, what is expected."""
-    fields: dict[Any, list[Any]] = {}
+    places: dict[Keys, tuple[Any, list[Any]]] = {}
     for item in error.errors(include_url=False):
-        fields.setdefault(item["loc"][0] if item["loc"] else None, []).append(item)
-    for field, items in fields.items():
+        keys, annotation = _place(name, model, item["loc"])
+        places.setdefault(keys, (annotation, []))[1].append(item)
+    for keys, (annotation, items) in places.items():
         rules = "; ".join(item["msg"].removeprefix("Value error, ") for item in items if not _about_type(item["type"]))
-        if field is None:  # a rule about several fields
-            yield Problem((name,), f"{name}: {rules}")
-        elif field in values:
-            wanted = rules or f"expected {expected(model.model_fields[field].annotation)}"
-            yield Problem((name, field), f"{name}.{field} = {show(values[field])}: {wanted}")
-        elif not {(name,), (name, field)} & meant:
-            yield Problem((name, field), f"{name}.{field} is missing")
+        if len(keys) == 1:  # a rule about several fields
+            yield Problem(keys, f"{name}: {rules}")
+            continue
+        try:
+            value = _value(data, keys)
+        except (KeyError, TypeError):
+            if not {keys[:1], keys} & meant:
+                yield Problem(keys, f"{dotted(keys)} is missing")
+        else:
+            yield Problem(keys, f"{dotted(keys)} = {show(value)}: {rules or f'expected {expected(annotation)}'}")
+
+
+def _place(name: str, model: type[Section], location: tuple[Any, ...]) -> tuple[Keys, Any]:
+    """Where the field stands that pydantic finds at `location` of a section, and its type."""
+    keys: Keys = (name,)
+    inner: type[Section] | None = model
+    annotation: Any = None
+    for part in location:
+        if inner is None or part not in inner.model_fields:
+            break
+        keys, annotation = (*keys, part), inner.model_fields[part].annotation
+        inner = _section(annotation)
+    return keys, annotation
 
 
 def _about_type(kind: str) -> bool:
@@ -124,11 +175,14 @@ def _about_type(kind: str) -> bool:
 
 def _known(model: type[Section], values: Mapping[Any, Any]) -> dict[str, Any]:
     """The values of known keys, made invalid where pydantic would take `true` for 1, or "yes" for true."""
-    return {
-        key: _Invalid() if _is_mistaken_truth(field.annotation, values[key]) else values[key]
-        for key, field in model.model_fields.items()
-        if key in values
-    }
+    known: dict[str, Any] = {}
+    for key, field in model.model_fields.items():
+        if key in values:
+            inner, value = _section(field.annotation), values[key]
+            if inner and isinstance(value, dict):
+                value = _known(inner, value)
+            known[key] = _Invalid() if _is_mistaken_truth(field.annotation, value) else value
+    return known
 
 
 class _Invalid:
@@ -153,8 +207,11 @@ def _leaves(annotation: Any) -> Iterator[Any]:
 
 def _say_unknown(keys: Keys, data: Mapping[Any, Any], models: Models) -> str:
     close = nearest(keys, models)
-    choices = list(models) if len(keys) == 1 else list(models[keys[0]].model_fields)
+    if len(keys) == 1:
+        choices = list(models)
+    else:
+        choices = [field[-1] for field in _fields(keys[:1], models[keys[0]]) if field[:-1] == keys[:-1]]
     hint = f"did you mean '{dotted(close)}'?" if close else f"known are {', '.join(choices)}"
     if len(keys) == 1:
         return f"{keys[0]}: no such section; {hint}"
-    return f"{dotted(keys)} = {show(data[keys[0]][keys[1]])}: no such key; {hint}"
+    return f"{dotted(keys)} = {show(_value(data, keys))}: no such key; {hint}"

@@ -51,8 +51,24 @@ def test_links_and_pictures_exist() -> None:
 
 def test_named_tests_exist() -> None:
     named = [path for line in re.findall(r"`pytest ([^`]+)`", README) for path in line.split()]
-    assert len(named) >= 5
-    assert [path for path in named if not (ROOT / path).exists()] == []
+    assert len(named) >= 15
+    assert [name for name in named if not exists(*name.split("::"))] == []
+    assert not exists("tests/test_trainer.py", "test_of_that_name")
+
+
+def exists(path: str, test: str = "") -> bool:
+    file = ROOT / path
+    return file.exists() and (not test or f"\ndef {test}(" in file.read_text(encoding="utf-8"))
+
+
+def test_every_equality_names_its_test() -> None:
+    section = README.split("## What is equal")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 10
+    assert [row for row in rows if not re.search(r"\| `pytest [^`]+` \|$", row)] == []
+    assert {word for row in rows for word in re.findall(r"bit-equal|up to rounding|not equal", row)} == {
+        "bit-equal", "up to rounding", "not equal"
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -88,8 +88,8 @@ def test_mix_ffn_with_frozen_weights_passes_the_gradient_on() -> None:
 
 def apply_head(noise: torch.Tensor | None, *inputs: torch.Tensor) -> torch.Tensor:
     first, weight, bias, norm_weight, norm_bias, classify_weight, classify_bias, *maps = inputs
-    classify = (noise, classify_weight, classify_bias)
-    return SumNormClassify.apply(first, weight, bias, norm_weight, norm_bias, None, None, 0.1, 1e-5, *classify, *maps)
+    norm = (norm_weight, norm_bias, None, None, 0.1, 1e-5, None)
+    return SumNormClassify.apply(first, weight, bias, *norm, noise, classify_weight, classify_bias, *maps)
 
 
 @pytest.mark.parametrize("dropout", [False, True])

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from segtune.segformer import upsampling
 from segtune.segformer.upsampling import (
     upsample,
+    upsampled_at,
     upsampled_confidence,
     upsampled_cross_entropy,
     upsampled_prediction,
@@ -242,6 +243,17 @@ def test_confidence_equals_the_largest_softmax(
     logits, _ = logits_and_labels(num_labels, small, size)
     expected = upsample(logits, size).softmax(1).amax(1)
     torch.testing.assert_close(upsampled_confidence(logits, size), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("num_labels", "small", "size"), CASES)
+def test_values_at_pixels_are_those_of_the_upsampled_map(
+    num_labels: int, small: tuple[int, int], size: tuple[int, int]
+) -> None:
+    logits = logits_and_labels(num_labels, small, size)[0][:1]
+    places = torch.randperm(size[0] * size[1], generator=torch.Generator().manual_seed(0))[:50]
+    rows, columns = places // size[1], places % size[1]
+    expected = upsample(logits, size)[0][:, rows, columns].T
+    torch.testing.assert_close(upsampled_at(logits, size, rows, columns), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_confidence_of_one_logit() -> None:

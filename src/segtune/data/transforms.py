@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from segtune.errors import DataError, UsageError
+from segtune.protocol import Protocol
 from segtune.section import Section
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask PyPI for a newer version when imported
@@ -46,6 +47,9 @@ class TransformConfig(Section):
             more than 3 channels that are not 8-bit, and those of fractions, must declare it.
         eval_short_side: the short side images are resized to for evaluation and prediction. None: their own size.
         eval_size_divisor: there, sides are rounded up to a multiple of this.
+        eval_window: there, the side of the windows that are segmented one by one and blended (mmseg's `slide`), a
+            multiple of 32. None: the whole image at once (mmseg's `whole`).
+        eval_stride: from one window to the next, a multiple of 4. None: three quarters of the window.
     """
 
     crop_size: Side | tuple[Side, Side] = 512
@@ -61,6 +65,8 @@ class TransformConfig(Section):
     value_range: tuple[float, float] | None = None
     eval_short_side: Side | None = None
     eval_size_divisor: Side = 1
+    eval_window: Side | None = None
+    eval_stride: Side | None = None
 
     @model_validator(mode="after")
     def _check(self) -> TransformConfig:
@@ -74,6 +80,7 @@ class TransformConfig(Section):
             raise ValueError(f"std {self.std}: every number must be above 0")
         if self.value_range and not self.value_range[0] < self.value_range[1]:
             raise ValueError(f"value_range {self.value_range}: give the smaller value first")
+        Protocol(self.eval_window, self.eval_stride)
         return self
 
 

@@ -32,7 +32,8 @@ class SegformerConfig(PretrainedConfig):
 
     Per-stage fields are sequences of `num_encoder_blocks` positive numbers. `layer_norm_eps` and `image_size`-like
     fields of published files are kept but read by nothing: every layer norm runs with 1e-5, as the published
-    checkpoints expect under transformers. `label_map` holds the label contract (`segtune.LabelMap.to_dict()`).
+    checkpoints expect under transformers. `label_map` holds the label contract (`segtune.LabelMap.to_dict()`), and
+    `calibration_temperature` what logits are divided by before a confidence is taken of them (`segtune calibrate`).
 
     Written in code, an unknown name or an impossible shape raises; a `config.json` keeps fields it does not know.
 
@@ -66,6 +67,7 @@ class SegformerConfig(PretrainedConfig):
         semantic_loss_ignore_index: int = 255,
         reshape_last_stage: bool = True,
         label_map: dict[str, Any] | None = None,
+        calibration_temperature: float = 1.0,
         **kwargs: Any,
     ) -> None:
         unknown = sorted(set(kwargs) - _inherited_fields())
@@ -91,6 +93,7 @@ class SegformerConfig(PretrainedConfig):
         self.semantic_loss_ignore_index = semantic_loss_ignore_index
         self.reshape_last_stage = reshape_last_stage
         self.label_map = label_map
+        self.calibration_temperature = calibration_temperature
         super().__init__(**kwargs)
         self.check()
 
@@ -159,6 +162,8 @@ class SegformerConfig(PretrainedConfig):
         for name in _PROBABILITIES:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must lie in [0, 1)")
+        if not self.calibration_temperature > 0:
+            raise ValueError(f"calibration_temperature={self.calibration_temperature!r} must be positive")
         if self.num_labels < 1:
             raise ValueError(f"num_labels={self.num_labels} must be at least 1")
 

@@ -81,6 +81,7 @@ class MixFFN(torch.autograd.Function):
                 grad_normed, x[part], list(x.shape[-1:]), mean, rstd, norm_weight, norm_bias, [True, train, train]
             )
             if train:
+                grad_conv_weight = grad_conv_weight.flatten(1).view(conv_weight.shape)  # in the strides of the weight
                 grad_weight1 = grad_before.t() @ normed.view(-1, normed.shape[-1])
                 linear1, conv = (grad_weight1, grad_before.sum(0)), (grad_conv_weight, grad_conv_bias)
                 sums = _add(sums, grad_norm_weight, grad_norm_bias, *linear1, *conv, grad_weight2, grad_out.sum(0))
@@ -276,6 +277,7 @@ class SumNormClassify(torch.autograd.Function):
         running_var: Tensor | None,
         momentum: float,
         eps: float,
+        group: Any,
         noise: Tensor | None,
         classify_weight: Tensor,
         classify_bias: Tensor,
@@ -285,35 +287,41 @@ class SumNormClassify(torch.autograd.Function):
 
         Args:
             first: features of stage 1 `(B, H, W, C)`; `weight` (D, C) and `bias` (D,) project them.
+            group: the processes that share their statistics, as in `nn.SyncBatchNorm`; None: this one alone.
             noise: what dropout multiplies with, `(B, D)`.
             classify_weight, classify_bias: `(K, D)` and `(K,)`.
             maps: the other stages, projected: `(B, H_i, W_i, D)`.
         """
         dtype = maps[0].dtype if maps else first.dtype  # autocast's, where it is on
-        ctx.dtype, ctx.eps, ctx.shapes = dtype, eps, [each.shape for each in maps]
+        ctx.dtype, ctx.group, ctx.shapes = dtype, group, [each.shape for each in maps]
         total = _sum_upsampled(first.to(dtype), weight.to(dtype), bias.to(dtype), maps)  # (B, H, W, D)
         mean, variance, count = _moments(total)
+        if group is not None:
+            mean, variance, count = _joined_moments(mean, variance, count, group)
         if running_mean is not None and running_var is not None:
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_((variance * (count / max(count - 1, 1))).to(running_var.dtype), momentum)
+            running_var.lerp_((variance * (count / (count - 1).clamp(min=1))).to(running_var.dtype), momentum)
         rstd = torch.rsqrt(variance + eps)
-        ctx.save_for_backward(first, weight, total, mean, rstd, norm_weight, norm_bias, noise, classify_weight)
+        ctx.save_for_backward(first, weight, total, mean, rstd, count, norm_weight, norm_bias, noise, classify_weight)
 
         scale = norm_weight.to(rstd.dtype) * rstd
         shift = norm_bias.to(rstd.dtype) - mean * scale
-        logits = total.new_empty((*total.shape[:3], len(classify_weight)))  # (B, H, W, K)
+        b, h, w, _ = total.shape
+        shape = (b, len(classify_weight), h, w)  # itself no view, which FSDP would warn of
+        logits = torch.empty(shape, dtype=dtype, device=total.device, memory_format=torch.channels_last)
+        rows = logits.permute(0, 2, 3, 1)  # (B, H, W, K)
         last_bias = classify_bias.to(dtype)
         for i, band in _bands(total):
             active = torch.addcmul(shift, total[i, band], scale).relu_().to(dtype).flatten(0, 1)  # (N, D)
             weights = _dropped(classify_weight, noise, i).to(dtype)
-            torch.addmm(last_bias, active, weights.t(), out=logits[i, band].flatten(0, 1))
-        return logits.permute(0, 3, 1, 2)
+            torch.addmm(last_bias, active, weights.t(), out=rows[i, band].flatten(0, 1))
+        return logits
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         refuse_second_derivative("the decode head")
-        first, weight, total, mean, rstd, norm_weight, norm_bias, noise, classify_weight = ctx.saved_tensors
-        dtype, count = ctx.dtype, total[..., 0].numel()
+        first, weight, total, mean, rstd, count, norm_weight, norm_bias, noise, classify_weight = ctx.saved_tensors
+        dtype = ctx.dtype
         grad = grad.permute(0, 2, 3, 1).to(dtype)  # (B, H, W, K)
         gamma, beta = norm_weight.to(rstd.dtype), norm_bias.to(rstd.dtype)
 
@@ -332,9 +340,12 @@ class SumNormClassify(torch.autograd.Function):
             sum_product += normed.mul_(out).sum((0, 1))
 
         # the batch norm's own gradient, in place: gamma rstd (g - mean(g) - normed mean(g normed))
+        sums = torch.stack((sum_grad, sum_product))
+        if ctx.group is not None:
+            torch.distributed.all_reduce(sums, group=ctx.group)
         scale = gamma * rstd
-        slope = -scale * rstd * sum_product / count
-        offset = -scale * sum_grad / count - mean * slope
+        slope = -scale * rstd * sums[1] / count
+        offset = -scale * sums[0] / count - mean * slope
         grad_first = torch.empty_like(first) if ctx.needs_input_grad[0] else None
         grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(weight[:, 0])
         for i, band in _bands(total):
@@ -353,6 +364,7 @@ class SumNormClassify(torch.autograd.Function):
             grad_bias,
             sum_product.to(norm_weight.dtype),
             sum_grad.to(norm_bias.dtype),
+            None,
             None,
             None,
             None,
@@ -385,7 +397,7 @@ def _sum_upsampled(first: Tensor, weight: Tensor, bias: Tensor, maps: Sequence[T
     return total
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
+def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and biased variance of each channel of `(B, H, W, D)`, at least in float32, and how many values they are of.
 
     Bands are joined by the formula of Chan, Golub and LeVeque (1979), which does not subtract large numbers.
@@ -402,7 +414,19 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
         )
         mean += difference * (n / (count + n))
         count += n
-    return mean, squares / count, count
+    return mean, squares / count, mean.new_full((), count)
+
+
+def _joined_moments(mean: Tensor, variance: Tensor, count: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """What `_moments` of all values of all processes would return."""
+    own = torch.cat((mean, variance, count.view(1)))  # (2·D + 1,)
+    parts = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(parts, own, group=group)
+    means, variances, counts = torch.stack(parts).split((len(mean), len(mean), 1), dim=1)  # (processes, D) and (…, 1)
+    total = counts.sum()
+    shares = counts / total
+    mean = (means * shares).sum(0)
+    return mean, ((variances + (means - mean).square()) * shares).sum(0), total
 
 
 def _dropped(x: Tensor, noise: Tensor | None, image: int) -> Tensor:

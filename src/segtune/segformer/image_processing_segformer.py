@@ -25,6 +25,8 @@ FIELDS = (
     "do_resize",
     "size",
     "size_divisor",
+    "window",
+    "stride",
     "resample",
     "do_rescale",
     "rescale_factor",
@@ -33,6 +35,7 @@ FIELDS = (
     "image_std",
     "do_reduce_labels",
 )
+OWN_FIELDS = {"size_divisor": 1, "window": None, "stride": None}  # not of transformers, with their defaults
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IGNORED = 255  # what label reduction makes of id 0
@@ -51,6 +54,9 @@ class SegformerImageProcessor(ImageProcessingMixin):
             in transformers); `n` and `(h, w)` are read as a square and as height and width.
         size_divisor: both sides are rounded up to a multiple of this, within the one resize, also where `do_resize`
             is off. (transformers does not know this field: it keeps it in the file and does not apply it.)
+        window: side of the windows that predictions are made in and blended from; None: the whole image at once.
+            `preprocess` does not look at it, nor at `stride`; transformers keeps both in the file.
+        stride: from one window to the next.
         resample: Pillow's filter for images, `PIL.Image.Resampling` or its number; 2 is bilinear.
         do_rescale: multiply by `rescale_factor`. 8-bit images need 1/255, 16-bit ones 1/65535.
         do_normalize: subtract `image_mean` and divide by `image_std`.
@@ -72,6 +78,8 @@ class SegformerImageProcessor(ImageProcessingMixin):
         do_resize: bool = True,
         size: Mapping[str, int] | Sequence[int] | int = 512,
         size_divisor: int = 1,
+        window: int | None = None,
+        stride: int | None = None,
         resample: int = 2,
         do_rescale: bool = True,
         rescale_factor: float = 1 / 255,
@@ -86,6 +94,8 @@ class SegformerImageProcessor(ImageProcessingMixin):
         self.do_resize = bool(do_resize)
         self.size = _size_dict(size)
         self.size_divisor = _positive_int("size_divisor", size_divisor)
+        self.window = None if window is None else _positive_int("window", window)
+        self.stride = None if stride is None else _positive_int("stride", stride)
         self.resample = int(Image.Resampling(resample))
         self.do_rescale = bool(do_rescale)
         self.rescale_factor = float(rescale_factor)
@@ -134,8 +144,9 @@ class SegformerImageProcessor(ImageProcessingMixin):
     def to_dict(self) -> dict[str, Any]:
         """All fields, those only kept from a file included, as `save_pretrained` writes them."""
         fields = {name: value for name, value in super().to_dict().items() if not name.startswith("_")}
-        if fields["size_divisor"] == 1:
-            del fields["size_divisor"]  # transformers 4 warns of a field it does not know
+        for name, default in OWN_FIELDS.items():
+            if fields[name] == default:
+                del fields[name]  # transformers 4 warns of a field it does not know
         return {**fields, "image_processor_type": "SegformerImageProcessor"}
 
     # ---- images and masks in ----
@@ -191,7 +202,7 @@ class SegformerImageProcessor(ImageProcessingMixin):
                 f"A floating-point image with no value above 1 is multiplied by {self.rescale_factor:g}; pass "
                 "do_rescale=False where images are already between 0 and 1."
             )
-        resized = _resize(image, self._target_size(*image.shape[:2]), self.resample)
+        resized = resize(image, self.target_size(*image.shape[:2]), self.resample)
         bands = np.ascontiguousarray(resized.transpose(2, 0, 1))  # (C, h, w)
         values = np.empty(bands.shape, dtype=np.float32)
         # The product is rounded once, from float64: so do transformers, and the pixels are equal to the last bit.
@@ -204,7 +215,7 @@ class SegformerImageProcessor(ImageProcessingMixin):
 
     def _prepare_mask(self, mask: np.ndarray) -> np.ndarray:
         """Integer `(H, W)` to int64 `(h, w)`, nearest neighbour."""
-        height, width = self._target_size(*mask.shape)
+        height, width = self.target_size(*mask.shape)
         if mask.shape != (height, width):
             stored = mask if mask.dtype == np.uint8 else mask.astype(np.int32)
             mask = np.asarray(Image.fromarray(stored).resize((width, height), Image.Resampling.NEAREST))
@@ -213,7 +224,8 @@ class SegformerImageProcessor(ImageProcessingMixin):
             labels = np.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
         return labels
 
-    def _target_size(self, height: int, width: int) -> tuple[int, int]:
+    def target_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that an image of this size is resized to."""
         if self.do_resize and "shortest_edge" in self.size:
             edge = self.size["shortest_edge"]
             long = int(edge * max(height, width) / min(height, width))
@@ -354,19 +366,25 @@ def _check_stackable(arrays: list[np.ndarray]) -> None:
         )
 
 
-def _resize(image: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
-    """`(H, W, C)` to `(*size, C)`, uint8 or float32, with Pillow's anti-aliased filters."""
+def resize(
+    image: np.ndarray, size: tuple[int, int], resample: int, box: tuple[float, float, float, float] | None = None
+) -> np.ndarray:
+    """`(H, W, C)` to `(*size, C)`, uint8 or float32, with Pillow's anti-aliased filters.
+
+    Args:
+        box: left, top, right and bottom of the part that becomes `size`; what lies around it is seen by the filter.
+    """
     if image.dtype != np.uint8:
         image = image.astype(np.float32, copy=False)
-    if image.shape[:2] == size:
+    if image.shape[:2] == size and box is None:
         return image
     height, width, channels = image.shape
     if image.dtype == np.uint8 and channels in _PILLOW_MODES:
         data, mode = np.ascontiguousarray(image), _PILLOW_MODES[channels]
-        resized = Image.frombuffer(mode, (width, height), data, "raw", mode, 0, 1).resize(size[::-1], resample)
+        resized = Image.frombuffer(mode, (width, height), data, "raw", mode, 0, 1).resize(size[::-1], resample, box)
         return np.asarray(resized).reshape(*size, channels)
     bands = [Image.fromarray(np.ascontiguousarray(image[:, :, i])) for i in range(channels)]
-    return np.stack([np.asarray(band.resize(size[::-1], resample)) for band in bands], axis=-1)  # (*size, C)
+    return np.stack([np.asarray(band.resize(size[::-1], resample, box)) for band in bands], axis=-1)  # (*size, C)
 
 
 def _size_dict(size: Any) -> dict[str, int]:

@@ -403,7 +403,7 @@ class SegformerDecodeHead(nn.Module):
     def _is_fusible(self) -> bool:
         """Whether `SumNormClassify` does the same as the modules after the projections, with batch statistics."""
         norm = self.batch_norm
-        plain = _is_plain(norm, nn.BatchNorm2d) and norm.affine and norm.momentum is not None
+        plain = _is_batch_norm(norm) and norm.affine and norm.momentum is not None
         plain = plain and _is_plain(self.dropout, nn.Dropout2d) and _is_plain(self.classifier, nn.Conv2d)
         return torch.is_grad_enabled() and not torch.compiler.is_compiling() and norm.training and plain
 
@@ -417,14 +417,13 @@ class SegformerDecodeHead(nn.Module):
             noise = bias.new_empty((len(first), len(bias))).bernoulli_(1 - p).div_(1 - p)  # (B, D)
         if norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)
-        statistics = (norm.running_mean, norm.running_var, norm.momentum, norm.eps)
+        statistics = (norm.running_mean, norm.running_var, norm.momentum, norm.eps, _shared_by(norm))
         classify = self.classifier.weight.flatten(1), cast(Tensor, self.classifier.bias)  # (K, D), (K,)
         return SumNormClassify.apply(first, weight, bias, norm.weight, norm.bias, *statistics, noise, *classify, *maps)
 
     def _can_fold_batch_norm(self) -> bool:
         norm = self.batch_norm
-        plain = _is_plain(norm, nn.BatchNorm2d) or _is_plain(norm, nn.SyncBatchNorm)
-        return plain and not norm.training and norm.running_mean is not None and norm.weight is not None
+        return _is_batch_norm(norm) and not norm.training and norm.running_mean is not None and norm.weight is not None
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -494,6 +493,10 @@ class SegformerModel(SegformerPreTrainedModel):
         self.encoder = SegformerEncoder(config)
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The first patch embedding; Accelerate (FSDP) and peft ask for it."""
+        return self.encoder.patch_embeddings[0]
+
     def forward(
         self,
         pixel_values: Tensor,
@@ -559,6 +562,14 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
         self.decode_head = SegformerDecodeHead(config)
         self.post_init()
 
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether transformers' Trainer is to pass `num_items_in_batch`, in which it counts labels other than -100.
+
+        With another ignore id its count would be wrong; it then averages the losses of the micro-batches.
+        """
+        return self.config.semantic_loss_ignore_index == -100
+
     def forward(
         self,
         pixel_values: Tensor,
@@ -566,6 +577,7 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> SemanticSegmenterOutput | tuple[Any, ...]:
         """Segment a batch.
 
@@ -574,6 +586,8 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
             labels: training ids `(B, height, width)`, integer, of any size; `config.semantic_loss_ignore_index` is
                 left out of the loss.
             output_attentions, output_hidden_states, return_dict: see `SegformerModel.forward`.
+            num_items_in_batch: what the summed loss is divided by in place of this batch's valid pixels: those of all
+                micro-batches of an optimiser step.
 
         Returns:
             `logits` of shape `(B, K, H/4, W/4)`, sides rounded up; `loss`, if labels are given: the mean over valid
@@ -586,7 +600,10 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
         logits = self.decode_head(features)
         loss = None
         if labels is not None:
-            loss = segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index)
+            reduction = "mean" if num_items_in_batch is None else "sum"
+            loss = segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index, reduction)
+            if num_items_in_batch is not None:
+                loss = loss / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
         output = SemanticSegmenterOutput(
             loss=loss,
             logits=logits,
@@ -686,6 +703,20 @@ def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     return type(module) is kind and not (
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    return _is_plain(module, nn.BatchNorm2d) or _is_plain(module, nn.SyncBatchNorm)
+
+
+def _shared_by(norm: nn.Module) -> Any:
+    """The group of processes whose batches a batch norm joins; None where it sees only its own."""
+    if not (isinstance(norm, nn.SyncBatchNorm) and torch.distributed.is_available()):
+        return None
+    if not torch.distributed.is_initialized():
+        return None
+    group = norm.process_group or torch.distributed.group.WORLD
+    return group if torch.distributed.get_world_size(group) > 1 else None
 
 
 @contextmanager

@@ -95,6 +95,14 @@ def upsampled_confidence(logits: Tensor, size: Sequence[int]) -> Tensor:
     return out
 
 
+def upsampled_at(logits: Tensor, size: Sequence[int], rows: Tensor, columns: Tensor) -> Tensor:
+    """`upsample(logits, size)` of one image `(1, K, h, w)` at n pixels given by rows and columns `(n,)`: `(n, K)`."""
+    places = [(2 * at + 1) / side - 1 for at, side in ((columns, size[1]), (rows, size[0]))]  # -1 to 1 over the image
+    grid = torch.stack(places, dim=-1).to(logits)[None, None]  # (1, 1, n, 2)
+    values = F.grid_sample(logits, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return values[0, :, 0].T  # (n, K)
+
+
 def _predict_one(x: Tensor, size: Sequence[int]) -> Tensor:
     """`(K, h, w)` -> `(H, W)`, int64; at a ratio of four in bands of rows, which have the very weights of the whole."""
     _, h, w = x.shape
@@ -187,7 +195,7 @@ def _cross_entropy(
         total += add_normalizers(logits[i], top[i], a, g) - _add_targets(logits[i], top[i], target, c, g)
         norm += of_target.sum()
         if label_smoothing > 0:
-            mean = torch.einsum("khw,k->hw", logits[i] - top[i], spread)[None, None]  # (1, 1, h, w)
+            mean = ((logits[i] - top[i]) * spread[:, None, None]).sum(0)[None, None]  # (1, 1, h, w), never in bf16
             total -= (upsample(mean, size)[0, 0] * valid).sum(dtype=torch.float64)
             if g is not None:
                 share = upsample_backward(valid[None, None].to(mean.dtype), mean.shape)[0]  # (1, h, w)

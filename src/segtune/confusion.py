@@ -1,0 +1,148 @@
+"""Counting pixels of every pair of classes: the one place where ids of predictions and references meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from segtune.errors import DataError
+
+_CHUNK = 1 << 18  # pixels counted at a time, so that what is made of them stays in the cache
+
+
+def count_pairs(prediction: np.ndarray, reference: np.ndarray, num_labels: int, ignore_index: int = 255) -> np.ndarray:
+    """The confusion matrix of two maps.
+
+    Args:
+        prediction: ids, any shape and integer type; not looked at where the reference is ignored.
+        reference: ids of the same shape; pixels of `ignore_index` do not count.
+
+    Returns:
+        int64 `(K, K)`; row = reference, column = prediction.
+
+    Raises:
+        DataError: an id that is no class, named with its number of pixels.
+    """
+    prediction, reference = prediction.reshape(-1), reference.reshape(-1)
+    shift = ignore_index if 0 <= ignore_index < 256 else 0
+    pairs = np.zeros(1 << 16, dtype=np.int64)  # of (reference - shift) % 256 and prediction: small codes where K is
+    for start in range(0, reference.size, _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        pred, ref = _as_bytes(prediction[chunk]), _as_bytes(reference[chunk])
+        if pred is None or ref is None:
+            return _count_wide(prediction, reference, num_labels, ignore_index)
+        found = _pairs_of_bytes(pred, ref - np.uint8(shift))
+        pairs[: len(found)] += found
+    return _checked_pairs(np.roll(pairs.reshape(256, 256), shift, axis=0), num_labels, ignore_index)
+
+
+def pairs_of_maps(predictions: Any, references: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The pairs `(H, W)` of one pair of maps, of batches `(B, H, W)`, or of lists of maps whose sizes differ.
+
+    Raises:
+        DataError: maps that are not integer ids or that do not pair up.
+    """
+    pred, ref = as_maps(predictions), as_maps(references)
+    for name, maps in (("predictions", pred), ("references", ref)):
+        if wrong := [ids.dtype for ids in maps if ids.dtype.kind not in "iub"]:
+            raise DataError(f"{name} are integer ids (take the argmax of logits), not {wrong[0]}")
+    if len(pred) != len(ref):
+        raise DataError(f"{len(pred)} predictions but {len(ref)} references")
+    for index, (prediction, reference) in enumerate(zip(pred, ref, strict=True)):
+        if prediction.shape != reference.shape:
+            raise DataError(
+                f"map {index}: the prediction is {prediction.shape}, its reference {reference.shape}; "
+                "bring the prediction to the size of the mask first"
+            )
+        yield prediction, reference
+
+
+def _checked_pairs(pairs: np.ndarray, num_labels: int, ignore_index: int) -> np.ndarray:
+    """Counts `(K, K)` out of those of all pairs of bytes `(256, 256)`."""
+    if 0 <= ignore_index < 256:
+        pairs[ignore_index] = 0
+    k = min(num_labels, 256)
+    _check_ids("references", dict(enumerate(pairs[k:].sum(axis=1), start=k)), num_labels, ignore_index)
+    _check_ids("predictions", dict(enumerate(pairs[:, k:].sum(axis=0), start=k)), num_labels)
+    counts = np.zeros((num_labels, num_labels), dtype=np.int64)
+    counts[:k, :k] = pairs[:k, :k]
+    return counts
+
+
+def _pairs_of_bytes(prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """How often each `reference * 256 + prediction` occurs, up to the largest that does.
+
+    Maps consist of long runs of one pair, and it is the runs that are counted; where they are short, the pixels.
+    """
+    change = prediction[1:] != prediction[:-1]
+    change |= reference[1:] != reference[:-1]
+    if np.count_nonzero(change) * 8 < change.size:
+        last = np.append(np.flatnonzero(change), change.size)  # of each run
+        codes = reference[last].astype(np.intp) << 8 | prediction[last]
+        return np.bincount(codes, weights=np.diff(last, prepend=-1)).astype(np.int64)
+    codes = reference.astype(np.uint16)
+    codes <<= 8
+    codes |= prediction
+    signed = codes.view(np.int16) if reference.max() < 128 else codes.astype(np.int32)
+    return torch.bincount(torch.from_numpy(signed)).numpy()  # NumPy's would copy to int64 first
+
+
+def _count_wide(prediction: np.ndarray, reference: np.ndarray, num_labels: int, ignore_index: int) -> np.ndarray:
+    """Ids of any size: checked first, then counted as one number per pair."""
+    valid = reference != ignore_index
+    kept: list[np.ndarray] = []
+    for name, ids in (("references", reference), ("predictions", prediction)):
+        ids = ids[valid]
+        wrong = ids[(ids < 0) | (ids >= num_labels)]
+        found = dict(zip(*np.unique(wrong, return_counts=True), strict=True))
+        _check_ids(name, found, num_labels, ignore_index if name == "references" else None)
+        kept.append(ids.astype(np.int64))
+    codes = kept[0] * num_labels + kept[1]
+    return np.bincount(codes, minlength=num_labels**2).reshape(num_labels, num_labels)
+
+
+def _check_ids(name: str, found: dict[Any, Any], num_labels: int, ignore_index: int | None = None) -> None:
+    wrong = {int(value): int(count) for value, count in found.items() if count}
+    if not wrong:
+        return
+    listed = ", ".join(f"{value} ({count} pixels)" for value, count in list(wrong.items())[:5])
+    more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+    fix = "" if ignore_index is None else f"; pixels that do not count need {ignore_index}"
+    raise DataError(f"{name} hold id {listed}{more}, but classes are 0 to {num_labels - 1}{fix}")
+
+
+def _as_bytes(ids: np.ndarray) -> np.ndarray | None:
+    """The same ids as uint8, or None where one does not fit."""
+    if ids.dtype == np.uint8:
+        return ids
+    if ids.dtype != bool and ids.size and int(np.bitwise_or.reduce(ids)) & ~0xFF:
+        return None
+    return ids.astype(np.uint8)
+
+
+def as_maps(values: Any) -> list[np.ndarray]:
+    """Maps `(H, W)` of one map, a batch `(B, H, W)`, or a list of either: arrays, tensors or nested lists.
+
+    Raises:
+        DataError: anything else.
+    """
+    parts = list(values) if isinstance(values, (list, tuple)) else [values]
+    arrays = [_array(part) for part in parts]
+    if arrays and all(array.ndim == 1 for array in arrays):  # the rows of one map
+        arrays = [_array(values)]
+    for array in arrays:
+        if array.ndim not in (2, 3):
+            raise DataError(f"maps are (height, width) or (batch, height, width), not {array.shape}")
+    return [ids for array in arrays for ids in (array if array.ndim == 3 else [array])]
+
+
+def _array(values: Any) -> np.ndarray:
+    if hasattr(values, "detach"):  # a torch tensor, on whatever device
+        values = values.detach().cpu().numpy()
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise DataError(f"ids come as maps (height, width) of integers: {error}") from error

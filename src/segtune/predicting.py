@@ -1,0 +1,166 @@
+"""`segtune predict`: files in, masks and what else is wanted out, one image after the other."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from segtune import polygons
+from segtune.checkpoint import write_folder
+from segtune.drawing import overlay
+from segtune.geo import Georeference
+from segtune.images import ArrayRaster, FileRaster, Raster, read_ahead
+from segtune.inference import evaluating
+from segtune.labels import LabelMap
+from segtune.outputs import COCO_FILE, Targets, Wanted
+from segtune.segmenter import BAND, Prediction, Segmenter
+from segtune.video import VideoReader, VideoWriter, is_video
+from segtune.writers import complete, confidence_writer, mask_writer
+
+LONG = 2**24  # pixels of an image that gets a progress bar of its own
+PICTURE_SIDE = 4096  # of an overlay; of larger images, every n-th pixel is shown
+
+Job = tuple[Path, Targets]
+
+
+def predict_files(
+    segmenter: Segmenter,
+    label_map: LabelMap,
+    sources: Sequence[Path],
+    targets: Sequence[Targets],
+    output: Path,
+    wanted: Wanted,
+) -> int:
+    """Segments images and videos and writes what is wanted to `targets` (see `plan_targets`), each file all or nothing.
+
+    The next image is read while one is segmented. Memory does not depend on the number of images; nor, with windows, on
+    the height of those that are read by rows, unless polygons are wanted: they need the whole mask, a byte a pixel.
+
+    Returns:
+        The number of masks written, those of a video's frames counted.
+
+    Raises:
+        DataError: an input cannot be read; what was written before stays.
+    """
+    jobs = list(zip(sources, targets, strict=True))
+    coco = polygons.coco_file(output / COCO_FILE, label_map) if wanted.polygons == "coco" else nullcontext()
+    bar = tqdm(total=len(jobs), desc="predict", disable=len(jobs) < 2)
+    with evaluating(segmenter.model), bar, coco as collection:
+        files = _Files(label_map, wanted, collection)
+        opened = read_ahead(_opened((job for job in jobs if not is_video(job[0])), segmenter))
+        for ((source, target), raster), bands in segmenter.segment(opened, wanted.confidence is not None):
+            files.write_image(source, target, raster, bands)
+            bar.update()
+        for source, target in jobs:
+            if is_video(source):
+                files.write_video(source, target, segmenter)
+                bar.update()
+    return files.masks
+
+
+def _opened(jobs: Iterable[Job], segmenter: Segmenter) -> Iterator[tuple[tuple[Job, Raster], Raster]]:
+    for job in jobs:
+        raster = segmenter.open(job[0])
+        yield (job, raster), raster
+
+
+class _Files:
+    """Writes what is wanted of one input after the other."""
+
+    def __init__(self, label_map: LabelMap, wanted: Wanted, collection: polygons.CocoFile | None) -> None:
+        self.label_map, self.wanted, self.collection = label_map, wanted, collection
+        self.masks = 0
+
+    def write_image(self, source: Path, target: Targets, raster: Raster, bands: Iterator[Prediction]) -> None:
+        size = (raster.height, raster.width)
+        place = raster.file.georeference if isinstance(raster, FileRaster) else None
+        step = -(-max(size) // PICTURE_SIDE)
+        shown: list[np.ndarray] = []
+        kept: list[np.ndarray] = []
+        top = 0
+        with ExitStack() as stack:
+            bar = stack.enter_context(_row_bar(source, size))
+            write_mask = stack.enter_context(mask_writer(target.mask, size, self.label_map, place))
+            writer = confidence_writer(target.confidence, size, place) if target.confidence else nullcontext()
+            write_confidence = stack.enter_context(writer)
+            for prediction in bands:
+                labels = _without_gaps(prediction.labels, raster, top, self.label_map.ignore_index)
+                write_mask(labels)
+                if write_confidence is not None and prediction.confidence is not None:
+                    write_confidence(prediction.confidence)
+                if target.overlay is not None:
+                    shown.append(labels[-top % step :: step, ::step].copy())
+                if self.wanted.polygons is not None:
+                    kept.append(labels)
+                top += len(labels)
+                bar.update(len(labels))
+        self.masks += 1
+        if target.overlay is not None:
+            picture = overlay(_every(raster, step), np.concatenate(shown), self.label_map)
+            with complete(target.overlay) as temporary:
+                picture.save(temporary, format="PNG")
+        if kept:
+            self._write_polygons(source, target, np.concatenate(kept), place)
+
+    def _write_polygons(self, source: Path, target: Targets, labels: np.ndarray, place: Georeference | None) -> None:
+        wanted, (height, width) = self.wanted, labels.shape
+        regions = polygons.trace(labels, self.label_map, simplify=wanted.simplify, min_region=wanted.min_region)
+        if self.collection is not None:
+            self.collection.add(target.name, (height, width), regions)
+        if target.polygons is None:
+            return
+        if wanted.polygons == "geojson":
+            content = polygons.geojson(regions, self.label_map, place)
+        else:
+            image = os.path.relpath(source, target.polygons.parent)
+            content = polygons.labelme(regions, self.label_map, (height, width), image)
+        with complete(target.polygons) as temporary, temporary.open("w", encoding="utf-8") as file:
+            json.dump(content, file)
+
+    def write_video(self, source: Path, target: Targets, segmenter: Segmenter) -> None:
+        """A mask `000000.png` for each frame and, if wanted, one video of overlays."""
+        video = VideoReader(source)
+        frames = read_ahead((frame, ArrayRaster(frame)) for frame in video)
+
+        def write(folder: Path) -> None:
+            with ExitStack() as stack:
+                bar = stack.enter_context(tqdm(total=video.num_frames, desc=source.name, unit="frame", leave=False))
+                writer = None
+                if target.overlay is not None:
+                    writer = stack.enter_context(VideoWriter(stack.enter_context(complete(target.overlay)), video.rate))
+                for number, (frame, bands) in enumerate(segmenter.segment(frames)):
+                    labels = np.concatenate([band.labels for band in bands])
+                    with mask_writer(folder / f"{number:06d}.png", labels.shape, self.label_map) as write_mask:
+                        write_mask(labels)
+                    self.masks += 1
+                    if writer is not None:
+                        writer.write(np.asarray(overlay(frame, labels, self.label_map, legend=False)))
+                    bar.update()
+
+        target.mask.parent.mkdir(parents=True, exist_ok=True)
+        write_folder(target.mask, write)
+
+
+def _row_bar(source: Path, size: tuple[int, int]) -> tqdm:
+    return tqdm(total=size[0], desc=source.name, unit="row", leave=False, disable=size[0] * size[1] < LONG)
+
+
+def _without_gaps(labels: np.ndarray, raster: Raster, top: int, ignore_index: int) -> np.ndarray:
+    """Labels in which pixels that the file has no data for are ignored, where their type can say so."""
+    missing = raster.file.missing(top, top + len(labels)) if isinstance(raster, FileRaster) else None
+    if missing is None or not 0 <= ignore_index <= np.iinfo(labels.dtype).max:
+        return labels
+    return np.where(missing, labels.dtype.type(ignore_index), labels)
+
+
+def _every(raster: Raster, step: int) -> np.ndarray:
+    """Each `step`-th pixel of each `step`-th row."""
+    again, rows = raster.again(), BAND * step
+    bands = (again.read(top, min(top + rows, raster.height)) for top in range(0, raster.height, rows))
+    return np.concatenate([band[::step, ::step] for band in bands])
