@@ -116,6 +116,13 @@ def test_parquet_shards_with_pictures(tmp_path: Path) -> None:
     }
 
 
+def test_parquet_whose_splits_have_other_names(tmp_path: Path) -> None:
+    for name in ("fold1", "fold2", "extra"):
+        rows(1, id=[name]).to_parquet(tmp_path / f"{name}.parquet")
+    splits = {"train": "fold1", "val": "fold2"}
+    assert ids(load_segmentation_dataset(tmp_path, splits=splits)) == {"train": ["fold1"], "val": ["fold2"]}
+
+
 def test_parquet_with_bytes_of_others(tmp_path: Path) -> None:
     """Without the notes that `datasets` leaves: plain columns of bytes, and structures of bytes and paths."""
     features = Features({"image": Value("binary"), "mask": {"bytes": Value("binary"), "path": Value("string")}})
