@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 
 from segtune.checkpoint import load_state
 from segtune.errors import DataError, UsageError
@@ -104,11 +105,11 @@ def test_a_state_of_another_run_starts_a_new_one(accelerator: Accelerator, tmp_p
 
 
 def test_other_samples_than_before_are_refused(accelerator: Accelerator, tmp_path: Path) -> None:
-    splits = {"train": {"id": ["a", "b"]}}
+    splits = {"train": Dataset.from_dict({"id": ["a", "b"]})}
     folder(tmp_path, accelerator).open(None, splits)
     folder(tmp_path, accelerator, resume="auto").open(None, splits)
     with pytest.raises(UsageError, match=r"the data is not what the run began with: .*split.json lists other samples"):
-        folder(tmp_path, accelerator, resume="auto").open(None, {"train": {"id": ["a", "b", "c"]}})
+        folder(tmp_path, accelerator, resume="auto").open(None, {"train": Dataset.from_dict({"id": ["a", "b", "c"]})})
     assert json.loads((tmp_path / "split.json").read_text()) == {"train": ["a", "b"]}
     assert not list(tmp_path.glob(".*"))
 

@@ -22,7 +22,14 @@ def watch(folder: Path, **settings: Any) -> Watch:
     run.open(None, None)
     settings = {"first_step": 0, "max_steps": 12, "log_every": 4, "images_per_step": 8} | settings
     trackers = Trackers(accelerator, (), folder)
-    return Watch(run, accelerator, trackers, images_per_epoch=32, num_workers=2, **settings)
+    return Watch(
+        run,
+        accelerator,
+        trackers,
+        epoch=lambda step: step * settings["images_per_step"] / 32,
+        num_workers=2,
+        **settings,
+    )
 
 
 def batches(count: int, seconds: float = 0.0) -> Iterator[list[dict[str, Any]]]:

@@ -49,7 +49,7 @@ def fit_temperature(
     weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     for number, row in enumerate(tqdm(dataset, desc="calibrate", disable=not progress, leave=False)):
         try:
-            image, labels = read_pair(row, label_map, segmenter.channels, segmenter.raw)
+            image, labels = read_pair(row, label_map, *segmenter.form)
         except DataError as error:
             raise DataError(f"sample {row['id']!r}: {error}") from error
         places = np.flatnonzero(labels != label_map.ignore_index)

@@ -24,6 +24,7 @@ from segtune.catalog import find_recipe, list_recipes, recipe_table
 from segtune.errors import SegtuneError, UsageError
 
 if TYPE_CHECKING:
+    from segtune.data.config import DatasetConfig
     from segtune.data.transforms import TransformConfig
     from segtune.labels import LabelMap
     from segtune.segformer.image_processing_segformer import SegformerImageProcessor
@@ -190,7 +191,6 @@ def evaluate(
     """
     from segtune import tables, uncertainty
     from segtune.data.references import sample_ids
-    from segtune.data.sources import open_dataset
     from segtune.evaluation import Evaluation
     from segtune.inference import evaluate_model
     from segtune.outputs import Comparisons
@@ -198,14 +198,13 @@ def evaluate(
     from segtune.recipe import load_recipe
 
     settings = load_recipe(recipe, overrides or ())
-    dataset, label_map = open_dataset(settings.dataset)
-    if split not in dataset:
-        raise UsageError(f"--split {split}: {settings.dataset.path} has {', '.join(dataset)}")
-    uncertainty.units_of(sample_ids(dataset[split]), group_by)
+    rows, label_map = _open_split(settings.dataset, split)
+    ids = sample_ids(rows)
+    uncertainty.units_of(ids, group_by)
     kept = _file_to_save(save, split)
     model = _load(checkpoint, device)
     _check_same_labels(checkpoint, model.config, settings.dataset.path, label_map)
-    pictures = Comparisons(overlays, label_map, sample_ids(dataset[split]), limit_overlays) if overlays else None
+    pictures = Comparisons(overlays, label_map, ids, limit_overlays) if overlays else None
     processor = _processor(checkpoint, settings.transforms)
     protocol = Protocol.choose(processor, window, stride, tta)
     about = {"checkpoint": checkpoint, "recipe": recipe, "split": split, "protocol": str(protocol)}
@@ -213,7 +212,7 @@ def evaluate(
     evaluation.about = about | {"calibration_temperature": model.config.calibration_temperature}
     evaluate_model(
         model,
-        dataset[split],
+        rows,
         label_map,
         processor,
         evaluation=evaluation,
@@ -245,6 +244,16 @@ def _file_to_save(save: Path | None, split: str) -> Path | None:
     if path.exists():
         raise UsageError(f"--save {save}: {path} exists already; remove it or name another file")
     return path
+
+
+def _open_split(dataset: DatasetConfig, split: str) -> tuple[Any, LabelMap]:
+    """The rows of one split of a data set, at hand, and its label map."""
+    from segtune.data.sources import open_dataset
+
+    opened, label_map = open_dataset(dataset.model_copy(update={"streaming": dataset.streaming and split != "train"}))
+    if split not in opened:
+        raise UsageError(f"--split {split}: {dataset.path} has {', '.join(opened)}")
+    return opened[split], label_map
 
 
 def _processor(checkpoint: str, transforms: TransformConfig) -> SegformerImageProcessor:
@@ -313,17 +322,14 @@ def calibrate(
     Predictions stay as they are. Confidences (segtune evaluate, predict) are taken of logits divided by it.
     """
     from segtune.calibrate import config_file, fit_temperature, store_temperature
-    from segtune.data.sources import open_dataset
     from segtune.recipe import load_recipe
 
     settings = load_recipe(recipe, overrides or ())
-    dataset, label_map = open_dataset(settings.dataset)
-    if split not in dataset:
-        raise UsageError(f"--split {split}: {settings.dataset.path} has {', '.join(dataset)}")
+    rows, label_map = _open_split(settings.dataset, split)
     config = config_file(checkpoint)
     model = _load(checkpoint, device).eval()
     _check_same_labels(checkpoint, model.config, settings.dataset.path, label_map)
-    fit = fit_temperature(model, dataset[split], label_map, _processor(checkpoint, settings.transforms))
+    fit = fit_temperature(model, rows, label_map, _processor(checkpoint, settings.transforms))
     temperature = round(fit.temperature(), 4)
     store_temperature(config, temperature)
     result = {"checkpoint": checkpoint, "split": split, "pixels": fit.pixels, "temperature": temperature}

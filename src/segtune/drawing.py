@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from segtune.data.files import channels_at_end
-from segtune.data.loading import for_display
 from segtune.errors import UsageError
-from segtune.images import ImageLike, opened
+from segtune.images import ImageLike, shown
 from segtune.labels import LabelMap
 
 Entry = tuple[str, tuple[int, int, int] | None]  # a line of the legend; no colour: ignored pixels
@@ -54,8 +52,7 @@ def comparison(image: ImageLike, labels: np.ndarray, prediction: np.ndarray, lab
 
 
 def _checked(image: ImageLike, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    picture, labels = opened(image), np.asarray(labels)
-    pixels = for_display(channels_at_end(picture) if isinstance(picture, np.ndarray) else picture)
+    pixels, labels = shown(image), np.asarray(labels)
     if pixels.shape[:2] != labels.shape:
         raise UsageError(f"the image is {pixels.shape[:2]} (height, width), its labels {labels.shape}")
     return pixels, labels

@@ -18,8 +18,9 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from segtune.data import files
-from segtune.data.loading import read_image
-from segtune.errors import DataError, SegtuneError
+from segtune.data.files import Pixels
+from segtune.data.loading import for_display, read_image
+from segtune.errors import DataError
 from segtune.geo import GeoRaster, has_position
 from segtune.segformer.image_processing_segformer import channels_last, resize
 
@@ -78,8 +79,11 @@ class FileRaster:
         self.height, self.width = file.height, file.width
 
     def read(self, top: int, bottom: int) -> np.ndarray:
+        rows, missing = self.file.read(top, bottom), self.file.missing(top, bottom)
+        if missing is not None:
+            rows = np.where(missing[:, :, None], rows.dtype.type(0), rows)
         try:
-            return read_image(self.file.read(top, bottom), self.channels, self.raw)
+            return read_image(np.nan_to_num(rows) if rows.dtype.kind == "f" else rows, self.channels, self.raw)
         except DataError as error:
             raise DataError(f"{self.file.path}: {error}") from error
 
@@ -122,7 +126,7 @@ def open_raster(image: Any, channels: int = 3, raw: bool = False) -> Raster:
     A file is read by rows, through rasterio, where it is georeferenced or large; else it is in memory.
 
     Args:
-        raw: keep the numbers of the file, see `data.loading.read_image`.
+        raw: see `read_image`.
 
     Raises:
         DataError: it is missing or no image of so many channels.
@@ -157,8 +161,6 @@ def any_size() -> Iterator[None]:
 
 
 def _is_for_rows(path: Path) -> bool:
-    if path.suffix.lower() in files.ARRAYS:
-        return False
     try:
         with Image.open(path) as picture:
             if has_position(getattr(picture, "tag_v2", {})):
@@ -184,32 +186,36 @@ def is_image(images: Any) -> bool:
 
 
 def read_pixels(image: Any, channels: int = 3, raw: bool = False) -> np.ndarray:
-    """A path, PIL image or array as `(H, W, channels)`, upright; `raw` keeps the numbers of a file."""
+    """A path, PIL image or array as `(H, W, channels)`, upright; `raw` as in `read_image`."""
     if not isinstance(image, (str, os.PathLike, Image.Image)):
         return channels_last(image, channels)
     try:
-        return read_image(opened(image), channels, raw)
-    except SegtuneError as error:
-        if isinstance(image, Image.Image) or str(image) in str(error):
-            raise
-        raise type(error)(f"{image}: {error}") from error
+        return read_image(_opened(image), channels, raw)
+    except DataError as error:
+        is_file = not isinstance(image, Image.Image) and str(image) not in str(error)
+        raise DataError(f"{image}: {error}" if is_file else str(error)) from error
 
 
-def opened(image: Any) -> Any:
-    """A path as a PIL image or an array, a PIL image upright, an array as it is."""
+def shown(image: Any) -> np.ndarray:
+    """A path, PIL image or array as `(H, W, 3)` uint8 for people, whatever its channels and numbers."""
+    if isinstance(image, (str, os.PathLike, Image.Image)):
+        return for_display(_opened(image))
+    array = np.asarray(image)
+    is_picture = array.dtype == np.uint8 and (array.ndim < 3 or bool({array.shape[0], array.shape[2]} & {1, 3, 4}))
+    return channels_last(array, 3) if is_picture else for_display(array)
+
+
+def _opened(image: Any) -> Pixels:
+    """A file as a PIL image or an array, upright; a PIL image upright."""
     if isinstance(image, Image.Image):
         return ImageOps.exif_transpose(image)
-    if not isinstance(image, (str, os.PathLike)):
-        return image
     try:
         return files.read_pixels(Path(image))
     except FileNotFoundError as error:
         raise DataError(f"{image}: no such image") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{image}: {error} PIL.Image.MAX_IMAGE_PIXELS = None lifts the limit") from error
-    except SegtuneError:
-        raise
-    except Exception as error:  # decoders raise what they like
+    except (UnidentifiedImageError, OSError, ValueError) as error:
         raise DataError(f"{image}: cannot be read as an image ({error})") from error
 
 

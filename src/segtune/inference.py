@@ -37,7 +37,7 @@ class Evaluated(NamedTuple):
     """One image of a labelled dataset, with what the model answers: maps of one size."""
 
     id: str
-    image: np.ndarray  # (H, W, C)
+    image: np.ndarray  # (H, W, 3) uint8, see `for_display`
     labels: np.ndarray  # (H, W), may hold the ignore index
     prediction: np.ndarray  # (H, W)
     confidence: np.ndarray | None  # (H, W)
@@ -161,7 +161,7 @@ def evaluate_model(
     ):
         evaluation.add(found.id, found.labels, found.prediction, found.confidence)
         if on_image is not None:
-            on_image(found.id, for_display(found.image), found.labels, found.prediction)
+            on_image(found.id, found.image, found.labels, found.prediction)
     return evaluation
 
 
@@ -198,12 +198,11 @@ def evaluated_images(
     if device is not None:
         model.to(device)
     segmenter = Segmenter(model, processor, protocol, batch_size, label_map.num_labels)
-    form = (segmenter.channels, segmenter.raw)
-    samples = read_ahead(_labelled_sample(dataset, number, label_map, form) for number in rows)
+    samples = read_ahead(_labelled_sample(dataset, number, label_map, segmenter.form) for number in rows)
     images = ((sample, ArrayRaster(sample.image)) for sample in samples)
     with evaluating(model), tqdm(total=len(rows), desc="evaluate", disable=not progress, leave=False) as bar:
         for sample, bands in segmenter.segment(images, confidence):
-            yield Evaluated(sample.id, sample.image, sample.labels, *joined(bands))
+            yield Evaluated(sample.id, for_display(sample.image), sample.labels, *joined(bands))
             bar.update()
 
 

@@ -18,6 +18,7 @@ from segtune.data.checks import check_masks
 from segtune.data.config import DatasetConfig
 from segtune.data.sources import open_dataset
 from segtune.data.statistics import with_statistics
+from segtune.data.streaming import is_stream
 from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
 from segtune.hub import HubConfig, RunPush
@@ -122,12 +123,14 @@ def train(recipe: Recipe) -> dict[str, Any]:
         raise UsageError(f"dataset.path = {recipe.dataset.path}: no training images, only {', '.join(dataset)}")
     if "val" not in dataset:
         logger.warning("no validation split: the last weights count as the best (dataset.val_fraction draws one)")
-    if recipe.dataset.check_masks or isinstance(loss.class_weights, str):
-        pixels = check_masks(dataset, label_map)["train"][:, :-1]  # without ignored ones
-        recipe = _with(recipe, "training", loss=loss.counted(pixels, label_map.names))
+    counted = isinstance(loss.class_weights, str)
+    if recipe.dataset.check_masks or counted:
+        pixels = check_masks(_at_hand(recipe, dataset), label_map)
+        if counted:
+            recipe = _with(recipe, "training", loss=loss.counted(pixels["train"][:, :-1], label_map.names))
     recipe = with_channels(recipe, dataset["train"])
     if training.output_dir is not None:
-        refuse_another_run(recipe)
+        refuse_another_run(recipe)  # with what was counted
     trainer = SegmentationTrainer(
         build_model(recipe.model, label_map, seed=recipe.training.seed),
         recipe.training,
@@ -138,7 +141,8 @@ def train(recipe: Recipe) -> dict[str, Any]:
         processor=processor_for(recipe.transforms),
         recipe=resolved(recipe).to_yaml(),
         settings=recipe.model_dump(),
-        splits=dataset,
+        splits=None if recipe.dataset.streaming else dataset,
+        shuffle_buffer=recipe.dataset.shuffle_buffer,
     )
     push = _push_beside(recipe, trainer)
     result = {**trainer.train(), "splits": list(dataset)}
@@ -159,6 +163,15 @@ def _push_beside(recipe: Recipe, trainer: SegmentationTrainer) -> RunPush | None
     return push
 
 
+def _at_hand(recipe: Recipe, dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """The splits whose masks can be read before the first step: all but a streamed one."""
+    if recipe.dataset.streaming and isinstance(recipe.training.loss.class_weights, str):
+        raise UsageError(
+            "training.loss.class_weights are counted from rows at hand: give numbers, or set dataset.streaming=false"
+        )
+    return {split: rows for split, rows in dataset.items() if not is_stream(rows)}
+
+
 def with_channels(recipe: Recipe, rows: datasets.Dataset) -> Recipe:
     """The recipe with `transforms.mean` and `std` counted, where it says so, and the model's number of channels.
 
@@ -166,6 +179,8 @@ def with_channels(recipe: Recipe, rows: datasets.Dataset) -> Recipe:
         UsageError: `model.config.num_channels` is not the number of values in `transforms.mean`.
     """
     stated = recipe.model.config.get("num_channels")
+    if is_stream(rows) and recipe.transforms.mean == "counted":
+        raise UsageError("transforms.mean=counted needs all rows at hand: give numbers, or set dataset.streaming=false")
     transforms = with_statistics(recipe.transforms, rows, stated)
     channels = len(transforms.mean)
     if stated not in (None, channels):
@@ -176,7 +191,8 @@ def with_channels(recipe: Recipe, rows: datasets.Dataset) -> Recipe:
 
 def resolved(recipe: Recipe) -> Recipe:
     """The recipe as the run folder keeps it: with the stored split, from the first step, overwriting nothing."""
-    recipe = _with(recipe, "dataset", split_file=f"{recipe.training.output_dir}/{SPLIT_FILE}")
+    if not recipe.dataset.streaming:  # its splits are those of the data
+        recipe = _with(recipe, "dataset", split_file=f"{recipe.training.output_dir}/{SPLIT_FILE}")
     recipe = _with(recipe, "hub", push=None)
     return _with(recipe, "training", resume="never", overwrite=False)
 

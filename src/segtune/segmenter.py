@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -56,8 +56,7 @@ class Segmenter:
         self.model, self.processor = model, processor
         self.protocol = Protocol.choose(processor) if protocol is None else protocol
         self.batch_size, self.num_labels = batch_size, num_labels
-        self.channels = len(processor.image_mean)
-        self.raw = abs(processor.rescale_factor - 1 / 255) > 1e-12  # of a declared range of values
+        self.form = form_of(processor)
         # fitted on held-out images and stored with the model; confidences are those of logits divided by it
         self.temperature = getattr(getattr(model, "config", None), "calibration_temperature", 1.0)
 
@@ -66,8 +65,8 @@ class Segmenter:
         return joined(self.bands(self.open(image), confidence))
 
     def open(self, image: ImageLike) -> Raster:
-        """An image as the processor takes it: its channels, and their numbers as they are or as 8 bits."""
-        return open_raster(image, self.channels, self.raw)
+        """A path, PIL image or array as the raster that the processor takes."""
+        return open_raster(image, *self.form)
 
     def segment(
         self, images: Iterable[tuple[Key, Raster]], confidence: bool = False
@@ -100,10 +99,9 @@ class Segmenter:
 
     def _prepared(self, raster: Raster) -> Tensor:
         """The whole image, `(1, C, h, w)`."""
-        pixels = raster.read(0, raster.height)
-        return cast(
-            Tensor, self.processor(pixels, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
-        )
+        options = {"return_tensors": "pt", "input_data_format": "channels_last"}
+        pixel_values: Tensor = self.processor(raster.read(0, raster.height), **options)["pixel_values"]
+        return pixel_values
 
     @torch.inference_mode()
     def _whole(self, pixel_values: Tensor, sizes: Sequence[tuple[int, int]], confidence: bool) -> list[Prediction]:
@@ -159,6 +157,11 @@ class Segmenter:
         if self.protocol.flip:
             logits.append(self._forward(pixel_values.flip(-1)).flip(-1))
         return torch.stack(logits)
+
+
+def form_of(processor: Any) -> tuple[int, bool]:
+    """The number of channels that a processor takes, and whether in the numbers of the file (see `read_image`)."""
+    return len(processor.image_mean), bool(abs(processor.rescale_factor - 1 / 255) > 1e-12)
 
 
 def _groups(across: Sequence[Span], size: int) -> Iterator[list[Span]]:

@@ -14,10 +14,11 @@ import accelerate
 import torch
 from accelerate.utils import gather_object
 from torch import nn
-from torch.utils.data import DataLoader
 
 from segtune import checkpoint
-from segtune.data.loading import SegmentationSamples, StepSampler, collate
+from segtune.data.batches import TrainingBatches
+from segtune.data.references import sample_ids
+from segtune.data.streaming import State, is_stream
 from segtune.data.transforms import TrainTransform, TransformConfig
 from segtune.ema import ExponentialMovingAverage
 from segtune.errors import UsageError
@@ -57,6 +58,7 @@ class SegmentationTrainer:
         recipe: the resolved recipe's text for the run folder.
         settings: the same as nested mappings, for trackers; by default those of `config`.
         splits: the dataset whose drawn splits are stored in the run folder.
+        shuffle_buffer: rows of a streamed `train_dataset` that are shuffled together.
 
     Attributes:
         after_evaluation: where it is set, called after each evaluation with whether best/ was written.
@@ -75,10 +77,11 @@ class SegmentationTrainer:
         recipe: str | None = None,
         settings: Mapping[str, Any] | None = None,
         splits: datasets.DatasetDict | None = None,
+        shuffle_buffer: int = 256,
     ) -> None:
         if config.output_dir is None:
             raise UsageError("training.output_dir is not set: name the run folder, e.g. training.output_dir=runs/mine")
-        if len(train_dataset) == 0:
+        if not is_stream(train_dataset) and len(train_dataset) == 0:
             raise UsageError("the training split is empty")
         _check_best_metric(config.best_metric, label_map)
         self.config = config
@@ -99,10 +102,19 @@ class SegmentationTrainer:
         )
         self.trackers = Trackers(self.accelerator, config.trackers, self.run.path)
         self._prepare(model)
-        self.samples = SegmentationSamples(
-            train_dataset, label_map, TrainTransform(transforms, label_map.ignore_index), config.seed
+        self.batches = TrainingBatches(
+            train_dataset,
+            label_map,
+            TrainTransform(transforms, label_map.ignore_index),
+            config.seed,
+            batch_size=config.batch_size,
+            accumulation_steps=config.accumulation_steps,
+            process_index=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+            buffer=shuffle_buffer,
         )
-        ids = [] if eval_dataset is None else eval_dataset["id"]
+        self.place: State | None = None  # in a stream
+        ids = [] if eval_dataset is None else sample_ids(eval_dataset)
         self.overlays = Overlays(self.run.path / "overlays", ids, config.overlays, label_map)
         self.step = 0
         self.best: dict[str, Any] = {}
@@ -216,29 +228,15 @@ class SegmentationTrainer:
     def _batches(self) -> Iterator[list[dict[str, Any]]]:
         """The micro-batches of each remaining optimiser step, on the device."""
         config, device = self.config, self.accelerator.device
-        sampler = StepSampler(
-            len(self.samples),
-            config.batch_size,
-            accumulation_steps=config.accumulation_steps,
-            process_index=self.accelerator.process_index,
-            num_processes=self.accelerator.num_processes,
-            seed=config.seed,
-            start_step=self.step,
-            max_steps=config.max_steps,
+        steps = self.batches.steps(
+            self.step,
+            config.max_steps,
+            self.place,
+            num_workers=config.num_workers,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=ignore_interrupts,
         )
-        loader = iter(
-            DataLoader(
-                self.samples,
-                batch_sampler=sampler,
-                collate_fn=collate,
-                num_workers=config.num_workers,
-                pin_memory=device.type == "cuda",
-                worker_init_fn=ignore_interrupts,
-                generator=torch.Generator(),  # its own, so that a resumed run finds the global one as it was left
-            )
-        )
-        for _ in range(self.step, config.max_steps):
-            micro_batches = [next(loader) for _ in range(config.accumulation_steps)]
+        for micro_batches in steps:
             for batch in micro_batches:
                 for key in ("pixel_values", "labels"):
                     batch[key] = batch[key].to(device, non_blocking=True)
@@ -334,6 +332,7 @@ class SegmentationTrainer:
         if state["step"] >= self.config.max_steps:
             raise UsageError(f"{folder} is of step {state['step']}: training.max_steps={self.config.max_steps} is done")
         self.step = state["step"]
+        self.place = self.batches.place_of(state.get("places"))
         if self.run.goes_on:
             self.best, self.evaluations_since_best = state["best"], state["evaluations_since_best"]
         if self.ema is not None:
@@ -356,6 +355,8 @@ class SegmentationTrainer:
         }
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
+        if self.batches.streamed:
+            state["places"] = gather_object([self.batches.state_after(self.step)])
         self.run.save_state(self.step, self.model, self.optimizer, state)
 
     def _save_model(self, name: str) -> None:
@@ -372,7 +373,7 @@ class SegmentationTrainer:
             max_steps=config.max_steps,
             log_every=config.log_every,
             images_per_step=math.prod(self._division),
-            images_per_epoch=len(self.samples),
+            epoch=self.batches.epoch,
             num_workers=config.num_workers,
         )
 

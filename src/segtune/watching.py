@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -35,7 +35,7 @@ class Watch:
 
     Args:
         first_step: how many steps were made before.
-        images_per_epoch: training samples.
+        epoch: how often the training samples have been seen after a step.
         images_per_step: of all processes.
         num_workers: processes that load data, for advice.
     """
@@ -50,7 +50,7 @@ class Watch:
         max_steps: int,
         log_every: int,
         images_per_step: int,
-        images_per_epoch: int,
+        epoch: Callable[[int], float],
         num_workers: int,
     ) -> None:
         self.run = run
@@ -60,7 +60,7 @@ class Watch:
         self.max_steps = max_steps
         self.log_every = log_every
         self.images_per_step = images_per_step
-        self.images_per_epoch = images_per_epoch
+        self.epoch = epoch
         self.num_workers = num_workers
         self.late = Late(accelerator.device)
         self.meter = Meter()
@@ -134,7 +134,7 @@ class Watch:
         rate *= self.images_per_step
         record = {
             "step": self.step,
-            "epoch": round(self.step * self.images_per_step / self.images_per_epoch, 4),
+            "epoch": round(self.epoch(self.step), 4),
             "loss": loss,
             "lr": learning_rate,
             "grad_norm": norm if math.isfinite(norm) else None,  # of a step that the loss scaler skips

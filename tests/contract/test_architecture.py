@@ -138,7 +138,7 @@ FENCES = {
     "matplotlib": {"bench"},
     "peft": {"adapt"},
     "pycocotools": {"data.annotations.shapes"},
-    "rasterio": {"data.rasters", "geo"},
+    "rasterio": {"geo"},
     "rich": {"tables"},
     "scipy": {"loss_terms", "objects", "uncertainty"},
     "shapely": {"polygons"},

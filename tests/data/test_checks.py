@@ -38,7 +38,7 @@ def write_pairs(root: Path, names: Iterable[str], images: str = "images", masks:
     return root
 
 
-def test_pixels_of_each_class_are_counted_by_split_and_mask(tmp_path: Path) -> None:
+def test_pixels_of_each_class_are_counted_by_split(tmp_path: Path) -> None:
     write_pairs(tmp_path, "ab", "images/train", "masks/train")
     mask = np.zeros((4, 6), np.uint8)
     mask[:3, :5], mask[3] = 1, 255

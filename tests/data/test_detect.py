@@ -95,6 +95,7 @@ def test_what_the_recipe_names_decides(tmp_path: Path) -> None:
     coco(tmp_path)
     chosen = DatasetConfig(path=str(tmp_path), masks="annotations/instances_{split}.json")
     assert find_format(chosen) == (tmp_path, "coco")
+    assert find_format(DatasetConfig(path=str(tmp_path), masks="masks")) == (tmp_path, "folder")
     chosen = DatasetConfig(path=str(tmp_path), images="images/**/*.*", masks="masks/**/*.*")
     assert find_format(chosen) == (tmp_path, "folder")
 

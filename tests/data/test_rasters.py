@@ -104,7 +104,7 @@ def test_turned_grids(tmp_path: Path) -> None:
 def test_message_where_rasterio_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.tif", np.zeros((5, 4, 4), np.uint8))
     monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
-    with pytest.raises(UsageError, match=r"a\.tif: this TIFF needs the package rasterio: pip install 'segtune\[geo\]'"):
+    with pytest.raises(UsageError, match=r"a\.tif: this needs the package rasterio: pip install 'segtune\[geo\]'"):
         read_pixels(tmp_path / "a.tif")
 
 

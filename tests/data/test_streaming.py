@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from datasets import Dataset, Image
 
+from segtune.cli import main
 from segtune.data.batches import TrainingBatches
 from segtune.data.config import DatasetConfig
 from segtune.data.sources import open_dataset
@@ -236,3 +238,43 @@ def test_errors_name_the_sample_and_its_place(tmp_path: Path) -> None:
 def test_a_sampler_knows_its_length(opened: tuple[Any, LabelMap]) -> None:
     sampler = StreamSampler(ShardStream(opened[0]["train"], 4, 5), 3, accumulation_steps=2, start_step=1, max_steps=4)
     assert len(sampler) == len(list(sampler)) == 6
+
+
+# -- a run ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_from_a_saved_state_ends_with_the_same_weights(folder: Path, tmp_path: Path, workers: int) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        f"dataset: {{path: {folder}, streaming: true, shuffle_buffer: 3}}\n"
+        "transforms: {crop_size: 16}\n"
+        "model: {config: {hidden_sizes: [8, 16, 40, 64], depths: [1, 1, 1, 1], decoder_hidden_size: 16}}\n"
+        "training: {max_steps: 6, save_every: 2, log_every: 1, batch_size: 2, accumulation_steps: 2}\n"
+    )
+
+    def train(name: str, *options: str) -> bytes:
+        with pytest.raises(SystemExit) as left:
+            main(
+                [
+                    "train",
+                    str(tmp_path / "recipe.yaml"),
+                    f"training.output_dir={tmp_path / name}",
+                    *options,
+                    f"training.num_workers={workers}",
+                ]
+            )
+        assert left.value.code in (0, None)
+        return (tmp_path / name / "final" / "model.safetensors").read_bytes()
+
+    whole = train("a")
+    lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if "loss" in line] == [float(4 * step // TOTAL) for step in range(1, 7)]
+    assert not (tmp_path / "a" / "split.json").exists()
+    assert train("b", f"training.resume={tmp_path}/a/checkpoints/step-000004") == whole
+
+
+def test_what_a_run_cannot_do_with_a_stream(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    options = [f"dataset.path={folder}", "dataset.streaming=true", f"training.output_dir={tmp_path / 'x'}"]
+    with pytest.raises(SystemExit):
+        main(["train", "camvid", *options, "model.name=null", "transforms.mean=counted", "transforms.std=counted"])
+    assert "transforms.mean=counted needs all rows at hand" in capsys.readouterr().err

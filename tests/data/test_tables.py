@@ -116,6 +116,13 @@ def test_parquet_shards_with_pictures(tmp_path: Path) -> None:
     }
 
 
+def test_parquet_whose_splits_have_other_names(tmp_path: Path) -> None:
+    for name in ("fold1", "fold2", "extra"):
+        rows(1, id=[name]).to_parquet(tmp_path / f"{name}.parquet")
+    splits = {"train": "fold1", "val": "fold2"}
+    assert ids(load_segmentation_dataset(tmp_path, splits=splits)) == {"train": ["fold1"], "val": ["fold2"]}
+
+
 def test_parquet_with_bytes_of_others(tmp_path: Path) -> None:
     """Without the notes that `datasets` leaves: plain columns of bytes, and structures of bytes and paths."""
     features = Features({"image": Value("binary"), "mask": {"bytes": Value("binary"), "path": Value("string")}})
@@ -195,9 +202,11 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
     rows(2, "pixel_values", "label").to_parquet(tmp_path / "t.parquet")
+    rows(1, "pixel_values", "label").to_parquet(tmp_path / "v.parquet")
     Hub.files = {
         "README.md": b"# scenes",
         "data/train-00000-of-00001.parquet": (tmp_path / "t.parquet").read_bytes(),
+        "data/validation-00000-of-00001.parquet": (tmp_path / "v.parquet").read_bytes(),
         "id2label.json": b'{"0": "road", "1": "sky"}',
     }
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
@@ -219,10 +228,13 @@ try:
 except UsageError as error:
     sys.exit(f"UsageError: {error}")
 print(list(dataset["train"]["id"]), label_map.names, dataset["train"][1]["mask"].getpixel((0, 0)))
+if len(sys.argv) > 2:
+    dataset, label_map = open_dataset(DatasetConfig(path=sys.argv[1], streaming=True))
+    print([row["mask"].getpixel((0, 0)) for row in dataset["train"]], label_map.names, len(dataset["val"]))
 """
 
 
-def run(path: str, home: Path, port: int, offline: bool = False) -> subprocess.CompletedProcess[str]:
+def run(path: str, home: Path, port: int, *more: str, offline: bool = False) -> subprocess.CompletedProcess[str]:
     settings = {
         "HF_ENDPOINT": f"http://127.0.0.1:{port}",
         "HF_HOME": str(home),
@@ -231,7 +243,7 @@ def run(path: str, home: Path, port: int, offline: bool = False) -> subprocess.C
         "HF_HUB_OFFLINE": str(int(offline)),
         "HF_DATASETS_OFFLINE": str(int(offline)),
     }
-    command = [sys.executable, "-c", SCRIPT, path]
+    command = [sys.executable, "-c", SCRIPT, path, *more]
     return subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -242,6 +254,8 @@ def test_hub_and_its_cache(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
         done = run(path, tmp_path / "home", hub.server_port)
         assert done.stdout == expected, done.stderr
     assert run("hub://tester/scenes", tmp_path / "home", 9, offline=True).stdout == expected
+    streamed = run("hub://tester/scenes", tmp_path / "home", hub.server_port, "stream")
+    assert streamed.stdout == f"{expected}[0, 1] ('road', 'sky') 1\n", streamed.stderr
     absent = run("hub://tester/absent", tmp_path / "home", hub.server_port)
     assert absent.stderr.splitlines()[-1].startswith(
         "UsageError: dataset.path = hub://tester/absent: there is no such folder"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,10 +11,13 @@ from torch.utils.data import DataLoader
 from segtune.data.loading import SegmentationSamples, StepSampler, collate
 from segtune.data.streaming import ShardStream, State, StreamedSamples, StreamSampler, is_stream
 from segtune.data.transforms import TrainTransform
+from segtune.errors import UsageError
 from segtune.labels import LabelMap
 
 if TYPE_CHECKING:
     import datasets
+
+REMEMBERED = 64  # steps whose states of a stream are kept, for what is logged late
 
 
 class TrainingBatches:
@@ -72,12 +75,29 @@ class TrainingBatches:
                 generator=torch.Generator(),  # its own, so that a resumed run finds the global one as it was left
             )
         )
-        for _ in range(start_step, max_steps):
+        for step in range(start_step, max_steps):
+            if isinstance(self.sampler, StreamSampler):
+                self.sampler.forget(step - REMEMBERED)
             yield [next(loader) for _ in range(self.accumulation_steps)]
 
     def state_after(self, step: int) -> State | None:
         """Where the stream of this process is when `step` steps are done; None where the step says it all."""
         return self.sampler.state_after(step) if isinstance(self.sampler, StreamSampler) else None
+
+    def place_of(self, states: Sequence[State | None] | None) -> State | None:
+        """The state of this process among those of a training state.
+
+        Raises:
+            UsageError: the stream was read by another number of processes, or there was none.
+        """
+        if not self.streamed:
+            return None
+        if states is None or len(states) != self.num_processes:
+            raise UsageError(
+                f"the training state is of {len(states or ())} streaming processes, now there are "
+                f"{self.num_processes}: go on with as many, or start a new run"
+            )
+        return states[self.process_index]
 
     def epoch(self, step: int) -> float:
         """How often the samples have been seen after `step` steps; of a stream, in whole numbers."""

@@ -23,7 +23,7 @@ from segtune.labels import LabelError, LabelMap, show_value
 logger = logging.getLogger(__name__)
 
 
-def check_masks(dataset: DatasetDict, label_map: LabelMap) -> dict[str, np.ndarray]:
+def check_masks(dataset: Mapping[str, Dataset], label_map: LabelMap) -> dict[str, np.ndarray]:
     """Read every image and mask once, and compare the masks with the label map.
 
     Returns:
@@ -41,7 +41,7 @@ def check_masks(dataset: DatasetDict, label_map: LabelMap) -> dict[str, np.ndarr
         raise DataError(_summary(problems, total) + (_advice(values) if values else ""))
     counts = iter(count for _, count in checked)
     pixels = {split: np.stack(list(islice(counts, len(rows)))) for split, rows in dataset.items()}
-    seen = np.flatnonzero(sum(each.sum(axis=0) for each in pixels.values()))
+    seen: Sequence[int] = np.flatnonzero(sum(each.sum(axis=0) for each in pixels.values())).tolist() if pixels else []
     if label_map.num_labels > 1 and len(seen) == 2 and seen[1] == label_map.num_labels:
         raise DataError(
             f"the only class in all {total} masks is {label_map.names[seen[0]]!r}, all other pixels are ignored; "
@@ -65,7 +65,7 @@ def without_unreadable(dataset: DatasetDict) -> DatasetDict:
 
 
 def _read_all(
-    dataset: DatasetDict, label_map: LabelMap | None, title: str
+    dataset: Mapping[str, Dataset], label_map: LabelMap | None, title: str
 ) -> list[tuple[Exception | None, np.ndarray]]:
     """What is wrong with each sample, if anything, and its pixels of each class and ignored ones (K + 1,)."""
     splits = {split: _undecoded(rows) for split, rows in dataset.items()}

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from segtune.data.annotations.shapes import OnTop
+from segtune.data.splits import SPLITS
 from segtune.section import Section
 
 Format = Literal[
@@ -53,7 +54,7 @@ class DatasetConfig(Section):
     masks: str | None = None
     labels: str | list[str] | dict[str | int, Any] | None = None
     ignore_index: int = 255
-    splits: dict[Literal["train", "val", "test"], str | None] | None = None
+    splits: dict[str, str | None] | None = None
     val_fraction: float = Field(default=0.1, ge=0, lt=1)
     split_seed: int = 0
     split_file: str | None = None
@@ -71,6 +72,10 @@ class DatasetConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> DatasetConfig:
+        if unknown := [name for name in self.splits or () if name not in SPLITS]:
+            raise ValueError(
+                f"splits names ours first, as in {{train: trainval}}: {unknown[0]} is none of {', '.join(SPLITS)}"
+            )
         if self.tile is not None and self.overlap >= self.tile:
             raise ValueError(f"overlap={self.overlap} must be below tile={self.tile}")
         if self.overlap and self.tile is None:

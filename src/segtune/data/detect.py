@@ -68,6 +68,10 @@ def _evidence(root: Path, config: DatasetConfig) -> Iterator[tuple[str, str]]:
     if is_pattern(config.images) or is_pattern(config.masks):
         yield "folder", "dataset.images and dataset.masks are patterns"
         return
+    reason = _folder_reason(root, config)
+    if reason and config.masks:
+        yield "folder", f"dataset.masks names a folder of pictures: {reason}"
+        return
     if (root / "dataset_dict.json").is_file() or (root / "state.json").is_file():
         yield "disk", "it has the files of save_to_disk"
     if next(walk_files(root, ".parquet", depth=1), None):
@@ -81,7 +85,7 @@ def _evidence(root: Path, config: DatasetConfig) -> Iterator[tuple[str, str]]:
     yield from _json_evidence(root)
     if tables := find_manifests(root, config):
         yield "manifest", f"{next(iter(tables.values())).name} has columns of images and masks"
-    if reason := _folder_reason(root, config):
+    if reason:
         yield "folder", reason
 
 

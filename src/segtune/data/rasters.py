@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from segtune.errors import UsageError
+from segtune.geo import import_rasterio
 
 BANDS, NODATA = 277, 42113  # tags of TIFF
 PIXEL_SCALE, TIE_POINTS, TRANSFORMATION = 33550, 33922, 34264
@@ -97,13 +97,9 @@ def _tags(picture: PIL.Image.Image) -> Any:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    try:
-        import rasterio
-        from rasterio.errors import NotGeoreferencedWarning
-    except ImportError as error:
-        raise UsageError(f"{path}: this TIFF needs the package rasterio: pip install 'segtune[geo]'") from error
+    rasterio = import_rasterio(path)
     with _filters, warnings.catch_warnings():  # the filters are one for all threads
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         raster = rasterio.open(path)
     with raster:
         yield raster

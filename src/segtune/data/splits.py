@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -31,6 +32,12 @@ def all_names(names: Names) -> list[str]:
 def split_of(name: str, names: Names) -> str | None:
     """Our word for a split that the data calls `name`."""
     return next((split for split, known in names.items() if name.lower() in map(str.lower, known)), None)
+
+
+def split_in(text: str, names: Names) -> str | None:
+    """The split that a word of a file's name says: instances_val2017, train-00000-of-00020."""
+    words = [*re.findall("[a-z]+[0-9]*", text.lower()), *re.findall("[a-z]+", text.lower())]
+    return next((split for word in words if (split := split_of(word, names))), None)
 
 
 def read_split_file(path: Path) -> dict[str, list[str]]:

@@ -138,9 +138,12 @@ class StreamSampler(Sampler[list[StreamKey]]):
                 yield [key for key, _ in batch]
 
     def state_after(self, step: int) -> State | None:
-        """What a sampler with `start_step=step` goes on from; forgets the states of earlier steps."""
-        self.states = {known: state for known, state in self.states.items() if known >= step}
+        """What a sampler with `start_step=step` goes on from."""
         return self.states[step]
+
+    def forget(self, step: int) -> None:
+        """Let go of the state of a step that nobody will go on from."""
+        self.states.pop(step, None)
 
 
 class StreamedSamples(SegmentationSamples):

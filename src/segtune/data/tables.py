@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from datasets import Dataset, DatasetDict, Features, Image
 from segtune.data.config import DatasetConfig
 from segtune.data.manifests import ID_COLUMNS, IMAGE_COLUMNS, MASK_COLUMNS, scan_rows
 from segtune.data.scan import Sample, Scan
-from segtune.data.splits import split_names, split_of
+from segtune.data.splits import split_in, split_names, split_of
 from segtune.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -61,10 +60,9 @@ def parquet_files(root: Path, config: DatasetConfig) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     names = split_names(config.splits)
     for path in [root] if root.is_file() else sorted(root.rglob("*.parquet")):
-        words = [*re.split(r"[^a-z]+", path.stem.lower()), path.parent.name.lower()]
-        split = next((split for word in words if (split := split_of(word, names))), None if config.splits else "train")
-        if split:
-            found.setdefault(split, []).append(str(path))
+        split = split_in(path.stem, names) or split_of(path.parent.name, names)
+        if split or not config.splits:
+            found.setdefault(split or "train", []).append(str(path))
     if not found:
         raise UsageError(f"{root}: no .parquet files of a split in it")
     return found
@@ -100,26 +98,28 @@ def open_streams(
 
 def scan_held_out(root: Path, name: str, config: DatasetConfig) -> Scan:
     """The rows of val and test alone, beside a training split that is streamed."""
+    if name == "parquet":
+        files = {split: found for split, found in parquet_files(root, config).items() if split != "train"}
+        if not files:
+            return Scan(root, tables={})
+        held = datasets.load_dataset("parquet", data_files=files)
+        return scan_tables(root, _as_dict(held), None, config.model_copy(update={"splits": None}))
     streams = open_streams(root, name, config, ("val", "test"))
-    held: dict[str, Dataset] = {}
-    for split, stream in streams.items():
-        plain = stream
-        for column in ("image", "mask"):
-            if isinstance(plain.features[column], Image):
-                plain = plain.cast_column(column, Image(decode=False))
-        held[split] = Dataset.from_generator(_Rows(plain), features=stream.features)
-    classes = _hub_classes(root.as_posix(), config) if name == "hub" else None
+    held = {split: Dataset.from_generator(_Rows(stream), features=stream.features) for split, stream in streams.items()}
+    classes = _hub_classes(root.as_posix(), config)
     if not held:
         return Scan(root, classes=classes, tables={})
-    return scan_tables(
-        root, DatasetDict(held), classes, config.model_copy(update={"images": None, "masks": None, "splits": None})
-    )
+    usual = config.model_copy(update={"images": None, "masks": None, "splits": None})  # as `open_streams` calls them
+    return scan_tables(root, DatasetDict(held), classes, usual)
 
 
 class _Rows:
-    """What `Dataset.from_generator` calls: a stream's rows, once."""
+    """What `Dataset.from_generator` calls: a stream's rows, once, with pictures as their bytes."""
 
     def __init__(self, stream: datasets.IterableDataset) -> None:
+        for column in ("image", "mask"):
+            if isinstance(stream.features[column], Image):
+                stream = stream.cast_column(column, Image(decode=False))
         self.stream = stream
 
     def __call__(self) -> Iterator[dict[str, Any]]:
@@ -131,7 +131,7 @@ def scan_parquet(root: Path, config: DatasetConfig) -> Scan:
     tables = datasets.load_dataset("parquet", data_files=parquet_files(root, config))
     image, _ = find_columns(next(iter(tables.values())).features, config, str(root))
     if any(getattr(table.features[image], "dtype", "") != "string" for table in tables.values()):
-        return scan_tables(root, _as_dict(tables), None, config)
+        return scan_tables(root, _as_dict(tables), None, config.model_copy(update={"splits": None}))
     folder = root.parent if root.is_file() else root
     return scan_rows(folder, ((split, folder, row) for split, table in tables.items() for row in table), config)
 

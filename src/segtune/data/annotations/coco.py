@@ -16,7 +16,7 @@ from segtune.data.classes import number_classes
 from segtune.data.config import DatasetConfig
 from segtune.data.files import walk_files
 from segtune.data.scan import Sample, Scan
-from segtune.data.splits import Names, all_names, split_names, split_of
+from segtune.data.splits import Names, all_names, split_in, split_names, split_of
 from segtune.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -90,8 +90,7 @@ def find_files(root: Path, given: str | None, names: Names) -> dict[str, Path]:
 
 def _split_of_file(root: Path, path: Path, names: Names) -> str:
     """By a word of the file's name, else by its folder; train where neither names a split."""
-    words = [*re.findall("[a-z]+", path.stem.lower()), path.relative_to(root).parts[0].lower()]
-    return next((split for word in words if (split := split_of(word, names))), "train")
+    return split_in(path.stem, names) or split_of(path.relative_to(root).parts[0], names) or "train"
 
 
 def _read(path: Path) -> dict[str, Any]:
