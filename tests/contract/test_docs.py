@@ -40,6 +40,7 @@ def test_examples_are_valid_recipes(name: str, text: str, tmp_path: Path) -> Non
     assert given and set(given) <= load_recipe(path).transforms.model_fields_set
 
 
+@pytest.mark.slow
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name, command in COMMANDS:
