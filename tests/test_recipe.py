@@ -20,7 +20,7 @@ from segtune.data.transforms import TransformConfig
 from segtune.errors import DataError, UsageError
 from segtune.hub import HubConfig
 from segtune.losses import LossConfig
-from segtune.recipe import Recipe, load_recipe, resolved, train
+from segtune.recipe import Recipe, load_recipe, load_recipe_or_data, resolved, train
 from segtune.training_config import TrainingConfig
 
 DATASET = "dataset: {path: data/x}\n"
@@ -41,6 +41,24 @@ def fault(path: Path, *overrides: str) -> str:
     with pytest.raises(UsageError) as caught:
         load_recipe(path, overrides)
     return str(caught.value)
+
+
+# a data set in place of a recipe
+
+
+def test_a_folder_stands_for_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe_or_data(str(tmp_path), ["transforms.crop_size=64"])
+    assert recipe.dataset == DatasetConfig(path=str(tmp_path))
+    assert (recipe.transforms.crop_size, recipe.training.output_dir) == (64, f"runs/{tmp_path.name}")
+    assert load_recipe_or_data("demo") == load_recipe("demo")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert load_recipe_or_data("demo").dataset.path == "segtune://earth"  # a recipe's name comes first
+    assert load_recipe_or_data("./demo").dataset.path == "./demo"
+    with pytest.raises(UsageError, match="'nothing': no shipped recipe of this name"):
+        load_recipe_or_data("nothing")
+    with pytest.raises(UsageError, match=r"transforms\.crop = 3: no such key"):
+        load_recipe_or_data(str(tmp_path), ["transforms.crop=3"])
 
 
 # shipped recipes

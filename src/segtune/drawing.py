@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from segtune.labels import LabelMap
 
 Entry = tuple[str, tuple[int, int, int] | None]  # a line of the legend; no colour: ignored pixels
 
+_CELL = 256  # pixels of the longer side of a picture on a contact sheet
 _PAPER, _INK, _HATCH = (255, 255, 255), (36, 41, 47), (235, 235, 235)
 
 
@@ -49,6 +52,45 @@ def comparison(image: ImageLike, labels: np.ndarray, prediction: np.ndarray, lab
     panels = [_panel(pixels, None, label_map, 0.0, factor)]
     panels += [_panel(pixels, ids, label_map, 0.6, factor) for ids in (labels, prediction)]
     return _page(panels, ["image", "truth", "prediction"], _entries(labels, prediction, label_map=label_map))
+
+
+def contact_sheet(samples: Sequence[tuple[str, np.ndarray, np.ndarray]], label_map: LabelMap) -> Image.Image:
+    """Named samples in a grid, each as it is and with its classes blended in; one legend below.
+
+    Args:
+        samples: name, image `(H, W, 3)` uint8 and labels `(H, W)`, all of one size.
+    """
+    gap, line, font = 12, 20, ImageFont.load_default(13)
+    factor = _enlargement(samples[0][2].shape, _CELL)
+    cells = []
+    for name, image, labels in samples:
+        panels = [_panel(image, None, label_map, 0.0, factor), _panel(image, labels, label_map, 0.6, factor)]
+        for panel in panels:
+            panel.thumbnail((_CELL, _CELL))
+        cells.append((name, panels))
+    width, height = cells[0][1][0].size
+    columns = round(math.sqrt(len(cells)))
+    total = columns * (2 * width + gap) - gap
+    rows = -(-len(cells) // columns)
+    legend = _legend(
+        _entries(*(labels for _, _, labels in samples), label_map=label_map), total, ImageFont.load_default(18), 18
+    )
+    page = Image.new("RGB", (max(total, legend.width), rows * (height + line) + legend.height), _PAPER)
+    draw = ImageDraw.Draw(page)
+    for number, (name, panels) in enumerate(cells):
+        x, y = number % columns * (2 * width + gap), number // columns * (height + line)
+        for index, panel in enumerate(panels):
+            page.paste(panel, (x + index * width, y))
+        draw.text((x + 2, y + height + line // 2), _shortened(name, font, 2 * width), _INK, font, anchor="lm")
+    page.paste(legend, (0, rows * (height + line)))
+    return page
+
+
+def _shortened(text: str, font: Any, width: int) -> str:
+    """The end of a text that fits."""
+    while font.getlength(text) > width:
+        text = f"…{text[2:]}"
+    return text
 
 
 def _checked(image: ImageLike, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

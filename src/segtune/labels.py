@@ -243,8 +243,10 @@ class LabelMap:
         ignored, mask = _masked(mask), np.asarray(mask)
         codes = self._codes(mask)  # (H, W)
         if codes.dtype == np.uint8 or codes.dtype == np.uint16:
-            labels, known = self._look_up(np.arange(np.iinfo(codes.dtype).max + 1))
-            labels, known = labels[codes], known[codes]  # (H, W)
+            table, named = self._look_up(np.arange(np.iinfo(codes.dtype).max + 1))
+            labels = table.take(codes)  # (H, W)
+            gapless = named[: int(codes.max(initial=0)) + 1].all()  # usual, and saves a pass over the pixels
+            known = np.array(True) if gapless else named.take(codes)  # (H, W)
         else:
             labels, known = self._look_up(codes.astype(np.int64))  # (H, W)
         if ignored is not None:

@@ -87,7 +87,23 @@ def load_recipe(ref: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises UsageError that lists everything wrong with the file and the overrides at once.
     """
     path = find_recipe(ref)
-    data = _read_yaml(path)
+    return _checked(path, _read_yaml(path), overrides)
+
+
+def load_recipe_or_data(ref: str, overrides: Sequence[str] = ()) -> Recipe:
+    """`load_recipe`; a folder or file that is no recipe stands for one of defaults with that `dataset.path`."""
+    try:
+        find_recipe(ref)
+    except UsageError:
+        path = Path(ref).expanduser()
+        if path.exists():
+            return _checked(path, {"dataset": {"path": ref}}, overrides)
+        raise
+    return load_recipe(ref, overrides)
+
+
+def _checked(path: Path, data: dict[Any, Any], overrides: Sequence[str]) -> Recipe:
+    """The recipe that a file's content and the overrides make; `path` names the file in messages, and its run."""
     merged = dict(data)
     problems, changed = [], []
     for text in overrides:

@@ -17,9 +17,10 @@ from torch import nn
 
 from segtune import checkpoint
 from segtune.data.batches import TrainingBatches
+from segtune.data.rare_classes import training_transform
 from segtune.data.references import sample_ids
 from segtune.data.streaming import State, is_stream
-from segtune.data.transforms import TrainTransform, TransformConfig
+from segtune.data.transforms import TransformConfig
 from segtune.ema import ExponentialMovingAverage
 from segtune.errors import UsageError
 from segtune.evaluation import Evaluation
@@ -105,7 +106,7 @@ class SegmentationTrainer:
         self.batches = TrainingBatches(
             train_dataset,
             label_map,
-            TrainTransform(transforms, label_map.ignore_index),
+            training_transform(transforms, train_dataset, label_map),
             config.seed,
             batch_size=config.batch_size,
             accumulation_steps=config.accumulation_steps,

@@ -47,18 +47,25 @@ LAYERS = [
         "data.annotations.shapes",
         "data.annotations.sniff",
         "data.annotations.yolo",
+        "data.augmentations",
         "data.batches",
+        "data.card",
         "data.checks",
         "data.classes",
         "data.config",
+        "data.convert",
+        "data.crops",
         "data.detect",
         "data.doctor",
         "data.files",
+        "data.journal",
         "data.layouts",
         "data.loading",
         "data.manifests",
         "data.pairing",
         "data.patterns",
+        "data.pieces",
+        "data.rare_classes",
         "data.rasters",
         "data.references",
         "data.scan",
@@ -114,6 +121,7 @@ LAYERS = [
         "licences",
         "outputs",
         "predicting",
+        "preview",
         "release",
         "report",
         "tables",
@@ -128,11 +136,11 @@ LAYERS = [
 # Packages that may change under us, and the only modules that touch them.
 FENCES = {
     "accelerate": {"checkpoint", "processes", "run_folder", "tracking", "trainer", "training_config", "watching"},
-    "albumentations": {"data.transforms"},
+    "albumentations": {"data.augmentations"},
     "av": {"video"},
     "click": {"cli"},
     "cv2": set(),
-    "datasets": {"data.checks", "data.references", "data.sources", "data.streaming", "data.tables"},
+    "datasets": {"data.checks", "data.convert", "data.references", "data.sources", "data.streaming", "data.tables"},
     "evaluate": {"metrics"},
     "huggingface_hub": {"data.tables", "hub", "retries"},
     "matplotlib": {"bench"},
@@ -163,7 +171,7 @@ HUB_CODE = {  # copied to the Hub beside the weights: besides these and the stan
 OPTIONAL = {"av", "matplotlib", "peft", "pycocotools", "rasterio", "shapely"}  # of an extra; imported where it is used
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # where the name of the import differs
 WORK_AT_IMPORT = {
-    "data.transforms": {"os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')"},
+    "data.augmentations": {"os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')"},
     "segformer.upsampling": {"_cross_entropy.register_autograd(_scale_gradient, setup_context=_keep_gradient)"},
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from segtune.data.loading import (
     StepSampler,
     collate,
     for_display,
+    open_pair,
     read_image,
     read_mask,
     read_pair,
@@ -30,6 +30,7 @@ from segtune.labels import LabelError, LabelMap
 
 GREY = np.array([[0, 100], [200, 255]], dtype=np.uint8)
 RGB = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+BANDS = np.random.default_rng(1).integers(0, 10000, (4, 5, 6), dtype=np.uint16)
 
 # -- reading ----------------------------------------------------------------------------------------------------------
 
@@ -268,21 +269,58 @@ def test_sampler_refuses_a_process_that_is_not_there() -> None:
         StepSampler(2, 2, process_index=2, num_processes=2, max_steps=1)
 
 
-def test_collate() -> None:
-    samples = [
-        {"pixel_values": torch.full((3, 2, 4), i), "labels": torch.full((2, 4), i), "id": str(i)} for i in range(2)
-    ]
-    batch = collate(samples)
-    assert batch["pixel_values"].shape == (2, 3, 2, 4)
-    assert batch["labels"].shape == (2, 2, 4)
-    assert batch["ids"] == ["0", "1"]
-    for i, channel in product(range(2), range(3)):
-        assert batch["pixel_values"][i, channel].unique().tolist() == [i]
+def test_a_batch_holds_its_samples(samples: SegmentationSamples) -> None:
+    keys = [(0, 4), (1, 4), (0, 9)]
+    batch = samples.__getitems__(keys)
+    assert (batch["pixel_values"].shape, batch["labels"].shape) == ((3, 3, 64, 96), (3, 64, 96))
+    for number, key in enumerate(keys):
+        sample = samples[key]
+        assert sample["id"] == batch["ids"][number]
+        assert torch.equal(sample["pixel_values"], batch["pixel_values"][number])
+        assert torch.equal(sample["labels"], batch["labels"][number])
+
+
+# -- windows ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_windows_of_pictures_are_parts_of_the_whole(mode: str) -> None:
+    large = np.random.default_rng(3).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    picture = PIL.Image.fromarray(large)
+    picture = PIL.Image.fromarray(large[:, :, 0].astype(np.uint16) * 257) if mode == "I;16" else picture.convert(mode)
+    ids = large[:, :, 1] % 3
+    image, labels = open_pair(
+        {"image": picture, "mask": PIL.Image.fromarray(ids)}, LabelMap.from_names(["a", "b", "c"])
+    )
+    assert image.shape == labels.shape == (20, 30)
+    whole = read_image(picture)
+    for area in ((slice(3, 17), slice(0, 30)), (slice(0, 20), slice(0, 30)), (slice(None), slice(5, 6))):
+        np.testing.assert_array_equal(image[area], whole[area])
+        np.testing.assert_array_equal(labels[area], ids[area])
+    np.testing.assert_array_equal(labels[::4, 1::3], ids[::4, 1::3])
+
+
+def test_windows_of_arrays_ignore_what_is_missing() -> None:
+    missing = np.zeros((4, 5), bool)
+    missing[1, 2:] = True
+    image = np.ma.masked_array(BANDS, np.dstack([missing] * 6))
+    row = {"image": image, "mask": np.ones((4, 5), np.uint8)}
+    pixels, labels = open_pair(row, LabelMap.from_names(["a", "b"]), 6, raw=True)
+    area = slice(1, 3), slice(1, 4)
+    assert labels[area].tolist() == [[1, 255, 255], [1, 1, 1]]
+    np.testing.assert_array_equal(pixels[area], np.where(missing[..., None], 0, BANDS)[area])
+    assert labels[:, :].sum() == 17 + 3 * 255
+
+
+def test_only_the_window_is_checked_against_the_label_map() -> None:
+    row = {"image": RGB, "mask": np.array([[0, 0, 9, 9, 9]] * 4, np.uint8)}
+    _, labels = open_pair(row, LabelMap.from_names(["sky"]))
+    assert labels[:, :2].tolist() == [[0, 0]] * 4
+    with pytest.raises(LabelError, match=r"id 9 \(12 pixels\)"):  # all that there are
+        labels[:, 1:3]
 
 
 # -- other channels and numbers ---------------------------------------------------------------------------------------
-
-BANDS = np.random.default_rng(1).integers(0, 10000, (4, 5, 6), dtype=np.uint16)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, np.float32, np.float64])

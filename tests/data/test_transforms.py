@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from segtune.data.transforms import TrainTransform, TransformConfig
-from segtune.errors import DataError
+from segtune.errors import DataError, UsageError
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 PLAIN: dict[str, Any] = {"scale": (1, 1), "horizontal_flip": 0, "photometric": False, "max_class_share": 1}
@@ -230,6 +230,78 @@ def test_labels_do_not_depend_on_colors() -> None:
         np.testing.assert_array_equal(with_colors(image, labels, (index,))[1], without(image, labels, (index,))[1])
 
 
+# -- named transforms -------------------------------------------------------------------------------------------------
+
+
+def test_named_transforms_come_last_and_see_the_crop() -> None:
+    """Turned upside down after the crop, and what a rotation leaves empty is ignored."""
+    image, labels = image_and_labels(30, 40)
+    _, plain = transform(**PLAIN, crop_size=(30, 40))(image, labels, (0,))
+    _, turned = transform(**PLAIN, crop_size=(30, 40), extra=[{"VerticalFlip": {"p": 1}}])(image, labels, (0,))
+    np.testing.assert_array_equal(turned, plain[::-1])
+    labels[:] = 3
+    for ignore_index in (255, 254, -100, 65535):
+        rotation = {"Rotate": {"limit": [30, 31], "p": 1}}
+        pixel_values, target = transform(ignore_index, **PLAIN, crop_size=40, extra=[rotation])(image, labels, (0,))
+        assert set(np.unique(target)) == {3, ignore_index}
+        assert 0.05 < np.mean(target[:30] == ignore_index) < 0.6
+        assert (denormalised(pixel_values)[:30][target[:30] == ignore_index] < 200).all()  # black, or mixed with it
+
+
+def test_presets_add_to_the_recipe_of_the_authors() -> None:
+    image, labels = image_and_labels(64, 64)
+    plain, strong = transform(crop_size=48), transform(crop_size=48, preset="strong")
+    assert [type(one).__name__ for one in plain.others] == ["HorizontalFlip", "VerticalFlip"]
+    changed = [not np.array_equal(plain(image, labels, (i,))[0], strong(image, labels, (i,))[0]) for i in range(40)]
+    assert 0.7 < np.mean(changed) < 1
+
+
+@pytest.mark.parametrize(
+    ("size", "rows"), [((40, 60), slice(0, 40)), ((90, 60), slice(20, 70)), ((91, 60), slice(20, 70))]
+)
+def test_other_sizes_are_padded_or_cut_evenly(size: tuple[int, int], rows: slice) -> None:
+    labels = np.tile(np.arange(50, dtype=np.uint8)[:, None], (1, 50))
+    image = np.dstack([labels] * 3)
+    resize = {"Resize": {"height": size[0], "width": size[1], "interpolation": 0, "p": 1}}
+    pixel_values, target = transform(**PLAIN, crop_size=50, extra=[resize])(image, labels, (0,))
+    assert (pixel_values.shape, target.shape) == ((3, 50, 50), (50, 50))
+    kept = target[: rows.stop - rows.start, 0]
+    np.testing.assert_array_equal(kept, (np.arange(size[0]) * 50 // size[0])[rows])
+    assert (target[len(kept) :] == 255).all()
+    shown = denormalised(pixel_values)[: len(kept), :, 0]
+    np.testing.assert_allclose(shown, target[: len(kept)], atol=0.01)
+
+
+def test_transforms_that_change_the_channels_are_refused() -> None:
+    image, labels = image_and_labels(30, 40)
+    extra = [{"ToGray": {"num_output_channels": 1, "p": 1}}]
+    with pytest.raises(UsageError, match=r"transforms.extra made uint8 \(30, 40.*3 channels"):
+        transform(**PLAIN, crop_size=50, extra=extra)(image, labels, (0,))
+
+
+def test_images_with_a_range_of_values_take_geometric_transforms_only() -> None:
+    options: dict[str, Any] = PLAIN | {"crop_size": (30, 40), "value_range": (0, 1000), "mean": (0.5,), "std": (0.5,)}
+    labels = image_and_labels(30, 40)[1]
+    image = labels[:, :, None] * np.float32(200)
+    pixel_values, target = transform(**options, extra=["Transpose", {"VerticalFlip": {"p": 1}}])(image, labels, (0,))
+    np.testing.assert_allclose((pixel_values[0] * 0.5 + 0.5)[target != 255], target[target != 255] * 0.2, atol=1e-6)
+    for wrong in ({"preset": "light"}, {"extra": [{"OneOf": {"transforms": ["Blur"]}}]}):
+        with pytest.raises(UsageError, match=r"transforms.value_range: \w+ is for 8-bit images"):
+            transform(**options | wrong)
+
+
+def test_extra_is_checked_with_the_recipe() -> None:
+    with pytest.raises(ValidationError, match=r"Rotate has no argument limt; did you mean limit\?"):
+        TransformConfig(extra=({"Rotate": {"limt": 3}},))
+    assert TransformConfig(extra=["Blur", {"Rotate": None}]).extra == ("Blur", {"Rotate": None})  # type: ignore[arg-type]
+
+
+def test_rare_classes_need_the_data_set() -> None:
+    for options in ({"rare_crop": 0.5}, {"copy_paste": 0.5}):
+        with pytest.raises(UsageError, match="training_transform"):
+            transform(**options)
+
+
 # -- random numbers ---------------------------------------------------------------------------------------------------
 
 
@@ -316,6 +388,9 @@ def test_unsuitable_samples(image: np.ndarray, labels: np.ndarray, message: str)
         ({"std": (0.2, 0.2, 0)}, "above 0"),
         ({"horizontal_flip": 1.5}, "horizontal_flip"),
         ({"max_class_share": 0}, "max_class_share"),
+        ({"preset": "extreme"}, "preset"),
+        ({"copy_paste": 2}, "copy_paste"),
+        ({"rare_classes": "pole"}, "rare_classes"),
         ({"eval_size_divisor": 0}, "eval_size_divisor"),
         ({"crop": 3}, "crop"),
     ],

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import PIL.Image
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from segtune.data.files import Pixels
 from segtune.data.transforms import TrainTransform
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import datasets
 
 Key = tuple[int, int]  # (epoch, index)
+Area = tuple[slice, slice]  # rows, columns
 
 
 def read_image(image: Pixels, channels: int = 3, raw: bool = False) -> np.ndarray:
@@ -71,7 +72,7 @@ def _pil_array(image: PIL.Image.Image, channels: int, raw: bool) -> np.ndarray:
         return np.asarray(image.convert("L"))  # (H, W)
     if channels == 3 and image.mode != "F":
         image = image.convert("RGBA") if "transparency" in image.info else image
-        return np.asarray(image.convert("RGB"))  # (H, W, 3)
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # (H, W, 3); no copy of a copy
     return np.asarray(image)
 
 
@@ -99,23 +100,78 @@ def _whole_numbers(mask: np.ndarray) -> np.ndarray:
     return mask.astype(np.int32)
 
 
+class Windows:
+    """An image or a mask of which windows are read: `windows[top:bottom, left:right]`, or all of it as `[:, :]`.
+
+    Of a mask, every n-th row and column can be asked for as well.
+
+    Attributes:
+        shape: (height, width).
+    """
+
+    def __init__(self, shape: tuple[int, int], read: Callable[[Area], np.ndarray]) -> None:
+        self.shape = shape
+        self._read = read
+
+    def __getitem__(self, area: Area) -> np.ndarray:
+        return self._read(area)
+
+
+def open_pair(
+    row: Mapping[str, Any], label_map: LabelMap, channels: int = 3, raw: bool = False
+) -> tuple[Windows, Windows]:
+    """Image (H, W, channels), see `read_image`, and labels (H, W) of a row; pixels without image data are ignored.
+
+    Reading a window costs as much as the window is large, and raises what `read_pair` does.
+
+    Raises:
+        DataError: they differ in size.
+    """
+    picture, mask = row["image"], read_mask(row["mask"])
+    if not isinstance(picture, (PIL.Image.Image, np.ndarray)):
+        picture = np.asarray(picture)
+    shape = (picture.height, picture.width) if isinstance(picture, PIL.Image.Image) else picture.shape[:2]
+    if shape != mask.shape[:2]:
+        raise DataError(f"the image is {shape} (height, width), its mask {mask.shape[:2]}")
+
+    def image_of(area: Area) -> np.ndarray:
+        return read_image(_cut(picture, area), channels, raw)
+
+    def labels_of(area: Area) -> np.ndarray:
+        try:
+            labels = label_map.encode(mask[area])
+        except LabelError:
+            label_map.encode(mask)  # raises with the pixels of the whole mask
+            raise
+        if isinstance(picture, np.ma.MaskedArray):
+            missing = np.ma.getmaskarray(picture[area])
+            labels[missing if missing.ndim == 2 else missing.all(axis=2)] = label_map.ignore_index
+        return labels
+
+    return Windows(shape, image_of), Windows(shape, labels_of)
+
+
+def _cut(picture: Pixels, area: Area) -> Pixels:
+    if not isinstance(picture, PIL.Image.Image):
+        return picture[area]
+    top, bottom, row_step = area[0].indices(picture.height)
+    left, right, column_step = area[1].indices(picture.width)
+    assert (row_step, column_step) == (1, 1)
+    whole = (left, top, right, bottom) == (0, 0, *picture.size)
+    return picture if whole else picture.crop((left, top, right, bottom))
+
+
 def read_pair(
     row: Mapping[str, Any], label_map: LabelMap, channels: int = 3, raw: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Image (H, W, channels), see `read_image`, and labels (H, W) of a row; pixels without image data are ignored.
+    """Image (H, W, channels) and labels (H, W) of a row as a whole, see `open_pair`.
 
     Raises:
         DataError: one of them cannot be read, or they differ in size.
         LabelError: the mask does not fit the label map.
     """
-    picture = row["image"]
-    image, labels = read_image(picture, channels, raw), label_map.encode(read_mask(row["mask"]))
-    if image.shape[:2] != labels.shape:
-        raise DataError(f"the image is {image.shape[:2]} (height, width), its mask {labels.shape}")
-    if isinstance(picture, np.ma.MaskedArray):
-        missing = np.ma.getmaskarray(picture)
-        labels[missing if missing.ndim == 2 else missing.all(axis=2)] = label_map.ignore_index
-    return image, labels
+    image, labels = open_pair(row, label_map, channels, raw)
+    return image[:, :], labels[:, :]
 
 
 def for_display(image: Pixels) -> np.ndarray:
@@ -160,15 +216,34 @@ class SegmentationSamples(Dataset):
         Raises:
             DataError: the files cannot be read or do not fit the label map; names the sample and its files.
         """
+        batch = self.__getitems__([key])
+        return {"pixel_values": batch["pixel_values"][0], "labels": batch["labels"][0], "id": batch["ids"][0]}
+
+    def __getitems__(self, keys: Sequence[Key]) -> dict[str, Any]:
+        """A batch, which is what a DataLoader asks for: "pixel_values" (B, C, h, w), "labels" (B, h, w) and "ids".
+
+        Samples are written into their place in the batch; in a worker that lies in shared memory, so that nothing is
+        copied on the way.
+        """
+        pixel_values = torch.empty(len(keys), self.transform.channels, *self.transform.size)  # (B, C, h, w)
+        labels = torch.empty(len(keys), *self.transform.size, dtype=torch.int64)  # (B, h, w)
+        if get_worker_info() is not None:
+            pixel_values.share_memory_(), labels.share_memory_()
+        ids = [
+            self._write(key, *places) for key, *places in zip(keys, pixel_values.numpy(), labels.numpy(), strict=True)
+        ]
+        return {"pixel_values": pixel_values, "labels": labels, "ids": ids}
+
+    def _write(self, key: Key, pixel_values: np.ndarray, target: np.ndarray) -> str:
         epoch, index = key[:2]
         try:
             row = self._row(key)
-            image, labels = read_pair(row, self.label_map, self.transform.channels, self.transform.raw)
-            pixel_values, labels = self.transform(image, labels, (self.seed, epoch, index))
+            image, labels = open_pair(row, self.label_map, self.transform.channels, self.transform.raw)
+            self.transform.write(image, labels, (self.seed, epoch, index), pixel_values, target)
         except Exception as error:
             values = error.values if isinstance(error, LabelError) else {}
             raise LabelError(f"{self._describe(key)}: {error}", values) from error
-        return {"pixel_values": torch.from_numpy(pixel_values), "labels": torch.from_numpy(labels), "id": row["id"]}
+        return str(row["id"])
 
     def _row(self, key: Key) -> Mapping[str, Any]:
         return cast("Mapping[str, Any]", self.dataset[key[1]])
@@ -237,10 +312,6 @@ class StepSampler(Sampler[list[Key]]):
             yield keys
 
 
-def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Samples of one size to a batch: "pixel_values" (B, C, h, w), "labels" (B, h, w) and "ids"."""
-    return {
-        "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
-        "labels": torch.stack([sample["labels"] for sample in samples]),
-        "ids": [sample["id"] for sample in samples],
-    }
+def collate(batch: Any) -> dict[str, Any]:
+    """`SegmentationSamples` gives a DataLoader whole batches: they stay as they are."""
+    return batch

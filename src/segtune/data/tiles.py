@@ -43,14 +43,17 @@ def without_tile(sample_id: str) -> str:
 
 
 def _windows(size: tuple[int, int], side: int, overlap: int | None) -> Iterator[Window]:
-    rows, columns = ([*_spans(length, side, overlap)] for length in size)
+    rows, columns = ([*spans(length, side, overlap)] for length in size)
     for top, bottom in rows:
         for left, right in columns:
             yield top, left, bottom - top, right - left
 
 
-def _spans(length: int, side: int, overlap: int | None) -> Iterator[tuple[int, int]]:
-    """Where the tiles begin and end along one side; None: next to each other, in nearly equal parts."""
+def spans(length: int, side: int, overlap: int | None) -> Iterator[tuple[int, int]]:
+    """Where tiles begin and end along one side: of the full side, overlapping by `overlap` or more.
+
+    Without an overlap (None) they lie next to each other, in nearly equal parts of at most `side`.
+    """
     if length <= side:
         yield 0, length
     elif overlap is None:

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import math
-import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from segtune.data.augmentations import (
+    PRESETS,
+    Named,
+    Preset,
+    Stream,
+    apply,
+    flips,
+    make_transforms,
+    of_colors,
+    photometric_distortion,
+)
+from segtune.data.crops import RandomCrop, Readable, paste
 from segtune.errors import DataError, UsageError
 from segtune.protocol import Protocol
 from segtune.section import Section
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask PyPI for a newer version when imported
-
-import albumentations as A
-from albumentations.augmentations.geometric.functional import resize
-
-LINEAR, AREA, NEAREST = 1, 3, 6  # OpenCV's INTER_LINEAR, INTER_AREA and INTER_NEAREST_EXACT
-CROP_TRIES = 10
-
 Side = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Donor = Callable[[random.Random], tuple[Readable, Readable] | None]  # an image and its labels
 
 
 class TransformConfig(Section):
@@ -41,6 +44,15 @@ class TransformConfig(Section):
         photometric: change brightness (by up to 32 of 255), contrast and saturation (0.5 to 1.5) and hue (up to a tenth
             of the circle), each with probability 0.5. Images of other than three channels, and those with a
             `value_range`, are left as they are.
+        rare_classes: names of the classes that `rare_crop` and `copy_paste` look for. "auto": those with less than a
+            quarter of an equal share of the pixels.
+        rare_crop: probability that the crop is laid around a pixel of a rare class, where the image has any. Every
+            rare class that occurs is as likely as the others.
+        copy_paste: probability that rare classes of another training image are pasted in (Ghiasi et al. 2021,
+            https://arxiv.org/abs/2012.07177, with the regions of classes in place of instances).
+        preset: light, medium or strong: Albumentations' transforms on top of all that (segtune.data.augmentations).
+        extra: further transforms by the names and arguments of Albumentations, as in
+            `[HorizontalFlip, {GaussNoise: {std_range: [0.01, 0.05], p: 0.3}}]`. They see the uint8 crop, at last.
         mean: per channel, of values from 0 to 1; `std` likewise. Their length is the number of channels. "counted" for
             both: from the training images.
         value_range: the pixel values that 0 and 1 stand for there. None: 0 and 255, of 16-bit pictures 65535; images of
@@ -60,6 +72,11 @@ class TransformConfig(Section):
     vertical_flip: Probability = 0.0
     rotate90: bool = False
     photometric: bool = True
+    rare_classes: Literal["auto"] | tuple[str, ...] = "auto"
+    rare_crop: Probability = 0.0
+    copy_paste: Probability = 0.0
+    preset: Preset | None = None
+    extra: tuple[Named, ...] = ()
     mean: tuple[float, ...] | Literal["counted"] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] | Literal["counted"] = (0.229, 0.224, 0.225)
     value_range: tuple[float, float] | None = None
@@ -83,13 +100,44 @@ class TransformConfig(Section):
         Protocol(self.eval_window, self.eval_stride)
         return self
 
+    @field_validator("extra", mode="before")
+    @classmethod
+    def _check_extra(cls, extra: Any) -> Any:
+        if not isinstance(extra, (list, tuple)):
+            raise ValueError("give a list of transforms, such as [HorizontalFlip, {GaussNoise: {p: 0.3}}]")
+        make_transforms(extra)
+        return extra
+
 
 class TrainTransform:
-    """Random resize, crop, flips and colours, then normalisation and padding, of one training sample."""
+    """Random resize, crop, flips and colours, what the recipe adds, then normalisation and padding, of one sample.
 
-    def __init__(self, config: TransformConfig, ignore_index: int) -> None:
+    Args:
+        rare_ids: training ids that `config.rare_crop` looks for.
+        donor: draws the sample from which `config.copy_paste` takes those.
+    """
+
+    def __init__(
+        self, config: TransformConfig, ignore_index: int, rare_ids: Sequence[int] = (), donor: Donor | None = None
+    ) -> None:
+        if (config.rare_crop and not rare_ids) or (config.copy_paste and (donor is None or not rare_ids)):
+            raise UsageError(
+                "transforms.rare_crop and copy_paste need rare classes and a donor: see training_transform"
+            )
+        self.config = config
         self.size = (config.crop_size,) * 2 if isinstance(config.crop_size, int) else config.crop_size
         self.ignore_index = ignore_index
+        self.void = ignore_index if 0 <= ignore_index <= 255 else -1  # what stands for it meanwhile
+        self.crop = RandomCrop(
+            self.size,
+            config.scale,
+            config.short_side,
+            config.rotate90,
+            config.max_class_share,
+            ignore_index,
+            sorted(rare_ids),
+        )
+        self.donor = donor
         if isinstance(config.mean, str) or isinstance(config.std, str):
             raise UsageError("transforms.mean and std are not counted yet: see segtune.data.statistics")
         self.channels, self.raw = len(config.mean), config.value_range is not None
@@ -97,22 +145,23 @@ class TrainTransform:
         mean, std = np.array([config.mean, config.std])
         factor = 1 / ((high - low) * std)
         self.factor, self.shift = np.array([factor, -mean / std - low * factor], dtype=np.float32)  # (C,) each
-        self.pipeline = A.Compose(
-            [
-                A.RandomRotate90(p=float(config.rotate90)),
-                ScaledCrop(self.size, config.scale, config.short_side, config.max_class_share, ignore_index),
-                A.HorizontalFlip(p=config.horizontal_flip),
-                A.VerticalFlip(p=config.vertical_flip),
-                *(photometric_distortion() if config.photometric and self.channels == 3 and not self.raw else []),
-            ],
-            strict=True,
+        named = make_transforms(
+            [*(PRESETS[config.preset] if config.preset else ()), *config.extra], self.void, ignore_index
         )
+        if self.raw and (colors := of_colors(named)):
+            raise UsageError(
+                f"transforms.value_range: {colors[0]} is for 8-bit images; transforms.extra may name geometric "
+                "transforms, and there is no preset"
+            )
+        is_photo = config.photometric and self.channels == 3 and not self.raw
+        self.colors = photometric_distortion() if is_photo else []
+        self.others = [*flips(config.horizontal_flip, config.vertical_flip), *named]
 
-    def __call__(self, image: np.ndarray, labels: np.ndarray, seed: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, image: Readable, labels: Readable, seed: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Augment one sample; the same for the same seed, in any process and whatever was drawn before.
 
         Args:
-            image: (H, W, C) uint8, or float32 where `value_range` is declared.
+            image: (H, W, C) uint8, or float32 where `value_range` is declared; only the window that is cropped is read.
             labels: (H, W) training ids and `ignore_index`.
             seed: non-negative integers, such as (seed, epoch, index).
 
@@ -122,85 +171,73 @@ class TrainTransform:
 
         Raises:
             DataError: the image has another type or number of channels, or another size than the labels.
+            UsageError: the transforms of the recipe made something else of it.
         """
-        channels = len(self.factor)
-        if (
-            image.dtype not in (np.uint8, *([np.float32] if self.raw else []))
-            or image.ndim != 3
-            or image.shape[2] != channels
-        ):
-            raise DataError(
-                f"the image is {image.dtype} {image.shape}, but transforms.mean and std have {channels} numbers: "
-                f"it must be uint8 (with a value_range float32 too) (H, W, {channels})"
-            )
+        pixel_values = np.empty((self.channels, *self.size), dtype=np.float32)  # (C, h, w)
+        target = np.empty(self.size, dtype=np.int64)  # (h, w)
+        self.write(image, labels, seed, pixel_values, target)
+        return pixel_values, target
+
+    def write(
+        self, image: Readable, labels: Readable, seed: Sequence[int], pixel_values: np.ndarray, target: np.ndarray
+    ) -> None:
+        """What a call returns, written into arrays of its shapes: a place in a batch."""
+        geometry, colors = Stream.several(seed, 2)  # so that colour changes leave the crops as they are
+        rng = geometry.python
+        pixels, mask = self._cropped(image, labels, rng, colors, around_rare=rng.random() < self.config.rare_crop)
+        if self.donor is not None and rng.random() < self.config.copy_paste and (pair := self.donor(rng)) is not None:
+            donor = self._mirrored(*self._cropped(*pair, rng, colors, around_rare=True), rng)
+            pixels, mask = paste(pixels, mask, *donor, self.crop.rare_ids, rng)
+        sample = apply(self.others, {"image": pixels, "mask": mask}, geometry)
+        self._finish(sample["image"], sample["mask"], pixel_values, target)
+
+    def _cropped(
+        self, image: Readable, labels: Readable, rng: random.Random, colors: Stream, around_rare: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A crop (h, w, C), its colours changed, and its mask (h, w): uint8 or int16, `void` where ignored."""
         if labels.shape != image.shape[:2]:
             raise DataError(f"the image has (height, width) {image.shape[:2]}, the labels have {labels.shape}")
-        # One stream for all: Compose.set_random_seed gives each transform the same numbers, so that flips and colour
-        # changes would always come together.
-        generator = np.random.default_rng(np.random.SeedSequence(seed))
-        self.pipeline.set_random_state(generator, random.Random(int(generator.integers(2**63))))
-        sample = self.pipeline(image=image, mask=labels if labels.dtype == np.uint8 else labels.astype(np.int32))
-        height, width = sample["mask"].shape
-        pixel_values = np.zeros((channels, *self.size), dtype=np.float32)  # (C, h, w)
+        view = self.crop.draw(labels, rng, around_rare)
+        pixels, mask = image[view.area], labels[view.area]
+        kinds = (np.uint8, np.float32) if self.raw else (np.uint8,)
+        if pixels.dtype not in kinds or pixels.ndim != 3 or pixels.shape[2] != self.channels:
+            raise DataError(
+                f"the image is {pixels.dtype} {image.shape}, but transforms.mean and std have {self.channels} numbers: "
+                f"it must be uint8 (with a value_range float32 too) (H, W, {self.channels})"
+            )
+        pixels = pixels.astype(np.float32, copy=False) if self.raw else pixels  # a donor's may be pasted in
+        if mask.dtype != np.uint8 or self.void < 0:
+            mask = np.where(mask == self.ignore_index, self.void, mask).astype(np.int16)
+
+        def change(pixels: np.ndarray) -> np.ndarray:
+            return apply(self.colors, {"image": pixels}, colors)["image"]
+
+        return view.of_image(pixels, change), view.of_mask(mask)
+
+    def _mirrored(self, image: np.ndarray, mask: np.ndarray, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
+        """A donor is flipped apart from the image that receives it."""
+        if rng.random() < self.config.horizontal_flip:
+            image, mask = image[:, ::-1], mask[:, ::-1]
+        if rng.random() < self.config.vertical_flip:
+            image, mask = image[::-1], mask[::-1]
+        return image, mask
+
+    def _finish(self, image: np.ndarray, mask: np.ndarray, pixel_values: np.ndarray, target: np.ndarray) -> None:
+        """Normalise and pad to the crop's size; what is larger is cut off evenly."""
+        if image.dtype not in (np.uint8, np.float32) or image.shape != (*mask.shape, self.channels):
+            raise UsageError(
+                f"transforms.extra made {image.dtype} {image.shape} of an image and {mask.shape} of its mask: it must "
+                f"keep the numbers and {self.channels} channels, and treat both alike"
+            )
+        top, left = (max(0, (side - crop) // 2) for side, crop in zip(mask.shape, self.size, strict=True))
+        area = slice(top, top + self.size[0]), slice(left, left + self.size[1])
+        image, mask = image[area], mask[area]
+        height, width = mask.shape
+        pixel_values[:, height:], pixel_values[:, :height, width:] = 0, 0
         for channel, plane in enumerate(pixel_values[:, :height, :width]):
-            np.multiply(sample["image"][:, :, channel], self.factor[channel], out=plane)
+            np.multiply(image[:, :, channel], self.factor[channel], out=plane)
             plane += self.shift[channel]
-        padded = np.full(self.size, self.ignore_index, dtype=np.int64)  # (h, w)
-        padded[:height, :width] = sample["mask"]
-        return pixel_values, padded
-
-
-class ScaledCrop(A.DualTransform):
-    """Draw a scale and a window, and resize that window only: large images cost no more than small ones."""
-
-    def __init__(
-        self,
-        size: tuple[int, int],
-        scale: tuple[float, float],
-        short_side: int | None,
-        max_class_share: float,
-        ignore_index: int,
-    ) -> None:
-        super().__init__(p=1.0)
-        self.size = size
-        self.scale = scale
-        self.short_side = short_side
-        self.max_class_share = max_class_share
-        self.ignore_index = ignore_index
-
-    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        sides = params["shape"][:2]
-        scale = self.py_random.uniform(*self.scale) * (self.short_side or min(sides)) / min(sides)
-        target = tuple(min(crop, max(1, round(side * scale))) for crop, side in zip(self.size, sides, strict=True))
-        window = tuple(min(side, max(1, round(out / scale))) for out, side in zip(target, sides, strict=True))
-        for _ in range(CROP_TRIES):
-            top, left = (self.py_random.randint(0, side - part) for side, part in zip(sides, window, strict=True))
-            area = slice(top, top + window[0]), slice(left, left + window[1])
-            if self.max_class_share == 1 or self._largest_share(data["mask"][area]) <= self.max_class_share:
-                break
-        return {"area": area, "target": target}
-
-    def _largest_share(self, labels: np.ndarray) -> float:
-        """Of the most frequent class among the labelled pixels; 1 where none is labelled."""
-        counts = np.bincount(labels[labels != self.ignore_index])
-        return float(counts.max() / counts.sum()) if counts.size else 1.0
-
-    def apply(self, img: np.ndarray, area: tuple[slice, slice], target: tuple[int, int], **params: Any) -> np.ndarray:
-        part = img[area]
-        return resize(part, target, AREA if math.prod(target) < math.prod(part.shape[:2]) else LINEAR)
-
-    def apply_to_mask(
-        self, mask: np.ndarray, area: tuple[slice, slice], target: tuple[int, int], **params: Any
-    ) -> np.ndarray:
-        return resize(mask[area], target, NEAREST)
-
-
-def photometric_distortion() -> list[A.BasicTransform]:
-    """The colour changes of the authors' recipe, for uint8 RGB images."""
-    keep = (1.0, 1.0)
-    return [
-        A.RandomBrightnessContrast(brightness_limit=32 / 255, contrast_limit=0.0, p=0.5),
-        A.RandomBrightnessContrast(brightness_limit=0.0, contrast_limit=0.5, p=0.5),
-        A.ColorJitter(keep, keep, saturation=(0.5, 1.5), hue=(0.0, 0.0), p=0.5),
-        A.ColorJitter(keep, keep, keep, hue=(-0.1, 0.1), p=0.5),
-    ]
+        target[height:], target[:height, width:] = self.ignore_index, self.ignore_index
+        target[:height, :width] = mask
+        if self.void != self.ignore_index:
+            target[target == self.void] = self.ignore_index
