@@ -85,7 +85,21 @@ def load_recipe(ref: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises UsageError that lists everything wrong with the file and the overrides at once.
     """
     path = find_recipe(ref)
-    data = _read_yaml(path)
+    return _resolve(_read_yaml(path), path, recipe_name(path), overrides)
+
+
+def load_recipe_or_data(ref: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Like `load_recipe`, but a folder that is no recipe's name is a data set, with defaults for all the rest."""
+    try:
+        return load_recipe(ref, overrides)
+    except UsageError:
+        if not Path(ref).is_dir() and "://" not in str(ref):
+            raise
+    return _resolve({"dataset": {"path": str(ref)}}, Path(ref), Path(ref).name, overrides)
+
+
+def _resolve(data: Mapping[str, Any], path: Path, name: str, overrides: Sequence[str]) -> Recipe:
+    """The recipe that `data` of the file `path` and the overrides make; its run goes to `runs/<name>`."""
     merged = dict(data)
     problems, changed = [], []
     for text in overrides:
@@ -101,7 +115,7 @@ def load_recipe(ref: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         )
     recipe = Recipe.model_validate(sections)
     if recipe.training.output_dir is None:
-        recipe = _with(recipe, "training", output_dir=f"runs/{recipe_name(path)}")
+        recipe = _with(recipe, "training", output_dir=f"runs/{name}")
     return recipe
 
 
