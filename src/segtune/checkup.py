@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,13 +13,13 @@ from segtune.checkpoint import build_model, load_model
 from segtune.data.doctor.examine import Diagnosis, examine
 from segtune.data.doctor.findings import Finding
 from segtune.data.scan import Sample
-from segtune.data.sources import to_dataset
+from segtune.data.sources import rows_of
 from segtune.dry_run import dry_run
 from segtune.errors import UsageError
 from segtune.inference import best_device, processor_of
 from segtune.label_noise import find_label_noise
 from segtune.labels import LabelMap
-from segtune.recipe import Recipe
+from segtune.recipe import Recipe, with_channels
 from segtune.segformer.modeling_segformer import segmentation_loss
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ def _try_model(recipe: Recipe, diagnosis: Diagnosis, device: str) -> list[Findin
     if not samples:
         return [Finding("dry-run", "error", "no sample of train can be used, so that the model was not tried")]
     label_map = diagnosis.case.label_map
+    rows = rows_of(replace(diagnosis.case.scan, samples=samples), recipe.dataset)["train"]
+    recipe = with_channels(recipe, rows)
     try:
         model = build_model(recipe.model, label_map, seed=recipe.training.seed)
     except UsageError as error:
@@ -64,7 +67,6 @@ def _try_model(recipe: Recipe, diagnosis: Diagnosis, device: str) -> list[Findin
         return segmentation_loss(logits, labels, label_map.ignore_index)
 
     torch.manual_seed(recipe.training.seed)  # dropout
-    rows = to_dataset(samples)
     return dry_run(model, rows, label_map, recipe.transforms, loss, recipe.training.batch_size, device)
 
 
@@ -74,7 +76,7 @@ def _ask(checkpoint: str, diagnosis: Diagnosis, device: str) -> list[Finding]:
     if own != names:
         raise UsageError(f"--checkpoint {checkpoint} has the labels {', '.join(own)}; the data has {', '.join(names)}")
     samples = usable(diagnosis)
-    found = find_label_noise(diagnosis.case, samples, to_dataset(samples), model, processor_of(model))
+    found = find_label_noise(diagnosis.case, samples, model, processor_of(model))
     return [found] if found else []
 
 

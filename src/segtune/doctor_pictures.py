@@ -27,7 +27,7 @@ def picture_of(case: Case, sample: Sample) -> str | None:
     Where the two differ in size, the right side is the mask alone.
     """
     try:
-        pixels, codes = read_pair(sample)
+        pixels, codes = read_pair(sample, case.opener)
     except Exception:  # decoders raise what they like, and the finding says it
         return None
     labels, label_map = _labels(case, codes)
@@ -41,7 +41,7 @@ def picture_of(case: Case, sample: Sample) -> str | None:
 def overlay_of(case: Case, sample: Sample) -> str | None:
     """The image with the mask over it, as a data URL; None where that cannot be made."""
     try:
-        pixels, codes = read_pair(sample)
+        pixels, codes = read_pair(sample, case.opener)
     except Exception:  # as above
         return None
     labels, label_map = _labels(case, codes)

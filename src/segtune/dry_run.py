@@ -49,8 +49,8 @@ def dry_run(
     Args:
         model: is changed; starts as it comes.
         rows: with `id`, `image` and `mask`.
-        loss: of logits (B, K, h, w) and labels (B, H, W), a scalar, in the one step; by heart, the model learns with the
-            cross-entropy.
+        loss: of logits (B, K, h, w) and labels (B, H, W), a scalar, for the one step; the other learning is done with
+            the cross-entropy.
         batch_size: of the one step.
     """
     model = model.to(device)

@@ -7,23 +7,20 @@ confident learning (Northcutt et al. 2021), which counts labels against confiden
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from segtune.data.doctor.case import Case
 from segtune.data.doctor.findings import Finding, count, percent
+from segtune.data.files import Pixels
 from segtune.data.loading import read_image, read_mask
 from segtune.data.scan import Sample
 from segtune.labels import LabelMap
 from segtune.segformer.upsampling import upsampled_confidence, upsampled_prediction
-
-if TYPE_CHECKING:
-    import datasets
-
-    from segtune.data.doctor.case import Case
 
 SURE = 0.9  # probability of the predicted class, from which the model counts as sure
 STANDS_OUT = 6.0  # spreads (1.48 median absolute deviations) above the median share of an image
@@ -40,11 +37,12 @@ class Doubt(NamedTuple):
 
 
 @torch.inference_mode()
-def doubt(model: nn.Module, image: Any, mask: Any, label_map: LabelMap, processor: Any) -> Doubt:
+def doubt(model: nn.Module, image: Pixels, mask: Pixels, label_map: LabelMap, processor: Any) -> Doubt:
     """Compare one mask with what a model (in evaluation mode) is sure of."""
     labels = torch.from_numpy(label_map.encode(read_mask(mask)).astype(np.int64))  # (H, W)
     weight = next(model.parameters())
-    pixel_values = processor(read_image(image), return_tensors="pt")["pixel_values"].to(weight.device, weight.dtype)
+    pixels = read_image(image, len(processor.image_mean))  # (H, W, C)
+    pixel_values = processor(pixels, return_tensors="pt")["pixel_values"].to(weight.device, weight.dtype)
     logits = model(pixel_values=pixel_values).logits  # (1, K, h, w)
     prediction = upsampled_prediction(logits, labels.shape)[0].cpu()  # (H, W)
     sure = upsampled_confidence(logits, labels.shape)[0].cpu() >= SURE
@@ -57,21 +55,13 @@ def doubt(model: nn.Module, image: Any, mask: Any, label_map: LabelMap, processo
     return Doubt(float(against.sum() / valid.sum()), labelled, predicted)
 
 
-def find_label_noise(
-    case: Case, samples: Sequence[Sample], rows: datasets.Dataset, model: nn.Module, processor: Any
-) -> Finding | None:
-    """Rank the masks by how much of them a trained model contradicts; None without samples.
-
-    Args:
-        samples: those of `rows`, in their order.
-        rows: with `image` and `mask`.
-    """
+def find_label_noise(case: Case, samples: Sequence[Sample], model: nn.Module, processor: Any) -> Finding | None:
+    """Rank masks by how much of them a trained model contradicts; None without samples."""
     model.eval()
-    pairs = (rows[number] for number in range(len(rows)))
-    doubts = {
-        sample: doubt(model, row["image"], row["mask"], case.label_map, processor)
-        for sample, row in tqdm(zip(samples, pairs, strict=True), "label noise", len(rows), leave=False)
-    }
+    doubts = {}
+    for sample in tqdm(samples, "label noise", leave=False):
+        image, mask = case.opener.image(sample)[0], case.opener.mask(sample)[0]
+        doubts[sample] = doubt(model, image, mask, case.label_map, processor)
     if not doubts:
         return None
     ordered = sorted(doubts, key=lambda sample: -doubts[sample].share)

@@ -65,6 +65,7 @@ LAYERS = [
         "data.doctor.fits",
         "data.doctor.mask_values",
         "data.doctor.masks",
+        "data.doctor.opening",
         "data.doctor.pictures",
         "data.doctor.tints",
         "data.doctor.twins",

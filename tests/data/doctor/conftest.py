@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segtune.data.config import DatasetConfig
 from segtune.data.doctor.examine import Diagnosis, examine
 from segtune.data.doctor.findings import Finding
-from segtune.data.sources import DatasetConfig
 from segtune.data.transforms import TransformConfig
 
 Pair = tuple[Any, Any]  # image and mask: arrays, or functions that write a file

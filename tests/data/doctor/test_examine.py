@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segtune.data.config import DatasetConfig
 from segtune.data.doctor.examine import Diagnosis, examine
-from segtune.data.sources import DatasetConfig
 from segtune.data.transforms import TransformConfig
 
 _spec = importlib.util.spec_from_file_location("plant_faults", Path(__file__).with_name("plant_faults.py"))

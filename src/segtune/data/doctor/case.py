@@ -12,7 +12,8 @@ import numpy as np
 
 from segtune.data.doctor.facts import Facts, MaskFacts
 from segtune.data.doctor.findings import Finding, Severity
-from segtune.data.doctor.values import shown
+from segtune.data.doctor.opening import Opener
+from segtune.data.doctor.values import NO_DATA, shown
 from segtune.data.scan import Sample, Scan
 from segtune.data.splits import SPLITS
 from segtune.data.transforms import TransformConfig
@@ -32,12 +33,17 @@ class Case:
         untrusted: samples whose masks hold other values than they should; they do not count in what is said of all.
     """
 
-    scan: Scan
+    opener: Opener
     facts: Sequence[Facts]
     label_map: LabelMap
     transforms: TransformConfig = field(default_factory=TransformConfig)
     named: bool = True
     untrusted: frozenset[Sample] = frozenset()
+
+    @property
+    def scan(self) -> Scan:
+        """What the search for samples found."""
+        return self.opener.scan
 
     @cached_property
     def masks(self) -> list[tuple[Sample, MaskFacts]]:
@@ -63,6 +69,7 @@ class Case:
             table: Mapping[Any, int | None] = {label_map.ignore_index: None} | dict(label_map.ids)
         else:
             table = {pack(color): target for color, target in (label_map.mask_colors or {}).items()}
+        table = {NO_DATA: None} | dict(table)
         return {code: label_map.num_labels if target is None else target for code, target in table.items()}
 
     def codes(self, mask: MaskFacts) -> dict[Any, int]:
@@ -128,7 +135,7 @@ def proposed_labels(facts: Sequence[Facts], ignore_index: int) -> LabelMap:
     colours = 0
     masks = [item.mask for item in facts if item.mask is not None]
     for mask in masks:
-        totals.update(mask.values.counts)
+        totals.update({code: pixels for code, pixels in mask.values.counts.items() if code != NO_DATA})
         colours += mask.values.is_colour
     least = LEAST_VALUE_SHARE * sum(totals.values())
     values = sorted(v for v, pixels in totals.items() if pixels >= least and float(v).is_integer()) or [0]

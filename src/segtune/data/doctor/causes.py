@@ -21,7 +21,7 @@ def cause_of(case: Case, mask: MaskFacts) -> str | None:
     values, unknown = mask.values, case.unknown(mask)
     if any(not float(code).is_integer() for code in values.counts):
         return "float-mask"
-    if mask.lossy and values.distinct > 1:
+    if mask.header.lossy and values.distinct > 1:
         return "lossy-mask"
     if case.label_map.mask_colors is None and values.is_colour and unknown:
         return "smoothed-mask" if is_smoothed(case, mask) and values.distinct > 64 else "colour-mask"

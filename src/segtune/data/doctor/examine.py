@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from segtune.data.config import DatasetConfig
 from segtune.data.doctor.case import Case, proposed_labels
 from segtune.data.doctor.classes import check_classes, class_table
 from segtune.data.doctor.facts import gather
@@ -15,11 +17,12 @@ from segtune.data.doctor.findings import SEVERITIES, Finding, ranked
 from segtune.data.doctor.fits import check_fits
 from segtune.data.doctor.mask_values import describe_causes, find_causes
 from segtune.data.doctor.masks import check_masks
+from segtune.data.doctor.opening import Opener
 from segtune.data.doctor.pictures import check_pictures
 from segtune.data.doctor.tints import check_tints
 from segtune.data.doctor.twins import check_twins
 from segtune.data.scan import in_threads
-from segtune.data.sources import DatasetConfig, find_label_map, scan_dataset
+from segtune.data.sources import find_label_map, scan_dataset
 from segtune.data.splits import SPLITS
 from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
@@ -62,14 +65,17 @@ def examine(config: DatasetConfig, transforms: TransformConfig) -> Diagnosis:
     """
     scan = scan_dataset(config)
     samples = sorted([*scan.samples, *scan.rejected], key=lambda sample: (list(SPLITS).index(sample.split), sample.id))
-    facts = in_threads(gather, samples, "examining")
+    opener = Opener(scan, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of odd EXIF entries and very large pictures
+        facts = in_threads(lambda sample: gather(sample, opener, transforms), samples, "examining")
     found: list[Finding] = []
     try:
-        label_map, named = find_label_map(config), True
+        label_map, named = find_label_map(config, scan), True
     except UsageError as error:
         label_map, named = proposed_labels(facts, config.ignore_index), False
         found.append(_labels_finding(error, label_map))
-    case = Case(scan, facts, label_map, transforms, named)
+    case = Case(opener, facts, label_map, transforms, named)
     causes = find_causes(case)
     case = replace(case, untrusted=frozenset(sample for masks in causes.values() for sample, _ in masks))
     found += describe_causes(case, causes)

@@ -1,31 +1,30 @@
-"""Reads each file of a sample once and keeps what the checks need: small numbers, no pixels."""
+"""Reads the image and the mask of a sample once and keeps what the checks need: small numbers, no pixels."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 
 from segtune.data.doctor.alignment import Fit, class_edges, fit, image_edges, reduction
+from segtune.data.doctor.opening import Header, Opener
 from segtune.data.doctor.values import ValueFacts, mask_codes, value_facts
-from segtune.data.loading import read_image, read_mask
+from segtune.data.files import Pixels
+from segtune.data.loading import for_display, read_image, read_mask
 from segtune.data.scan import Sample
+from segtune.data.transforms import TransformConfig
+from segtune.errors import DataError
 
-ORIENTATION = PIL.Image.ExifTags.Base.Orientation
 THUMBNAIL = 16
 TINT_BINS = 33  # of red minus blue, 8 wide, around 0
 TINT_PIXELS = 65_536  # looked at for the tint, about
 LEAST_TINT_SHARE = 0.005  # of the pixels, for a mask value to have a tint of its own
 DOUBTFUL = 4.0  # evidence below which turned and mirrored masks are tried as well
-POSES = {  # how a mask may have been turned; the last three can only be told of squares
+POSES: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # the last three can only be told of squares
     "mirrored left to right": lambda mask: mask[:, ::-1],
     "mirrored top to bottom": lambda mask: mask[::-1],
     "turned by 180 degrees": lambda mask: mask[::-1, ::-1],
@@ -37,23 +36,22 @@ POSES = {  # how a mask may have been turned; the last three can only be told of
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """Of an image as `datasets` shows it: turned by its EXIF orientation, then `read_image`.
+    """Of an image as training reads it.
 
     Attributes:
-        size: (height, width).
-        mode: Pillow's, of the file.
-        orientation: of the EXIF entry; 1 for none.
+        size: (height, width), turned by the EXIF orientation.
+        header: of its file.
         digest: of the pixels.
-        highest: the largest stored value, of any channel.
-        mean: (3,), of values from 0 to 1; `std` likewise.
+        highest: the largest value, of any channel; `white` is what it could be at most (None: declared otherwise).
+        mean: (C,), of values from 0 to 1; `std` likewise.
         thumbnail: (16, 16) float32: grey, free of its local mean, of length 1 (0 for a blank image).
     """
 
     size: tuple[int, int]
-    mode: str
-    orientation: int
+    header: Header
     digest: str
     highest: float
+    white: int | None
     mean: np.ndarray
     std: np.ndarray
     thumbnail: np.ndarray
@@ -64,20 +62,15 @@ class MaskFacts:
     """Of a mask as it is stored.
 
     Attributes:
-        size: (height, width), turned by its EXIF orientation.
-        format: Pillow's name of the file format.
-        mode: Pillow's, of the file.
-        lossy: the format does not keep values.
+        size: (height, width), turned by the EXIF orientation.
+        header: of its file.
         digest: of the values.
         values: what it holds.
         palette: index -> colour, of the values it holds, for palette pictures.
     """
 
     size: tuple[int, int]
-    format: str
-    mode: str
-    orientation: int
-    lossy: bool
+    header: Header
     digest: str
     values: ValueFacts
     palette: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
@@ -88,7 +81,7 @@ class Facts:
     """What one sample told.
 
     Attributes:
-        image, mask: None where the file cannot be read; `faults` then says why ("image" or "mask" -> message).
+        image, mask: None where it cannot be read; `faults` then says why ("image" or "mask" -> message).
         fit: how the mask lies on the image; None where sizes differ or there is too little to compare.
         poses: the fit of the turned or mirrored mask, by the words of `POSES`; only where `fit` is doubtful.
         tints: mask code -> pixels by red minus blue (33,).
@@ -105,106 +98,98 @@ class Facts:
     @property
     def is_turned(self) -> bool:
         """One of the partners carries an EXIF orientation that the other lacks."""
-        return bool(self.image and self.mask and self.image.orientation != self.mask.orientation)
+        return bool(self.image and self.mask and self.image.header.orientation != self.mask.header.orientation)
 
 
-def read_pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """The image (H, W, 3) uint8 and the codes of the mask (H, W).
-
-    Raises:
-        OSError, DataError, …: one of them cannot be read; decoders raise what they like.
-    """
-    return _gather_image(sample.image)[1], _gather_mask(sample.mask)[1]
-
-
-def gather(sample: Sample) -> Facts:
+def gather(sample: Sample, opener: Opener, transforms: TransformConfig) -> Facts:
     """Read the image and the mask of a sample; what cannot be read becomes a fault."""
     faults: dict[str, str] = {}
     image = mask = pixels = codes = None
     with _note(faults, "image"):
-        image, pixels = _gather_image(sample.image)
+        shown, header = opener.image(sample)
+        pixels = for_display(shown)
+        image = _gather_image(shown, pixels, header, transforms)
     with _note(faults, "mask"):
-        mask, codes = _gather_mask(sample.mask)
-    if pixels is None or codes is None or pixels.shape[:2] != codes.shape:
+        stored, header = opener.mask(sample)
+        mask, codes = _gather_mask(stored, header)
+    if image is None or pixels is None or codes is None or pixels.shape[:2] != codes.shape:
         return Facts(sample, image, mask, faults)
     found, poses = _align(pixels, codes)
     return Facts(sample, image, mask, faults, found, poses, _tints(pixels, codes))
 
 
+def read_pair(sample: Sample, opener: Opener) -> tuple[np.ndarray, np.ndarray]:
+    """The image for people (H, W, 3) uint8 and the codes of the mask (H, W).
+
+    Raises:
+        OSError, DataError, …: one of them cannot be read; decoders raise what they like.
+    """
+    return for_display(opener.image(sample)[0]), _codes(opener.mask(sample)[0])[0]
+
+
 @contextmanager
 def _note(faults: dict[str, str], what: str) -> Iterator[None]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of odd EXIF entries and very large pictures
-            yield
+        yield
     except Exception as error:  # decoders raise what they like
         faults[what] = f"{error}" or type(error).__name__
 
 
-def _open(path: Path) -> tuple[PIL.Image.Image, PIL.Image.Image, int]:
-    """The picture as stored and as shown, and its orientation."""
-    content = path.read_bytes()
-    if not content:
-        raise OSError("the file is empty")
+def _gather_image(shown: Pixels, pixels: np.ndarray, header: Header, transforms: TransformConfig) -> ImageFacts:
+    raw = transforms.value_range is not None
+    values = read_image(shown, _channels(shown, transforms), raw)  # (H, W, C)
+    low, high = transforms.value_range or (0, 255)
+    mean, std = _moments(values.reshape(-1, values.shape[2]))
+    array = np.asarray(shown)
+    white = {"B": 255, "H": 65535, "i": 65535}.get(array.dtype.char) if not raw else None
+    return ImageFacts(
+        size=(pixels.shape[0], pixels.shape[1]),
+        header=header,
+        digest=_digest(array),
+        highest=float(array.max()),
+        white=white,
+        mean=(mean - low) / (high - low),
+        std=std / (high - low),
+        thumbnail=_thumbnail(pixels),
+    )
+
+
+def _channels(shown: Pixels, transforms: TransformConfig) -> int:
+    """As many as `transforms.mean` has; where that is yet to be counted, those of the image, 3 for pictures."""
+    if not isinstance(transforms.mean, str):
+        return len(transforms.mean)
+    return 3 if isinstance(shown, PIL.Image.Image) or shown.ndim == 2 else shown.shape[2]
+
+
+def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (C,) of values (N, C)."""
+    if values.dtype != np.uint8:
+        return values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
+    counts = np.stack([np.bincount(channel, minlength=256) for channel in values.T])  # (C, 256)
+    levels = np.arange(256)
+    mean = counts @ levels / len(values)
+    return mean, np.sqrt(np.maximum(counts @ levels**2 / len(values) - mean**2, 0))
+
+
+def _gather_mask(stored: Pixels, header: Header) -> tuple[MaskFacts, np.ndarray]:
+    codes, is_colour = _codes(stored)
+    values = value_facts(codes, is_colour)
+    palette = {index: color for index, color in enumerate(header.palette) if index in values.counts}
+    height, width = codes.shape
+    return MaskFacts((height, width), header, _digest(codes), values, palette), codes
+
+
+def _codes(stored: Pixels) -> tuple[np.ndarray, bool]:
+    """One number a pixel (H, W), and whether the mask has colours; fractions are kept, for a finding about them."""
     try:
-        stored = PIL.Image.open(io.BytesIO(content))
-    except PIL.UnidentifiedImageError:
-        raise OSError("it is no picture, or of an unknown format") from None
-    stored.load()
-    orientation = int(stored.getexif().get(ORIENTATION, 1))
-    shown = PIL.ImageOps.exif_transpose(stored) if orientation != 1 else stored
-    return stored, shown, orientation
+        mask = read_mask(stored)
+    except DataError:
+        mask = np.asarray(stored)
+    return mask_codes(mask), mask.ndim == 3
 
 
 def _digest(pixels: np.ndarray) -> str:
     return hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest()
-
-
-def _gather_image(path: Path) -> tuple[ImageFacts, np.ndarray]:
-    stored, shown, orientation = _open(path)
-    pixels = read_image(shown)  # (H, W, 3)
-    height, width = pixels.shape[:2]
-    flat = pixels.reshape(-1, 3)
-    counts = np.stack([np.bincount(flat[:, channel], minlength=256) for channel in range(3)])  # (3, 256)
-    levels = np.arange(256) / 255
-    mean = counts @ levels / len(flat)  # (3,)
-    std = np.sqrt(np.maximum(counts @ levels**2 / len(flat) - mean**2, 0))
-    highest = np.asarray(stored).max() if stored.mode.startswith("I") else pixels.max()
-    facts = ImageFacts(
-        (height, width), stored.mode, orientation, _digest(pixels), float(highest), mean, std, _thumbnail(pixels)
-    )
-    return facts, pixels
-
-
-def _gather_mask(path: Path) -> tuple[MaskFacts, np.ndarray]:
-    stored, shown, orientation = _open(path)
-    mask = read_mask(shown)  # (H, W) or (H, W, 3)
-    codes = mask_codes(mask)  # (H, W)
-    values = value_facts(codes, is_colour=mask.ndim == 3)
-    palette = {}
-    if stored.mode == "P":
-        table = np.array(stored.getpalette() or [], dtype=np.uint8).reshape(-1, 3).tolist()
-        palette = {i: (r, g, b) for i, (r, g, b) in enumerate(table) if i in values.counts}
-    height, width = codes.shape
-    facts = MaskFacts(
-        (height, width),
-        stored.format or "",
-        stored.mode,
-        orientation,
-        _is_lossy(stored.format, path),
-        _digest(codes),
-        values,
-        palette,
-    )
-    return facts, codes
-
-
-def _is_lossy(format: str | None, path: Path) -> bool:
-    """JPEG is; WebP where its picture is a "VP8 " chunk (lossless ones are "VP8L"), of its first or extended form."""
-    if format != "WEBP":
-        return format in ("JPEG", "MPO")
-    with path.open("rb") as file:
-        return b"VP8 " in file.read(64)
 
 
 def _thumbnail(pixels: np.ndarray) -> np.ndarray:

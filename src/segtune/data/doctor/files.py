@@ -105,7 +105,7 @@ def _orientations(case: Case) -> Iterator[Finding]:
                 [facts.sample for facts in group],
                 "image",
                 ("remove the entry from these images: exiftool -Orientation= -overwrite_original FILES",),
-                {"orientations": {facts.sample.id: facts.image.orientation for facts in group if facts.image}},
+                {"orientations": {facts.sample.id: facts.image.header.orientation for facts in group if facts.image}},
             )
 
 

@@ -100,7 +100,7 @@ def _describe_smoothed(case: Case, masks: Masks) -> Finding:
 
 
 def _describe_lossy(case: Case, masks: Masks) -> Finding:
-    formats = sorted({mask.format for _, mask in masks})
+    formats = sorted({mask.header.format for _, mask in masks})
     advice = "save masks as PNG, from the annotation: what was lost does not come back"
     return _finding(case, "lossy-mask", masks, f"the format {', '.join(formats)}, which does not keep values", advice)
 

@@ -77,10 +77,10 @@ def _crops(case: Case) -> Iterator[Finding]:
 
 
 def _ranges(case: Case) -> Iterator[Finding]:
-    narrow: dict[int, list[tuple[Sample, ImageFacts]]] = defaultdict(list)
+    narrow: dict[int | None, list[tuple[Sample, ImageFacts]]] = defaultdict(list)
     for facts in case.facts:
         if facts.image and is_narrow(facts.image):
-            narrow[_white(facts.image)].append((facts.sample, facts.image))
+            narrow[facts.image.white].append((facts.sample, facts.image))
     for white, images in narrow.items():
         highest = max(image.highest for _, image in images)
         yield case.finding(
@@ -96,11 +96,7 @@ def _ranges(case: Case) -> Iterator[Finding]:
 
 def is_narrow(image: ImageFacts) -> bool:
     """The values were stored on a smaller scale than the file's."""
-    return image.highest <= LEAST_RANGE * _white(image)
-
-
-def _white(image: ImageFacts) -> int:
-    return 65535 if image.mode.startswith("I") else 255
+    return image.white is not None and image.highest <= LEAST_RANGE * image.white
 
 
 def _blank(case: Case) -> Iterator[Finding]:
@@ -141,9 +137,10 @@ def _kind(facts: Facts, image: ImageFacts) -> str | None:
     """In words; None where there is nothing to see."""
     if image.std.max() < BLANK_STD or is_narrow(image):
         return None
-    if image.mode.startswith("I"):
+    mode = image.header.mode
+    if mode.startswith("I"):
         return "grey with 16 bits"
     tints = sum(facts.tints.values(), np.zeros(TINT_BINS))
-    if image.mode in ("1", "L", "LA") or (tints.sum() and tints[TINT_BINS // 2] > GREY_SHARE * tints.sum()):
+    if mode in ("1", "L", "LA") or (tints.sum() and tints[TINT_BINS // 2] > GREY_SHARE * tints.sum()):
         return "grey"
-    return {"RGBA": "RGB with transparency", "P": "RGB"}.get(image.mode, image.mode)
+    return {"RGBA": "RGB with transparency", "P": "RGB", "": f"{len(image.mean)} channels"}.get(mode, mode)

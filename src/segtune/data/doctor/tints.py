@@ -74,9 +74,9 @@ def tint_scores(facts: Sequence[Facts]) -> np.ndarray:
 def _normalisation(case: Case) -> Iterator[Finding]:
     images = [facts.image for facts in case.facts if facts.image and facts.sample.split == case.splits[0]]
     transforms = case.transforms
-    if not images or len(transforms.mean) != 3:
+    if not images or isinstance(transforms.mean, str) or isinstance(transforms.std, str):
         return
-    mean = np.mean([image.mean for image in images], axis=0)  # (3,)
+    mean = np.mean([image.mean for image in images], axis=0)  # (C,)
     variance = np.mean([image.std**2 + (image.mean - mean) ** 2 for image in images], axis=0)
     std = np.sqrt(variance)
     shift = np.abs(mean - transforms.mean) / transforms.std

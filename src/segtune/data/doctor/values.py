@@ -9,6 +9,7 @@ import numpy as np
 
 from segtune.labels import show_value
 
+NO_DATA = -(2**31)  # the code of pixels that a raster says have none
 MOST_VALUES = 512  # of one mask, that are kept with their counts
 
 
@@ -42,7 +43,15 @@ class ValueFacts(NamedTuple):
 
 
 def mask_codes(mask: np.ndarray) -> np.ndarray:
-    """Ids (H, W) as they are; colours (H, W, 3) as 0xRRGGBB, int32, or as ids where all of them are grey."""
+    """Ids (H, W) as they are; colours (H, W, 3) as 0xRRGGBB, int32, or as ids where all of them are grey.
+
+    Pixels that are masked (`numpy.ma`) get the code `NO_DATA`.
+    """
+    if isinstance(mask, np.ma.MaskedArray):
+        codes = mask_codes(np.ma.filled(mask, 0)).astype(np.int64)
+        missing = np.ma.getmaskarray(mask)
+        codes[missing if missing.ndim == 2 else missing.any(axis=2)] = NO_DATA
+        return codes
     if mask.ndim == 2:
         return mask.astype(np.uint8) if mask.dtype == bool else mask
     if (mask[:, :, :3] == mask[:, :, :1]).all():
