@@ -166,7 +166,7 @@ def _classes(case: Case) -> str:
 
 def _class_row(case: Case, row: dict[str, Any], shares: Sequence[float], largest: float) -> str:
     bars = "".join(
-        f'<div class="bar"><i style="width:{max(100 * share / largest, 0.4 if share else 0):.2f}%;'
+        f'<div class="bar"><i style="--share:{max(share / largest, 0.004 if share else 0):.4f};'
         f'background:{SPLIT_COLORS[split]}"></i><span>{percent(share) if share else "none"}, '
         f"{count(row['images'][split], 'image')}</span></div>"
         for split, share in zip(case.splits, shares, strict=True)
@@ -266,7 +266,7 @@ figure { margin: 0; max-width: 100%; } figcaption { font-size: 13px; }
   border-radius: 3px; border: 1px solid var(--line); margin: 0 8px 0 0; vertical-align: -1px; }
 .legend span { margin: 0 8px 0 4px; white-space: nowrap; } .legend i { margin-right: 4px; border: 0; }
 .bar { display: flex; align-items: center; gap: 8px; height: 18px; }
-.bar i { display: block; height: 11px; border-radius: 2px; flex: none; max-width: calc(100% - 170px); }
+.bar i { display: block; height: 11px; border-radius: 2px; flex: none; width: calc(var(--share) * (100% - 150px)); }
 .bar span { font-size: 13px; color: var(--soft); white-space: nowrap; }
 svg { width: 100%; max-width: 460px; } svg text { font-size: 12px; fill: var(--soft); }
 circle { fill: var(--train); opacity: .7; } .axis { stroke: var(--line); fill: none; }

@@ -107,7 +107,9 @@ def _near_copies(case: Case) -> Iterator[Finding]:
 def near_twins(facts: Sequence[Facts]) -> list[Twins]:
     """Pairs of images that are nearly equal but no copies, also when one is mirrored; the most similar first."""
     images = [item.image for item in facts]
-    thumbnails = np.stack([image.thumbnail for image in images if image]) if facts else np.zeros((0, 1, 1))
+    if not images:
+        return []
+    thumbnails = np.stack([image.thumbnail for image in images if image])  # (N, 16, 16)
     flat, mirror = thumbnails.reshape(len(facts), -1), thumbnails[:, :, ::-1].reshape(len(facts), -1)
     digests = np.array([image.digest for image in images if image])
     found: list[Twins] = []
