@@ -101,9 +101,14 @@ class Case:
         """(masks of the split, K + 1)."""
         return self.pixels[[sample.split == split for sample, _ in self.masks]]
 
-    def image_files(self, samples: Iterable[Sample]) -> tuple[str, ...]:
-        """Below the data set's folder."""
-        return tuple(self.scan.below(sample.image) for sample in samples)
+    def files(self, samples: Iterable[Sample], of: Literal["image", "mask"]) -> tuple[str, ...]:
+        """Below the data set's folder; of a file that holds many samples, with the sample's id."""
+        found = []
+        for sample in samples:
+            path, part = (sample.image, sample.image_part) if of == "image" else (sample.mask, sample.mask_part)
+            is_shared = part and path.stem != sample.id.rpartition("/")[2]
+            found.append(self.scan.below(path) + (f"#{sample.id}" if is_shared else ""))
+        return tuple(found)
 
     def finding(
         self,
@@ -117,11 +122,9 @@ class Case:
         drop: Sequence[Sample] | None = None,
     ) -> Finding:
         """A finding about the images or masks of samples; all of them are to be left out unless `drop` says other."""
-        files = tuple(self.scan.below(getattr(sample, of)) for sample in samples)
         numbers = {"count": len(samples)} | dict(numbers or {})
-        return Finding(
-            code, severity, message, files, numbers, mend, tuple(samples), tuple(samples if drop is None else drop)
-        )
+        dropped = tuple(samples if drop is None else drop)
+        return Finding(code, severity, message, self.files(samples, of), numbers, mend, tuple(samples), dropped)
 
 
 def pack(color: Color) -> int:

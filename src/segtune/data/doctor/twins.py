@@ -70,7 +70,7 @@ def _copies(case: Case) -> Iterator[Finding]:
                 samples,
                 "image",
                 ("keep one of each, with the better mask" if code == "disputed-copies" else "keep one of each",),
-                {"groups": [list(case.image_files(facts.sample for facts in group)) for group in found]},
+                {"groups": [list(case.files((facts.sample for facts in group), "image")) for group in found]},
                 drop=samples
                 if code == "disputed-copies"
                 else [facts.sample for group in found for facts in group[:-1]],
@@ -85,7 +85,9 @@ def _near_copies(case: Case) -> Iterator[Finding]:
             continue
         samples = list(dict.fromkeys(facts.sample for pair in found for facts in (pair.first, pair.second)))
         mirrored = sum(pair.mirrored for pair in found)
-        pairs_of_files = [[*case.image_files([p.first.sample, p.second.sample]), round(p.similarity, 4)] for p in found]
+        pairs_of_files = [
+            [*case.files([p.first.sample, p.second.sample], "image"), round(p.similarity, 4)] for p in found
+        ]
         yield case.finding(
             "leaked-near-copies" if leaked else "near-copies",
             "warning" if leaked else "info",
