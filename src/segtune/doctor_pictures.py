@@ -10,6 +10,7 @@ from PIL import Image
 
 from segtune.data.doctor.case import Case
 from segtune.data.doctor.facts import read_pair
+from segtune.data.doctor.values import COLOUR
 from segtune.data.scan import Sample
 from segtune.inference import overlay
 from segtune.labels import Color, LabelMap
@@ -55,7 +56,7 @@ def _labels(case: Case, codes: np.ndarray) -> tuple[np.ndarray, LabelMap]:
     names, colors = case.label_map.names, case.label_map.colors
     extended = LabelMap((*names, NOT_NAMED[0]), (*colors, NOT_NAMED[1]), ignore_index=-1)
     if case.label_map.mask_colors is not None and codes.max() <= 255:
-        codes = codes.astype(np.int64) * 0x010101
+        codes = COLOUR | codes.astype(np.int64) * 0x010101
     values, inverse = np.unique(codes, return_inverse=True)
     targets = [case.targets.get(value, len(names) + 1) for value in values.tolist()]
     labels = np.array([{len(names): -1, len(names) + 1: len(names)}.get(t, t) for t in targets], dtype=np.int64)

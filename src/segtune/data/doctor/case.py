@@ -13,11 +13,11 @@ import numpy as np
 from segtune.data.doctor.facts import Facts, MaskFacts
 from segtune.data.doctor.findings import Finding, Severity
 from segtune.data.doctor.opening import Opener
-from segtune.data.doctor.values import NO_DATA, shown
+from segtune.data.doctor.values import NO_DATA, pack, shown
 from segtune.data.scan import Sample, Scan
 from segtune.data.splits import SPLITS
 from segtune.data.transforms import TransformConfig
-from segtune.labels import Color, LabelMap
+from segtune.labels import LabelMap
 
 LEAST_VALUE_SHARE = 1e-4  # of all pixels, for a value to become a class of a proposed label map
 
@@ -82,11 +82,6 @@ class Case:
         """Code -> pixels of the values that the label map does not name."""
         return {code: pixels for code, pixels in self.codes(mask).items() if code not in self.targets}
 
-    def show(self, codes: Iterable[Any], limit: int = 8) -> str:
-        """Codes as they are written in a label file."""
-        words = [shown(code, self.label_map.mask_colors is not None) for code in codes]
-        return ", ".join(words[:limit]) + (f" and {len(words) - limit} more" if len(words) > limit else "")
-
     @cached_property
     def pixels(self) -> np.ndarray:
         """(masks, K + 1): pixels of each class in each mask, ignored ones last; untrusted masks have none."""
@@ -125,11 +120,6 @@ class Case:
         numbers = {"count": len(samples)} | dict(numbers or {})
         dropped = tuple(samples if drop is None else drop)
         return Finding(code, severity, message, self.files(samples, of), numbers, mend, tuple(samples), dropped)
-
-
-def pack(color: Color) -> int:
-    """A colour as 0xRRGGBB."""
-    return color[0] << 16 | color[1] << 8 | color[2]
 
 
 def proposed_labels(facts: Sequence[Facts], ignore_index: int) -> LabelMap:

@@ -6,6 +6,7 @@ import math
 
 from segtune.data.doctor.case import Case
 from segtune.data.doctor.facts import MaskFacts
+from segtune.data.doctor.values import NO_DATA
 
 # A mask reduced or turned with interpolation has a rim on at least 0.29 of its boundaries, a JPEG on 0.19; clean ones
 # have it on at most 0.03 (CamVid) and 0.04 (earth), enlarged or reduced without interpolation on 0.06.
@@ -44,7 +45,7 @@ def is_smoothed(case: Case, mask: MaskFacts) -> bool:
 
 def is_binary(case: Case, mask: MaskFacts) -> bool:
     """0 and 255 in a set of other ids, where 255 is no class: unknown, or taken for ignored in much of the mask."""
-    held = set(mask.values.counts)
+    held = set(mask.values.counts) - {NO_DATA}
     target = case.targets.get(255)
     if mask.values.is_colour or held not in BINARY_VALUES or case.label_map.mask_colors is not None:
         return False

@@ -124,7 +124,7 @@ def read_pair(sample: Sample, opener: Opener) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         OSError, DataError, …: one of them cannot be read; decoders raise what they like.
     """
-    return for_display(opener.image(sample)[0]), _codes(opener.mask(sample)[0])[0]
+    return for_display(opener.image(sample)[0]), _codes(opener.mask(sample)[0])
 
 
 @contextmanager
@@ -172,20 +172,19 @@ def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _gather_mask(stored: Pixels, header: Header) -> tuple[MaskFacts, np.ndarray]:
-    codes, is_colour = _codes(stored)
-    values = value_facts(codes, is_colour)
+    codes = _codes(stored)
+    values = value_facts(codes)
     palette = {index: color for index, color in enumerate(header.palette) if index in values.counts}
     height, width = codes.shape
     return MaskFacts((height, width), header, _digest(codes), values, palette), codes
 
 
-def _codes(stored: Pixels) -> tuple[np.ndarray, bool]:
-    """One number a pixel (H, W), and whether the mask has colours; fractions are kept, for a finding about them."""
+def _codes(stored: Pixels) -> np.ndarray:
+    """One number a pixel (H, W); fractions are kept, for a finding about them."""
     try:
-        mask = read_mask(stored)
+        return mask_codes(read_mask(stored))
     except DataError:
-        mask = np.asarray(stored)
-    return mask_codes(mask), mask.ndim == 3
+        return mask_codes(np.asarray(stored))
 
 
 def _digest(pixels: np.ndarray) -> str:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from segtune.data.doctor.case import Case, pack
+from segtune.data.doctor.case import Case
 from segtune.data.doctor.causes import cause_of, factor_of
 from segtune.data.doctor.facts import MaskFacts
 from segtune.data.doctor.findings import Finding, Severity, count, percent
-from segtune.data.doctor.values import shown
+from segtune.data.doctor.values import pack, shown
 from segtune.data.scan import Sample
 
 NEAR_COLOUR = 48  # sum over three channels, up to which an unknown colour is taken for a named one
@@ -53,7 +53,7 @@ def _describe_floats(case: Case, masks: Masks) -> Finding:
 def _describe_colours(case: Case, masks: Masks) -> Finding:
     totals = _totals(masks)
     display = {pack(color): name for color, name in zip(case.label_map.colors, case.label_map.names, strict=True)}
-    of_classes = totals.keys() <= display.keys() | {0}
+    of_classes = totals.keys() <= display.keys() | {pack((0, 0, 0))}
     names = {
         code: display.get(code, None if of_classes else "<class>") for code, _ in totals.most_common(MOST_PROPOSED)
     }
@@ -153,7 +153,7 @@ def _explain_ids(case: Case, totals: Counter[Any]) -> tuple[str, str]:
 
 def _explain_colours(case: Case, totals: Counter[Any]) -> tuple[str, str]:
     """Red and blue exchanged, or colours close to named ones."""
-    if all((code & 255) << 16 | code & 0xFF00 | code >> 16 in case.targets for code in totals):
+    if all(pack((code & 255, code >> 8 & 255, code >> 16 & 255)) in case.targets for code in totals):
         return (
             "; with red and blue exchanged they are named: written as BGR",
             "write these masks as RGB: cv2.imwrite wants cv2.cvtColor(mask, cv2.COLOR_RGB2BGR)",

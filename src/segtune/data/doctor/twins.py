@@ -23,7 +23,7 @@ NEAR = 0.97
 SEQUENCE = 0.2
 LEAST_SEQUENCE = 4  # members
 MOST_PAIRS = 10_000  # that are kept
-BLOCK = 2048  # thumbnails compared with all others at once
+BLOCK_PAIRS = 2**24  # that are compared at once: 64 MiB
 
 
 class Twins(NamedTuple):
@@ -115,12 +115,12 @@ def near_twins(facts: Sequence[Facts]) -> list[Twins]:
     flat, mirror = thumbnails.reshape(len(facts), -1), thumbnails[:, :, ::-1].reshape(len(facts), -1)
     digests = np.array([image.digest for image in images if image])
     found: list[Twins] = []
-    for start in range(0, len(facts), BLOCK):
+    block = max(1, BLOCK_PAIRS // len(facts))
+    for start in range(0, len(facts), block):
         for other, mirrored in ((flat, False), (mirror, True)):
-            similarity = flat[start : start + BLOCK] @ other[start:].T  # (block, rest)
-            rows, columns = np.nonzero(np.triu(similarity >= NEAR, k=1))
-            for row, column in zip(rows.tolist()[:MOST_PAIRS], columns.tolist(), strict=False):
-                if digests[start + row] != digests[start + column]:
+            similarity = flat[start : start + block] @ other[start:].T  # (block, rest)
+            for row, column in np.argwhere(similarity >= NEAR)[:MOST_PAIRS].tolist():
+                if row < column and digests[start + row] != digests[start + column]:
                     pair = facts[start + row], facts[start + column]
                     found.append(Twins(*pair, min(float(similarity[row, column]), 1.0), mirrored))
     return sorted(found, key=lambda pair: -pair.similarity)[:MOST_PAIRS]

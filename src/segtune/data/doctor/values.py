@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from segtune.labels import show_value
+from segtune.labels import Color, show_value
 
 NO_DATA = -(2**31)  # the code of pixels that a raster says have none
+COLOUR = 1 << 24  # is added to 0xRRGGBB, so that no colour is taken for an id
 MOST_VALUES = 512  # of one mask, that are kept with their counts
 
 
@@ -17,7 +18,7 @@ class ValueFacts(NamedTuple):
     """What a mask (H, W) holds.
 
     Attributes:
-        counts: code (the id, or the colour as 0xRRGGBB) -> pixels, the most frequent first; at most `MOST_VALUES`.
+        counts: code (the id, or the colour, see `pack`) -> pixels, the most frequent first; at most `MOST_VALUES`.
         distinct: how many different values there are.
         is_colour: the codes are colours; grey pictures with three channels count as ids.
         pixels: H * W.
@@ -43,7 +44,7 @@ class ValueFacts(NamedTuple):
 
 
 def mask_codes(mask: np.ndarray) -> np.ndarray:
-    """Ids (H, W) as they are; colours (H, W, 3) as 0xRRGGBB, int32, or as ids where all of them are grey.
+    """Ids (H, W) as they are; colours (H, W, 3) as int32, see `pack`, or as ids where all of them are grey.
 
     Pixels that are masked (`numpy.ma`) get the code `NO_DATA`.
     """
@@ -57,14 +58,19 @@ def mask_codes(mask: np.ndarray) -> np.ndarray:
     if (mask[:, :, :3] == mask[:, :, :1]).all():
         return mask[:, :, 0]
     red, green, blue = (mask[:, :, channel].astype(np.int32) for channel in range(3))
-    return red << 16 | green << 8 | blue  # (H, W)
+    return COLOUR | red << 16 | green << 8 | blue  # (H, W)
 
 
-def value_facts(codes: np.ndarray, is_colour: bool) -> ValueFacts:
+def pack(color: Color) -> int:
+    """The code of a colour."""
+    return COLOUR | color[0] << 16 | color[1] << 8 | color[2]
+
+
+def value_facts(codes: np.ndarray) -> ValueFacts:
     """Counts the values of (H, W) codes."""
     values, counts = np.unique(codes, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:MOST_VALUES]
-    is_colour = is_colour and bool(values.max() > 255)
+    is_colour = codes.dtype == np.int32 and bool(values.max() >= COLOUR)
     steps, rims = _rims(_brightness(codes) if is_colour else codes)
     between = codes[rims]
     return ValueFacts(
@@ -81,11 +87,11 @@ def value_facts(codes: np.ndarray, is_colour: bool) -> ValueFacts:
 
 def shown(code: Any, is_colour: bool) -> str:
     """A code as it is written in a label file: '42' or '#804080'."""
-    return show_value((code >> 16, code >> 8 & 255, code & 255)) if is_colour else show_value(code)
+    return show_value((code >> 16 & 255, code >> 8 & 255, code & 255)) if is_colour else show_value(code)
 
 
 def _brightness(codes: np.ndarray) -> np.ndarray:
-    return (codes >> 16) + (codes >> 8 & 255) + (codes & 255)  # (H, W)
+    return (codes >> 16 & 255) + (codes >> 8 & 255) + (codes & 255)  # (H, W)
 
 
 def _rims(codes: np.ndarray) -> tuple[int, np.ndarray]:
