@@ -58,6 +58,17 @@ def test_wrong_masks_do_not_count(diagnose: Any, noise: Any) -> None:
     assert diagnosis.to_dict()["classes"][2]["pixels"] == {"train": 0}
 
 
+def test_nothing_is_said_of_classes_where_most_masks_are_wrong(diagnose: Any, noise: Any) -> None:
+    wrong = mask(30, 30) + np.uint8(7)
+    splits = {
+        "train": [(noise((10, 10)), mask(40, 40, 20)) for _ in range(3)],
+        "val": [(noise((10, 10)), wrong), (noise((10, 10)), wrong), (noise((10, 10)), mask(100))],
+    }
+    found = [finding.code for finding in diagnose(splits).findings]
+    assert "unnamed-ids" in found
+    assert not {"class-missing-in-split", "unused-class", "one-class"} & set(found)
+
+
 @pytest.mark.parametrize(("labelled", "severity"), [(95, "info"), (30, "warning")])
 def test_share_of_ignored_pixels(find: Any, noise: Any, labelled: int, severity: str) -> None:
     found = find("ignored-share", {"train": [(noise((10, 10)), mask(labelled - 10, 10))] * 2})

@@ -61,20 +61,28 @@ def test_unnamed_id(one_odd: Any, stripes: np.ndarray) -> None:
 
 def test_ids_from_one_are_recognised(all_like: Any, stripes: np.ndarray) -> None:
     found = all_like(stripes + 1)["unnamed-ids"]
-    assert "ids are 1 higher than named" in found.message
+    assert "their ids are 1 higher than named" in found.message
     (line,) = found.mend
     labels = json.loads(line.removeprefix("dataset.labels="))
     assert labels == {"1": "sky", "2": "road", "3": "car"}
     assert found.drop == ()
 
 
+def test_ids_from_one_in_a_part_of_the_masks(diagnose: Any, noise: Any, stripes: np.ndarray) -> None:
+    labels = {"0": "sky", "1": "road", "2": None}  # the last id is ignored
+    masks = [*[stripes] * 12, *[stripes + 1] * 5]
+    found = faults(diagnose({"train": [(noise(), mask) for mask in masks]}, labels))["unnamed-ids"]
+    assert found.numbers["values"] == {"3": 5 * 80}
+    assert found.mend == ("subtract 1 from the ids of these masks",)
+
+
 @pytest.mark.parametrize(("values", "held"), [((0, 255), "0 and 255"), ((0, 128, 255), "0, 128 and 255")])
 def test_binary_masks_everywhere_get_their_labels(all_like: Any, values: tuple[int, ...], held: str) -> None:
     mask = np.resize(np.repeat(values, 8).astype(np.uint8), (16, 16))
-    found = all_like(mask, ["background", "foreground"])["binary-mask"]
+    found = all_like(mask, ["ground", "ship"])["binary-mask"]
     assert found.severity == "error" and f"only {held}: 255 is ignored" in found.message
     line, setting = found.mend[0].removeprefix("dataset.labels=").rsplit(" ", 1)
-    expected = {"0": "background", "255": "foreground"} | ({"128": None} if 128 in values else {})
+    expected = {"0": "ground", "255": "ship"} | ({"128": None} if 128 in values else {})
     assert (json.loads(line), setting) == (expected, "dataset.ignore_index=-100")
     label_map = LabelMap.from_dict(expected, -100)  # what the line makes of the mask
     np.testing.assert_array_equal(label_map.encode(mask) == 1, mask == 255)

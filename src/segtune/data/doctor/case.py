@@ -57,6 +57,13 @@ class Case:
         return [split for split in SPLITS if split in present]
 
     @cached_property
+    def trusted_splits(self) -> list[str]:
+        """The splits of whose masks at least half hold what they should; nothing is said of classes in the others."""
+        masks = [(sample.split, sample not in self.untrusted) for sample, _ in self.masks]
+        trusted = {s: [is_trusted for split, is_trusted in masks if split == s] for s in self.splits}
+        return [split for split, found in trusted.items() if found and 2 * sum(found) >= len(found)]
+
+    @cached_property
     def usual_rim_share(self) -> float:
         """Of the median mask: the part of its boundaries where a value lies between those of both neighbours."""
         return float(np.median([mask.values.rim_share for _, mask in self.masks])) if self.masks else 0.0

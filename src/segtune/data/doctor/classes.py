@@ -15,9 +15,10 @@ IMBALANCE = 20.0  # times as many pixels in the most as in the least frequent cl
 
 def check_classes(case: Case) -> Iterator[Finding]:
     """All findings about the frequency of classes."""
-    if not case.masks:
+    if case.trusted_splits == case.splits:
+        yield from _unused(case)
+    if not case.trusted_splits:
         return
-    yield from _unused(case)
     yield from _missing_in_splits(case)
     yield from _imbalance(case)
     yield from _ignored(case)
@@ -50,7 +51,7 @@ def _unused(case: Case) -> Iterator[Finding]:
 
 def _missing_in_splits(case: Case) -> Iterator[Finding]:
     """A class that only other splits have: never learned where train lacks it, never measured where the others do."""
-    held = {split: case.pixels_of(split)[:, :-1].sum(0) > 0 for split in case.splits}
+    held = {split: case.pixels_of(split)[:, :-1].sum(0) > 0 for split in case.trusted_splits}
     anywhere = np.any(list(held.values()), axis=0)
     for split, present in held.items():
         missing = [case.label_map.names[i] for i in np.flatnonzero(anywhere & ~present)]
@@ -71,7 +72,7 @@ def _missing_in_splits(case: Case) -> Iterator[Finding]:
 
 def _imbalance(case: Case) -> Iterator[Finding]:
     """Rare classes of the first split, and the weights of median-frequency balancing (Eigen and Fergus 2015)."""
-    split = case.splits[0]
+    split = case.trusted_splits[0]
     table = case.pixels_of(split)[:, :-1]
     pixels = table.sum(0)
     present = np.flatnonzero(pixels)
@@ -112,7 +113,7 @@ def median_frequency_weights(pixels: np.ndarray) -> np.ndarray:
 def _ignored(case: Case) -> Iterator[Finding]:
     totals = case.pixels.sum(0)
     share = totals[-1] / max(totals.sum(), 1)
-    by_split = {s: case.pixels_of(s)[:, -1].sum() / max(case.pixels_of(s).sum(), 1) for s in case.splits}
+    by_split = {s: case.pixels_of(s)[:, -1].sum() / max(case.pixels_of(s).sum(), 1) for s in case.trusted_splits}
     if totals[-1]:
         yield Finding(
             "ignored-share",

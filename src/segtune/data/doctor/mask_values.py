@@ -18,6 +18,7 @@ from segtune.data.scan import Sample
 
 NEAR_COLOUR = 48  # sum over three channels, up to which an unknown colour is taken for a named one
 SHOWN_VALUES = 6
+LEAST_MASKS = 5  # for ids that start at 1 to be more than a stray id
 MOST_PROPOSED = 32  # colours of a proposed label map
 
 Masks = Sequence[tuple[Sample, MaskFacts]]
@@ -72,7 +73,8 @@ def _describe_colours(case: Case, masks: Masks) -> Finding:
 def _describe_binary(case: Case, masks: Masks) -> Finding:
     ignored = case.targets.get(255) == case.label_map.num_labels
     middle = sorted({127, 128} & _totals(masks).keys())
-    table = {"0": "background", "255": "foreground"} | {str(value): None for value in middle}
+    names = case.label_map.names if case.label_map.num_labels == 2 else ("background", "foreground")
+    table = {"0": names[0], "255": names[1]} | {str(value): None for value in middle}
     line = f"dataset.labels={json.dumps(table)}" + (" dataset.ignore_index=-100" if ignored else "")
     held = ", ".join(map(str, [0, *middle])) + " and 255"
     return _finding(
@@ -129,26 +131,30 @@ def _describe_unnamed(case: Case, masks: Masks) -> Finding:
         totals.update(case.unknown(mask))
     masks = sorted(masks, key=lambda item: -sum(case.unknown(item[1]).values()))
     entries = json.dumps({shown(code, is_colour): "<class>" for code, _ in totals.most_common(8)})[1:-1]
-    hint, line = _explain_colours(case, totals) if is_colour else _explain_ids(case, totals)
+    hint, advice = _explain_colours(case, totals) if is_colour else _explain_ids(case, masks, totals)
     word = "colours" if is_colour else "ids"
     return _finding(
         case,
         f"unnamed-{word}",
         masks,
         f"{word} that the label map does not name: {_show(totals, is_colour)}{hint}",
-        line or f"dataset.labels: add {entries}, or null instead of a name to ignore them",
+        advice or f"dataset.labels: add {entries}, or null instead of a name to ignore them",
         numbers={"values": {shown(code, is_colour): pixels for code, pixels in totals.most_common()}},
     )
 
 
-def _explain_ids(case: Case, totals: Counter[Any]) -> tuple[str, str]:
-    """Ids that start at 1 instead of 0, and the line that mends it."""
-    named = sorted(key for key, target in (case.label_map.ids or {}).items() if target is not None)
-    held = {code for _, mask in case.masks for code in mask.values.counts}
-    if set(totals) != {named[-1] + 1} or named[0] in held or named != list(range(named[0], named[-1] + 1)):
+def _explain_ids(case: Case, masks: Masks, totals: Counter[Any]) -> tuple[str, str]:
+    """Ids that start at 1 instead of 0, and what mends them."""
+    ids = case.label_map.ids or {}
+    last = max(key for key, target in ids.items() if target is not None) if ids else 0
+    last = max([last, *(key for key in ids if key == last + 1)])  # an ignored id may follow the classes
+    held = {code for _, mask in masks for code in mask.values.counts}
+    if len(masks) < LEAST_MASKS or set(totals) != {last + 1} or 0 in held or not ids.keys() >= set(range(last + 1)):
         return "", ""
-    table = {str(key + 1): case.label_map.names[case.targets[key]] for key in named}
-    return f"; no mask holds {named[0]}, so ids are 1 higher than named", f"dataset.labels={json.dumps(table)}"
+    names = {key: None if ids[key] is None else case.label_map.names[case.targets[key]] for key in range(last + 1)}
+    table = json.dumps({str(key + 1): name for key, name in names.items()})
+    advice = f"dataset.labels={table}" if _is_usual(case, masks) else "subtract 1 from the ids of these masks"
+    return "; none of them holds 0, so that their ids are 1 higher than named", advice
 
 
 def _explain_colours(case: Case, totals: Counter[Any]) -> tuple[str, str]:

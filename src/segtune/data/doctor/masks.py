@@ -23,7 +23,7 @@ MANY_TIMES = 3  # as often as at its own index must a colour stand at another, f
 def check_masks(case: Case) -> Iterator[Finding]:
     """All findings about odd masks; untrusted ones are passed over."""
     masks = [(sample, mask, row) for (sample, mask), row in zip(case.masks, case.pixels, strict=True)]
-    trusted = [item for item in masks if item[0] not in case.untrusted]
+    trusted = [item for item in masks if item[0] not in case.untrusted and item[0].split in case.trusted_splits]
     if trusted:
         samples, facts, rows = (
             [s for s, _, _ in trusted],
