@@ -34,7 +34,7 @@ POSES: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # the last three can o
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageFacts:
     """Of an image as training reads it.
 
@@ -57,7 +57,7 @@ class ImageFacts:
     thumbnail: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MaskFacts:
     """Of a mask as it is stored.
 
@@ -76,7 +76,7 @@ class MaskFacts:
     palette: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Facts:
     """What one sample told.
 
