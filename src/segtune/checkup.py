@@ -19,8 +19,8 @@ from segtune.errors import UsageError
 from segtune.inference import best_device, processor_of
 from segtune.label_noise import find_label_noise
 from segtune.labels import LabelMap
+from segtune.losses import SegmentationLoss
 from segtune.recipe import Recipe, with_channels
-from segtune.segformer.modeling_segformer import segmentation_loss
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +62,10 @@ def _try_model(recipe: Recipe, diagnosis: Diagnosis, device: str) -> list[Findin
         logger.warning("%s; the model is tried with random weights", error)
         plain = recipe.model.model_copy(update={"name": None, "lora": None})
         model = build_model(plain, label_map, seed=recipe.training.seed)
-
-    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return segmentation_loss(logits, labels, label_map.ignore_index)
-
+    pixels = diagnosis.case.pixels_of("train")[:, :-1]
+    loss = SegmentationLoss(
+        recipe.training.loss.counted(pixels, label_map.names), label_map.names, label_map.ignore_index
+    )
     torch.manual_seed(recipe.training.seed)  # dropout
     return dry_run(model, rows, label_map, recipe.transforms, loss, recipe.training.batch_size, device)
 

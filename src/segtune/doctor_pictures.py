@@ -12,7 +12,7 @@ from segtune.data.doctor.case import Case
 from segtune.data.doctor.facts import read_pair
 from segtune.data.doctor.values import COLOUR
 from segtune.data.scan import Sample
-from segtune.inference import overlay
+from segtune.drawing import overlay
 from segtune.labels import Color, LabelMap
 
 HEIGHT = 240  # of a picture, pixels

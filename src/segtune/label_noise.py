@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import nn
 from tqdm.auto import tqdm
 
 from segtune.data.doctor.case import Case
 from segtune.data.doctor.findings import Finding, count, percent
 from segtune.data.files import Pixels
-from segtune.data.loading import read_image, read_mask
+from segtune.data.loading import read_mask
 from segtune.data.scan import Sample
+from segtune.inference import evaluating
 from segtune.labels import LabelMap
-from segtune.segformer.upsampling import upsampled_confidence, upsampled_prediction
+from segtune.segmenter import Segmenter
 
 SURE = 0.9  # probability of the predicted class, from which the model counts as sure
 STANDS_OUT = 6.0  # spreads (1.48 median absolute deviations) above the median share of an image
@@ -36,32 +36,29 @@ class Doubt(NamedTuple):
     predicted: str
 
 
-@torch.inference_mode()
-def doubt(model: nn.Module, image: Pixels, mask: Pixels, label_map: LabelMap, processor: Any) -> Doubt:
-    """Compare one mask with what a model (in evaluation mode) is sure of."""
-    labels = torch.from_numpy(label_map.encode(read_mask(mask)).astype(np.int64))  # (H, W)
-    weight = next(model.parameters())
-    pixels = read_image(image, len(processor.image_mean))  # (H, W, C)
-    pixel_values = processor(pixels, return_tensors="pt")["pixel_values"].to(weight.device, weight.dtype)
-    logits = model(pixel_values=pixel_values).logits  # (1, K, h, w)
-    prediction = upsampled_prediction(logits, labels.shape)[0].cpu()  # (H, W)
-    sure = upsampled_confidence(logits, labels.shape)[0].cpu() >= SURE
+def doubt(segmenter: Segmenter, image: Pixels, mask: Pixels, label_map: LabelMap) -> Doubt:
+    """Compare one mask with what a model is sure of."""
+    labels = label_map.encode(read_mask(mask)).astype(np.int64)  # (H, W)
+    prediction, confidence = segmenter(image, confidence=True)  # (H, W) each
+    assert confidence is not None
     valid = labels != label_map.ignore_index
-    against = valid & sure & (prediction != labels)
-    pairs, counts = torch.stack([labels[against], prediction[against]]).unique(dim=1, return_counts=True)  # (2, P)
-    if not len(counts):
+    against = valid & (confidence >= SURE) & (prediction != labels)
+    if not against.any():
         return Doubt(0.0, "", "")
-    labelled, predicted = (label_map.names[int(i)] for i in pairs[:, counts.argmax()])
+    pairs = np.stack([labels[against], prediction[against]], axis=1)  # (N, 2)
+    found, counts = np.unique(pairs, axis=0, return_counts=True)
+    labelled, predicted = (label_map.names[i] for i in found[counts.argmax()].tolist())
     return Doubt(float(against.sum() / valid.sum()), labelled, predicted)
 
 
 def find_label_noise(case: Case, samples: Sequence[Sample], model: nn.Module, processor: Any) -> Finding | None:
     """Rank masks by how much of them a trained model contradicts; None without samples."""
-    model.eval()
+    segmenter = Segmenter(model, processor, num_labels=case.label_map.num_labels)
     doubts = {}
-    for sample in tqdm(samples, "label noise", leave=False):
-        image, mask = case.opener.image(sample)[0], case.opener.mask(sample)[0]
-        doubts[sample] = doubt(model, image, mask, case.label_map, processor)
+    with evaluating(model):
+        for sample in tqdm(samples, "label noise", leave=False):
+            image, mask = case.opener.image(sample)[0], case.opener.mask(sample)[0]
+            doubts[sample] = doubt(segmenter, image, mask, case.label_map)
     if not doubts:
         return None
     ordered = sorted(doubts, key=lambda sample: -doubts[sample].share)

@@ -5,8 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segtune.data.doctor.classes import median_frequency_weights
-
 
 def mask(*counts: int) -> np.ndarray:
     """A mask (10, 10) with so many pixels of 0, 1, 2, … and the rest ignored."""
@@ -15,18 +13,14 @@ def mask(*counts: int) -> np.ndarray:
     return values.reshape(10, 10)
 
 
-def test_weights_are_median_frequency_over_frequency() -> None:
-    # Class 0 has 60 of 100 pixels of the images that hold it, class 1 has 135 of 200, class 2 has 5 of 100.
-    pixels = np.array([[60, 35, 5, 0], [0, 100, 0, 0]])
-    frequency = np.array([0.6, 135 / 200, 0.05])
-    np.testing.assert_allclose(median_frequency_weights(pixels), [*(0.6 / frequency), 0])
-
-
 def test_imbalance_is_told_with_weights(find: Any, noise: Any) -> None:
     found = find("class-imbalance", {"train": [(noise((10, 10)), mask(60, 36, 2)), (noise((10, 10)), mask(90))]})
     assert found.severity == "info"
     shares = {"sky": 150 / 188, "road": 36 / 188, "car": 2 / 188}
     assert found.numbers["pixel_share"] == pytest.approx(shares, abs=1e-6)
+    # The frequency of a class is its share of the images that hold it: 150/188, 36/98, 2/98; the median is road's.
+    weights = {"sky": (36 / 98) / (150 / 188), "road": 1, "car": 18}
+    assert found.numbers["median_frequency_weights"] == pytest.approx(weights, abs=1e-3)
     assert "75 times the pixels" in found.message
     assert "car 1.1 % of the pixels in 1 image" in found.message
     assert found.mend == ("training.loss.class_weights=median_frequency",)

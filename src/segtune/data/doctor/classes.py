@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from segtune.class_weights import counted_weights
 from segtune.data.doctor.case import Case
 from segtune.data.doctor.findings import Finding, count, percent
 
@@ -78,7 +79,7 @@ def _imbalance(case: Case) -> Iterator[Finding]:
     present = np.flatnonzero(pixels)
     if len(present) < 2 or pixels[present].max() < IMBALANCE * pixels[present].min():
         return
-    weights = median_frequency_weights(table)
+    weights = counted_weights("median_frequency", table)
     rare = present[np.argsort(pixels[present])][:4]
     shown = ", ".join(
         f"{case.label_map.names[i]} {percent(pixels[i] / pixels.sum())} of the pixels in "
@@ -97,17 +98,6 @@ def _imbalance(case: Case) -> Iterator[Finding]:
         },
         mend=("training.loss.class_weights=median_frequency",),
     )
-
-
-def median_frequency_weights(pixels: np.ndarray) -> np.ndarray:
-    """Median frequency over frequency (K,), from the pixels (masks, K) of each class; 0 for a class that never occurs.
-
-    The frequency of a class is its share of the labelled pixels of the masks that hold it.
-    """
-    labelled = pixels.sum(1, keepdims=True)
-    totals = (labelled * (pixels > 0)).sum(0)
-    frequency = pixels.sum(0) / np.maximum(totals, 1)
-    return np.where(frequency > 0, np.median(frequency[frequency > 0]) / np.maximum(frequency, 1e-12), 0)
 
 
 def _ignored(case: Case) -> Iterator[Finding]:
