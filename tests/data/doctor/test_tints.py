@@ -24,6 +24,12 @@ def test_exchanged_channels_are_found(find: Any, stripes: np.ndarray) -> None:
     assert found.numbers["scores"]["train05"] < -0.6
 
 
+def test_exchanged_classes_are_no_exchanged_channels(find: Any, stripes: np.ndarray) -> None:
+    pairs = [(scene(i, stripes), stripes) for i in range(24)]
+    pairs[5] = pairs[5][0], np.array([2, 0, 1], np.uint8)[stripes]  # the sky is called a car, the road sky, the car road
+    assert find("channel-order", {"train": pairs}) is None
+
+
 def test_grey_images_say_nothing_of_channels(find: Any, noise: Any, stripes: np.ndarray) -> None:
     grey = [(np.repeat(noise()[:, :, :1], 3, axis=2), stripes) for _ in range(24)]
     assert find("channel-order", {"train": grey}) is None

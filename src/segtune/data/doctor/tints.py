@@ -13,8 +13,10 @@ from segtune.data.doctor.findings import Finding, count
 
 # Mean log likelihood of a pixel's tint given its class, over that of the exchanged tint, learned from all other images.
 # Clean images have at least -0.41 (CamVid, where colours are pale) and 0.0 (earth); with red and blue exchanged in one
-# image of fifty, 6 of 10 such images of CamVid and all of earth are below -0.6, and no other one.
+# image of fifty, 6 of 10 such images of CamVid and all of earth are below -0.6, and no other one. Exchanged, they must
+# also be as likely as 95 of 100 images are as they are: a mask with exchanged classes looks odd either way.
 EXCHANGED = -0.6
+USUAL = 5  # per cent
 LEAST_IMAGES = 20
 LEAST_HOLDERS = 5  # images that hold a value, for its tints to say something
 FLOOR = 0.02  # of the probability, spread over all tints
@@ -31,9 +33,11 @@ def _exchanged(case: Case) -> Iterator[Finding]:
     facts = [item for item in case.facts if item.tints and item.sample not in case.untrusted]
     if len(facts) < LEAST_IMAGES:
         return
-    scores = tint_scores(facts)
-    order = np.argsort(scores)
-    odd = [facts[i].sample for i in order if scores[i] <= EXCHANGED]
+    as_is, exchanged = tint_likelihoods(facts).T
+    scores = as_is - exchanged
+    usual = np.percentile(as_is, USUAL)
+    order = [int(i) for i in np.argsort(scores) if scores[i] <= EXCHANGED and exchanged[i] >= usual]
+    odd = [facts[i].sample for i in order]
     if odd:
         yield case.finding(
             "channel-order",
@@ -43,12 +47,16 @@ def _exchanged(case: Case) -> Iterator[Finding]:
             odd,
             "image",
             ("write these images as RGB: cv2.imwrite takes BGR, Pillow takes RGB",),
-            {"scores": {facts[i].sample.id: round(float(scores[i]), 3) for i in order[: len(odd)]}},
+            {"scores": {facts[i].sample.id: round(float(scores[i]), 3) for i in order}},
         )
 
 
-def tint_scores(facts: Sequence[Facts]) -> np.ndarray:
-    """How much likelier each image's tints are as they are than with red and blue exchanged; (images,), in nats."""
+def tint_likelihoods(facts: Sequence[Facts]) -> np.ndarray:
+    """The mean log likelihood of each image's tints given the classes, learned from all other images; in nats.
+
+    Returns:
+        (images, 2): as they are, and with red and blue exchanged; 0 where no class is held by enough images.
+    """
     totals: dict[int, np.ndarray] = {}
     holders: Counter[int] = Counter()
     shares = []
@@ -58,17 +66,15 @@ def tint_scores(facts: Sequence[Facts]) -> np.ndarray:
         for code, share in shares[-1].items():
             totals[code] = totals.get(code, np.zeros(TINT_BINS)) + share
             holders[code] += 1
-    scores = []
-    for own in shares:
-        score = 0.0
-        for code, share in own.items():
-            if holders[code] <= LEAST_HOLDERS:
-                continue
+    likelihoods = np.zeros((len(facts), 2))
+    for own, row in zip(shares, likelihoods, strict=True):
+        known = {code: share for code, share in own.items() if holders[code] > LEAST_HOLDERS}
+        for code, share in known.items():
             others = np.maximum(totals[code] - share, 0)
-            likely = (1 - FLOOR) * others / max(others.sum(), 1e-9) + FLOOR / TINT_BINS  # (TINT_BINS,)
-            score += float(share @ (np.log(likely) - np.log(likely[::-1])))
-        scores.append(score)
-    return np.array(scores)
+            likely = np.log((1 - FLOOR) * others / max(others.sum(), 1e-9) + FLOOR / TINT_BINS)  # (TINT_BINS,)
+            row += share @ likely, share @ likely[::-1]
+        row /= max(sum(float(share.sum()) for share in known.values()), 1e-9)
+    return likelihoods
 
 
 def _normalisation(case: Case) -> Iterator[Finding]:
