@@ -454,7 +454,7 @@ def doctor(
 
 def _finding_lines(diagnosis: Diagnosis, limit: int = 3) -> Iterator[str]:
     """The findings as text, each with its first files and what mends it."""
-    from segtune.data.doctor.findings import sentence
+    from segtune.data.doctor.findings import count, sentence
 
     width = max(60, shutil.get_terminal_size((100, 24)).columns)
     colors = {"error": "red", "warning": "yellow", "info": "blue"}
@@ -468,19 +468,14 @@ def _finding_lines(diagnosis: Diagnosis, limit: int = 3) -> Iterator[str]:
         for line in finding.mend:
             yield from _indented(f"→ {line}", width)
         yield ""
-    samples = diagnosis.to_dict()["samples"]
-    yield f"{diagnosis.case.scan.root}: " + ", ".join(f"{number} {split}" for split, number in samples.items())
-    yield f"{_plural(diagnosis.count('error'), 'error')}, {_plural(diagnosis.count('warning'), 'warning')}"
+    yield f"{diagnosis.case.scan.root}: " + ", ".join(f"{n} {split}" for split, n in diagnosis.samples.items())
+    yield f"{count(diagnosis.count('error'), 'error')}, {count(diagnosis.count('warning'), 'warning')}"
     if any(finding.drop for finding in diagnosis.findings):
         yield "faulty samples can be left out: --split-file FILE, then dataset.split_file=FILE"
 
 
 def _indented(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width, initial_indent=" " * 9, subsequent_indent=" " * 9, break_on_hyphens=False)
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 # bench ---------------------------------------------------------------------------------------------------------------

@@ -73,10 +73,9 @@ def _verdict(diagnosis: Diagnosis) -> str:
 
 def _headline(diagnosis: Diagnosis) -> str:
     case = diagnosis.case
-    splits = Counter(facts.sample.split for facts in case.facts)
     named = "" if case.named else " (a guess: the recipe does not name them)"
     tiles = [
-        (str(len(case.facts)), "samples: " + ", ".join(f"{splits[split]} {split}" for split in case.splits)),
+        (str(len(case.facts)), "samples: " + ", ".join(f"{n} {split}" for split, n in diagnosis.samples.items())),
         (str(case.label_map.num_labels), f"classes{named}"),
         *(
             (str(diagnosis.count(severity)), f"{severity}s" if severity != "info" else severity)

@@ -41,6 +41,18 @@ def test_rows_are_the_files_they_were_made_of(earth: Path, tmp_path: Path) -> No
     assert digests[0] == digests[1] and len(digests[0]) == 170
 
 
+def test_tiles_and_streams_are_examined_as_samples(earth: Path, tmp_path: Path) -> None:
+    tiles = examine(DatasetConfig(path=str(earth), tile=90), TRANSFORMS)
+    assert tiles.samples == {"train": 4 * 94, "val": 4 * 39, "test": 4 * 37}
+    assert "unreadable" not in faults(tiles)
+    classes = json.loads((earth / "classes.json").read_text())["classes"]
+    load_segmentation_dataset(earth)["val"].save_to_disk(tmp_path / "disk")
+    stream = examine(
+        DatasetConfig(path=str(tmp_path / "disk"), labels=classes, streaming=True, val_fraction=0), TRANSFORMS
+    )
+    assert stream.samples == {"train": 39}
+
+
 def test_polygons_are_examined_as_masks(noise: Any, tmp_path: Path) -> None:
     save_images(tmp_path / "images", noise)
     square = [[0, 0, 8, 0, 8, 8, 0, 8]]

@@ -26,7 +26,7 @@ def test_exchanged_channels_are_found(find: Any, stripes: np.ndarray) -> None:
 
 def test_exchanged_classes_are_no_exchanged_channels(find: Any, stripes: np.ndarray) -> None:
     pairs = [(scene(i, stripes), stripes) for i in range(24)]
-    pairs[5] = pairs[5][0], np.array([2, 0, 1], np.uint8)[stripes]  # the sky is called a car, the road sky, the car road
+    pairs[5] = pairs[5][0], np.array([2, 0, 1], np.uint8)[stripes]  # the sky is called a car, and so on
     assert find("channel-order", {"train": pairs}) is None
 
 

@@ -36,6 +36,11 @@ class Diagnosis:
     case: Case
     findings: tuple[Finding, ...]
 
+    @property
+    def samples(self) -> dict[str, int]:
+        """Split -> how many samples it has, those that cannot be used among them."""
+        return {split: sum(facts.sample.split == split for facts in self.case.facts) for split in self.case.splits}
+
     def count(self, severity: str) -> int:
         """Findings of a severity."""
         return sum(finding.severity == severity for finding in self.findings)
@@ -47,10 +52,9 @@ class Diagnosis:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: what was looked at, the numbers of findings, the findings with all files, the classes."""
         case = self.case
-        samples = {split: sum(facts.sample.split == split for facts in case.facts) for split in case.splits}
         return {
             "path": str(case.scan.root),
-            "samples": samples,
+            "samples": self.samples,
             **{f"{severity}s" if severity != "info" else severity: self.count(severity) for severity in SEVERITIES},
             "findings": [finding.to_dict() for finding in self.findings],
             "classes": class_table(case),
@@ -63,6 +67,7 @@ def examine(config: DatasetConfig, transforms: TransformConfig) -> Diagnosis:
     Raises:
         UsageError: no such folder, or no layout that is known.
     """
+    config = config.model_copy(update={"streaming": False})  # all rows are needed at hand
     scan = scan_dataset(config)
     samples = sorted([*scan.samples, *scan.rejected], key=lambda sample: (list(SPLITS).index(sample.split), sample.id))
     opener = Opener(scan, config)
