@@ -90,14 +90,14 @@ def load_recipe(ref: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return _checked(path, _read_yaml(path), overrides)
 
 
-def load_recipe_or_data(ref: str, overrides: Sequence[str] = ()) -> Recipe:
-    """`load_recipe`; a folder or file that is no recipe stands for one of defaults with that `dataset.path`."""
+def load_recipe_or_data(ref: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """`load_recipe`; data that is no recipe (a path, `hub://…`) stands for defaults with that `dataset.path`."""
     try:
         find_recipe(ref)
     except UsageError:
         path = Path(ref).expanduser()
-        if path.exists():
-            return _checked(path, {"dataset": {"path": ref}}, overrides)
+        if path.exists() or "://" in str(ref):
+            return _checked(path, {"dataset": {"path": str(ref)}}, overrides)
         raise
     return load_recipe(ref, overrides)
 

@@ -86,13 +86,14 @@ def pair_up(scan: Scan, files: Pairs, ids: Mapping[str, Sequence[str]]) -> list[
 
 
 def keep_same_sizes(scan: Scan, samples: Sequence[Sample]) -> None:
-    """Give the scan the samples whose files can be read, have the same size and lie on the same grid."""
+    """Give the scan the samples whose files can be read, have the same size and lie on the same grid; note the rest."""
     faults: dict[str, dict[str, str]] = {"unreadable": {}, "size_mismatch": {}, "grid_mismatch": {}}
     found = in_threads(_read_headers, samples, "reading headers")
     for sample, (sizes, on_one_grid) in zip(samples, found, strict=True):
         if isinstance(sizes[0], tuple) and sizes[0] == sizes[1] and on_one_grid:
             scan.samples.append(sample._replace(size=sizes[0]))
             continue
+        scan.rejected.append(sample)
         files = [scan.below(path) for path in (sample.image, sample.mask)]
         shown = [f"{file} ({size})" for file, size in zip(files, sizes, strict=True)]
         broken = {files[i]: shown[i] for i, size in enumerate(sizes) if isinstance(size, Exception)}

@@ -84,6 +84,7 @@ class Scan:
         remarks: what was left out without being a fault.
         classes: what the format says about mask values: value -> name, None for ignored ones. None: nothing.
         tables: data sets that `datasets` reads itself, by split; their samples are rows.
+        rejected: samples with both files, of which one cannot be read or whose sizes differ.
     """
 
     root: Path
@@ -93,6 +94,7 @@ class Scan:
     remarks: list[str] = field(default_factory=list)
     classes: Mapping[int, str | None] | None = None
     tables: dict[str, datasets.Dataset] | None = None
+    rejected: list[Sample] = field(default_factory=list)
 
     def report(self, kind: str, what: str, files: Mapping[str, str], fix: str) -> None:
         """Note a problem of `files` (file -> how it is shown), if there are any, as "what (count): the first files"."""

@@ -1,0 +1,112 @@
+"""Does a mask lie on its image? Boundaries of classes are compared with edges of the image, over small shifts.
+
+Where classes change, images mostly change too. So the correlation of the two maps, each freed of its local mean, has a
+sharp peak at the shift between them; for a mask that belongs to another image it has none.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+LONGEST_SIDE = 512  # pictures are reduced to this for the comparison; a shift is known to a pixel of that
+REACH = 16  # the largest shift looked at, in those pixels
+TOLERANCE = 1  # shifts up to this count as none: a boundary lies between two pixels
+NEIGHBOURHOOD = 12  # radius of the local mean that is taken off, so that busy regions do not count more than calm ones
+LEAST_EDGES = 100  # boundary pixels below which nothing is said
+
+
+class Fit(NamedTuple):
+    """How well a mask lies on its image.
+
+    Attributes:
+        shift: (down, right) in pixels of the file, by which the mask must move to fit best.
+        here: correlation without a shift (the best within `TOLERANCE`); -1 to 1, well drawn masks have 0.1 to 0.4.
+        best: correlation at `shift`.
+        noise: spread of the correlations over all shifts; chance reaches 3 times that.
+        surface: correlations (33, 33) over shifts of -16 to 16 reduced pixels, (down, right).
+        scale: pixels of the file in a reduced pixel.
+    """
+
+    shift: tuple[int, int]
+    here: float
+    best: float
+    noise: float
+    surface: np.ndarray
+    scale: int
+
+    @property
+    def evidence_here(self) -> float:
+        """`here` in units of `noise`."""
+        return self.here / self.noise
+
+    @property
+    def evidence_best(self) -> float:
+        """`best` in units of `noise`."""
+        return self.best / self.noise
+
+    @property
+    def distance(self) -> int:
+        """The larger part of the shift, in reduced pixels."""
+        return max(map(abs, self.shift)) // self.scale
+
+
+def reduction(size: tuple[int, ...]) -> int:
+    """The whole factor that brings the longer side of (height, width) to at most `LONGEST_SIDE`."""
+    return -(-max(size) // LONGEST_SIDE)
+
+
+def class_edges(codes: np.ndarray) -> np.ndarray:
+    """1 on both sides of every change of value in (H, W), else 0; float32, free of its local mean."""
+    edges = np.zeros(codes.shape, dtype=np.float32)
+    across, down = codes[:, 1:] != codes[:, :-1], codes[1:] != codes[:-1]
+    edges[:, 1:][across] = 1
+    edges[:, :-1][across] = 1
+    edges[1:][down] = 1
+    edges[:-1][down] = 1
+    return edges
+
+
+def image_edges(grey: np.ndarray) -> np.ndarray:
+    """The square root of the gradient's length in (H, W), float32: strong edges do not outvote the others."""
+    grey = grey.astype(np.float32)
+    across, down = np.zeros_like(grey), np.zeros_like(grey)
+    across[:, 1:-1] = grey[:, 2:] - grey[:, :-2]
+    down[1:-1] = grey[2:] - grey[:-2]
+    return np.sqrt(np.hypot(across, down))
+
+
+def fit(boundary: np.ndarray, gradient: np.ndarray, scale: int) -> Fit | None:
+    """Compares `class_edges` with `image_edges` of one size (H, W); None where there is too little to compare."""
+    if min(boundary.shape) <= 4 * REACH or boundary.sum() < LEAST_EDGES or not gradient.any():
+        return None
+    surface = _correlate(_standardised(boundary), _standardised(gradient))
+    centre = surface[REACH - TOLERANCE : REACH + TOLERANCE + 1, REACH - TOLERANCE : REACH + TOLERANCE + 1]
+    down, right = divmod(int(surface.argmax()), surface.shape[1])
+    level = float(np.median(surface))
+    noise = 1.4826 * float(np.median(np.abs(surface - level)))
+    return Fit(
+        shift=((down - REACH) * scale, (right - REACH) * scale),
+        here=float(centre.max()) - level,
+        best=float(surface.max()) - level,
+        noise=max(noise, 1e-6),
+        surface=surface,
+        scale=scale,
+    )
+
+
+def _standardised(values: np.ndarray) -> np.ndarray:
+    """Free of the local mean, of length 1; the map is continued by its rim for the mean."""
+    r, side = NEIGHBOURHOOD, 2 * NEIGHBOURHOOD + 1
+    sums = np.pad(values, ((r + 1, r), (r + 1, r)), mode="edge").cumsum(0, dtype=np.float64).cumsum(1)
+    means = (sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]) / side**2  # (H, W)
+    values = values - means.astype(np.float32)
+    return values / max(float(np.linalg.norm(values)), 1e-12)
+
+
+def _correlate(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """(2 R + 1, 2 R + 1): at [R + d, R + r] the sum over pixels of mask(y, x) image(y + d, x + r), cyclic."""
+    spectrum = np.fft.rfft2(image) * np.fft.rfft2(mask).conj()
+    sums = np.fft.irfft2(spectrum, s=mask.shape)  # (H, W)
+    return np.roll(sums, (REACH, REACH), (0, 1))[: 2 * REACH + 1, : 2 * REACH + 1].astype(np.float32)

@@ -1,0 +1,225 @@
+"""Reads the image and the mask of a sample once and keeps what the checks need: small numbers, no pixels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import PIL.Image
+
+from segtune.data.doctor.alignment import Fit, class_edges, fit, image_edges, reduction
+from segtune.data.doctor.opening import Header, Opener
+from segtune.data.doctor.values import ValueFacts, mask_codes, value_facts
+from segtune.data.files import Pixels
+from segtune.data.loading import for_display, read_image, read_mask
+from segtune.data.scan import Sample
+from segtune.data.transforms import TransformConfig
+from segtune.errors import DataError
+
+THUMBNAIL = 16
+TINT_BINS = 33  # of red minus blue, 8 wide, around 0
+TINT_PIXELS = 65_536  # looked at for the tint, about
+LEAST_TINT_SHARE = 0.005  # of the pixels, for a mask value to have a tint of its own
+DOUBTFUL = 4.0  # evidence below which turned and mirrored masks are tried as well
+POSES: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # the last three can only be told of squares
+    "mirrored left to right": lambda mask: mask[:, ::-1],
+    "mirrored top to bottom": lambda mask: mask[::-1],
+    "turned by 180 degrees": lambda mask: mask[::-1, ::-1],
+    "transposed": lambda mask: mask.T,
+    "turned by 90 degrees to the left": lambda mask: mask.T[::-1],
+    "turned by 90 degrees to the right": lambda mask: mask.T[:, ::-1],
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFacts:
+    """Of an image as training reads it.
+
+    Attributes:
+        size: (height, width), turned by the EXIF orientation.
+        header: of its file.
+        digest: of the pixels.
+        highest: the largest value, of any channel; `white` is what it could be at most (None: declared otherwise).
+        mean: (C,), of values from 0 to 1; `std` likewise.
+        thumbnail: (16, 16) float32: grey, free of its local mean, of length 1 (0 for a blank image).
+    """
+
+    size: tuple[int, int]
+    header: Header
+    digest: str
+    highest: float
+    white: int | None
+    mean: np.ndarray
+    std: np.ndarray
+    thumbnail: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class MaskFacts:
+    """Of a mask as it is stored.
+
+    Attributes:
+        size: (height, width), turned by the EXIF orientation.
+        header: of its file.
+        digest: of the values.
+        values: what it holds.
+        palette: index -> colour, of the values it holds, for palette pictures.
+    """
+
+    size: tuple[int, int]
+    header: Header
+    digest: str
+    values: ValueFacts
+    palette: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """What one sample told.
+
+    Attributes:
+        image, mask: None where it cannot be read; `faults` then says why ("image" or "mask" -> message).
+        fit: how the mask lies on the image; None where sizes differ or there is too little to compare.
+        poses: the fit of the turned or mirrored mask, by the words of `POSES`; only where `fit` is doubtful.
+        tints: mask code -> pixels by red minus blue (33,).
+    """
+
+    sample: Sample
+    image: ImageFacts | None
+    mask: MaskFacts | None
+    faults: Mapping[str, str] = field(default_factory=dict)
+    fit: Fit | None = None
+    poses: Mapping[str, Fit] = field(default_factory=dict)
+    tints: Mapping[int, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def is_turned(self) -> bool:
+        """One of the partners carries an EXIF orientation that the other lacks."""
+        return bool(self.image and self.mask and self.image.header.orientation != self.mask.header.orientation)
+
+
+def gather(sample: Sample, opener: Opener, transforms: TransformConfig) -> Facts:
+    """Read the image and the mask of a sample; what cannot be read becomes a fault."""
+    faults: dict[str, str] = {}
+    image = mask = pixels = codes = None
+    with _note(faults, "image"):
+        shown, header = opener.image(sample)
+        pixels = for_display(shown)
+        image = _gather_image(shown, pixels, header, transforms)
+    with _note(faults, "mask"):
+        stored, header = opener.mask(sample)
+        mask, codes = _gather_mask(stored, header)
+    if image is None or pixels is None or codes is None or pixels.shape[:2] != codes.shape:
+        return Facts(sample, image, mask, faults)
+    found, poses = _align(pixels, codes)
+    return Facts(sample, image, mask, faults, found, poses, _tints(pixels, codes))
+
+
+def read_pair(sample: Sample, opener: Opener) -> tuple[np.ndarray, np.ndarray]:
+    """The image for people (H, W, 3) uint8 and the codes of the mask (H, W).
+
+    Raises:
+        OSError, DataError, …: one of them cannot be read; decoders raise what they like.
+    """
+    return for_display(opener.image(sample)[0]), _codes(opener.mask(sample)[0])
+
+
+@contextmanager
+def _note(faults: dict[str, str], what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # decoders raise what they like
+        faults[what] = f"{error}" or type(error).__name__
+
+
+def _gather_image(shown: Pixels, pixels: np.ndarray, header: Header, transforms: TransformConfig) -> ImageFacts:
+    raw = transforms.value_range is not None
+    values = read_image(shown, _channels(shown, transforms), raw)  # (H, W, C)
+    low, high = transforms.value_range or (0, 255)
+    mean, std = _moments(values.reshape(-1, values.shape[2]))
+    array = np.asarray(shown)
+    white = {"B": 255, "H": 65535, "i": 65535}.get(array.dtype.char) if not raw else None
+    return ImageFacts(
+        size=(pixels.shape[0], pixels.shape[1]),
+        header=header,
+        digest=_digest(array),
+        highest=float(array.max()),
+        white=white,
+        mean=(mean - low) / (high - low),
+        std=std / (high - low),
+        thumbnail=_thumbnail(pixels),
+    )
+
+
+def _channels(shown: Pixels, transforms: TransformConfig) -> int:
+    """As many as `transforms.mean` has; where that is yet to be counted, those of the image, 3 for pictures."""
+    if not isinstance(transforms.mean, str):
+        return len(transforms.mean)
+    return 3 if isinstance(shown, PIL.Image.Image) or shown.ndim == 2 else shown.shape[2]
+
+
+def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (C,) of values (N, C)."""
+    if values.dtype != np.uint8:
+        return values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
+    counts = np.stack([np.bincount(channel, minlength=256) for channel in values.T])  # (C, 256)
+    levels = np.arange(256)
+    mean = counts @ levels / len(values)
+    return mean, np.sqrt(np.maximum(counts @ levels**2 / len(values) - mean**2, 0))
+
+
+def _gather_mask(stored: Pixels, header: Header) -> tuple[MaskFacts, np.ndarray]:
+    codes = _codes(stored)
+    values = value_facts(codes)
+    palette = {index: color for index, color in enumerate(header.palette) if index in values.counts}
+    height, width = codes.shape
+    return MaskFacts((height, width), header, _digest(codes), values, palette), codes
+
+
+def _codes(stored: Pixels) -> np.ndarray:
+    """One number a pixel (H, W); fractions are kept, for a finding about them."""
+    try:
+        return mask_codes(read_mask(stored))
+    except DataError:
+        return mask_codes(np.asarray(stored))
+
+
+def _digest(pixels: np.ndarray) -> str:
+    return hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest()
+
+
+def _thumbnail(pixels: np.ndarray) -> np.ndarray:
+    grey = PIL.Image.fromarray(pixels).convert("L")
+    small = np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), PIL.Image.Resampling.BOX), dtype=np.float32)
+    padded = np.pad(small, 1, mode="edge")
+    means = sum(padded[i : i + THUMBNAIL, j : j + THUMBNAIL] for i in range(3) for j in range(3)) / 9
+    small = small - means  # (16, 16)
+    length = float(np.linalg.norm(small))
+    return small / length if length > 1 else np.zeros_like(small)
+
+
+def _align(pixels: np.ndarray, codes: np.ndarray) -> tuple[Fit | None, dict[str, Fit]]:
+    """The fit of a mask (H, W) on its image (H, W, 3) and, where that is doubtful, of the turned and mirrored mask."""
+    scale = reduction(codes.shape)
+    grey = np.asarray(PIL.Image.fromarray(pixels).convert("L").reduce(scale))
+    codes = codes[scale // 2 :: scale, scale // 2 :: scale][: grey.shape[0], : grey.shape[1]]
+    grey = grey[: codes.shape[0], : codes.shape[1]]
+    gradient, boundary = image_edges(grey), class_edges(codes)
+    found = fit(boundary, gradient, scale)
+    if found is None or found.evidence_here >= DOUBTFUL:
+        return found, {}
+    turned = {pose: turn(boundary) for pose, turn in POSES.items()}
+    fits = {pose: fit(other, gradient, scale) for pose, other in turned.items() if other.shape == boundary.shape}
+    return found, {pose: other for pose, other in fits.items() if other is not None}
+
+
+def _tints(pixels: np.ndarray, codes: np.ndarray) -> dict[int, np.ndarray]:
+    step = max(1, round((codes.size / TINT_PIXELS) ** 0.5))
+    codes, pixels = codes[::step, ::step], pixels[::step, ::step].astype(np.int16)
+    bins = np.clip((pixels[:, :, 0] - pixels[:, :, 2] + 4) // 8 + TINT_BINS // 2, 0, TINT_BINS - 1)
+    values, counts = np.unique(codes, return_counts=True)
+    large = values[counts >= LEAST_TINT_SHARE * codes.size].tolist()
+    return {value: np.bincount(bins[codes == value], minlength=TINT_BINS).astype(np.uint32) for value in large}

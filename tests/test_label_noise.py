@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from segtune.data.config import DatasetConfig
+from segtune.data.doctor.examine import examine
+from segtune.data.transforms import TransformConfig
+from segtune.label_noise import SURE, doubt, find_label_noise
+from segtune.labels import LabelMap
+from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+from segtune.segmenter import Segmenter
+
+LABELS = LabelMap.from_names(["dark", "bright"])
+PROCESSOR = SegformerImageProcessor(do_resize=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+
+
+class Threshold(torch.nn.Module):
+    """Answers 1 where the image is bright, as sure as `scale` makes it."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(scale))
+
+    def forward(self, pixel_values: torch.Tensor) -> Any:
+        bright = torch.nn.functional.avg_pool2d(pixel_values.mean(1, keepdim=True), 4)  # (B, 1, H/4, W/4), -1 to 1
+        return SimpleNamespace(logits=torch.cat([-bright, bright], 1) * self.scale)
+
+
+def sample(share: float) -> tuple[np.ndarray, np.ndarray]:
+    """A dark image, and its mask with this share of it called bright."""
+    mask = np.zeros((20, 20), np.uint8)
+    mask.flat[: round(400 * share)] = 1
+    return np.zeros((20, 20, 3), np.uint8), mask
+
+
+def test_sure_contradictions_are_counted() -> None:
+    image, mask = sample(0.25)
+    mask[:, 19] = 255  # ignored pixels do not count
+    found = doubt(Segmenter(Threshold(5.0), PROCESSOR), image, mask, LABELS)
+    assert found == (0.25, "bright", "dark")
+    assert doubt(Segmenter(Threshold(5.0), PROCESSOR), *sample(0), LABELS) == (0.0, "", "")
+
+
+def test_a_model_that_is_not_sure_contradicts_nothing() -> None:
+    unsure = float(np.log(SURE / (1 - SURE)) / 2 * 0.98)  # logits of -s and s give the probability sigmoid(2 s)
+    assert doubt(Segmenter(Threshold(unsure), PROCESSOR), *sample(0.5), LABELS).share == 0
+    assert doubt(Segmenter(Threshold(unsure / 0.96), PROCESSOR), *sample(0.25), LABELS).share == 0.25
+
+
+def test_masks_that_stand_out_are_ranked(tmp_path: Path) -> None:
+    for number, share in enumerate([0, 0.04, 0, 0.3, 0.04, 0, 0.45, 0]):
+        for kind, array in zip(("images", "masks"), sample(share), strict=True):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            Image.fromarray(array).save(tmp_path / kind / f"{number}.png")
+    (tmp_path / "labels.json").write_text(json.dumps(LABELS.names))
+    case = examine(DatasetConfig(path=str(tmp_path), val_fraction=0), TransformConfig(crop_size=16)).case
+    found = find_label_noise(case, case.scan.samples, Threshold(5.0), PROCESSOR)
+    assert found is not None
+    assert (found.severity, found.files) == ("warning", ("masks/6.png", "masks/3.png"))
+    assert list(found.numbers["shares"].items())[:2] == [("6", 0.45), ("3", 0.3)]
+    assert "2 masks of 8 stand out, the clearest with 45 % of the pixels" in found.message
+    assert "mostly dark where the mask says bright" in found.message
+    calm = find_label_noise(case, [s for s in case.scan.samples if s.id not in "63"], Threshold(5.0), PROCESSOR)
+    assert calm is not None and calm.severity == "info" and "0 masks of 6 stand out" in calm.message
+    assert find_label_noise(case, [], Threshold(5.0), PROCESSOR) is None
