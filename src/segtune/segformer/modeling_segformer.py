@@ -459,6 +459,12 @@ class SegformerPreTrainedModel(PreTrainedModel):
             for buffer, value in ((module.running_mean, 0), (module.running_var, 1), (module.num_batches_tracked, 0)):
                 nn.init.constant_(cast(Tensor, buffer), value)
 
+    def _wants_states(self, output_hidden_states: bool | None) -> bool:
+        return bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
+
+    def _as_asked(self, output: Any, return_dict: bool | None) -> Any:
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """transformers' `from_pretrained`, which says in one line what was loaded and what starts fresh.
@@ -525,23 +531,6 @@ class SegformerModel(SegformerPreTrainedModel):
         Returns:
             `last_hidden_state` of shape `(B, C_4, H/32, W/32)`, sides rounded up, as a view of channels-last memory.
         """
-        features, attentions, options = self._encode(pixel_values, output_attentions, output_hidden_states, return_dict)
-        states = self._public(features)
-        output = BaseModelOutput(
-            last_hidden_state=states[-1],
-            hidden_states=states if options["hidden_states"] else None,
-            attentions=attentions,
-        )
-        return output if options["return_dict"] else output.to_tuple()
-
-    def _encode(
-        self,
-        pixel_values: Tensor,
-        output_attentions: bool | None,
-        output_hidden_states: bool | None,
-        return_dict: bool | None,
-    ) -> tuple[list[Tensor], tuple[Tensor, ...] | None, dict[str, bool]]:
-        """The stages' `(B, H_i, W_i, C_i)` maps, the attentions or None, and the resolved output options."""
         config = self.config
         if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
             raise ValueError(
@@ -549,11 +538,14 @@ class SegformerModel(SegformerPreTrainedModel):
                 f"expected (batch, {config.num_channels}, height, width)"
             )
         attend = config.output_attentions if output_attentions is None else output_attentions
-        hidden = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        as_dict = config.return_dict if return_dict is None else return_dict
         features, attentions = self.encoder(pixel_values, bool(attend))
-        options = {"hidden_states": bool(hidden), "return_dict": bool(as_dict)}
-        return features, tuple(attentions) if attend else None, options
+        states = self._public(features)
+        output = BaseModelOutput(
+            last_hidden_state=states[-1],
+            hidden_states=states if self._wants_states(output_hidden_states) else None,
+            attentions=tuple(attentions) if attend else None,
+        )
+        return self._as_asked(output, return_dict)
 
     def _public(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Channels-first views; the last one stays a sequence `(B, N, C)` where `reshape_last_stage` is off."""
@@ -561,6 +553,15 @@ class SegformerModel(SegformerPreTrainedModel):
         if not self.config.reshape_last_stage:
             states[-1] = features[-1].flatten(1, 2)
         return tuple(states)
+
+    def _feature_maps(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """What `_public` was made of, `(B, H_i, W_i, C_i)`."""
+        maps = list(states)
+        if not self.config.reshape_last_stage:
+            kernel, stride = self.config.patch_sizes[-1], self.config.strides[-1]
+            size = [(side + 2 * (kernel // 2) - kernel) // stride + 1 for side in maps[-2].shape[2:]]
+            maps[-1] = maps[-1].unflatten(1, size).permute(0, 3, 1, 2)
+        return [each.permute(0, 2, 3, 1) for each in maps]
 
 
 class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
@@ -604,9 +605,8 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
             pixels of the cross-entropy of logits upsampled to the labels' size (binary cross-entropy for K = 1), and 0
             where no pixel is valid.
         """
-        features, attentions, options = self.segformer._encode(
-            pixel_values, output_attentions, output_hidden_states, return_dict
-        )
+        encoded = self.segformer(pixel_values, output_attentions, output_hidden_states=True, return_dict=True)
+        features = self.segformer._feature_maps(encoded.hidden_states)
         logits = self.decode_head(features)
         loss = None
         if labels is not None:
@@ -617,10 +617,10 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
         output = SemanticSegmenterOutput(
             loss=loss,
             logits=logits,
-            hidden_states=self.segformer._public(features) if options["hidden_states"] else None,
-            attentions=attentions,
+            hidden_states=encoded.hidden_states if self._wants_states(output_hidden_states) else None,
+            attentions=encoded.attentions,
         )
-        return output if options["return_dict"] else output.to_tuple()
+        return self._as_asked(output, return_dict)
 
 
 class SegformerForImageClassification(SegformerPreTrainedModel):
@@ -646,9 +646,8 @@ class SegformerForImageClassification(SegformerPreTrainedModel):
         Returns:
             `logits` of shape `(B, K)` and, with labels, the mean `loss`.
         """
-        features, attentions, options = self.segformer._encode(
-            pixel_values, output_attentions, output_hidden_states, return_dict
-        )
+        encoded = self.segformer(pixel_values, output_attentions, output_hidden_states=True, return_dict=True)
+        features = self.segformer._feature_maps(encoded.hidden_states)
         logits = self.classifier(features[-1].mean(dim=(1, 2)))  # (B, K)
         loss = None
         if labels is not None and self.num_labels == 1:
@@ -658,10 +657,10 @@ class SegformerForImageClassification(SegformerPreTrainedModel):
         output = ImageClassifierOutput(
             loss=loss,
             logits=logits,
-            hidden_states=self.segformer._public(features) if options["hidden_states"] else None,
-            attentions=attentions,
+            hidden_states=encoded.hidden_states if self._wants_states(output_hidden_states) else None,
+            attentions=encoded.attentions,
         )
-        return output if options["return_dict"] else output.to_tuple()
+        return self._as_asked(output, return_dict)
 
 
 # --- loss and helpers ------------------------------------------------------------------------------------------------
