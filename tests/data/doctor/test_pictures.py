@@ -56,6 +56,15 @@ def test_values_of_a_smaller_range_are_told(diagnose: Any, noise: Any, stripes: 
     assert "where 65535 is white" in found[0].message and "up to 1 where 255 is white" in found[1].message
 
 
+def test_twelve_bits_everywhere_get_their_range(diagnose: Any, noise: Any, stripes: np.ndarray) -> None:
+    pairs = [(noise()[:, :, 0].astype(np.uint16) * 16, stripes) for _ in range(4)]
+    (found,) = (finding for finding in diagnose({"train": pairs}).findings if finding.code == "value-range")
+    assert found.mend == ("transforms.value_range=[0, 4095]",) and not found.drop
+    mended = TransformConfig(crop_size=16, value_range=(0, 4095))
+    codes = [finding.code for finding in diagnose({"train": pairs}, transforms=mended).findings]
+    assert not {"value-range", "unreadable", "normalisation"} & set(codes)
+
+
 def test_blank_and_grey_images_are_told_apart(diagnose: Any, noise: Any, stripes: np.ndarray) -> None:
     grey = noise()[:, :, 0]
     pairs = [*many(noise, stripes, 20), (np.full((16, 16, 3), 114, np.uint8), stripes), (grey, stripes)]

@@ -83,14 +83,17 @@ def _ranges(case: Case) -> Iterator[Finding]:
             narrow[facts.image.white].append((facts.sample, facts.image))
     for white, images in narrow.items():
         highest = max(image.highest for _, image in images)
+        everywhere = len(images) > len(case.facts) / 2
+        limit = 2 ** int(highest).bit_length() - 1  # 4095 for 12 bits
         yield case.finding(
             "value-range",
             "error",
             f"{count(len(images), 'image')} with values up to {highest:.0f} where {white} is white: nearly black",
             [sample for sample, _ in images],
             "image",
-            (f"store these images with their values spread over 0 to {white}",),
+            (f"transforms.value_range=[0, {limit}]" if everywhere else f"spread their values over 0 to {white}",),
             {"highest": {sample.id: image.highest for sample, image in images}},
+            drop=() if everywhere else None,
         )
 
 
