@@ -234,7 +234,7 @@ def test_exit_codes(
         raise error
 
     monkeypatch.delenv("SEGTUNE_TRACEBACK", raising=False)
-    monkeypatch.setattr(cli, "list_recipes", fail)
+    monkeypatch.setattr("segtune.commands.recipes.list_recipes", fail)
     found = segtune_command("recipes")
     assert (found.code, found.out) == (code, "")
     assert found.err.startswith(message)
@@ -246,7 +246,7 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyError("lost")
 
     monkeypatch.setenv("SEGTUNE_TRACEBACK", "1")
-    monkeypatch.setattr(cli, "list_recipes", fail)
+    monkeypatch.setattr("segtune.commands.recipes.list_recipes", fail)
     with pytest.raises(KeyError, match="lost"):
         cli.main(["recipes"])
 

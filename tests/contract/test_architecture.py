@@ -17,6 +17,8 @@ from packaging.requirements import Requirement
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "segtune"
 
+COMMANDS = {"bench", "data", "doctor", "evaluate", "hub", "options", "predict", "recipes", "train"}
+
 # A module imports modules of its own layer or of a lower one. A new module is given its layer here.
 LAYERS = [
     {
@@ -151,7 +153,13 @@ LAYERS = [
         "watching",
     },
     {"catalog", "checkup", "recipe", "strict"},
-    {"__main__", "cli"},
+    {
+        "__main__",
+        "cli",
+        "commands",
+        "commands.opening",
+        *(f"commands.{name}" for name in COMMANDS),
+    },
 ]
 # Packages that may change under us, and the only modules that touch them.
 FENCES = {
@@ -171,7 +179,7 @@ FENCES = {
     "scipy": {"loss_terms", "objects", "uncertainty"},
     "shapely": {"polygons"},
     "torchvision": set(),
-    "typer": {"cli"},
+    "typer": {"cli", *(f"commands.{name}" for name in COMMANDS)},
     "yaml": {"card", "data.annotations.yolo", "data.detect", "recipe", "release"},
 }
 TYPES_ANYWHERE = {"datasets"}  # may be named in annotations, under `if TYPE_CHECKING`

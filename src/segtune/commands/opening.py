@@ -1,0 +1,77 @@
+"""What commands do before their work: open a split, load a checkpoint, refuse what would be lost."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segtune.errors import UsageError
+
+if TYPE_CHECKING:
+    from segtune.data.config import DatasetConfig
+    from segtune.data.transforms import TransformConfig
+    from segtune.labels import LabelMap
+    from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+
+
+def is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # set by accelerate launch and torchrun
+
+
+def hide_bars_of_libraries() -> None:
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # one for each checkpoint that is read or written
+
+
+def open_split(dataset: DatasetConfig, split: str) -> tuple[Any, LabelMap]:
+    """The rows of one split of a data set, at hand, and its label map."""
+    from segtune.data.sources import open_dataset
+
+    opened, label_map = open_dataset(dataset.model_copy(update={"streaming": dataset.streaming and split != "train"}))
+    if split not in opened:
+        raise UsageError(f"--split {split}: {dataset.path} has {', '.join(opened)}")
+    return opened[split], label_map
+
+
+def load_checkpoint(checkpoint: str, device: str | None) -> Any:
+    import torch
+
+    from segtune.checkpoint import load_model
+    from segtune.inference import best_device
+
+    hide_bars_of_libraries()
+    try:
+        return load_model(checkpoint).to(torch.device(device or best_device()))
+    except RuntimeError as error:
+        raise UsageError(f"--device {device}: {str(error).splitlines()[0]}") from error
+
+
+def load_processor(checkpoint: str, transforms: TransformConfig) -> SegformerImageProcessor:
+    """The one saved with the checkpoint, else what the recipe says."""
+    from segtune.checkpoint import split_revision
+    from segtune.inference import processor_for
+    from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+
+    source, revision = split_revision(checkpoint)
+    try:
+        return SegformerImageProcessor.from_pretrained(source, **({"revision": revision} if revision else {}))
+    except OSError:
+        return processor_for(transforms)
+
+
+def check_same_labels(checkpoint: str, config: Any, path: str, label_map: LabelMap) -> None:
+    from segtune.labels import LabelMap
+
+    own = LabelMap.from_config(config)
+    if own.names != label_map.names:
+        raise UsageError(
+            f"the labels disagree: {checkpoint} has {own.num_labels} ({', '.join(own.names)}), {path} has "
+            f"{label_map.num_labels} ({', '.join(label_map.names)}); dataset.labels can name the checkpoint's"
+        )
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists already; name another file, or say --force to overwrite it")
