@@ -6,6 +6,7 @@ import colorsys
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -243,7 +244,7 @@ class LabelMap:
         ignored, mask = _masked(mask), np.asarray(mask)
         codes = self._codes(mask)  # (H, W)
         if codes.dtype == np.uint8 or codes.dtype == np.uint16:
-            table, named = self._look_up(np.arange(np.iinfo(codes.dtype).max + 1))
+            table, named = self._table(codes.dtype)
             labels = table.take(codes)  # (H, W)
             gapless = named[: int(codes.max(initial=0)) + 1].all()  # usual, and saves a pass over the pixels
             known = np.array(True) if gapless else named.take(codes)  # (H, W)
@@ -291,6 +292,16 @@ class LabelMap:
         if self.ids is not None:
             table = {self.ignore_index: None} | dict(self.ids)
         return {key: self.ignore_index if target is None else target for key, target in table.items()}
+
+    @cached_property
+    def _tables(self) -> dict[np.dtype, tuple[np.ndarray, np.ndarray]]:
+        return {}
+
+    def _table(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+        """What all codes of a type stand for; made once, since masks are read window by window."""
+        if dtype not in self._tables:
+            self._tables[dtype] = self._look_up(np.arange(np.iinfo(dtype).max + 1))
+        return self._tables[dtype]
 
     def _look_up(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Labels of mask codes, and which of them have a meaning at all; both of the codes' shape."""

@@ -167,7 +167,7 @@ FENCES = {
     "albumentations": {"data.augmentations"},
     "av": {"video"},
     "click": {"cli"},
-    "cv2": set(),
+    "cv2": {"data.augmentations"},
     "datasets": {"data.checks", "data.convert", "data.references", "data.sources", "data.streaming", "data.tables"},
     "evaluate": {"metrics"},
     "huggingface_hub": {"data.tables", "hub", "retries"},
@@ -197,7 +197,7 @@ HUB_CODE = {  # copied to the Hub beside the weights: besides these and the stan
     "segformer.upsampling": {"torch"},
 }
 OPTIONAL = {"av", "matplotlib", "peft", "pycocotools", "rasterio", "shapely"}  # of an extra; imported where it is used
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # where the name of the import differs
+DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}  # where they have other names
 WORK_AT_IMPORT = {
     "data.augmentations": {"os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')"},
     "segformer.upsampling": {"_cross_entropy.register_autograd(_scale_gradient, setup_context=_keep_gradient)"},

@@ -19,6 +19,7 @@ from segtune.errors import UsageError
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask PyPI for a newer version when imported
 
 import albumentations as A
+import cv2
 from albumentations.augmentations.geometric.functional import resize
 
 Named = str | dict[str, dict[str, Any] | None]  # "HorizontalFlip" or {"GaussNoise": {"std_range": [0.01, 0.05]}}
@@ -99,6 +100,11 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Nearest neighbour: no value that was not there."""
     return resize(mask, size, NEAREST)
+
+
+def planes(image: np.ndarray) -> Sequence[np.ndarray]:
+    """The channels of an image (H, W, C), each (H, W) and contiguous."""
+    return cv2.split(image)
 
 
 def photometric_distortion() -> list[A.BasicTransform]:

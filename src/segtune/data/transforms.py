@@ -19,6 +19,7 @@ from segtune.data.augmentations import (
     make_transforms,
     of_colors,
     photometric_distortion,
+    planes,
 )
 from segtune.data.crops import RandomCrop, Readable, paste
 from segtune.errors import DataError, UsageError
@@ -234,9 +235,11 @@ class TrainTransform:
         image, mask = image[area], mask[area]
         height, width = mask.shape
         pixel_values[:, height:], pixel_values[:, :height, width:] = 0, 0
-        for channel, plane in enumerate(pixel_values[:, :height, :width]):
-            np.multiply(image[:, :, channel], self.factor[channel], out=plane)
-            plane += self.shift[channel]
+        places = pixel_values[:, :height, :width]
+        for place, plane, factor, shift in zip(places, planes(image), self.factor, self.shift, strict=True):
+            np.copyto(place, plane)
+            place *= factor
+            place += shift
         target[height:], target[:height, width:] = self.ignore_index, self.ignore_index
         target[:height, :width] = mask
         if self.void != self.ignore_index:

@@ -1,7 +1,7 @@
 """Plants faults into a copy of a data set, each as it happens in practice, with the finding that must name it.
 
-`python tests/data/plant_faults.py SOURCE TARGET` makes such a copy to look at. SOURCE is like CamVid and the embedded
-tiles: images/{train,val,test}/*.jpg, masks/{train,val,test}/*.png of 8-bit ids and classes.json.
+`python tests/data/doctor/plant_faults.py SOURCE TARGET` makes such a copy to look at. SOURCE is like CamVid and the
+embedded tiles: images/{train,val,test}/*.jpg, masks/{train,val,test}/*.png of 8-bit ids and classes.json.
 """
 
 from __future__ import annotations
