@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from segtune.errors import DataError, UsageError
-from segtune.labels import LabelError, LabelMap, count_values
+from segtune.label_values import count_values
+from segtune.labels import LabelError, LabelMap
 
 ROAD, CAR, BLACK = (128, 64, 128), (0, 0, 142), (0, 0, 0)
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from segtune.labels import LabelMap, show_value
+from segtune.label_values import show_value
+from segtune.labels import LabelMap
 from segtune.licences import Ancestor, Licence, describe, hub_id
 
 TAGS = ("segtune", "segformer", "semantic-segmentation", "vision")

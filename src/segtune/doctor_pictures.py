@@ -13,7 +13,8 @@ from segtune.data.doctor.facts import read_pair
 from segtune.data.doctor.values import COLOUR
 from segtune.data.scan import Sample
 from segtune.drawing import overlay
-from segtune.labels import Color, LabelMap
+from segtune.label_values import Color
+from segtune.labels import LabelMap
 
 HEIGHT = 240  # of a picture, pixels
 WIDEST = 960

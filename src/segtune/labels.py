@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +12,23 @@ import numpy as np
 
 from segtune.errors import DataError, UsageError
 from segtune.label_files import FORMS, canonical, read_label_file
+from segtune.label_values import (
+    Color,
+    code,
+    count_codes,
+    distinct_colors,
+    id_range,
+    is_color,
+    masked_pixels,
+    pack,
+    read_color,
+    read_id,
+    read_name,
+    shorten,
+    show_value,
+    show_values,
+)
 
-Color = tuple[int, int, int]
 Colors = Mapping[Any, Any] | Sequence[Any] | None
 Key = TypeVar("Key", int, Color)
 
@@ -49,8 +62,8 @@ class LabelMap:
     ignore_index: int = 255
 
     def __post_init__(self) -> None:
-        names = tuple(_name(name) for name in self.names)
-        colors = tuple(_color(color) for color in self.colors) or _palette(len(names))
+        names = tuple(read_name(name) for name in self.names)
+        colors = tuple(read_color(color) for color in self.colors) or distinct_colors(len(names))
         ids, mask_colors = self.ids, self.mask_colors
         if ids is None and mask_colors is None:
             ids = {i: i for i in range(len(names))}
@@ -72,9 +85,9 @@ class LabelMap:
             )
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "colors", colors)
-        object.__setattr__(self, "ids", None if ids is None else {_id(key): ids[key] for key in ids})
+        object.__setattr__(self, "ids", None if ids is None else {read_id(key): ids[key] for key in ids})
         if mask_colors is not None:
-            object.__setattr__(self, "mask_colors", {_color(key): mask_colors[key] for key in mask_colors})
+            object.__setattr__(self, "mask_colors", {read_color(key): mask_colors[key] for key in mask_colors})
 
     # -- making one ---------------------------------------------------------------------------------------------------
 
@@ -92,7 +105,7 @@ class LabelMap:
         if ignore_ids is None:
             ignore_ids = (255,) if len(names) <= 255 else ()
         ids: dict[int, int | None] = {i: i for i in range(len(names))}
-        _add_ignored(ids, [_id(key) for key in ignore_ids], names)
+        _add_ignored(ids, [read_id(key) for key in ignore_ids], names)
         return cls(tuple(names), _display(colors, names, ids), ids=ids, ignore_index=ignore_index)
 
     @classmethod
@@ -107,11 +120,11 @@ class LabelMap:
 
         Training ids follow the ascending mask ids: {7: "road", 8: "road", 11: "car", 0: None} makes road 0 and car 1.
         """
-        named = {key: name for keys, name in classes.items() for key in _id_range(keys)}
-        if len(named) < sum(len(_id_range(keys)) for keys in classes):
+        named = {key: name for keys, name in classes.items() for key in id_range(keys)}
+        if len(named) < sum(len(id_range(keys)) for keys in classes):
             raise UsageError(f"a mask id is named twice in {', '.join(map(str, classes))}")
         names, ids = _number({key: named[key] for key in sorted(named)})
-        _add_ignored(ids, [_id(key) for key in ignore_ids], names)
+        _add_ignored(ids, [read_id(key) for key in ignore_ids], names)
         return cls(names, _display(colors, names, ids), ids=ids, ignore_index=ignore_index)
 
     @classmethod
@@ -126,8 +139,8 @@ class LabelMap:
 
         Training ids follow the order given; a class is displayed in its first mask colour unless `colors` says other.
         """
-        names, table = _number({_color(key): name for key, name in classes.items()})
-        _add_ignored(table, [_color(key) for key in ignore_colors], names)
+        names, table = _number({read_color(key): name for key, name in classes.items()})
+        _add_ignored(table, [read_color(key) for key in ignore_colors], names)
         first = {target: color for color, target in reversed(list(table.items())) if target is not None}
         shown = _display(colors, names, table, default=[first[i] for i in range(len(names))])
         return cls(names, shown, mask_colors=table, ignore_index=ignore_index)
@@ -151,7 +164,7 @@ class LabelMap:
         argument counts where the data has no "ignore_index".
         """
         if isinstance(data, Mapping):
-            ignore_index = _id(data.get("ignore_index", ignore_index))
+            ignore_index = read_id(data.get("ignore_index", ignore_index))
             if "ids" in data or "mask_colors" in data:
                 own = {key: data[key] for key in ("names", "colors", "ids", "mask_colors") if key in data}
                 return cls(**{"names": ()} | own, ignore_index=ignore_index)
@@ -164,7 +177,7 @@ class LabelMap:
             return cls.from_names(classes, colors, ignored or None, ignore_index)
         if not isinstance(classes, Mapping) or not classes:
             raise UsageError(f"no classes in {classes!r}; write {FORMS}")
-        if all(_is_color(key) for key in classes):
+        if all(is_color(key) for key in classes):
             return cls.from_colors(classes, colors, ignored, ignore_index)
         return cls.from_ids(classes, colors, ignored, ignore_index)
 
@@ -241,7 +254,7 @@ class LabelMap:
         Raises:
             LabelError: the mask holds ids or colours that the label map does not name.
         """
-        ignored, mask = _masked(mask), np.asarray(mask)
+        ignored, mask = masked_pixels(mask), np.asarray(mask)
         codes = self._codes(mask)  # (H, W)
         if codes.dtype == np.uint8 or codes.dtype == np.uint16:
             table, named = self._table(codes.dtype)
@@ -254,7 +267,7 @@ class LabelMap:
             labels[ignored] = self.ignore_index
             known = known | ignored
         if not known.all():
-            values = _count(codes[~known], colors=self.mask_colors is not None)
+            values = count_codes(codes[~known], colors=self.mask_colors is not None)
             hint = "" if self.ids is not None or mask.ndim == 3 else " (a grey or palette mask: name ids, not colours)"
             raise LabelError(f"the mask holds {show_values(values)}: not one of the {self}{hint}", values)
         return labels
@@ -262,8 +275,8 @@ class LabelMap:
     def unknown(self, mask: np.ndarray) -> dict[Any, int]:
         """Ids or colours of a stored mask that the label map does not name, each with its pixel count."""
         codes = self._codes(np.asarray(mask)).astype(np.int64)  # (H, W)
-        known, ignored = self._look_up(codes)[1], _masked(mask)
-        return _count(codes[~(known if ignored is None else known | ignored)], colors=self.mask_colors is not None)
+        known, ignored = self._look_up(codes)[1], masked_pixels(mask)
+        return count_codes(codes[~(known if ignored is None else known | ignored)], colors=self.mask_colors is not None)
 
     def colorize(self, labels: np.ndarray) -> np.ndarray:
         """Paint labels (H, W) for display: (H, W, 3) uint8 RGB, ignored pixels black.
@@ -275,15 +288,15 @@ class LabelMap:
         ignored = labels == self.ignore_index
         wrong = ~ignored & ((labels < 0) | (labels >= self.num_labels))
         if wrong.any():
-            values = _count(labels[wrong])
+            values = count_codes(labels[wrong])
             raise LabelError(f"labels hold {show_values(values)}; training ids are 0 to {self.num_labels - 1}", values)
         palette = np.array([*self.colors, (0, 0, 0)], dtype=np.uint8)
         return palette[np.where(ignored, self.num_labels, labels)]  # (H, W, 3)
 
     def __str__(self) -> str:
         table: Mapping[Any, int | None] = self.ids if self.ids is not None else self.mask_colors or {}
-        named = _shorten([key for key, target in table.items() if target is not None])
-        ignored = _shorten([key for key, target in self._targets().items() if target == self.ignore_index])
+        named = shorten([key for key, target in table.items() if target is not None])
+        ignored = shorten([key for key, target in self._targets().items() if target == self.ignore_index])
         return f"{self.num_labels} classes ({named}; ignored: {ignored or 'none'})"
 
     def _targets(self) -> dict[Any, int]:
@@ -305,7 +318,7 @@ class LabelMap:
 
     def _look_up(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Labels of mask codes, and which of them have a meaning at all; both of the codes' shape."""
-        targets = {_code(key): target for key, target in self._targets().items()}
+        targets = {code(key): target for key, target in self._targets().items()}
         small = 0 <= self.ignore_index <= 255 and self.num_labels <= 256
         keys = np.array(sorted(targets), dtype=np.int64)
         labels = np.array([targets[key] for key in sorted(targets)], dtype=np.uint8 if small else np.int32)
@@ -324,10 +337,10 @@ class LabelMap:
         if mask.dtype != np.uint8 and ((channels < 0) | (channels > 255)).any():
             raise LabelError(f"colours are 0 to 255, but the mask holds {channels.min()} to {channels.max()}")
         if self.mask_colors is not None:
-            return _pack(channels)
+            return pack(channels)
         if (channels[:, :, :3] == channels[:, :, :1]).all():
             return channels[:, :, 0]  # (H, W)
-        values = _count(_pack(channels), colors=True)
+        values = count_codes(pack(channels), colors=True)
         example = show_value(next(iter(values)))
         raise LabelError(
             f"the mask holds {show_values(values)}, but the label map names ids: "
@@ -336,35 +349,12 @@ class LabelMap:
         )
 
 
-def count_values(mask: np.ndarray) -> dict[Any, int]:
-    """Ids (H, W) or colours (H, W, 3 or 4) of a stored mask, each with its pixel count; masked pixels do not count."""
-    ignored, mask = _masked(mask), np.asarray(mask)
-    colors = mask.ndim == 3 and mask.shape[2] >= 3
-    codes = _pack(mask.astype(np.int64)) if colors else mask
-    return _count(codes if ignored is None else codes[~ignored], colors)
-
-
-def show_value(key: Any) -> str:
-    """A mask value as it is written in a JSON label file: '42' or '#804080'."""
-    return "#{:02x}{:02x}{:02x}".format(*key) if isinstance(key, tuple) else str(key)
-
-
-def show_values(values: Mapping[Any, int], limit: int = 5) -> str:
-    """'id 42 (17 pixels), id 43 (1 pixel)', the most frequent first."""
-    ranked = sorted(values.items(), key=lambda item: -item[1])
-    shown = [
-        f"{'colour' if isinstance(key, tuple) else 'id'} {show_value(key)} ({count} pixel{'s' if count != 1 else ''})"
-        for key, count in ranked[:limit]
-    ]
-    return ", ".join(shown) + (f" and {len(ranked) - limit} more values" if len(ranked) > limit else "")
-
-
 def _number(classes: Mapping[Key, str | None]) -> tuple[tuple[str, ...], dict[Key, int | None]]:
     """Number the names by first appearance."""
     numbers: dict[str, int] = {}
     table: dict[Key, int | None] = {}
     for key, name in classes.items():
-        table[key] = None if name is None else numbers.setdefault(_name(name), len(numbers))
+        table[key] = None if name is None else numbers.setdefault(read_name(name), len(numbers))
     return tuple(numbers), table
 
 
@@ -381,87 +371,12 @@ def _display(
     """One colour a class from colours by position, class name or mask value; the default where there is none."""
     if not isinstance(colors, Mapping):
         return tuple(colors or default)
-    shown = dict(enumerate(default or _palette(len(names))))
+    shown = dict(enumerate(default or distinct_colors(len(names))))
     for key, color in reversed(list(colors.items())):
         if key in names:
-            shown[names.index(key)] = _color(color)
-        elif isinstance(key, str) and not _is_color(key) and not key.lstrip("-").isdigit():
+            shown[names.index(key)] = read_color(color)
+        elif isinstance(key, str) and not is_color(key) and not key.lstrip("-").isdigit():
             raise UsageError(f"a colour is given for {key!r}, which is no class: {', '.join(names)}")
-        elif (target := table.get(_color(key) if _is_color(key) else _id(key))) is not None:
-            shown[target] = _color(color)
+        elif (target := table.get(read_color(key) if is_color(key) else read_id(key))) is not None:
+            shown[target] = read_color(color)
     return tuple(shown.values())
-
-
-def _palette(count: int) -> tuple[Color, ...]:
-    """Distinct colours: hues by the golden ratio, which come back to nearly the same after 21, in three tones."""
-    tones = ((0.75, 0.95), (0.95, 0.60), (0.45, 0.85))
-    colors = [colorsys.hsv_to_rgb((0.1 + i * 0.6180339887) % 1, *tones[(i + i // 21) % 3]) for i in range(count)]
-    return tuple((round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in colors)
-
-
-def _is_color(key: Any) -> bool:
-    return isinstance(key, (tuple, list)) or (isinstance(key, str) and key.startswith("#"))
-
-
-def _color(value: Any) -> Color:
-    """(128, 64, 128), [128, 64, 128] or "#804080"."""
-    try:
-        parts = bytes.fromhex(value.removeprefix("#")) if isinstance(value, str) else value
-        red, green, blue = (int(part) for part in parts)
-        if all(0 <= part <= 255 for part in (red, green, blue)):
-            return red, green, blue
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise UsageError(f'{value!r} is no colour: write "#804080" or [128, 64, 128]')
-
-
-def _name(value: Any) -> str:
-    if isinstance(value, str) and value.strip():
-        return value
-    raise UsageError(f"class name {value!r} is not text: put it in quotes")
-
-
-def _id(value: Any) -> int:
-    try:
-        if not isinstance(value, bool) and int(value) == float(value):
-            return int(value)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise UsageError(f"{value!r} is no mask id; write {FORMS}")
-
-
-def _id_range(key: Any) -> range:
-    """The ids that "128-255" stands for, or the one that any other key is."""
-    bounds = re.fullmatch(r"(\d+)-(\d+)", key) if isinstance(key, str) else None
-    return range(int(bounds[1]), int(bounds[2]) + 1) if bounds else range(_id(key), _id(key) + 1)
-
-
-def _masked(mask: np.ndarray) -> np.ndarray | None:
-    """Which pixels (H, W) of a masked array are masked; None of a plain one."""
-    if not isinstance(mask, np.ma.MaskedArray):
-        return None
-    ignored: np.ndarray = np.ma.getmaskarray(mask)
-    return ignored if ignored.ndim == 2 else np.any(ignored, axis=2)
-
-
-def _code(key: Any) -> int:
-    return key if isinstance(key, int) else key[0] << 16 | key[1] << 8 | key[2]
-
-
-def _pack(channels: np.ndarray) -> np.ndarray:
-    """Colours (H, W, 1, 3 or 4) as 0xRRGGBB (H, W); one channel is grey."""
-    red, green, blue = (channels[:, :, i] for i in ((0, 0, 0) if channels.shape[2] == 1 else (0, 1, 2)))
-    return np.asarray(red << 16 | green << 8 | blue)
-
-
-def _count(codes: np.ndarray, colors: bool = False) -> dict[Any, int]:
-    values, counts = np.unique(codes, return_counts=True)
-    keys = [(value >> 16, value >> 8 & 255, value & 255) if colors else value for value in values.tolist()]
-    return dict(zip(keys, counts.tolist(), strict=True))
-
-
-def _shorten(keys: Sequence[Any], limit: int = 12) -> str:
-    """'ids 0 to 10' for a run of ids, else a list."""
-    if len(keys) > 2 and isinstance(keys[0], int) and sorted(keys) == list(range(min(keys), max(keys) + 1)):
-        return f"{min(keys)} to {max(keys)}"
-    return ", ".join(show_value(key) for key in keys[:limit]) + (" ..." if len(keys) > limit else "")

@@ -28,6 +28,7 @@ LAYERS = [
         "data.doctor",
         "errors",
         "label_files",
+        "label_values",
         "labels",
         "memory",
         "protocol",

@@ -12,7 +12,8 @@ import segtune
 from segtune.data.classes import LABEL_FILES
 from segtune.data.sources import resolve_path
 from segtune.errors import UsageError
-from segtune.labels import LabelMap, show_value
+from segtune.label_values import show_value
+from segtune.labels import LabelMap
 
 NOT_STATED = "not stated"
 

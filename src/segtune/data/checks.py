@@ -18,7 +18,8 @@ from segtune.data.files import ORIENTATION, TURNED
 from segtune.data.loading import read_mask
 from segtune.data.scan import first, in_threads
 from segtune.errors import DataError
-from segtune.labels import LabelError, LabelMap, show_value
+from segtune.label_values import show_value
+from segtune.labels import LabelError, LabelMap
 
 logger = logging.getLogger(__name__)
 

@@ -33,7 +33,8 @@ from segtune.data.splits import SPLITS, draw_val, read_split_file, read_split_li
 from segtune.data.streaming import open_stream
 from segtune.data.tiles import tiled, without_tile
 from segtune.errors import UsageError
-from segtune.labels import LabelMap, count_values, show_value, show_values
+from segtune.label_values import count_values, show_value, show_values
+from segtune.labels import LabelMap
 
 logger = logging.getLogger(__name__)
 

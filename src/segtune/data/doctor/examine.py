@@ -26,7 +26,8 @@ from segtune.data.sources import find_label_map, scan_dataset
 from segtune.data.splits import SPLITS
 from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
-from segtune.labels import LabelMap, show_value
+from segtune.label_values import show_value
+from segtune.labels import LabelMap
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from segtune.data.doctor.case import Case
 from segtune.data.doctor.facts import MaskFacts
 from segtune.data.doctor.findings import Finding, count, percent
 from segtune.data.scan import Sample
-from segtune.labels import Color
+from segtune.label_values import Color
 
 MUCH_IGNORED = 0.5  # of a mask; the largest of CamVid is 0.32, of earth 0.14
 SELDOM_IGNORED = 0.1  # median share, up to which a mask of which much is ignored is odd

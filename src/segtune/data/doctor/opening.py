@@ -15,7 +15,7 @@ from segtune.data.files import ORIENTATION, PICTURES, TIFFS, Pixels, read_pixels
 from segtune.data.references import sample_ids
 from segtune.data.scan import Sample, Scan
 from segtune.data.sources import PLAIN, rows_of
-from segtune.labels import Color
+from segtune.label_values import Color
 
 if TYPE_CHECKING:
     import datasets

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from segtune.labels import Color, show_value
+from segtune.label_values import Color, show_value
 
 NO_DATA = -(2**31)  # the code of pixels that a raster says have none
 COLOUR = 1 << 24  # is added to 0xRRGGBB, so that no colour is taken for an id
