@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from segtune.data.classes import LABEL_FILES, label_map_of, listed_classes, number_classes
+from segtune.data.classes import LABEL_FILES, TABLES, find_file, label_map_of, listed_classes, number_classes
 from segtune.data.config import DatasetConfig
 from segtune.errors import UsageError
 
@@ -115,3 +115,13 @@ def test_settings_that_belong_together(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=r"overlap|tile|splits|format"):
             config(tmp_path, **wrong)
+
+
+def test_tables_inside_the_package(tmp_path: Path) -> None:
+    assert find_file("segtune://lip.json", tmp_path) == TABLES / "lip.json"
+    label_map = label_map_of(config(tmp_path, labels="segtune://cityscapes.json"), tmp_path, None)
+    assert label_map is not None and (label_map.num_labels, label_map.names[0], label_map.ids[7]) == (19, "road", 0)
+    with pytest.raises(
+        UsageError, match=r"no file 'segtune://cityscape\.json' in the package; it has ade20k\.json, camv"
+    ):
+        find_file("segtune://cityscape.json", tmp_path)

@@ -67,3 +67,28 @@ def test_nothing_in_common_says_how_to_name_the_pairs(tmp_path: Path) -> None:
         DataError, match=r"No image and mask share a name: give dataset\.images and dataset\.masks as patt"
     ):
         load_segmentation_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("tile", [None, 32])
+def test_images_are_given_the_size_of_their_masks(tmp_path: Path, tile: int | None) -> None:
+    """Of twice the size; masks hold the greys of the picture, so that both agree wherever a tile is cut."""
+    small = np.add.outer(np.arange(40), np.arange(64)).astype(np.uint8)
+    for folder, pixels in {"masks": small, "images": small.repeat(2, 0).repeat(2, 1)}.items():
+        (tmp_path / folder).mkdir()
+        PIL.Image.fromarray(pixels).save(tmp_path / folder / "a.png")
+    options = {"labels": {"0-255": "x"}, "val_fraction": 0, "tile": tile}
+    with pytest.raises(DataError, match=r"\(80, 128\)"):
+        load_segmentation_dataset(tmp_path, **options)
+    rows = load_segmentation_dataset(tmp_path, resize_images=True, **options)["train"]
+    assert len(rows) == (4 if tile else 1)
+    for row in rows:
+        image, mask = np.asarray(row["image"]).astype(int), np.asarray(row["mask"]).astype(int)
+        assert image.shape == mask.shape == ((32, 32) if tile else (40, 64))
+        assert np.abs(image - mask).max() <= 1  # rounding, and the rim
+
+
+def test_images_of_another_shape_are_no_copies_in_another_size(tmp_path: Path) -> None:
+    write(tmp_path, "masks/a.png", size=(4, 8))
+    write(tmp_path, "images/a.png", size=(8, 8))
+    with pytest.raises(DataError, match=r"\(8, 8\)"):
+        load_segmentation_dataset(tmp_path, labels=["x"], val_fraction=0, resize_images=True)

@@ -32,6 +32,7 @@ def found(root: Path, pattern: str, classes: tuple[str, ...] = ()) -> list[tuple
         ("*/*_rgb.png", [("x/1", None, None)]),
         ("x/y/*.*", [("2_label", None, None), ("2_rgb", None, None), ("3.b", None, None)]),
         ("x/?_rgb.png", [("1", None, None)]),
+        ("x/?????.png", [("1_rgb", None, None)]),
         ("{split}/*_{split}.png", [("a", "train", None), ("b", "VAL", None)]),
         ("{class}/*_rgb.*", [("1", None, "x")]),
         ("absent/*.png", []),

@@ -23,6 +23,8 @@ LABEL_FILES = (
     "labelmap.txt",
     "class_dict.csv",
 )
+PACKAGED = "segtune://"
+TABLES = Path(__file__).parent / "published"  # label maps and splits of published data sets
 BACKGROUND = "background"
 logger = logging.getLogger(__name__)
 
@@ -81,9 +83,17 @@ def label_map_of(config: DatasetConfig, root: Path, classes: Classes | None) -> 
 def find_file(file: str | Path, root: Path) -> Path:
     """A file named in the recipe: relative to the data set's folder, else to the working directory.
 
+    "segtune://ade20k.json" is one inside the package.
+
     Raises:
-        UsageError: it is in neither.
+        UsageError: it is in none of them.
     """
+    if str(file).startswith(PACKAGED):
+        name = str(file).removeprefix(PACKAGED)
+        names = sorted(path.name for path in TABLES.glob("*.json"))
+        if name not in names:
+            raise UsageError(f"no file {str(file)!r} in the package; it has {', '.join(names)}")
+        return TABLES / name
     places = [root / Path(file).expanduser(), Path(file).expanduser()]
     for place in places:
         if place.is_file():

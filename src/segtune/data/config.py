@@ -26,8 +26,9 @@ class DatasetConfig(Section):
             the name of a column.
         masks: the same for the masks; also an annotation file. In patterns, `{split}` stands for the name of a split
             and `{class}` for that of a class with a mask of its own.
-        labels: the classes, inline or a file (relative to `path`, else to the working directory), in a form of
-            `LabelMap.from_dict`. Left out: the names that the format holds, or a label file in `path`.
+        labels: the classes, inline or a file (relative to `path`, else to the working directory;
+            "segtune://ade20k.json" for one inside the package), in a form of `LabelMap.from_dict`. Left out: the names
+            that the format holds, or a label file in `path`.
         ignore_index: what ignored pixels become in labels.
         splits: the data's own names of our splits train, val and test, where they are not usual ones; null leaves out.
         val_fraction: the part of the training samples that becomes "val" where the data has no such split.
@@ -35,6 +36,7 @@ class DatasetConfig(Section):
         split_file: JSON {"train": [ids], "val": [ids], "test": [ids]}, or a pattern of lists such as
             "ImageSets/{split}.txt", found like `labels`.
         check_masks: read every image and mask before the first step.
+        resize_images: give images the size of their masks where the two differ by one factor.
         on_error: raise, or skip samples that are incomplete, cannot be read or differ in size, with a warning.
         on_top: which shape counts where several overlap: the smaller or the later one. Null: the smaller one in COCO
             and YOLO, the later one elsewhere.
@@ -59,6 +61,7 @@ class DatasetConfig(Section):
     split_seed: int = 0
     split_file: str | None = None
     check_masks: bool = True
+    resize_images: bool = False
     on_error: Literal["raise", "skip"] = "raise"
     on_top: OnTop | None = None
     crowd: Literal["ignore", "class"] = "ignore"

@@ -51,7 +51,7 @@ def scan_folders(root: Path, config: DatasetConfig) -> Scan:
         found = sorted({kind for masks in kinds.values() for kind in masks})
         scan.classes = number_classes(found, config, root)
         samples = [s._replace(mask_part=json.dumps({"files": kinds[s.mask]})) for s in samples]
-    keep_same_sizes(scan, samples)
+    keep_same_sizes(scan, samples, config.resize_images)
     for remark in scan.remarks:
         logger.warning("%s", remark)
     return scan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -85,13 +86,20 @@ def pair_up(scan: Scan, files: Pairs, ids: Mapping[str, Sequence[str]]) -> list[
     return samples
 
 
-def keep_same_sizes(scan: Scan, samples: Sequence[Sample]) -> None:
-    """Give the scan the samples whose files can be read, have the same size and lie on the same grid; note the rest."""
+def keep_same_sizes(scan: Scan, samples: Sequence[Sample], resize_images: bool = False) -> None:
+    """Give the scan the samples whose files can be read, have the same size and lie on the same grid; note the rest.
+
+    Args:
+        resize_images: also those whose image has its mask's shape but not its size; it is resized when it is read.
+    """
     faults: dict[str, dict[str, str]] = {"unreadable": {}, "size_mismatch": {}, "grid_mismatch": {}}
     found = in_threads(_read_headers, samples, "reading headers")
     for sample, (sizes, on_one_grid) in zip(samples, found, strict=True):
         if isinstance(sizes[0], tuple) and sizes[0] == sizes[1] and on_one_grid:
             scan.samples.append(sample._replace(size=sizes[0]))
+            continue
+        if resize_images and isinstance(sizes[1], tuple) and _same_shape(*sizes) and on_one_grid:
+            scan.samples.append(sample._replace(size=sizes[1], image_part=json.dumps({"size": sizes[1]})))
             continue
         scan.rejected.append(sample)
         files = [scan.below(path) for path in (sample.image, sample.mask)]
@@ -107,6 +115,13 @@ def keep_same_sizes(scan: Scan, samples: Sequence[Sample]) -> None:
     scan.report("size_mismatch", "partners of different (height, width)", faults["size_mismatch"], fix)
     fix = "Warp the mask onto the grid of its image first, e.g. with rasterio.warp.reproject"
     scan.report("grid_mismatch", "partners that lie elsewhere on earth", faults["grid_mismatch"], fix)
+
+
+def _same_shape(one: tuple[int, int] | Exception, other: tuple[int, int] | Exception) -> bool:
+    """Whether one size is a multiple of the other, up to the rounding of a side."""
+    if isinstance(one, Exception) or isinstance(other, Exception):
+        return False
+    return abs(one[0] * other[1] - one[1] * other[0]) < max(*one, *other)
 
 
 def _read_headers(sample: Sample) -> tuple[tuple[tuple[int, int] | Exception, ...], bool]:

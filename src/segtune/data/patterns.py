@@ -12,7 +12,7 @@ from typing import NamedTuple
 from segtune.data.files import is_picture
 from segtune.errors import UsageError
 
-PARTS = re.compile(r"\*\*/|\*|\?|\{split\}|\{class\}|\.\*$")
+PARTS = re.compile(r"\*\*/|\*|\?+|\{split\}|\{class\}|\.\*$")
 
 
 class Match(NamedTuple):
@@ -32,9 +32,9 @@ def is_pattern(text: str | None) -> bool:
 def match_files(root: Path, pattern: str, classes: Sequence[str] = ()) -> Iterator[Match]:
     """The pictures and arrays below `root` whose path matches, sorted; hidden files and folders are passed over.
 
-    `*` stands for anything within a name, `**/` for any folders, `?` for one character, `.*` at the end for the suffix
-    of any picture. The id of a file is what the wildcards stand for, "/" between them. A second `{split}` or `{class}`
-    stands for the same word as the first.
+    `*` stands for anything within a name, `**/` for any folders, `?` for one character and `???` for three, `.*` at the
+    end for the suffix of any picture. The id of a file is what the wildcards stand for, "/" between them. A second
+    `{split}` or `{class}` stands for the same word as the first.
 
     Args:
         classes: what `{class}` may stand for; anything within a name where there are none.
@@ -75,5 +75,6 @@ def _expression(pattern: str, classes: Sequence[str]) -> str:
             parts.append(f"(?i:(?P={name}))" if name in seen else f"(?P<{name}>{choice})")
             seen.add(name)
         else:
-            parts.append(f"(?P<any{number}>{ {'**/': '(?:[^/]+/)*', '*': '[^/]*?', '?': '[^/]'}[word] })")
+            wild = {"**/": "(?:[^/]+/)*", "*": "[^/]*?"}.get(word, f"[^/]{{{len(word)}}}")
+            parts.append(f"(?P<any{number}>{wild})")
     return "".join([*parts, re.escape(pattern[position:])])

@@ -26,8 +26,8 @@ class Reader:
     """Reads the references of a data set's rows: a transform for `Dataset.with_transform`.
 
     A reference is a path and, as JSON, which part of the file is meant or what is to be drawn: "window" [top, left,
-    height, width]; "shapes" on a picture of "size" [height, width]; "files" {class: path}; "segments" {number: mask
-    value} of a panoptic PNG.
+    height, width]; of an image, the "size" [height, width] that it is given; "shapes" on a picture of "size"; "files"
+    {class: path}; "segments" {number: mask value} of a panoptic PNG.
 
     Attributes:
         values: class -> mask value, for formats that name classes instead.
@@ -58,7 +58,13 @@ class Reader:
         what = json.loads(part) if part else {}
         if path.endswith(".json"):
             return labelme.embedded_image(Path(path))
-        return read_pixels(Path(path), what.get("window"))
+        if "size" not in what:
+            return read_pixels(Path(path), what.get("window"))
+        resized = _resize(read_pixels(Path(path)), what["size"])
+        if "window" not in what:
+            return resized
+        top, left, height, width = what["window"]
+        return resized.crop((left, top, left + width, top + height))
 
     def read_mask(self, path: str, part: str | None) -> Pixels:
         """Ids (H, W) or colours (H, W, 3), as a picture or an array."""
@@ -116,6 +122,15 @@ def to_dataset(samples: Sequence[Sample], reader: Reader) -> Dataset:
 def sample_ids(rows: Dataset) -> list[str]:
     """The ids of rows, without reading their files (as `rows["id"]` would where a `Reader` reads them)."""
     return list(rows.select_columns("id")["id"])
+
+
+def _resize(image: Pixels, size: tuple[int, int]) -> PIL.Image.Image:
+    """A picture in another size (height, width), each pixel a weighted mean of what it covers."""
+    if not isinstance(image, PIL.Image.Image):
+        raise DataError(f"an array of shape {image.shape}: dataset.resize_images is for pictures")
+    if image.mode in ("1", "P"):
+        image = image.convert("RGB")
+    return image.resize((size[1], size[0]), PIL.Image.Resampling.BILINEAR)
 
 
 def _covered(path: Path) -> np.ndarray:

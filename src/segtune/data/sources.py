@@ -20,7 +20,7 @@ from segtune.data.annotations.label_studio import scan_label_studio
 from segtune.data.annotations.labelme import scan_labelme
 from segtune.data.annotations.yolo import scan_yolo
 from segtune.data.checks import without_unreadable
-from segtune.data.classes import LABEL_FILES, find_file, label_map_of
+from segtune.data.classes import LABEL_FILES, PACKAGED, find_file, label_map_of
 from segtune.data.config import DatasetConfig
 from segtune.data.detect import HUB, format_of_file, format_of_folder, is_hub
 from segtune.data.layouts import scan_folders, scan_voc
@@ -38,7 +38,6 @@ from segtune.labels import LabelMap
 
 logger = logging.getLogger(__name__)
 
-PACKAGED = "segtune://"
 SCANS: dict[str, Callable[[Path, DatasetConfig], Scan]] = {
     "folder": scan_folders,
     "voc": scan_voc,

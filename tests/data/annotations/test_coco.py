@@ -163,7 +163,9 @@ def test_several_files_of_one_split_are_a_question(coco2017: Path) -> None:
     assert set(load_segmentation_dataset(coco2017, splits={"train": "train2017", "val": "val2017"})) == {"train", "val"}
     dataset = load_segmentation_dataset(coco2017, masks="annotations/instances_val2017.json", val_fraction=0)
     assert set(dataset) == {"train"}
-    with pytest.raises(UsageError, match=r"no COCO file annotations/absent\.json"):
+    with pytest.raises(
+        UsageError, match=r"no COCO file annotations/absent\.json; name one in .* \(there are annotations/"
+    ):
         load_segmentation_dataset(coco2017, format="coco", masks="annotations/absent.json")
 
 

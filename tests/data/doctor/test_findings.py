@@ -33,6 +33,7 @@ def test_words() -> None:
     )
     assert by((360, 480)) == "360x480"
     assert sentence("a mask of 3") == "A mask of 3."
+    assert sentence("dataset.labels: no class 'x'") == "dataset.labels: no class 'x'."
 
 
 def test_errors_come_first_and_the_order_stays() -> None:

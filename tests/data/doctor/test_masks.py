@@ -164,6 +164,14 @@ def test_lossy_formats_are_named(one_odd: Any, stripes: np.ndarray, suffix: str,
     assert one_odd(save)["lossy-mask"].severity == "error"
 
 
+def test_lossy_formats_are_no_fault_of_masks_whose_labels_expect_them(all_like: Any, stripes: np.ndarray) -> None:
+    def save(path: Path) -> None:
+        Image.fromarray(wide(stripes == 1).astype(np.uint8) * 255).save(path.with_suffix(".jpg"))
+
+    assert "lossy-mask" in all_like(save, {"0": "background", "255": "polyp"})
+    assert not {"lossy-mask", "smoothed-mask"} & all_like(save, {"0-127": "background", "128-255": "polyp"}).keys()
+
+
 def test_lossless_webp_is_no_fault(one_odd: Any, stripes: np.ndarray) -> None:
     def save(path: Path) -> None:
         Image.fromarray(stripes).convert("RGB").save(path.with_suffix(".webp"), lossless=True, exact=True)

@@ -15,7 +15,7 @@ from segtune.data.annotations.sniff import json_kind
 from segtune.data.classes import number_classes
 from segtune.data.config import DatasetConfig
 from segtune.data.files import walk_files
-from segtune.data.scan import Sample, Scan
+from segtune.data.scan import Sample, Scan, first
 from segtune.data.splits import Names, all_names, split_in, split_names, split_of
 from segtune.errors import UsageError
 
@@ -84,7 +84,11 @@ def find_files(root: Path, given: str | None, names: Names) -> dict[str, Path]:
             )
     files = {split: paths[0] for split, paths in found.items() if paths}
     if not files:
-        raise UsageError(f"{root}: no COCO file {given or 'below it or in annotations/'}; name one in dataset.masks")
+        there = first([path.relative_to(root).as_posix() for path in walk_files(root, ".json", depth=1)])
+        raise UsageError(
+            f"{root}: no COCO file {given or 'below it or in annotations/'}; name one in dataset.masks"
+            + (f" (there are {there})" if there else "")
+        )
     return files
 
 

@@ -23,7 +23,7 @@ def cause_of(case: Case, mask: MaskFacts) -> str | None:
     if any(not float(code).is_integer() for code in values.counts):
         return "float-mask"
     if mask.header.lossy and values.distinct > 1:
-        return "lossy-mask"
+        return None if names_every_grey(case) else "lossy-mask"
     if case.label_map.mask_colors is None and values.is_colour and unknown:
         return "smoothed-mask" if is_smoothed(case, mask) and values.distinct > 64 else "colour-mask"
     if is_binary(case, mask):
@@ -33,6 +33,11 @@ def cause_of(case: Case, mask: MaskFacts) -> str | None:
     if unknown:
         return "scaled-mask" if factor_of(case, mask) else "unnamed-values"
     return None
+
+
+def names_every_grey(case: Case) -> bool:
+    """The label map divides all 256 greys among the classes, as in {"0-127": …, "128-255": …}: for compressed masks."""
+    return case.label_map.ids is not None and case.label_map.ids.keys() >= set(range(256))
 
 
 def is_smoothed(case: Case, mask: MaskFacts) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,7 +80,7 @@ def examine(config: DatasetConfig, transforms: TransformConfig) -> Diagnosis:
         label_map, named = find_label_map(config, scan), True
     except UsageError as error:
         label_map, named = proposed_labels(facts, config.ignore_index), False
-        found.append(_labels_finding(error, label_map))
+        found.append(_labels_finding(error, label_map, scan.classes))
     case = Case(opener, facts, label_map, transforms, named)
     causes = find_causes(case)
     case = replace(case, untrusted=frozenset(sample for masks in causes.values() for sample, _ in masks))
@@ -93,10 +93,17 @@ def _all_checks(case: Case) -> Iterator[Finding]:
         yield from check(case)
 
 
-def _labels_finding(error: UsageError, proposed: LabelMap) -> Finding:
-    """There is no label map, or one that cannot be used: all other checks take the masks' values for classes."""
+def _labels_finding(error: UsageError, proposed: LabelMap, classes: Mapping[int, str | None] | None) -> Finding:
+    """There is no label map, or one that cannot be used: all other checks take the masks' values for classes.
+
+    Args:
+        classes: those that an annotation file names.
+    """
     table = {i: None if target is None else proposed.names[target] for i, target in (proposed.ids or {}).items()}
     colors = {show_value(key): proposed.names[target or 0] for key, target in (proposed.mask_colors or {}).items()}
     message = f"{error}".partition(". Write ")[0]
+    if classes:
+        names = json.dumps([name for name in classes.values() if name])
+        return Finding("labels", "error", message, mend=(f"dataset.labels={names} in another order, or leave it out",))
     line = f"dataset.labels={json.dumps(table or colors)}"
     return Finding("labels", "error", message, mend=(f"{line} with the names of the classes",))

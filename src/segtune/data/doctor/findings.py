@@ -56,8 +56,9 @@ def ranked(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def sentence(message: str) -> str:
-    """A message with a capital letter and a full stop."""
-    return f"{message[:1].upper()}{message[1:]}."
+    """A message with a full stop and, unless it begins with an option such as dataset.labels, a capital letter."""
+    is_option = "." in message.partition(" ")[0]
+    return f"{message if is_option else message[:1].upper() + message[1:]}."
 
 
 def percent(share: float) -> str:
