@@ -8,7 +8,16 @@ from segtune import catalog
 from segtune.catalog import find_recipe, list_recipes, read_header, recipe_folder, recipe_name, recipe_table
 from segtune.errors import UsageError
 
-HEADER = "# command: segtune train x\n# cost: nothing\n# result: mIoU 0.5: good\n"
+HEADER = """# command: segtune train x
+# cost: nothing
+# result: mIoU 0.5: good
+# data: scenes
+# size: 3 train
+# licence: CC0
+# checked: layout
+# facts: two books
+"""
+REST = ("data", "size", "licence", "checked", "facts")
 
 
 @pytest.fixture
@@ -45,12 +54,22 @@ def test_list_is_sorted_and_leaves_launch_configurations_out(folder: Path) -> No
     assert (recipes[0].command, recipes[0].cost, recipes[0].result) == ("segtune train x", "nothing", "mIoU 0.5: good")
 
 
+def test_templates_come_last_and_a_default_model_needs_no_name(folder: Path) -> None:
+    (folder / "a.yaml").write_text(HEADER.replace("scenes", "your own scenes"), encoding="utf-8")
+    recipes = list_recipes()
+    assert [recipe.name for recipe in recipes if recipe.is_template] == ["a"] == [recipes[-1].name]
+    assert [recipe.short_name for recipe in recipes] == ["one", "pair/big", "pair", "rest/a", "rest/b", "a"]
+    assert [find_recipe(recipe.short_name) for recipe in recipes] == [recipe.path for recipe in recipes]
+    row = recipes[-1].to_dict()
+    assert (row["template"], row["facts"], row["path"]) == (True, "two books", str(folder / "a.yaml"))
+
+
 def test_header_lines_have_an_order(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("# cost: 1\n# command: a\nresult: 3\n", encoding="utf-8")
-    assert read_header(path) == {"command": "", "cost": "", "result": ""}
+    assert read_header(path) == dict.fromkeys(("command", "cost", "result", *REST), "")
     path.write_text("# command: a\n", encoding="utf-8")
-    assert read_header(path) == {"command": "a", "cost": "", "result": ""}
+    assert read_header(path) == {"command": "a"} | dict.fromkeys(("cost", "result", *REST), "")
 
 
 @pytest.mark.parametrize(
@@ -96,8 +115,8 @@ def test_name_of_runs(folder: Path, tmp_path: Path) -> None:
 
 def test_table(folder: Path) -> None:
     assert recipe_table(list_recipes()[:1]) == (
-        "| recipe | command | cost | result |\n|---|---|---|---|\n"
-        "| [one](one.yaml) | `segtune train x` | nothing | mIoU 0.5: good |\n"
+        "| recipe | data | size | licence | checked | cost | result |\n|---|---|---|---|---|---|---|\n"
+        "| [one](one.yaml) | scenes | 3 train | CC0 | layout | nothing | mIoU 0.5: good |\n"
     )
 
 

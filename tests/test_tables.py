@@ -4,9 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from segtune.catalog import list_recipes
 from segtune.evaluation import Evaluation
-from segtune.tables import comparison_lines, comparison_table, evaluation_lines, evaluation_table, show
+from segtune.tables import comparison_lines, comparison_table, evaluation_lines, evaluation_table, recipe_table, show
 from segtune.uncertainty import compare, intervals
 
 NAMES = ("sky [blue]", "road", "a class with a name that is rather long", "bus")
@@ -61,3 +63,14 @@ def test_comparison(capsys: pytest.CaptureFixture[str]) -> None:
         f"mIoU of B - A: {result['mean_iou']['difference']:+.4f} [{low:+.3f}, {high:+.3f}], p = 0.0050"
     )
     assert rows[6].endswith("199 resamples of 12 images)")
+
+
+def test_recipes_fit_into_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every word of every cell is there, none is cut short, and no name is broken."""
+    rows = [{**recipe.to_dict(), "name": recipe.short_name} for recipe in list_recipes()]
+    Console(width=80).print(recipe_table(rows))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and "…" not in "".join(lines)
+    assert [line.split()[0] for line in lines[4:] if line[1:2].strip()] == [row["name"] for row in rows]
+    text = "".join("".join(lines).split())
+    assert all(word in text for row in rows for word in row["size"].split())

@@ -1,4 +1,4 @@
-"""The recipes that ship with segtune: where they are and what their first three lines say.
+"""The recipes that ship with segtune: where they are and what their first lines say.
 
 Standard library only, so that `segtune recipes` answers at once; `segtune.recipe` reads the files themselves.
 """
@@ -7,26 +7,56 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from segtune.errors import UsageError
 
-HEADER_FIELDS = ("command", "cost", "result")
+HEADER_FIELDS = ("command", "cost", "result", "data", "size", "licence", "checked", "facts")
 SUFFIXES = (".yaml", ".yml")
 LAUNCH_CONFIGS = "accelerate"  # this folder holds configurations of `accelerate launch`, which are no recipes
 DEFAULT_MODEL = "segformer-b0"
+TEMPLATE = "your own"  # what the data line of a template begins with
 
 
 @dataclass(frozen=True)
 class RecipeInfo:
-    """A shipped recipe: its name, its file and what its header says ("" for a line that is missing)."""
+    """A shipped recipe: its name, its file and what its header says ("" for a line that is missing).
+
+    Attributes:
+        data: the data set.
+        size: its images by split, as published.
+        licence: of the data, as its authors state it.
+        checked: what the recipe has read: "real data", or "layout" where it was a miniature with the names, sizes and
+            values of the published files.
+        facts: what names, ids, colours and numbers of images were compared with.
+    """
 
     name: str
     path: Path
     command: str
     cost: str
     result: str
+    data: str
+    size: str
+    licence: str
+    checked: str
+    facts: str
+
+    @property
+    def is_template(self) -> bool:
+        """It is for data of the user's own, and is copied and edited first."""
+        return self.data.startswith(TEMPLATE)
+
+    @property
+    def short_name(self) -> str:
+        """What is enough for `find_recipe`."""
+        return self.name.removesuffix(f"/{DEFAULT_MODEL}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {**asdict(self), "path": str(self.path), "template": self.is_template}
 
 
 def recipe_folder() -> Path:
@@ -39,7 +69,7 @@ def recipe_folder() -> Path:
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """The `# command: …`, `# cost: …` and `# result: …` lines that a recipe opens with, in this order."""
+    """The lines `# command: …`, `# cost: …`, … of HEADER_FIELDS that a recipe opens with, in this order."""
     header = dict.fromkeys(HEADER_FIELDS, "")
     lines = path.read_text(encoding="utf-8").splitlines()
     for field, line in zip(HEADER_FIELDS, lines, strict=False):
@@ -50,14 +80,14 @@ def read_header(path: Path) -> dict[str, str]:
 
 
 def list_recipes() -> list[RecipeInfo]:
-    """All shipped recipes, sorted by name; a name is the path below the recipe folder without its suffix."""
+    """All shipped recipes, sorted by name, templates last; a name is the path below the folder without its suffix."""
     folder = recipe_folder()
     recipes = []
     for path in sorted(file for file in folder.rglob("*") if file.suffix in SUFFIXES):
         name = path.relative_to(folder).with_suffix("").as_posix()
         if not name.startswith(f"{LAUNCH_CONFIGS}/"):
             recipes.append(RecipeInfo(name=name, path=path, **read_header(path)))
-    return recipes
+    return sorted(recipes, key=lambda recipe: recipe.is_template)
 
 
 def find_recipe(ref: str | Path) -> Path:
@@ -94,9 +124,11 @@ def recipe_name(path: Path) -> str:
 
 def recipe_table(recipes: Sequence[RecipeInfo]) -> str:
     """The Markdown table of `recipes/README.md`, made from the headers."""
-    rows = ["| recipe | command | cost | result |", "|---|---|---|---|"]
+    columns = ("data", "size", "licence", "checked", "cost", "result")
+    rows = [f"| recipe | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for recipe in recipes:
-        rows.append(f"| [{recipe.name}]({recipe.name}.yaml) | `{recipe.command}` | {recipe.cost} | {recipe.result} |")
+        cells = " | ".join(getattr(recipe, column) for column in columns)
+        rows.append(f"| [{recipe.name}]({recipe.name}.yaml) | {cells} |")
     return "\n".join(rows) + "\n"
 
 

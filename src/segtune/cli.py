@@ -73,4 +73,6 @@ def _configure(
 ) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
+    # Pillow complains of every raster with more bands than it knows, which rasterio reads then.
+    logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
     logging.getLogger("segtune").setLevel(logging.INFO if is_main_process() else logging.ERROR)

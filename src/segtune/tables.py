@@ -1,4 +1,4 @@
-"""Tables of an evaluation and of a comparison for the terminal."""
+"""Tables for the terminal: of an evaluation, of a comparison, of the shipped recipes."""
 
 from __future__ import annotations
 
@@ -97,6 +97,20 @@ def comparison_lines(result: Row) -> Iterable[str]:
         f"{text}, p = {_p(row['p_value'])} ({100 * result['level']:g} % BCa interval of a paired bootstrap, paired "
         f"permutation test; {result['resamples']} resamples of {units})"
     )
+
+
+def recipe_table(recipes: Sequence[Row]) -> Table:
+    """Which recipes there are, of `name`, `data`, `size`, `licence`, `checked`; those of `template` in a part below."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("recipe", no_wrap=True)
+    for name, ratio in (("data set", 5), ("images", 4), ("licence of the data", 4)):
+        table.add_column(name, overflow="fold", ratio=ratio)
+    table.add_column("checked")
+    for number, row in enumerate(recipes):
+        if row["template"] and number and not recipes[number - 1]["template"]:
+            table.add_section()
+        table.add_row(*(row[key] for key in ("name", "data", "size", "licence", "checked")))
+    return table
 
 
 def _table(first: str, others: Sequence[str]) -> Table:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from segtune.catalog import find_recipe, list_recipes, recipe_table
+from segtune.catalog import RecipeInfo, find_recipe, list_recipes, recipe_name, recipe_table
 from segtune.commands.opening import refuse_existing
 
 
@@ -23,14 +25,33 @@ def application() -> typer.Typer:
 def _list(
     context: typer.Context,
     markdown: Annotated[bool, typer.Option("--markdown", help="As the table of recipes/README.md.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     if context.invoked_subcommand is not None:
         return
+    recipes = list_recipes()
     if markdown:
-        typer.echo(recipe_table(list_recipes()), nl=False)
-        return
-    for recipe in list_recipes():
-        typer.echo(f"{recipe.name}\n  command  {recipe.command}\n  cost     {recipe.cost}\n  result   {recipe.result}")
+        typer.echo(recipe_table(recipes), nl=False)
+    elif as_json:
+        typer.echo(json.dumps({"recipes": [recipe.to_dict() for recipe in recipes]}))
+    else:
+        from segtune import tables
+
+        tables.show(
+            tables.recipe_table([{**recipe.to_dict(), "name": recipe.short_name} for recipe in recipes]),
+            *_hints(recipes),
+        )
+
+
+def _hints(recipes: Sequence[RecipeInfo]) -> Iterator[str]:
+    templates = [recipe.name for recipe in recipes if recipe.is_template]
+    yield f"{len(recipes)} recipes; {len(templates)} of them are templates for your own data: {', '.join(templates)}"
+    yield "checked: against the data itself, or a small copy with the published layout, types of files and mask values"
+    yield ""
+    yield "segtune recipes show NAME             prints one: what to download, cost, result, sources of its facts"
+    yield "segtune recipes copy NAME mine.yaml   makes it your own, to be edited"
+    yield "segtune doctor mine.yaml              says whether the data is what the recipe takes it for"
+    yield "segtune train mine.yaml"
 
 
 def show(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
@@ -45,7 +66,7 @@ def copy(
 ) -> None:
     """Copy a recipe, to change it: by default into the current folder."""
     source = find_recipe(name)
-    target = destination / source.name if destination.is_dir() else destination
+    target = destination / f"{recipe_name(source)}.yaml" if destination.is_dir() else destination
     refuse_existing(target, force)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
