@@ -64,13 +64,10 @@ def test_a_folder_stands_for_defaults(tmp_path: Path, monkeypatch: pytest.Monkey
 # shipped recipes
 
 
-def test_shipped_recipes_are_complete_short_and_valid() -> None:
+def test_shipped_recipes_are_valid() -> None:
     recipes = list_recipes()
-    assert len(recipes) >= 2
+    assert len(recipes) >= 22  # test_shipped_recipes.py has the rest
     for recipe in recipes:
-        assert recipe.command.startswith(f"segtune train {recipe.name.split('/')[0]}"), recipe.name
-        assert recipe.cost and recipe.result, recipe.name
-        assert len(recipe.path.read_text(encoding="utf-8").splitlines()) <= 60, recipe.name
         assert load_recipe(recipe.path) == load_recipe(recipe.name)
 
 

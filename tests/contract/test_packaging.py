@@ -105,7 +105,10 @@ def test_wheel_contents(wheel: Path) -> None:
         "data/earth/LICENSE.md",
         "data/earth/classes.json",
     } <= packaged
-    assert {"recipes/README.md", "recipes/demo.yaml", "recipes/camvid/segformer-b0.yaml"} <= packaged
+    assert {"recipes/README.md", "recipes/demo.yaml", "recipes/my-folder.yaml"} <= packaged
+    assert len([name for name in packaged if name.startswith("recipes/") and name.endswith("b0.yaml")]) == 18
+    tables = {f"data/published/{path.name}" for path in (source / "data" / "published").iterdir()}
+    assert len(tables) == 9 and tables <= packaged
     assert len([name for name in packaged if name.startswith("data/earth/images/")]) == 170
     assert len([name for name in packaged if name.startswith("data/earth/masks/")]) == 170
     others = [name for name in names if not name.startswith(("segtune/", "segtune-"))]
@@ -148,6 +151,7 @@ def test_command_line_answers(run) -> None:
     recipes = run("segtune", "recipes")
     assert "demo" in recipes
     assert "camvid" in recipes
+    assert "22 recipes" in recipes
 
 
 def test_demo_trains(run, tmp_path: Path) -> None:
