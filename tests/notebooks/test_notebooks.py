@@ -1,4 +1,4 @@
-"""The notebooks: all four are there, stripped, made of public names, and run with small settings and without a network."""
+"""The notebooks: all four are there, stripped, made of public names, and run, small and without a network."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def colab(place: Place) -> Any:
 
 @pytest.mark.slow
 def test_finetune_colab(place: Place, colab: Any) -> None:
-    assert re.search(r"mean IoU 0\.\d+, 95 % interval \[0\.", printed(colab))
+    assert re.search(r"mean IoU 0\.\d+, 95 % interval 0\.\d+ to 0\.", printed(colab))
     assert pictures(colab) == 4
     assert {"model.safetensors", "README.md"} <= set(place.hub.repo("tester/tiles").at().files)
 
@@ -153,8 +153,18 @@ def test_finetune_kaggle(place: Place, earth: Path) -> None:
         CHANGES=[*CHANGES, "transforms.crop_size=64"],
     )
     assert pictures(notebook) == 4
-    rows = list(csv.DictReader((place.folder / "submission.csv").open()))
+    rows = list(csv.DictReader((place.folder / "submission.csv").read_text().splitlines()))
     assert [row["id"].rpartition("_")[2] for row in rows] == ["ocean", "land"] * 2
     covered = sum(int(number) for row in rows for number in row["rle"].split()[1::2])
     assert covered == 2 * 180 * 180
     assert "model.safetensors" in place.hub.repo("tester/mine").at().files
+
+
+@pytest.mark.slow
+def test_how_segformer_works(place: Place) -> None:
+    notebook = place.execute("how_segformer_works", SMALL=True)
+    text = printed(notebook)
+    assert "counted: N^2.000 · R^-1.000" in text
+    assert re.search(r"b2: largest difference \d\.\de-0[67] ", text)
+    assert re.search(r"^b0 +3\.32 +0\.43 ", text, flags=re.MULTILINE)
+    assert pictures(notebook) == 6
