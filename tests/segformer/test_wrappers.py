@@ -192,3 +192,53 @@ def test_compiles_once_for_all_sizes() -> None:
             run(compiled, "no_grad", images(*size)), run(model, "no_grad", images(*size)), rtol=1e-4, atol=1e-4
         )
     assert len(graphs) == 1
+
+
+def another_convolution(conv: nn.Conv2d, name: str) -> nn.Conv2d:
+    """One that may take the place of `conv` and gives the same size: padded otherwise, with a bias, or wider."""
+    shape = (conv.in_channels, conv.out_channels)
+    options = {"stride": conv.stride, "padding": conv.padding, "groups": conv.groups, "bias": conv.bias is not None}
+    if name.endswith("dwconv"):
+        return nn.Conv2d(*shape, conv.kernel_size, **options, padding_mode="circular")
+    if name.endswith("sr"):
+        return nn.Conv2d(*shape, conv.kernel_size, **options | {"padding": 3})
+    if name.endswith("linear_fuse"):
+        return nn.Conv2d(*shape, conv.kernel_size, **options | {"bias": True})
+    return nn.Conv2d(*shape, 3, **options | {"padding": 1})
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "segformer.encoder.block.0.0.attention.self.sr",
+        "segformer.encoder.block.0.0.mlp.dwconv.dwconv",
+        "decode_head.linear_fuse",
+        "decode_head.classifier",
+    ],
+)
+def test_exchanged_convolutions_are_called(name: str, mode: str) -> None:
+    """The reference is the same network with a hook on it, which is always called."""
+    model = tiny()
+    torch.manual_seed(2)
+    parent, _, child = name.rpartition(".")
+    exchanged = another_convolution(model.get_submodule(name), name)
+    nn.init.normal_(exchanged.weight)
+    if exchanged.bias is not None:
+        nn.init.normal_(exchanged.bias)
+    setattr(model.get_submodule(parent), child, exchanged)
+    literal, calls = copy.deepcopy(model), []
+    literal.get_submodule(name).register_forward_hook(lambda *_: calls.append(name))
+    expected = run(literal, mode)
+    assert calls
+    torch.testing.assert_close(run(model, mode), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mix_ffn_may_do_without_its_convolution(mode: str) -> None:
+    model, literal = tiny(), tiny()
+    for block in (stage[0] for stage in model.segformer.encoder.block):
+        block.mlp.dwconv = nn.Identity()
+    for block in (stage[0] for stage in literal.segformer.encoder.block):
+        nn.init.dirac_(block.mlp.dwconv.dwconv.weight, groups=block.mlp.dwconv.dwconv.groups)
+    torch.testing.assert_close(run(model, mode), run(literal, mode), rtol=1e-4, atol=1e-4)

@@ -81,13 +81,12 @@ class SegformerEfficientSelfAttention(nn.Module):
 
     def can_fuse_norm(self, x: Tensor) -> bool:
         """Whether `NormQueryKeyValue` does the same as a layer norm and these modules: nothing replaced or hooked."""
-        modules: list[tuple[nn.Module, type[nn.Module]]] = [
-            (self, SegformerEfficientSelfAttention),
-            *((module, nn.Linear) for module in (self.query, self.key, self.value)),
-        ]
-        if self.ratio > 1:
-            modules += [(self.sr, nn.Conv2d), (self.layer_norm, nn.LayerNorm)]
-        return min(x.shape[1:3]) >= self.ratio and all(_is_plain(module, kind) for module, kind in modules)
+        r = self.ratio
+        if min(x.shape[1:3]) < r or not _is_plain(self, SegformerEfficientSelfAttention):
+            return False
+        if r > 1 and not (_is_convolution(self.sr, r, stride=r) and _is_plain(self.layer_norm, nn.LayerNorm)):
+            return False
+        return all(_is_plain(module, nn.Linear) for module in (self.query, self.key, self.value))
 
     def _project_fused(self, x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor, Tensor]:
         reduction: tuple[Any, ...] = ()
@@ -121,7 +120,7 @@ class SegformerEfficientSelfAttention(nn.Module):
             return x.flatten(1, 2)  # (B, N, C)
         if h < r or w < r:  # smaller than one window: zeros below and to the right, as a convolution pads
             x = F.pad(x, (0, 0, 0, max(r - w, 0), 0, max(r - h, 0)))
-        if not _is_plain(self.sr, nn.Conv2d):
+        if not _is_convolution(self.sr, r, stride=r):
             x = self.sr(x.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)  # (B, N/R², C)
         else:
             matrix = self.sr.weight.permute(0, 2, 3, 1).reshape(c, -1)  # (C, R²·C)
@@ -183,13 +182,15 @@ class SegformerMixFFN(nn.Module):
             (self, SegformerMixFFN),
             (self.dense1, nn.Linear),
             (self.dwconv, SegformerDepthwiseConv),
-            (self.dwconv.dwconv, nn.Conv2d),
             (self.activation, GELUActivation),
             (self.dense2, nn.Linear),
             (self.dropout, nn.Dropout),
         ]
+        if not all(_is_plain(module, kind) for module, kind in modules):
+            return False
+        width = self.dense1.out_features
         no_dropout = self.dropout.p == 0 or not self.dropout.training
-        return no_dropout and all(_is_plain(module, kind) for module, kind in modules)
+        return no_dropout and _is_convolution(self.dwconv.dwconv, 3, padding=1, groups=width)
 
 
 class SegformerDropPath(nn.Module):
@@ -340,7 +341,7 @@ class SegformerDecodeHead(nn.Module):
 
     def _can_compose(self) -> bool:
         """Whether every projection is the plain module; adapted, quantised or hooked ones must be called."""
-        return _is_plain(self.linear_fuse, nn.Conv2d) and all(
+        return _is_convolution(self.linear_fuse, 1, bias=False) and all(
             _is_plain(mlp, SegformerMLP) and _is_plain(cast(SegformerMLP, mlp).proj, nn.Linear) for mlp in self.linear_c
         )
 
@@ -360,7 +361,7 @@ class SegformerDecodeHead(nn.Module):
     def _can_use_bands(self, device: torch.device) -> bool:
         free = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         drops = self.dropout.training and self.dropout.p > 0  # as with a frozen batch norm, or for sampling
-        plain = _is_plain(self.dropout, nn.Dropout2d) and _is_plain(self.classifier, nn.Conv2d)
+        plain = _is_plain(self.dropout, nn.Dropout2d) and _is_convolution(self.classifier, 1)
         return free and plain and not drops and device.type == "cpu"
 
     def _logits_in_bands(self, features: Sequence[Tensor]) -> Tensor:
@@ -406,7 +407,7 @@ class SegformerDecodeHead(nn.Module):
         """Whether `SumNormClassify` does the same as the modules after the projections, with batch statistics."""
         norm = self.batch_norm
         plain = _is_batch_norm(norm) and norm.affine and norm.momentum is not None
-        plain = plain and _is_plain(self.dropout, nn.Dropout2d) and _is_plain(self.classifier, nn.Conv2d)
+        plain = plain and _is_plain(self.dropout, nn.Dropout2d) and _is_convolution(self.classifier, 1)
         return torch.is_grad_enabled() and not torch.compiler.is_compiling() and norm.training and plain
 
     def _train_fused(self, features: Sequence[Tensor]) -> Tensor:
@@ -712,6 +713,18 @@ def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     return type(module) is kind and not (
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
+
+
+def _is_convolution(
+    module: nn.Module, kernel: int, *, stride: int = 1, padding: int = 0, groups: int = 1, bias: bool = True
+) -> bool:
+    """Whether `module` is a plain convolution of these settings, without dilation, padding with zeros."""
+    if not _is_plain(module, nn.Conv2d):
+        return False
+    conv = cast(nn.Conv2d, module)
+    settings = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
+    wanted = ((kernel, kernel), (stride, stride), (padding, padding), (1, 1), groups, "zeros")
+    return settings == wanted and (conv.bias is not None) is bias
 
 
 def _is_batch_norm(module: nn.Module) -> bool:
