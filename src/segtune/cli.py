@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import segtune
-from segtune.commands import bench, data, doctor, evaluate, hub, predict, recipes, train
+from segtune.commands import bench, data, doctor, evaluate, hub, predict, recipes, report, train
 from segtune.commands.opening import is_main_process
 from segtune.errors import SegtuneError
 
@@ -40,6 +40,7 @@ def _application() -> typer.Typer:
     commands: tuple[Callable[..., None], ...] = (
         train.train,
         evaluate.evaluate,
+        report.report,
         evaluate.compare,
         evaluate.calibrate,
         predict.predict,

@@ -5,65 +5,56 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
-import segtune
+from segtune.charts import Axis, Frame
 from segtune.data.doctor.case import Case
 from segtune.data.doctor.classes import class_table
 from segtune.data.doctor.examine import Diagnosis
 from segtune.data.doctor.findings import LEAVE_OUT, SEVERITIES, Finding, count, percent, sentence
 from segtune.data.scan import Sample
 from segtune.doctor_pictures import overlay_of, picture_of
-from segtune.errors import UsageError
+from segtune.page import asset, bar, check_page, document, section, swatch, tile, write_page
 
-MARK = "<!-- written by segtune doctor -->"
+COMMAND = "doctor"
 SHOWN_FILES = 8
 SHOWN_PICTURES, SHOWN_OVERLAYS = 4, 6  # of a finding
 SHOWN_SAMPLES = 12
 SETTING = re.compile(r"((?:dataset|transforms|model|training)\.[\w.]+=(?:\{[^}]*\}|\[[^]]*\]|[^\s,]+))")
 SIDE_BY_SIDE = ("copies", "leaked-copies", "disputed-copies", "near-copies", "leaked-near-copies")  # images to compare
-SPLIT_COLORS = {"train": "var(--train)", "val": "var(--val)", "test": "var(--test)"}
+SPLIT_COLORS = {"train": "blue", "val": "orange", "test": "green"}
+SIDE = 400.0  # of the chart of sizes, pixels
 Item = TypeVar("Item")
 
 
-def write_page(diagnosis: Diagnosis, path: Path) -> None:
+def write_doctor_page(diagnosis: Diagnosis, path: Path) -> None:
     """Write the page of a diagnosis; one that is there already is replaced.
 
     Raises:
         UsageError: the file is there and is something else.
     """
-    check_page(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(diagnosis), encoding="utf-8")
-
-
-def check_page(path: Path) -> None:
-    """Raises UsageError where a page would overwrite another file."""
-    if path.exists() and (path.is_dir() or MARK.encode() not in path.read_bytes()[:200]):
-        raise UsageError(f"--html {path}: it is there already and is no page of segtune doctor; name another file")
+    check_page(path, COMMAND, "--html")
+    write_page(path, page(diagnosis))
 
 
 def page(diagnosis: Diagnosis) -> str:
     """The whole page."""
     case = diagnosis.case
     title = f"{case.scan.root.name}: {_verdict(diagnosis)}"
+    card = partial(_card, case)
     body = "\n".join(
         [
             _headline(diagnosis),
-            _section("Findings", "".join(_card(case, finding) for finding in diagnosis.findings) or "<p>None.</p>"),
-            _section("Classes", _classes(case)),
-            _section("Sizes", _sizes(case)),
-            _section("Samples", _samples(case)),
+            section("Findings", "".join(map(card, diagnosis.findings)) or "<p>None.</p>", "findings"),
+            section("Classes", _classes(case), "classes"),
+            section("Sizes", _sizes(case), "sizes"),
+            section("Samples", _samples(case), "samples"),
         ]
     )
-    return (
-        f'<!DOCTYPE html>\n{MARK}\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
-        f"<style>{STYLE}</style></head>\n<body><main>\n{body}\n<footer>segtune {segtune.__version__} doctor</footer>"
-        f"</main></body></html>\n"
-    )
+    return document(title, body, command=COMMAND, style=asset("doctor_page.css"))
 
 
 def _verdict(diagnosis: Diagnosis) -> str:
@@ -82,22 +73,18 @@ def _headline(diagnosis: Diagnosis) -> str:
             for severity in SEVERITIES
         ),
     ]
-    kinds = ["plain", "plain", *SEVERITIES]
+    kinds = ["", "", *SEVERITIES]
     shown = "".join(
-        f'<div class="tile {kind if number != "0" else "plain"}"><b>{number}</b><span>{escape(text)}</span></div>'
+        tile(number, text, kind=kind if number != "0" else "")
         for kind, (number, text) in zip(kinds, tiles, strict=True)
     )
     return (
-        f'<header><h1>{escape(case.scan.root.name)}</h1><p class="path">{escape(str(case.scan.root))}</p>'
+        f'<header><h1>{escape(case.scan.root.name)}</h1><p class="soft path">{escape(str(case.scan.root))}</p>'
         f'<div class="tiles">{shown}</div></header>'
     )
 
 
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>{content}</section>"
-
-
-# -- findings ---------------------------------------------------------------------------------------------------------
+# --- findings --------------------------------------------------------------------------------------------------------
 
 
 def _card(case: Case, finding: Finding) -> str:
@@ -146,7 +133,7 @@ def _figures(
             )
 
 
-# -- the data set -----------------------------------------------------------------------------------------------------
+# --- the data set ----------------------------------------------------------------------------------------------------
 
 
 def _classes(case: Case) -> str:
@@ -155,25 +142,21 @@ def _classes(case: Case) -> str:
     totals = {split: max(sum(row["pixels"][split] for row in rows), 1) for split in case.splits}
     shares = [[row["pixels"][split] / totals[split] for split in case.splits] for row in rows]
     largest = max((share for row in shares for share in row), default=1) or 1
-    legend = "".join(f'<span><i style="background:{SPLIT_COLORS[split]}"></i>{split}</span>' for split in case.splits)
+    legend = " ".join(f'<span class="{SPLIT_COLORS[split]}"><i></i>{split}</span>' for split in case.splits)
     lines = "".join(_class_row(case, row, own, largest) for row, own in zip(rows, shares, strict=True))
     return (
-        f'<p class="legend">Share of the pixels in {legend}; the number of images that hold the class</p>'
-        f'<div class="classes">{lines}</div>'
+        '<p class="soft">Share of the pixels, and the number of images that hold the class.'
+        f'<span class="key">{legend}</span></p><div class="classes">{lines}</div>'
     )
 
 
 def _class_row(case: Case, row: dict[str, Any], shares: Sequence[float], largest: float) -> str:
     bars = "".join(
-        f'<div class="bar"><i style="--share:{max(share / largest, 0.004 if share else 0):.4f};'
-        f'background:{SPLIT_COLORS[split]}"></i><span>{percent(share) if share else "none"}, '
-        f"{count(row['images'][split], 'image')}</span></div>"
+        f'<div class="{SPLIT_COLORS[split]}">{bar(share / largest)}<span class="soft">'
+        f"{percent(share) if share else 'none'}, {count(row['images'][split], 'image')}</span></div>"
         for split, share in zip(case.splits, shares, strict=True)
     )
-    return (
-        f'<div class="name"><i class="swatch" style="background:{row["color"]}"></i>{escape(str(row["name"]))}</div>'
-        f"<div>{bars}</div>"
-    )
+    return f'<div class="name">{swatch(row["color"])}{escape(str(row["name"]))}</div><div>{bars}</div>'
 
 
 def _sizes(case: Case) -> str:
@@ -183,36 +166,23 @@ def _sizes(case: Case) -> str:
         return "<p>No image could be read.</p>"
     crop = case.transforms.crop_size
     crop_height, crop_width = (crop, crop) if isinstance(crop, int) else crop
-    top = 1.12 * max(*(max(size) for size in sizes), crop_height, crop_width)
-    scale, base, left = 300 / top, 320, 50
+    ends = [float(max(*(max(size) for size in sizes), crop_height, crop_width))]
+    frame = Frame(Axis("width, pixels").over(ends), Axis("height, pixels").over(ends), SIDE, SIDE)
     discs = "".join(
-        f'<circle cx="{left + width * scale:.1f}" cy="{base - height * scale:.1f}" '
-        f'r="{3 + 9 * (number / max(sizes.values())) ** 0.5:.1f}"><title>{height}x{width}: {number}</title></circle>'
+        f'<circle class="blue" cx="{across:.1f}" cy="{up:.1f}" r="{3 + 9 * (number / max(sizes.values())) ** 0.5:.1f}">'
+        f"<title>{height}x{width}: {count(number, 'image')}</title></circle>"
         for (height, width), number in sizes.items()
+        for across, up in [frame.place(width, height)]
     )
-    step = _round_step(top / 4)
-    ticks = "".join(
-        f'<text x="{left + value * scale:.1f}" y="338" text-anchor="middle">{value}</text>'
-        f'<text x="44" y="{base - value * scale + 4:.1f}" text-anchor="end">{value}</text>'
-        for value in range(0, int(top), step)
-    )
+    (left, top), (right, bottom) = frame.place(0, crop_height), frame.place(crop_width, 0)
+    around = f"M{left:.1f} {top:.1f}H{right:.1f}V{bottom:.1f}"
     (height, width), number = sizes.most_common(1)[0]
     return (
         f"<p>{number} of {sum(sizes.values())} images are {height}x{width} (height x width)"
         f"{f'; there are {len(sizes)} sizes' if len(sizes) > 1 else ''}. The frame is the training crop, "
         f"{crop_height}x{crop_width}.</p>"
-        f'<svg viewBox="0 0 370 360" role="img" aria-label="sizes of images"><path class="axis" '
-        f'd="M{left} 14V{base}H360"/><rect class="crop" x="{left}" y="{base - crop_height * scale:.1f}" '
-        f'width="{crop_width * scale:.1f}" height="{crop_height * scale:.1f}"/>{discs}{ticks}'
-        f'<text x="205" y="356" text-anchor="middle">width</text>'
-        f'<text transform="translate(12 170) rotate(-90)" text-anchor="middle">height</text></svg>'
+        + frame.figure("Sizes of images and, dashed, of the training crop", f'<path class="crop" d="{around}"/>{discs}')
     )
-
-
-def _round_step(step: float) -> int:
-    """A round number near a step: 1, 2 or 5 times a power of ten."""
-    power = 10 ** max(len(str(int(step))) - 1, 0)
-    return max(1, next((power * factor for factor in (1, 2, 5) if power * factor >= step), 10 * power))
 
 
 def _samples(case: Case) -> str:
@@ -222,52 +192,9 @@ def _samples(case: Case) -> str:
         samples = [facts.sample for facts in case.facts if facts.sample.split == split and not facts.faults]
         spread = _spread(samples, SHOWN_SAMPLES // len(case.splits))
         figures += _figures(case, spread, overlay_of, len(spread))
-    return f'<div class="pictures small">{"".join(figures)}</div>'
+    return f'<div class="pictures">{"".join(figures)}</div>'
 
 
 def _spread(items: Sequence[Item], limit: int) -> list[Item]:
     number = min(limit, len(items))
     return [items[index * len(items) // number] for index in range(number)]
-
-
-STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1f2328; --soft: #59636e; --line: #d1d9e0; --fill: #f6f8fa;
-  --error: #c62828; --warning: #9a6700; --info: #3b6ea5; --train: #4c78a8; --val: #e39b3b; --test: #5aa469; }
-@media (prefers-color-scheme: dark) { :root { --paper: #14171c; --ink: #e6e9ee; --soft: #9aa4b0; --line: #333a44;
-  --fill: #1d2229; --error: #ff7b72; --warning: #e3b341; --info: #79b8ff; --train: #6fa3d8; --val: #f0b45a;
-  --test: #79c58c; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 24px 16px 48px; }
-h1 { margin: 0; font-size: 28px; } h2 { margin: 40px 0 12px; font-size: 21px; } h3 { margin: 0; font-size: 16px; }
-.path, figcaption, footer, summary, .legend { color: var(--soft); overflow-wrap: anywhere; }
-.path { margin: 0 0 16px; } footer { margin-top: 48px; font-size: 14px; }
-.tiles { display: flex; flex-wrap: wrap; gap: 12px; }
-.tile { border: 1px solid var(--line); border-radius: 8px; padding: 8px 16px; background: var(--fill); }
-.tile b { display: block; font-size: 24px; } .tile span { color: var(--soft); font-size: 14px; }
-.tile.error b { color: var(--error); } .tile.warning b { color: var(--warning); } .tile.info b { color: var(--info); }
-article { border: 1px solid var(--line); border-left: 5px solid var(--info); border-radius: 8px; padding: 12px 16px;
-  margin: 0 0 12px; }
-article.error { border-left-color: var(--error); } article.warning { border-left-color: var(--warning); }
-article p { margin: 6px 0; overflow-wrap: anywhere; }
-.badge { color: var(--info); text-transform: uppercase; font-size: 12px; letter-spacing: .05em; }
-.error .badge { color: var(--error); } .warning .badge { color: var(--warning); }
-summary { cursor: pointer; font-size: 14px; } details ul { margin: 4px 0; font-size: 14px; overflow-wrap: anywhere; }
-.mend { margin: 8px 0 0; padding: 8px 12px 8px 32px; background: var(--fill); border-radius: 6px;
-  overflow-wrap: anywhere; }
-code { font: 14px ui-monospace, monospace; }
-.pictures { display: flex; flex-wrap: wrap; gap: 12px; margin: 8px 0; }
-figure { margin: 0; max-width: 100%; } figcaption { font-size: 13px; }
-.pictures img { display: block; max-width: 100%; height: auto; max-height: 170px; border-radius: 4px; }
-.small img { max-height: 150px; }
-.classes { display: grid; grid-template-columns: minmax(90px, max-content) 1fr; gap: 8px 16px; align-items: center; }
-.name { overflow-wrap: anywhere; } .swatch, .legend i { display: inline-block; width: 14px; height: 14px;
-  border-radius: 3px; border: 1px solid var(--line); margin: 0 8px 0 0; vertical-align: -1px; }
-.legend span { margin: 0 8px 0 4px; white-space: nowrap; } .legend i { margin-right: 4px; border: 0; }
-.bar { display: flex; align-items: center; gap: 8px; height: 18px; }
-.bar i { display: block; height: 11px; border-radius: 2px; flex: none; width: calc(var(--share) * (100% - 150px)); }
-.bar span { font-size: 13px; color: var(--soft); white-space: nowrap; }
-svg { width: 100%; max-width: 460px; } svg text { font-size: 12px; fill: var(--soft); }
-circle { fill: var(--train); opacity: .7; } .axis { stroke: var(--line); fill: none; }
-.crop { fill: none; stroke: var(--warning); stroke-dasharray: 5 4; stroke-width: 1.5; }
-"""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
-
 import numpy as np
 from PIL import Image
 
@@ -15,6 +12,7 @@ from segtune.data.scan import Sample
 from segtune.drawing import overlay
 from segtune.label_values import Color
 from segtune.labels import LabelMap
+from segtune.page import data_url
 
 HEIGHT = 240  # of a picture, pixels
 WIDEST = 960
@@ -37,7 +35,7 @@ def picture_of(case: Case, sample: Sample) -> str | None:
         right = overlay(pixels, labels, label_map, legend=False)
     else:
         right = Image.fromarray(label_map.colorize(labels))
-    return _data_url(_beside(Image.fromarray(pixels), right))
+    return _url(_beside(Image.fromarray(pixels), right))
 
 
 def overlay_of(case: Case, sample: Sample) -> str | None:
@@ -49,7 +47,7 @@ def overlay_of(case: Case, sample: Sample) -> str | None:
     labels, label_map = _labels(case, codes)
     if pixels.shape[:2] != labels.shape:
         return None
-    return _data_url(_scaled(overlay(pixels, labels, label_map, legend=False)))
+    return _url(_scaled(overlay(pixels, labels, label_map, legend=False)))
 
 
 def _labels(case: Case, codes: np.ndarray) -> tuple[np.ndarray, LabelMap]:
@@ -78,7 +76,5 @@ def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
     return sheet
 
 
-def _data_url(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "JPEG", quality=QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def _url(picture: Image.Image) -> str:
+    return data_url(picture.convert("RGB"), "jpeg", quality=QUALITY)

@@ -23,6 +23,8 @@ from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
 from segtune.hub import HubConfig, RunPush
 from segtune.inference import processor_for
+from segtune.report.facts import of_training
+from segtune.report.page import write_report
 from segtune.run_folder import RECIPE_FILE, SPLIT_FILE, goes_on, refuse_existing_run
 from segtune.section import Section
 from segtune.strict import Keys, check, dotted, show
@@ -50,6 +52,7 @@ _FREE = {
     "training/gradient_checkpointing",
     "training/early_stopping_patience",
     "training/overlays",
+    "training/report",
     "training/trackers",
     "training/save_every",
     "training/keep_last",
@@ -127,6 +130,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
     """Builds what the recipe names, checks the data, trains, and pushes the run where the recipe says so.
 
     Returns what `SegmentationTrainer.train` returns and, under "splits", the names of the data's splits; under
+    "report", the path of its page, or None where that could not be written; under
     "pushed", where the run was pushed, its URL on the Hub or None (a run that was stopped early is to go on first).
     """
     training = recipe.training
@@ -139,7 +143,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         raise UsageError(f"dataset.path = {recipe.dataset.path}: no training images, only {', '.join(dataset)}")
     if "val" not in dataset:
         logger.warning("no validation split: the last weights count as the best (dataset.val_fraction draws one)")
-    counted = isinstance(loss.class_weights, str)
+    counted, pixels = isinstance(loss.class_weights, str), None
     if recipe.dataset.check_masks or counted:
         pixels = check_masks(_at_hand(recipe, dataset), label_map)
         if counted:
@@ -162,6 +166,8 @@ def train(recipe: Recipe) -> dict[str, Any]:
     )
     push = _push_beside(recipe, trainer)
     result = {**trainer.train(), "splits": list(dataset)}
+    if training.report and "stopped" not in result and trainer.accelerator.is_main_process:
+        result["report"] = _write_report(trainer, dataset, pixels)
     if push is not None and "stopped" in result:
         push.wait()
     elif push is not None:
@@ -177,6 +183,22 @@ def _push_beside(recipe: Recipe, trainer: SegmentationTrainer) -> RunPush | None
     push.check()
     trainer.after_evaluation = push.after_evaluation
     return push
+
+
+def _write_report(
+    trainer: SegmentationTrainer, dataset: Mapping[str, Any], pixels: Mapping[str, Any] | None
+) -> str | None:
+    """Write the report of a run that is done; returns its path, or None where that failed, which is only told."""
+    run = trainer.run.path
+    try:
+        options: dict[str, Any] = {"pixels": pixels, "batch_size": trainer.config.eval_batch_size}
+        facts = of_training(run, dataset, trainer.label_map, device=trainer.accelerator.device, **options)
+        write_report(facts, facts.place.page)
+    except Exception as error:  # whatever it is, the run is done
+        reason = f"{type(error).__name__}: {error}"
+        logger.warning("the run is done, but has no report (%s); segtune report %s writes it", reason, run)
+        return None
+    return str(facts.place.page)
 
 
 def _at_hand(recipe: Recipe, dataset: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SPLIT_FILE, METRICS_FILE = "split.json", "metrics.jsonl"
+SPLIT_FILE, METRICS_FILE, REPORT_FILE = "split.json", "metrics.jsonl", "report.html"
 _FOLDERS = ("checkpoints", "best", "final", "overlays", "tensorboard", "non_finite")
 
 
@@ -212,7 +212,7 @@ def run_content(folder: Path) -> list[str]:
     """What of a run the folder holds."""
     return [
         name
-        for name in (RECIPE_FILE, SPLIT_FILE, METRICS_FILE, *_FOLDERS, file_name("val"))
+        for name in (RECIPE_FILE, SPLIT_FILE, METRICS_FILE, REPORT_FILE, *_FOLDERS, file_name("val"))
         if (folder / name).exists()
     ]
 

@@ -57,6 +57,7 @@ class TrainingConfig(Section):
         None, ge=1, description="Evaluations in a row without a better one that end the run; null = none do."
     )
     overlays: int = Field(4, ge=0, description="Samples drawn at each evaluation: image | truth | prediction.")
+    report: bool = Field(True, description="Write report.html at the end, of best/ on the validation split.")
     trackers: tuple[TrackerName, ...] = Field(
         (), description="Where numbers and overlays are sent as well: tensorboard, trackio, wandb, mlflow."
     )

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "segtune"
 
-COMMANDS = {"bench", "data", "doctor", "evaluate", "hub", "options", "predict", "recipes", "train"}
+COMMANDS = {"bench", "data", "doctor", "evaluate", "hub", "options", "predict", "recipes", "report", "train"}
 
 # A module imports modules of its own layer or of a lower one. A new module is given its layer here.
 LAYERS = [
@@ -41,6 +41,7 @@ LAYERS = [
         "bootstrap",
         "boundary",
         "calibration",
+        "charts",
         "confusion",
         "data.annotations",
         "data.annotations.coco",
@@ -95,6 +96,7 @@ LAYERS = [
         "data.tables",
         "data.tiles",
         "data.transforms",
+        "doubts",
         "drawing",
         "evaluation",
         "geo",
@@ -104,6 +106,7 @@ LAYERS = [
         "losses",
         "metrics",
         "objects",
+        "page",
         "png",
         "polygons",
         "scores",
@@ -147,6 +150,14 @@ LAYERS = [
         "preview",
         "release",
         "report",
+        "report.examination",
+        "report.facts",
+        "report.layers",
+        "report.numbers",
+        "report.page",
+        "report.pictures",
+        "report.tables",
+        "report.training",
         "tables",
         "tracking",
         "trainer",

@@ -36,19 +36,20 @@ def doctor(
 ) -> None:
     """Look for faults in a data set before it is trained on; each finding says what mends it. Exit code 1: errors."""
     from segtune import checkup
-    from segtune.doctor_page import check_page, write_page
+    from segtune.doctor_page import COMMAND, write_doctor_page
+    from segtune.page import check_page
     from segtune.recipe import load_recipe_or_data
 
     hide_bars_of_libraries()
     settings = load_recipe_or_data(recipe, overrides or ())
     if html:
-        check_page(html)
+        check_page(html, COMMAND, "--html")
     if split_file:
         checkup.check_split(split_file)
     diagnosis = checkup.diagnose(settings, try_model=dry_run, checkpoint=checkpoint, device=device)
     typer.echo(json.dumps(diagnosis.to_dict()) if as_json else "\n".join(_finding_lines(diagnosis)))
     if html:
-        write_page(diagnosis, html)
+        write_doctor_page(diagnosis, html)
         typer.echo(f"page: {html}", err=as_json)
     if split_file:
         left = ", ".join(f"{number} {split}" for split, number in checkup.write_split(diagnosis, split_file).items())

@@ -45,6 +45,8 @@ def _closing_lines(result: dict[str, Any]) -> list[str]:
             name = "mIoU" if metric == "mean_iou" else metric
             lines.append(f"best val {name} {value:.4f} at step {result['best']['step']}")
     lines.append(f"run folder: {folder}")
+    if result.get("report"):
+        lines.append(f"report: {result['report']}")
     if result.get("pushed"):
         lines.append(f"pushed to {result['pushed']}")
     split = next((split for split in ("test", "val") if split in result["splits"]), None)
