@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-WIDTH, HEIGHT = 420.0, 230.0
+WIDTH, HEIGHT = 360.0, 220.0
 LEFT, RIGHT, TOP, BOTTOM = 56.0, 12.0, 12.0, 40.0  # margins
 MOST_POINTS = 400  # of a line: more are averaged in groups
+SMALL = 0.01  # numbers of an axis below it are written with a power of ten
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 class Series(NamedTuple):
@@ -51,6 +53,23 @@ class Scale(NamedTuple):
     ticks: Sequence[float]
 
     @property
+    def exponent(self) -> int:
+        """The power of ten that is left out of the numbers of a scale of small ones, and is said in its title."""
+        largest = max(map(abs, self.ticks))
+        return math.floor(math.log10(largest)) if 0 < largest < SMALL else 0
+
+    @property
+    def numbers(self) -> list[str]:
+        """What stands at the ticks, all with the same number of digits after the point."""
+        values = [f"{tick / 10**self.exponent:g}" for tick in self.ticks]
+        decimals = max(len(value.partition(".")[2]) for value in values)
+        return [f"{float(value):.{decimals}f}" for value in values]
+
+    @property
+    def title(self) -> str:
+        return f"{self.label}, 10{str(self.exponent).translate(_RAISED)}" if self.exponent else self.label
+
+    @property
     def low(self) -> float:
         return self.ticks[0]
 
@@ -78,17 +97,17 @@ class Frame(NamedTuple):
         right, bottom = self.width - RIGHT, self.height - BOTTOM
         grid = "".join(
             f'<path class="grid" d="M{LEFT} {at:.1f}H{right}"/>'
-            f'<text x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{value:g}</text>'
-            for value in self.y.ticks
+            f'<text x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{text}</text>'
+            for value, text in zip(self.y.ticks, self.y.numbers, strict=True)
             for at in [self.place(self.x.low, value)[1]]
         ) + "".join(
-            f'<text x="{self.place(value, self.y.low)[0]:.1f}" y="{bottom + 18}" text-anchor="middle">{value:g}</text>'
-            for value in self.x.ticks
+            f'<text x="{self.place(value, self.y.low)[0]:.1f}" y="{bottom + 18}" text-anchor="middle">{text}</text>'
+            for value, text in zip(self.x.ticks, self.x.numbers, strict=True)
         )
         across, up = f'x="{(LEFT + right) / 2:.0f}" y="{self.height - 4}"', f"translate(12 {(TOP + bottom) / 2:.0f})"
         labels = (
-            f'<text {across} text-anchor="middle">{escape(self.x.label)}</text>'
-            f'<text transform="{up} rotate(-90)" text-anchor="middle">{escape(self.y.label)}</text>'
+            f'<text {across} text-anchor="middle">{escape(self.x.title)}</text>'
+            f'<text transform="{up} rotate(-90)" text-anchor="middle">{escape(self.y.title)}</text>'
         )
         key = f'<span class="key">{legend}</span>' if legend else ""
         return (

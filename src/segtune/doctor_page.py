@@ -69,8 +69,8 @@ def _headline(diagnosis: Diagnosis) -> str:
         (str(len(case.facts)), "samples: " + ", ".join(f"{n} {split}" for split, n in diagnosis.samples.items())),
         (str(case.label_map.num_labels), f"classes{named}"),
         *(
-            (str(diagnosis.count(severity)), f"{severity}s" if severity != "info" else severity)
-            for severity in SEVERITIES
+            (str(number), severity if severity == "info" or number == 1 else f"{severity}s")
+            for severity, number in ((severity, diagnosis.count(severity)) for severity in SEVERITIES)
         ),
     ]
     kinds = ["", "", *SEVERITIES]

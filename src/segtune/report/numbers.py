@@ -11,6 +11,7 @@ from segtune.evaluation import Evaluation
 from segtune.scores import ratio
 
 LEAST_OF_CLASS, LEAST_OF_ALL = 0.01, 1e-4  # share of the pixels, below which a confusion is not worth a word
+_PERCENT = "\N{NO-BREAK SPACE}%"
 
 
 class Confused(NamedTuple):
@@ -75,9 +76,17 @@ def interval(ends: Sequence[float | None]) -> str:
     return "" if None in ends else " – ".join(map(number, ends))
 
 
+def column_percent(share: float | None) -> str:
+    """A share from 0 to 1 for the column of a table, with one digit after the point: '0.0 %', '<0.1 %', '47.3 %'."""
+    if share is None or np.isnan(share):
+        return "–"
+    return f"<0.1{_PERCENT}" if 0 < share < 0.0005 else f"{100 * share:.1f}{_PERCENT}"
+
+
 def percent(share: float | None) -> str:
     """A share from 0 to 1: '0.04 %', '3.1 %', '47 %'; "–" where it is undefined."""
     if share is None or np.isnan(share):
         return "–"
     value = 100 * share
-    return f"{value:.0f} %" if value >= 10 or value == 0 else f"{value:.1f} %" if value >= 1 else f"{value:.2g} %"
+    text = f"{value:.0f}" if value >= 10 or value == 0 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+    return text + _PERCENT

@@ -10,9 +10,9 @@ import numpy as np
 from segtune.charts import Axis, Series, line_chart
 from segtune.page import asset, check_page, document, section, tile, write_page
 from segtune.report.facts import Facts
-from segtune.report.numbers import interval, most_confused, number, percent, regions
+from segtune.report.numbers import LEAST_OF_ALL, interval, most_confused, number, percent, regions
 from segtune.report.pictures import gallery, suspects
-from segtune.report.tables import class_table, confusion, pixel_table, size_table, table
+from segtune.report.tables import class_table, confusion, data_table, size_table, table
 from segtune.report.training import environment, training
 
 COMMAND = "report"
@@ -31,7 +31,7 @@ def write_report(facts: Facts, path: Path) -> None:
 
 def page(facts: Facts) -> str:
     """The whole page."""
-    parts = [("Training", training(facts), "training"), ("Data", _data(facts), "data")]
+    parts = [("Training", training(facts), "training"), ("Data", data_table(facts), "data")]
     if facts.evaluation is not None and facts.examination is not None:
         parts = [*_evaluation(facts), *parts]
     parts += [("Recipe", _recipe(facts), "recipe"), ("Environment", environment(facts), "environment")]
@@ -52,7 +52,7 @@ def _evaluation(facts: Facts) -> list[tuple[str, str, str]]:
         ("Images", gallery(facts), "images"),
         ("Classes", class_table(facts), "classes"),
         ("Confusions", confusion(names, evaluation.confusion), "confusions"),
-        ("Boundaries and sizes", _boundaries(facts) + size_table(facts), "boundaries"),
+        ("Boundaries and sizes", f'<div class="beside">{_boundaries(facts)}{size_table(facts)}</div>', "boundaries"),
         ("Calibration", _calibration(facts), "calibration"),
         ("Suspected label errors", suspects(facts), "suspects"),
     ]
@@ -95,7 +95,7 @@ def _how(facts: Facts) -> str:
     how, units = facts.intervals, facts.intervals["units"]
     drawn = f"{units} groups of images" if how["unit"] == "group" else f"the {units} images"
     return (
-        f'<p class="soft note">Intervals are {100 * how["level"]:g} % bootstrap intervals (BCa, {how["resamples"]} '
+        f'<p class="soft note">Intervals are {100 * how["level"]:g} % bootstrap intervals (BCa, {how["resamples"]:,} '
         f"resamples of {drawn}); they say how much another set of such images could differ, not another training.</p>"
     )
 
@@ -175,9 +175,9 @@ def _boundaries(facts: Facts) -> str:
     width = f"{100 * evaluation.boundary_width:g} %"
     shown = table(["region", "pixels", "accuracy", "mistakes"], rows, "Shares of the pixels and of all mistakes")
     return (
-        f"<p>Near a boundary means within {width} of the image's diagonal of another class of the truth"
+        f"<div><p>Near a boundary means within {width} of the image's diagonal of another class of the truth"
         f"{_of_some(facts)}. Boundary IoU {number(scores['mean_boundary_iou'])}, boundary F1 "
-        f"{number(scores['mean_boundary_f1'])}; by class in the table above.</p>{shown}"
+        f"{number(scores['mean_boundary_f1'])}; by class in the table above.</p>{shown}</div>"
     )
 
 
@@ -199,7 +199,7 @@ def _calibration(facts: Facts) -> str:
         kept = [
             (confidence, accuracy, pixels / total)
             for confidence, accuracy, pixels in zip(bins["confidence"], bins["accuracy"], bins["pixels"], strict=True)
-            if pixels
+            if pixels >= LEAST_OF_ALL * total
         ]
         dots = [2 + 7 * share**0.5 for _, _, share in kept]
         series.append(Series(name, [(x, y) for x, y, _ in kept], color, dots))
@@ -208,22 +208,15 @@ def _calibration(facts: Facts) -> str:
         for name, region in found.items()
     )
     scaled = f"with the temperature {facts.temperature:g}" if facts.temperature != 1 else "without temperature scaling"
-    title = "Accuracy of pixels by the confidence in their class; dots are as large as their share of the pixels"
+    title = "Accuracy of pixels by the confidence in their class"
     axes = Axis("confidence", 0, 1), Axis("accuracy", 0, 1)
     return (
+        f'<div class="beside"><div class="charts">{line_chart(title, series, *axes, diagonal=True)}</div><div>'
         f"<p>Expected calibration error {errors} ({scaled}; <code>segtune calibrate</code> fits one). On the dashed "
-        "line a confidence of 0.8 is right in 80 % of the cases; below it, the model is too sure."
-        f"{_of_some(facts)}</p>"
-        f'<div class="charts">{line_chart(title, series, *axes, diagonal=True)}</div>'
+        "line a confidence of 0.8 is right in 80 % of the cases; below it, the model is too sure. Dots are as large as "
+        f"their share of the pixels, the smallest of less than {percent(LEAST_OF_ALL)} left out{_of_some(facts)}.</p>"
+        "</div></div>"
     )
-
-
-def _data(facts: Facts) -> str:
-    rows = [
-        f'<tr><th scope="row">{split}</th><td>{"a stream" if count is None else f"{count:,}"}</td></tr>'
-        for split, count in facts.images.items()
-    ]
-    return table(["split", "images"], rows, "Images of each split") + pixel_table(facts)
 
 
 def _recipe(facts: Facts) -> str:

@@ -42,8 +42,8 @@ def suspects(facts: Facts) -> str:
     )
     return (
         f"<p>Where the model is sure (confidence {SURE:g} or more) of another class than the mask says, most often the "
-        f"model is wrong, sometimes the mask. {told}, by the share of such pixels (in the layer of errors, in "
-        f"{swatch(SURELY_WRONG)}).</p>{_gallery(facts, {'': ids}, 'doubted', ('photo', 'truth'))}"
+        f"model is wrong, sometimes the mask. {told}, by the share of such pixels, "
+        f"{swatch(SURELY_WRONG)}in the layer of errors.</p>{_gallery(facts, {'': ids}, 'doubted', ('photo', 'truth'))}"
     )
 
 
@@ -89,10 +89,9 @@ def _figure(facts: Facts, picture: Picture, is_suspect: bool) -> str:
     return (
         f'<figure><div class="stage" style="aspect-ratio:{width}/{height}"><img class="photo" src="{layers.photo}" '
         f'alt="{name}" draggable="false">{images}<span class="line" aria-hidden="true"></span>'
-        f'<input type="range" min="0" max="100" value="50" aria-label="Line between the layers of {name}"></div>'
-        f"<figcaption><span><b>{name}</b> {_caption(facts, picture, is_suspect)}</span>"
-        f'<button type="button" class="larger" aria-pressed="false" aria-label="Show {name} larger">larger</button>'
-        "</figcaption></figure>"
+        f'<input type="range" min="0" max="100" value="50" aria-label="Line between the layers of {name}">'
+        f'<button type="button" class="larger" aria-pressed="false" title="larger" aria-label="Show {name} larger">⤢'
+        f"</button></div><figcaption><b>{name}</b> {_caption(facts, picture, is_suspect)}</figcaption></figure>"
     )
 
 

@@ -73,7 +73,7 @@ function drawMatrix(matrix) {
   const whole = byTruth ? counts.map(sum) : counts.map((_, column) => sum(counts.map((row) => row[column])));
   const table = document.createElement("table");
   table.classList.toggle("many", order.length > FEW);
-  table.createCaption().textContent = "Rows are the truth, columns the prediction";
+  table.classList.toggle("few", order.length <= 8);
   const head = table.createTHead().insertRow();
   head.append(cell("", "td"));
   for (const column of order) {
@@ -90,7 +90,7 @@ function drawMatrix(matrix) {
       const total = whole[byTruth ? row : column];
       const share = total ? counts[row][column] / total : 0;
       const text = !total ? "–" : share >= 0.005 ? Math.round(100 * share) : share ? "·" : "";
-      const made = cell(text, "td", ...(row === column ? ["right"] : []), ...(share > 0.55 ? ["strong"] : []));
+      const made = cell(text, "td", ...(row === column ? ["right"] : []));
       made.style.setProperty("--share", share.toFixed(3));
       made.title = `${names[row]}, predicted as ${names[column]}: ${(100 * share).toFixed(2)} %, ${counts[row][column]} pixels`;
       line.append(made);

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from segtune import objects
 from segtune.labels import LabelMap
 from segtune.page import bar, scrolled, swatch
 from segtune.report.facts import Facts
-from segtune.report.numbers import interval, most_confused, number, percent
+from segtune.report.numbers import column_percent, interval, most_confused, number, percent
 from segtune.scores import plain, ratio
 
 PAIRS = 8  # confusions that are named
@@ -65,13 +64,13 @@ def class_table(facts: Facts) -> str:
         row, ends = per_class[name], facts.intervals["per_class"][name]["bca"]
         scores = [value_cell(row[key]) for key in ("precision", "recall", "dice")]
         scores.append(value_cell(details[name]["boundary_iou"]))
-        share = value_cell(row["pixels"] / pixels, percent(row["pixels"] / pixels))
+        share = value_cell(row["pixels"] / pixels, column_percent(row["pixels"] / pixels))
         cells = [_iou_cell(row["iou"], ends), *scores, share, value_cell(row["images"], str(row["images"]))]
         rows.append(f"<tr>{name_cell(facts.label_map, index)}{''.join(cells)}</tr>")
     heads = ["class", "IoU", "precision", "recall", "Dice", "boundary IoU", "pixels", "images"]
     return (
-        "<p>The light part of a bar is the interval of the IoU. Recall is also called accuracy of the class. A click "
-        f"on a heading sorts.</p>{table(heads, rows, 'Scores of each class', sorted_by=6)}"
+        "<p>The line over a bar is the interval of the IoU. Recall is also called accuracy of the class. A click on a "
+        f"heading sorts.</p>{table(heads, rows, 'Scores of each class', sorted_by=6)}"
     )
 
 
@@ -82,7 +81,9 @@ def _iou_cell(value: float | None, ends: Sequence[float | None]) -> str:
     span = (
         "" if low is None or high is None else f'<b style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></b>'
     )
-    return value_cell(value, f'{bar(value, inside=span)}{number(value)} <small class="ends">{interval(ends)}</small>')
+    return value_cell(
+        value, f'{bar(value, "ranged", span)}{number(value)} <small class="ends">{interval(ends)}</small>'
+    )
 
 
 # --- confusions ------------------------------------------------------------------------------------------------------
@@ -96,16 +97,19 @@ def confusion(names: Sequence[str], counts: np.ndarray) -> str:
         for pair in most_confused(counts, PAIRS)
     )
     data = json.dumps({"names": list(names), "counts": counts.tolist()}, separators=(",", ":")).replace("<", "\\u003c")
+    named = f"<ul>{pairs}</ul>" if pairs else "<p>No class is taken for another to more than 1 %.</p>"
     return (
-        (f'<ul class="pairs">{pairs}</ul>' if pairs else "<p>No class is taken for another to more than 1 %.</p>")
-        + '<div class="matrix"><div class="controls"><label>Percent of <select class="of">'
+        f'<div class="beside"><div class="pairs"><h3>Worst pairs</h3>{named}</div><div class="matrix">'
+        "<h3>Rows: truth, columns: prediction</h3>"
+        '<div class="controls"><label>Percent of <select class="of">'
         '<option value="truth">the true class (rows add up to 100)</option>'
         '<option value="prediction">the predicted class (columns add up to 100)</option></select></label> '
         '<label>Order <select class="order"><option value="given">of the label map</option>'
         '<option value="recall">lowest recall first</option><option value="pixels">most pixels first</option>'
         '</select></label> <label class="which">Show <select class="number"></select></label></div>'
         f'<div class="scroll" role="region" aria-label="Confusion matrix" tabindex="0"></div>'
-        f'<script type="application/json">{data}</script><noscript>The matrix is drawn by a script.</noscript></div>'
+        f'<script type="application/json">{data}</script><noscript>The matrix is drawn by a script.</noscript>'
+        "</div></div>"
     )
 
 
@@ -132,30 +136,38 @@ def size_table(facts: Facts) -> str:
     heads = [
         "class",
         *(
-            f"{text}<br><small>{percent(part)} of the pixels</small>"
+            f"{text}<small>{percent(part)} of the pixels</small>"
             for text, part in zip(SIZES.values(), share, strict=True)
         ),
     ]
     shown = table(heads, rows, "IoU by the size of objects, in pixels of the mask")
-    return f"<h3>Sizes of objects</h3>{shown}"
+    return f'<div class="sizes"><h3>Sizes of objects</h3>{shown}</div>'
 
 
 def _mini(value: float | None) -> str:
-    return bar(value or 0, "mini")
+    """A small bar; only its place where there is no value."""
+    return bar(value or 0, "mini" if value is not None else "mini none")
 
 
-def pixel_table(facts: Facts) -> str:
-    """Share of the labelled pixels of each class in each split, where the masks were counted."""
+def data_table(facts: Facts) -> str:
+    """Images of each split and, where the masks were counted, the share of its labelled pixels of each class."""
+    images = {split: "a stream" if count is None else _images(count) for split, count in facts.images.items()}
     if not facts.pixels:
-        return ""
+        rows = [f'<tr><th scope="row">{split}</th><td>{count}</td></tr>' for split, count in images.items()]
+        return table(["split", "size"], rows, "Images of each split")
     shares = {split: plain(ratio(counts[:-1], counts[:-1].sum())) for split, counts in facts.pixels.items()}
     rows = [
         f"<tr>{name_cell(facts.label_map, index)}"
-        + "".join(value_cell(of[index], f"{percent(of[index])} {_mini(of[index])}") for of in shares.values())
+        + "".join(value_cell(of[index], f"{column_percent(of[index])} {_mini(of[index])}") for of in shares.values())
         + "</tr>"
         for index in range(facts.label_map.num_labels)
     ]
-    ignored = "".join(f"<td>{percent(float(ratio(counts[-1], counts.sum())))}</td>" for counts in facts.pixels.values())
-    rows.append(f'<tr class="last"><th scope="row">ignored, of all pixels</th>{ignored}</tr>')
-    heads: list[Any] = ["class", *facts.pixels]
-    return "<h3>Share of the labelled pixels</h3>" + table(heads, rows, "Pixels of each class by split", sorted_by=1)
+    ignored = (column_percent(float(ratio(counts[-1], counts.sum()))) for counts in facts.pixels.values())
+    cells = "".join(f"<td>{share} {_mini(None)}</td>" for share in ignored)
+    rows.append(f'<tr class="last"><th scope="row">ignored, of all pixels</th>{cells}</tr>')
+    heads = ["class", *(f"{split}<small>{images[split]}</small>" for split in facts.pixels)]
+    return table(heads, rows, "Share of the labelled pixels", sorted_by=1)
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"

@@ -30,7 +30,9 @@ def training(facts: Facts) -> str:
 
 
 def _points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    return [(float(record["step"]), float(record[key])) for record in records if record.get(key) is not None]
+    """Steps and values, without those that are no numbers."""
+    found = [(float(record["step"]), float(record[key])) for record in records if record.get(key) is not None]
+    return [(step, value) for step, value in found if np.isfinite(value)]
 
 
 def _curve(title: str, label: str, points: list[tuple[float, float]], color: str, dots: bool = False) -> str:
