@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import PIPE
+from typing import Any
 
 _CACHE = tempfile.TemporaryDirectory(prefix="segtune-tests-")  # removed when the interpreter ends
 os.environ["HF_HOME"] = _CACHE.name
@@ -38,6 +40,50 @@ def camvid() -> Path:
         reason = f"no CamVid at {folder} (set SEGTUNE_SHARED to the folder that holds data/camvid)"
         pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, or Chrome, of the system."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        path = None
+    if path is None:
+        reason = "no Chromium (apt install chromium), or no playwright (pip install playwright) that drives it"
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=quiet)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a file as a page of a browser that has no network; afterwards, nothing must have gone wrong in it."""
+    contexts, faults = [], []
+
+    def look(request: Any) -> None:
+        if not request.url.startswith(("file:", "data:")):
+            faults.append(f"asked for {request.url}")
+
+    def show(path: Path, *, width: int = 1280, color_scheme: str = "light") -> Any:
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=color_scheme))
+        contexts[-1].set_offline(True)
+        page = contexts[-1].new_page()
+        page.set_default_timeout(10_000)
+        page.on("request", look)
+        page.on("console", lambda message: faults.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: faults.append(f"error: {error}"))
+        page.goto(path.as_uri())
+        return page
+
+    yield show
+    for context in contexts:
+        context.close()
+    assert faults == []
 
 
 @pytest.fixture(scope="session")

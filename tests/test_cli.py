@@ -38,6 +38,7 @@ TINY = [
     "training.max_steps=2",
     "training.batch_size=2",
     "training.device=cpu",
+    "training.report=false",
 ]
 
 
@@ -263,13 +264,13 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_train_ends_with_the_next_command(segtune_command: Any, earth: Path, tmp_path: Path) -> None:
     folder = tmp_path / "a run"
-    code, out, _ = segtune_command("train", "demo", f"training.output_dir={folder}", *TINY)
+    code, out, _ = segtune_command("train", "demo", f"training.output_dir={folder}", *TINY, "training.report=true")
     lines = out.splitlines()
     assert code == 0
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert lines[0].startswith("best val mIoU 0.") and lines[0].endswith(" at step 2")
-    assert lines[1] == f"run folder: {folder}"
-    assert lines[2] == (
+    assert lines[1:3] == [f"run folder: {folder}", f"report: {folder}/report.html"]
+    assert lines[3] == (
         f"next: segtune evaluate '{folder}/best' '{folder}/recipe.yaml' --split test --overlays '{folder}/overlays'"
     )
     code, _, err = segtune_command("train", "demo", f"training.output_dir={folder}", *TINY)
@@ -566,6 +567,36 @@ def test_accelerate_launches_two_cpu_processes_into_one_run(earth: Path, tmp_pat
     assert len(kept) == 39
     evaluated = next(line for line in reversed(lines) if "mean_iou" in line)
     assert kept.scores() == {key: evaluated[key] for key in kept.scores()}
+
+
+# report
+
+
+def test_report_is_written_beside_the_run(segtune_command: Any, run_folder: Path) -> None:
+    page = run_folder / "report.html"
+    code, out, _ = segtune_command("report", run_folder)
+    assert code == 0
+    score = json.loads(segtune_command("evaluate", run_folder / "best", "demo", "--json").out)["mean_iou"]
+    assert out == f"test mIoU {score:.3f} over 37 images\nreport: {page}\n"
+    text = page.read_text(encoding="utf-8")
+    page.unlink()
+    assert f"<b>{score:.3f} <small>" in text and "crop_size: 64" in text
+
+
+def test_report_of_a_checkpoint_needs_a_recipe(segtune_command: Any, run_folder: Path, tmp_path: Path) -> None:
+    checkpoint, page = tmp_path / "weights", tmp_path / "page.html"
+    shutil.copytree(run_folder / "best", checkpoint)
+    code, _, err = segtune_command("report", checkpoint)
+    assert code == 2
+    assert err == f"error: {checkpoint} is no run folder: name the RECIPE whose data it is to be tried on\n"
+    options = ("--split", "val", "--group-by", "r[0-9]+", "--output", page)
+    code, out, _ = segtune_command("report", checkpoint, "demo", "dataset.check_masks=false", *options)
+    assert code == 0 and out.startswith("val mIoU ") and out.endswith(f"report: {page}\n")
+    assert "groups of images" in page.read_text(encoding="utf-8")
+    page.write_text("my notes")
+    code, out, err = segtune_command("report", checkpoint, "demo", "--output", page)
+    assert (code, out, page.read_text()) == (2, "", "my notes") and "no page of segtune report" in err
+    assert segtune_command("report", checkpoint, "demo", "--split", "vla").err.startswith("error: --split vla: ")
 
 
 # push, convert

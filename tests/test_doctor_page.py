@@ -4,17 +4,19 @@ import base64
 import io
 import json
 import re
-from html.parser import HTMLParser
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from html_reading import Page
 from PIL import Image
 
 from segtune.data.config import DatasetConfig
 from segtune.data.doctor.examine import Diagnosis, examine
 from segtune.data.transforms import TransformConfig
-from segtune.doctor_page import MARK, page, write_page
+from segtune.doctor_page import page, write_doctor_page
 from segtune.doctor_pictures import NOT_NAMED, overlay_of, picture_of
 from segtune.errors import UsageError
 
@@ -46,35 +48,11 @@ def decode(url: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))).astype(int)
 
 
-class Page(HTMLParser):
-    """Balanced tags, and what is loaded from where."""
-
-    VOID = ("meta", "img")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.sources: list[str] = []
-        self.words: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        if tag not in self.VOID:
-            self.open.append(tag)
-        self.sources += [value or "" for name, value in attributes if name in ("src", "href", "srcset")]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-
 def test_page_stands_alone_and_says_everything(diagnosis: Diagnosis) -> None:
     text = page(diagnosis)
     read = Page(text)
     assert read.open == []
-    assert len(read.sources) >= 6 and all(source.startswith("data:image/jpeg;base64,") for source in read.sources)
+    assert len(read.sources) >= 6 and all(source.startswith("data:") for source in read.sources)
     assert not re.search(r"https?://|@import|url\(", text)
     words = " ".join(read.words)
     assert {finding.code for finding in diagnosis.findings} >= {"unnamed-ids", "size-mismatch", "unreadable"}
@@ -109,15 +87,25 @@ def test_masks_of_another_size_are_shown_beside_the_image(diagnosis: Diagnosis) 
 
 def test_page_replaces_a_page_and_nothing_else(diagnosis: Diagnosis, tmp_path: Path) -> None:
     path = tmp_path / "new" / "page.html"
-    write_page(diagnosis, path)
+    write_doctor_page(diagnosis, path)
     first = path.read_text(encoding="utf-8")
-    assert MARK in first
-    write_page(diagnosis, path)
+    write_doctor_page(diagnosis, path)
     assert path.read_text(encoding="utf-8") == first
     path.write_text("my notes")
-    with pytest.raises(UsageError, match="is no page of segtune doctor"):
-        write_page(diagnosis, path)
+    with pytest.raises(UsageError, match=r"--html .*: .* is no page of segtune doctor"):
+        write_doctor_page(diagnosis, path)
     assert path.read_text() == "my notes"
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_page_in_a_browser(
+    diagnosis: Diagnosis, tmp_path: Path, open_page: Callable[..., Any], width: int, scheme: str
+) -> None:
+    write_doctor_page(diagnosis, tmp_path / "page.html")
+    page = open_page(tmp_path / "page.html", width=width, color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth)")
+    assert page.locator(".tile.error b").inner_text() == str(diagnosis.count("error"))
 
 
 def test_page_of_a_set_without_a_sample(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +11,13 @@ import torch
 from PIL import Image
 
 from segtune.data.config import DatasetConfig
+from segtune.data.doctor.case import Case
 from segtune.data.doctor.examine import examine
 from segtune.data.transforms import TransformConfig
-from segtune.label_noise import SURE, doubt, find_label_noise
+from segtune.doubts import SURE
+from segtune.label_noise import find_label_noise
 from segtune.labels import LabelMap
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
-from segtune.segmenter import Segmenter
 
 LABELS = LabelMap.from_names(["dark", "bright"])
 PROCESSOR = SegformerImageProcessor(do_resize=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
@@ -33,34 +35,28 @@ class Threshold(torch.nn.Module):
         return SimpleNamespace(logits=torch.cat([-bright, bright], 1) * self.scale)
 
 
-def sample(share: float) -> tuple[np.ndarray, np.ndarray]:
-    """A dark image, and its mask with this share of it called bright."""
-    mask = np.zeros((20, 20), np.uint8)
-    mask.flat[: round(400 * share)] = 1
-    return np.zeros((20, 20, 3), np.uint8), mask
+def write_case(folder: Path, shares: Sequence[float]) -> Case:
+    """Dark images, and masks with these shares of them called bright."""
+    for number, share in enumerate(shares):
+        mask = np.zeros((20, 20), np.uint8)
+        mask.flat[: round(400 * share)] = 1
+        for kind, array in (("images", np.zeros((20, 20, 3), np.uint8)), ("masks", mask)):
+            (folder / kind).mkdir(exist_ok=True)
+            Image.fromarray(array).save(folder / kind / f"{number}.png")
+    (folder / "labels.json").write_text(json.dumps(LABELS.names))
+    return examine(DatasetConfig(path=str(folder), val_fraction=0), TransformConfig(crop_size=16)).case
 
 
-def test_sure_contradictions_are_counted() -> None:
-    image, mask = sample(0.25)
-    mask[:, 19] = 255  # ignored pixels do not count
-    found = doubt(Segmenter(Threshold(5.0), PROCESSOR), image, mask, LABELS)
-    assert found == (0.25, "bright", "dark")
-    assert doubt(Segmenter(Threshold(5.0), PROCESSOR), *sample(0), LABELS) == (0.0, "", "")
-
-
-def test_a_model_that_is_not_sure_contradicts_nothing() -> None:
+def test_a_model_that_is_not_sure_contradicts_nothing(tmp_path: Path) -> None:
     unsure = float(np.log(SURE / (1 - SURE)) / 2 * 0.98)  # logits of -s and s give the probability sigmoid(2 s)
-    assert doubt(Segmenter(Threshold(unsure), PROCESSOR), *sample(0.5), LABELS).share == 0
-    assert doubt(Segmenter(Threshold(unsure / 0.96), PROCESSOR), *sample(0.25), LABELS).share == 0.25
+    case = write_case(tmp_path, [0.5])
+    for scale, share in ((unsure, 0), (unsure / 0.96, 0.5)):
+        found = find_label_noise(case, case.scan.samples, Threshold(scale), PROCESSOR)
+        assert found is not None and found.numbers["shares"] == {"0": share}
 
 
 def test_masks_that_stand_out_are_ranked(tmp_path: Path) -> None:
-    for number, share in enumerate([0, 0.04, 0, 0.3, 0.04, 0, 0.45, 0]):
-        for kind, array in zip(("images", "masks"), sample(share), strict=True):
-            (tmp_path / kind).mkdir(exist_ok=True)
-            Image.fromarray(array).save(tmp_path / kind / f"{number}.png")
-    (tmp_path / "labels.json").write_text(json.dumps(LABELS.names))
-    case = examine(DatasetConfig(path=str(tmp_path), val_fraction=0), TransformConfig(crop_size=16)).case
+    case = write_case(tmp_path, [0, 0.04, 0, 0.3, 0.04, 0, 0.45, 0])
     found = find_label_noise(case, case.scan.samples, Threshold(5.0), PROCESSOR)
     assert found is not None
     assert (found.severity, found.files) == ("warning", ("masks/6.png", "masks/3.png"))

@@ -427,11 +427,38 @@ def test_run_that_is_to_go_on_waits_for_pushes_only(
     """How a run is pushed may change when it goes on."""
     monkeypatch.setattr("segtune.trainer.seconds", lambda _: 1e-6)
     result = train(pushed(few, tmp_path / "run", time_limit="1s", eval_every=None))
-    assert "stopped" in result and "pushed" not in result
+    assert "stopped" in result and not {"pushed", "report"} & set(result)
+    assert not (tmp_path / "run" / "report.html").exists()
     assert pushers[0].calls[1:] == ["check", "wait"]
     again = pushed(few, tmp_path / "run", eval_every=None, resume="auto")
     result = train(again.model_copy(update={"hub": HubConfig(push="end", repo="me/y")}))
     assert result["pushed"] == "https://hub/me/x" and result["step"] == 4
+
+
+def test_report_is_there_when_the_run_is_pushed(
+    few: Path, tmp_path: Path, pushers: list[Pusher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "run" / "report.html"
+    monkeypatch.setattr(Pusher, "finish", lambda _: page.read_text(encoding="utf-8"))
+    result = train(pushed(few, tmp_path / "run"))
+    assert result["report"] == str(page)
+    assert f"mIoU {result['best']['mean_iou']:.3f}</title>" in result["pushed"]  # of the weights that count as the best
+    assert "val split, 2 images" in result["pushed"] and "Loss of the training" in result["pushed"]
+
+
+def test_a_report_that_fails_does_not_fail_the_run(
+    few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("segtune.recipe.write_report", fail)
+    result = train(tiny(few, tmp_path / "a run", val_fraction=0.25))
+    assert result["report"] is None and result["step"] == 2
+    assert (tmp_path / "a run" / "best" / "model.safetensors").is_file()
+    (warning,) = (record for record in caplog.records if "has no report" in record.message)
+    assert "(OSError: no space left on device)" in warning.message
+    assert warning.message.endswith(f"segtune report '{tmp_path / 'a run'}' writes it")
 
 
 def test_run_without_validation_says_so(few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -439,6 +466,13 @@ def test_run_without_validation_says_so(few: Path, tmp_path: Path, caplog: pytes
     assert result["splits"] == ["train"]
     assert "no validation split" in caplog.text
     assert (tmp_path / "run" / "best" / "config.json").is_file()
+    assert "Not evaluated" in Path(result["report"]).read_text(encoding="utf-8")
+
+
+def test_a_run_without_a_report(few: Path, tmp_path: Path) -> None:
+    recipe = tiny(few, tmp_path / "run", val_fraction=0)
+    quiet = recipe.model_copy(update={"training": recipe.training.model_copy(update={"report": False})})
+    assert "report" not in train(quiet) and not (tmp_path / "run" / "report.html").exists()
 
 
 def test_masks_are_checked_before_anything_is_built(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

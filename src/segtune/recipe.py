@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -130,8 +131,8 @@ def train(recipe: Recipe) -> dict[str, Any]:
     """Builds what the recipe names, checks the data, trains, and pushes the run where the recipe says so.
 
     Returns what `SegmentationTrainer.train` returns and, under "splits", the names of the data's splits; under
-    "report", the path of its page, or None where that could not be written; under
-    "pushed", where the run was pushed, its URL on the Hub or None (a run that was stopped early is to go on first).
+    "report", the path of its page, or None where that could not be written; under "pushed", where the run was pushed,
+    its URL on the Hub or None. A run that was stopped early is to go on first.
     """
     training = recipe.training
     if training.output_dir is not None:
@@ -195,8 +196,8 @@ def _write_report(
         facts = of_training(run, dataset, trainer.label_map, device=trainer.accelerator.device, **options)
         write_report(facts, facts.place.page)
     except Exception as error:  # whatever it is, the run is done
-        reason = f"{type(error).__name__}: {error}"
-        logger.warning("the run is done, but has no report (%s); segtune report %s writes it", reason, run)
+        reason, command = f"{type(error).__name__}: {error}", shlex.join(["segtune", "report", str(run)])
+        logger.warning("the run is done, but has no report (%s); %s writes it", reason, command)
         return None
     return str(facts.place.page)
 
