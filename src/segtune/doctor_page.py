@@ -128,7 +128,7 @@ def _figures(
         if drawn < limit and (url := draw(case, sample)):
             drawn += 1
             yield (
-                f'<figure><img src="{url}" alt="{escape(sample.id)}" loading="lazy">'
+                f'<figure><img src="{url}" alt="{escape(sample.id)}">'
                 f"<figcaption>{escape(sample.split)}/{escape(sample.id)}</figcaption></figure>"
             )
 
@@ -153,7 +153,7 @@ def _classes(case: Case) -> str:
 def _class_row(case: Case, row: dict[str, Any], shares: Sequence[float], largest: float) -> str:
     bars = "".join(
         f'<div class="{SPLIT_COLORS[split]}">{bar(share / largest)}<span class="soft">'
-        f"{percent(share) if share else 'none'}, {count(row['images'][split], 'image')}</span></div>"
+        f"{percent(share) + ', ' + count(row['images'][split], 'image') if share else 'none'}</span></div>"
         for split, share in zip(case.splits, shares, strict=True)
     )
     return f'<div class="name">{swatch(row["color"])}{escape(str(row["name"]))}</div><div>{bars}</div>'
