@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,6 +52,8 @@ def test_sizes_are_those_of_the_evaluation(facts: Facts) -> None:
 
 
 def test_data_has_the_share_of_each_class(facts: Facts) -> None:
+    text = data_table(replace(facts, pixels={"test": facts.pixels["test"], "train": facts.pixels["train"]}))
+    assert list(rows(text)) == ["<road>", "sky", "car", "ghost", "ignored, of all pixels"]  # by what comes first
     text = data_table(facts)
     found = rows(text)
     assert found["sky"] == ["50.0 %", f"{100 * 11 / 24:.1f} %"]

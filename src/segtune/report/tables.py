@@ -150,17 +150,21 @@ def _mini(value: float | None) -> str:
 
 
 def data_table(facts: Facts) -> str:
-    """Images of each split and, where the masks were counted, the share of its labelled pixels of each class."""
+    """Images of each split and, where the masks were counted, the share of its labelled pixels of each class.
+
+    The most frequent classes of the first split come first.
+    """
     images = {split: "a stream" if count is None else _images(count) for split, count in facts.images.items()}
     if not facts.pixels:
         rows = [f'<tr><th scope="row">{split}</th><td>{count}</td></tr>' for split, count in images.items()]
         return table(["split", "size"], rows, "Images of each split")
     shares = {split: plain(ratio(counts[:-1], counts[:-1].sum())) for split, counts in facts.pixels.items()}
+    first = next(iter(facts.pixels.values()))
     rows = [
         f"<tr>{name_cell(facts.label_map, index)}"
         + "".join(value_cell(of[index], f"{column_percent(of[index])} {_mini(of[index])}") for of in shares.values())
         + "</tr>"
-        for index in range(facts.label_map.num_labels)
+        for index in np.argsort(-first[:-1], kind="stable").tolist()
     ]
     ignored = (column_percent(float(ratio(counts[-1], counts.sum()))) for counts in facts.pixels.values())
     cells = "".join(f"<td>{share} {_mini(None)}</td>" for share in ignored)
