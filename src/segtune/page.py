@@ -12,7 +12,7 @@ from PIL import Image
 
 import segtune
 from segtune.errors import UsageError
-from segtune.labels import Color
+from segtune.label_values import Color
 
 # Whatever slips into a page, a browser asks nobody for anything.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
