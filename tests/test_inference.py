@@ -23,6 +23,7 @@ from segtune.images import ArrayRaster
 from segtune.inference import evaluate_model, evaluated_images, predict, processor_for
 from segtune.labels import LabelMap
 from segtune.protocol import Protocol
+from segtune.recipe import load_recipe, train
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
@@ -446,6 +447,31 @@ def test_evaluated_images_are_predictions_beside_the_truth(earth, protocol):
     for image in found:
         expected.add(image.id, image.labels, image.prediction)
     assert evaluation.scores() == expected.scores()
+
+
+@pytest.mark.slow
+def test_windows_leave_no_seams(earth, tmp_path):
+    """What a trained network says at the borders of blended windows differs from what it says of the whole image as
+    rarely as elsewhere: a window has less context, but no border shows. Side by side, borders do show.
+    """
+    settings = ["training.max_steps=60", "training.report=false", "training.device=cpu"]
+    train(load_recipe("demo", [*settings, f"training.output_dir={tmp_path / 'run'}"]))
+    model = SegformerForSemanticSegmentation.from_pretrained(tmp_path / "run" / "best")
+    tiles = [read_image(Image.open(path)) for path in sorted((earth / "images").rglob("*.jpg"))]
+    rows = np.random.default_rng(0).integers(0, len(tiles), (12, 12))
+    mosaic = np.concatenate([np.concatenate([tiles[i] for i in row], axis=1) for row in rows])[:2048, :2048]
+    whole = predict(model, mosaic)
+
+    def excess(stride: int) -> float:
+        wrong = predict(model, mosaic, window=512, stride=stride) != whole
+        near = np.zeros(2048, dtype=bool)
+        for start in range(0, 2048 - 512 + 1, stride):
+            for border in {start, start + 512} - {0, 2048}:
+                near[border - 8 : border + 8] = True
+        near = near[:, None] | near
+        return wrong[near].mean() - wrong[~near].mean()
+
+    assert excess(384) < 0.005 < excess(512)
 
 
 # ---- evaluate_model ----
