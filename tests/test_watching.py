@@ -42,7 +42,8 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_lines_of_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_of_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # the width of the bar
     with watch(tmp_path) as watching:
         for step, micro_batches in enumerate(watching.loaded(batches(12)), start=1):
             watching.add(torch.tensor(float(step)), torch.tensor(0.5), 0.01, micro_batches)

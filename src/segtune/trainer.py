@@ -52,8 +52,8 @@ class SegmentationTrainer:
 
     Args:
         model: its configuration must agree with `label_map`.
-        train_dataset, eval_dataset: rows with `id`, `image` and `mask` (see `load_segmentation_dataset`); without
-            `eval_dataset`, nothing is evaluated and `best/` is the final model.
+        train_dataset: rows with `id`, `image` and `mask`, see `load_segmentation_dataset`.
+        eval_dataset: the same; without it, nothing is evaluated and `best/` is the final model.
         transforms: augmentation of the training samples.
         processor: what evaluation and deployment do to an image; saved with the model.
         recipe: the resolved recipe's text for the run folder.

@@ -124,7 +124,7 @@ class SegformerImageProcessor(ImageProcessingMixin):
             stored.setdefault("do_reduce_labels", stored.pop("reduce_labels"))
         for name in ("image_processor_type", "feature_extractor_type", "processor_class", "reduce_labels"):
             stored.pop(name, None)
-        for name in ("dtype", "torch_dtype"):  # of the model: transformers' pipelines pass them to the processor too
+        for name in ("dtype", "torch_dtype", "_from_auto"):  # transformers' pipelines and Auto classes pass them along
             kwargs.pop(name, None)
         fields = {name: stored.pop(name) for name in FIELDS if name in stored}
         unused = {name: kwargs.pop(name) for name in list(kwargs) if return_unused and name not in FIELDS}

@@ -481,8 +481,13 @@ class SegformerPreTrainedModel(PreTrainedModel):
                 model, info = super().from_pretrained(
                     pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
                 )
-            except pickle.UnpicklingError as error:
-                found = re.search(r"GLOBAL (\S+)", str(error))
+            except (pickle.UnpicklingError, OSError) as error:
+                refusal: BaseException | None = error
+                while not isinstance(refusal, pickle.UnpicklingError):  # transformers 4 wraps it in an OSError
+                    if refusal is None:
+                        raise
+                    refusal = refusal.__context__
+                found = re.search(r"GLOBAL (\S+)", str(refusal))
                 raise pickle.UnpicklingError(
                     f"{pretrained_model_name_or_path}: its pytorch_model.bin is no pure file of tensors"
                     f"{f', it asks for {found[1]}' if found else ''}. Loading it could run code, so it is refused: "
@@ -597,7 +602,9 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
             pixel_values: normalised images, `(B, C, H, W)`, floating point, any H and W.
             labels: training ids `(B, height, width)`, integer, of any size; `config.semantic_loss_ignore_index` is
                 left out of the loss.
-            output_attentions, output_hidden_states, return_dict: see `SegformerModel.forward`.
+            output_attentions: see `SegformerModel.forward`.
+            output_hidden_states: the same.
+            return_dict: the same.
             num_items_in_batch: what the summed loss is divided by in place of this batch's valid pixels: those of all
                 micro-batches of an optimiser step.
 
@@ -702,10 +709,8 @@ def _eager_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float) 
 
 
 def _full_precision(device_type: str) -> AbstractContextManager[Any]:
-    """Autocast off, where the device has it (the meta device has none)."""
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
+    """Autocast off; the meta device has none."""
+    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
