@@ -1,4 +1,4 @@
-"""Set up before any test module is imported: no network, no shared caches, one thread. Then the datasets and a browser."""
+"""Set up before any test module is imported: no network, no shared caches, one thread. Then data sets and a browser."""
 
 from __future__ import annotations
 

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from examples import blocks, command_lines, make_workplace, smaller
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-COMMANDS = [
-    line.split("  #")[0].strip()
-    for language, text in BLOCKS
-    if language == "bash"
-    for line in text.splitlines()
-    if line.strip() and not line.startswith("#")
-]
+BLOCKS = blocks(README)
+COMMANDS = [line for language, text in BLOCKS if language == "bash" for line in command_lines(text)]
 PYTHON = [text for language, text in BLOCKS if language == "python"]
-# what makes a command small enough for a test, by the word that it starts with
-SMALLER = {
-    "train": ["training.max_steps=2", "training.batch_size=2", "training.eval_every=null", "model.name=null"],
-    "bench": ["--size", "64", "--repeats", "1", "--variants", "b0", "--plot-sizes", "32,64"],
-}
 
 
 def test_collector_found_the_examples() -> None:
@@ -73,26 +61,15 @@ def test_every_equality_names_its_test() -> None:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `data/mine`, a few satellite tiles in the layout of the README, and the recipes beside it."""
     folder = tmp_path_factory.mktemp("readme")
-    earth = ROOT / "src" / "segtune" / "data" / "earth"
-    for split, count in (("train", 6), ("val", 2), ("test", 2)):
-        for kind, suffix in (("images", "jpg"), ("masks", "png")):
-            target = folder / "data" / "mine" / kind / split
-            target.mkdir(parents=True)
-            for file in sorted((earth / kind / split).glob(f"*.{suffix}"))[:count]:
-                shutil.copy(file, target)
-    classes = {"0": "ocean", "1": "land", "2": "land", "3": "land"}  # two ids of one name are merged
-    (folder / "data" / "mine" / "classes.json").write_text(json.dumps({"classes": classes, "ignore_id": 255}))
-    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    make_workplace(folder)
     return folder
 
 
-def smaller(command: str) -> list[str]:
-    words = shlex.split(command)
-    extra = next((more for word, more in SMALLER.items() if word in words), [])
+def in_python(command: str) -> list[str]:
+    words = smaller(command)
     start = {"segtune": ["-m", "segtune"], "accelerate": ["-m", "accelerate.commands.accelerate_cli"]}[words[0]]
-    return [sys.executable, *start, *words[1:], *extra]
+    return [sys.executable, *start, *words[1:]]
 
 
 def run(words: list[str], folder: Path) -> str:
@@ -104,7 +81,7 @@ def run(words: list[str], folder: Path) -> str:
 
 @pytest.mark.slow
 def test_commands_run(workplace: Path) -> None:
-    ran = [run(smaller(command), workplace) for command in COMMANDS if not command.startswith("make ")]
+    ran = [run(in_python(command), workplace) for command in COMMANDS if not command.startswith("make ")]
     assert len(ran) >= 8
     assert (workplace / "runs" / "mine" / "overlays" / "overview.png").is_file()
     assert len(list((workplace / "predictions").glob("*.png"))) == 4  # two masks, two overlays
