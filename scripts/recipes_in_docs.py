@@ -16,3 +16,8 @@ def on_files(files: Any, config: Any) -> Any:
         if path.is_file():
             files.append(File(str(path.relative_to(ROOT)), str(ROOT), config.site_dir, config.use_directory_urls))
     return files
+
+
+def on_page_markdown(markdown: str, **about: Any) -> str:
+    """Links that hold in the repository hold in the site."""
+    return markdown.replace("](../recipes/", "](recipes/")

@@ -29,8 +29,12 @@ class Example(NamedTuple):
     text: str
 
 
+def home(page: str) -> Path:
+    return ROOT / page if page.startswith("recipes/") else ROOT / "docs" / page
+
+
 def read(page: str) -> str:
-    return (ROOT / page if page.startswith("recipes/") else ROOT / "docs" / page).read_text(encoding="utf-8")
+    return home(page).read_text(encoding="utf-8")
 
 
 EXAMPLES = [
@@ -77,6 +81,12 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert sorted(named) == sorted(set(segtune.__all__) - {"__version__"})
 
 
+def test_links_hold_in_the_repository() -> None:
+    links = [(page, link) for page in NAV for link in re.findall(r"\]\((?!https?:)([^)#]+)", read(page))]
+    assert len(links) >= 20
+    assert [(page, link) for page, link in links if not (home(page).parent / link).is_file()] == []
+
+
 @pytest.mark.parametrize("example", RECIPES, ids=lambda example: example.page)
 def test_examples_are_valid_recipes(example: Example, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
@@ -116,3 +126,19 @@ def test_commands_and_python_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-5000:]
     made = {"preview.png", "strong.png", "converted", "predictions", "regions", "final.npz"}
     assert made <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.slow
+def test_site_builds_without_a_warning_and_asks_nobody(tmp_path: Path) -> None:
+    """`make docs`: links are checked, and no page loads anything from elsewhere."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    variables = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pages = [path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html")]
+    assert len(pages) == len(NAV) + 1  # and 404.html
+    loaded = re.findall(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=[\"']?([^\"' >]+)", "".join(pages))
+    assert len(loaded) >= 5 * len(pages)
+    assert [name for name in loaded if name.startswith(("http", "//"))] == []
+    styles = "".join(path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.css"))
+    assert styles and not re.search(r"(?:url\(|@import)\s*[\"']?(?:http|//)", styles)

@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.metadata import Metadata
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +59,9 @@ def wheel(dist: Path) -> Path:
 def metadata(wheel: Path) -> email.message.Message:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
-        return email.parser.Parser().parsestr(archive.read(name).decode())
+        text = archive.read(name)
+    assert Metadata.from_email(text, validate=True).name == "segtune"
+    return email.parser.Parser().parsestr(text.decode())
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +99,17 @@ def test_wheel_contents(wheel: Path) -> None:
         names = archive.namelist()
     packaged = {name.removeprefix("segtune/") for name in names if name.startswith("segtune/")}
     source = ROOT / "src" / "segtune"
-    for path in source.rglob("*.py"):
-        assert path.relative_to(source).as_posix() in packaged
+    files = {path.relative_to(source) for path in source.rglob("*") if path.is_file()}
+    wanted = {path.as_posix() for path in files if "__pycache__" not in path.parts}
+    recipes = {path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*") if path.is_file()}
+    assert packaged == wanted | recipes
     assert {
         "py.typed",
         "model_card.md",
+        "doctor_page.css",
+        "page.css",
+        "report/report.css",
+        "report/report.js",
         "data/earth/README.md",
         "data/earth/LICENSE.md",
         "data/earth/classes.json",
@@ -117,6 +126,7 @@ def test_wheel_contents(wheel: Path) -> None:
 
 
 def test_metadata(metadata: email.message.Message) -> None:
+    assert {"docs", "test", "dev"} < set(metadata.get_all("Provides-Extra"))
     assert metadata["Version"] == "0.1.0"
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata.get_all("License-File") == ["LICENSE", "NOTICE"]
@@ -129,9 +139,13 @@ def test_sdist_holds_tests_and_no_foreign_data(dist: Path) -> None:
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {"LICENSE", "NOTICE", "README.md", "CHANGELOG.md", "Makefile", "constraints.txt", "tests/conftest.py"}
+    wanted |= {"constraints-lowest.txt", "docs/index.md", "mkdocs.yml", "scripts/recipes_in_docs.py"}
     assert wanted <= names
     pictures = [name for name in names if name.endswith((".jpg", ".png"))]
-    assert {name for name in pictures if not name.startswith("src/segtune/data/earth/")} <= {"docs/demo.png"}
+    assert {name for name in pictures if not name.startswith("src/segtune/data/earth/")} == {
+        "docs/demo.png",
+        "docs/report.png",
+    }
     assert not [name for name in names if name.startswith((".venv", "runs", "dist", "shared"))]
     assert path.stat().st_size < 8e6
 
