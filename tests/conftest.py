@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import PIPE
-from typing import Any
+from typing import Any, NamedTuple
 
 _CACHE = tempfile.TemporaryDirectory(prefix="segtune-tests-")  # removed when the interpreter ends
 os.environ["HF_HOME"] = _CACHE.name
@@ -111,3 +111,25 @@ def launch() -> Callable[..., list[str]]:
         return said
 
     return start
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def segtune_command(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a command in this process."""
+
+    from segtune import cli
+
+    def run(*arguments: str | Path) -> Result:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Result(int(left.value.code or 0), captured.out, captured.err)
+
+    return run
