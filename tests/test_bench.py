@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,3 +99,13 @@ def test_cost_curve_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     plot_curve(rows, "a title", tmp_path / "curve.png")
     with Image.open(tmp_path / "curve.png") as picture:
         assert picture.size == (1350, 600)
+
+
+def test_several_networks_are_measured_each_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[dict[str, Any]] = []
+    monkeypatch.setattr(bench_module, "run_bench", lambda bench: {"here": bench.size})
+    monkeypatch.setattr(bench_module, "_in_fresh_process", lambda job: jobs.append(job) or '{"there": true}')
+    assert bench_module.run_benches([SMALL]) == [{"here": SMALL.size}]
+    assert jobs == []
+    assert bench_module.run_benches([SMALL, replace(SMALL, variant="b1")]) == [{"there": True}] * 2
+    assert [(job["bench"]["variant"], "task" in job) for job in jobs] == [(SMALL.variant, False), ("b1", False)]

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from segtune.checkpoint import load_model
-from segtune.errors import UsageError
+from segtune.errors import SegtuneError, UsageError
 from segtune.memory import peak_memory_mb
 from segtune.optim import adamw, parameter_groups
 from segtune.segformer.configuration_segformer import VARIANTS, SegformerConfig
@@ -97,6 +97,13 @@ def run_bench(bench: Bench, progress: bool = True) -> dict[str, Any]:
 
 
 # --- the two networks ------------------------------------------------------------------------------------------------
+
+
+def run_benches(benches: Sequence[Bench]) -> list[dict[str, Any]]:
+    """The figures of several networks, each measured in a fresh process: a larger one leaves memory for the next."""
+    if len(benches) == 1:
+        return [run_bench(benches[0])]
+    return [json.loads(_in_fresh_process({"bench": asdict(bench)})) for bench in benches]
 
 
 def models(bench: Bench) -> tuple[nn.Module, nn.Module]:
@@ -296,16 +303,24 @@ def _largest_difference(ours: nn.Module, theirs: nn.Module, bench: Bench) -> flo
 
 def peak_memory(bench: Bench, side: str, task: Task) -> float:
     """Megabytes that a fresh process needs at most to do the task twice; on a GPU, those of its allocator."""
-    job = json.dumps({"bench": asdict(bench), "side": side, "task": task})
-    done = subprocess.run([sys.executable, "-m", __name__, job], capture_output=True, text=True, check=False)
+    return float(_in_fresh_process({"bench": asdict(bench), "side": side, "task": task}))
+
+
+def _in_fresh_process(job: dict[str, Any]) -> str:
+    """The last line that it prints; its progress bar is shown."""
+    words = [sys.executable, "-m", "segtune.bench", json.dumps(job)]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"measuring the memory of {side} failed:\n{done.stderr[-2000:]}")
-    return float(done.stdout.split()[-1])
+        raise SegtuneError(f"measuring {job['bench']['checkpoint'] or job['bench']['variant']} failed: see above")
+    return done.stdout.splitlines()[-1]
 
 
 def _worker(job: str) -> None:
     settings = json.loads(job)
     bench = Bench(**settings["bench"])
+    if "task" not in settings:
+        print(json.dumps(run_bench(bench)))
+        return
     run = call(make_model(bench, settings["side"]), settings["side"], settings["task"], bench)
     run()
     run()

@@ -41,7 +41,7 @@ def bench(
         for variant in ([variants] if checkpoint else variants.lower().split(","))
     ]
     sizes = _integers(plot_sizes, "--plot-sizes")
-    results = [benches.run_bench(one) for one in settings]
+    results = benches.run_benches(settings)
     curve = benches.cost_curve(settings[0], sizes) if plot else None
     if plot and curve:
         benches.plot_curve(curve, f"SegFormer {settings[0].name}, {labels} labels, {dtype}, {device}", plot)
