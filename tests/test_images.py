@@ -28,6 +28,22 @@ def test_rows_of_a_resized_raster_are_those_of_the_resized_image(size: tuple[int
     assert (difference > 0).mean() < 0.02
 
 
+def test_few_rows_are_in_memory_while_a_large_image_is_resized(monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (401, 60, 3), dtype=np.uint8)
+    whole = resized(ArrayRaster(photo), (37, 30), Image.Resampling.BILINEAR).read(0, 37)
+    taken: list[int] = []
+
+    class Watched(ArrayRaster):
+        def read(self, top: int, bottom: int) -> np.ndarray:
+            taken.append(bottom - top)
+            return super().read(top, bottom)
+
+    monkeypatch.setattr("segtune.images.ROWS", 50)
+    rows = resized(Watched(photo), (37, 30), Image.Resampling.BILINEAR).read(0, 37)
+    assert np.abs(rows.astype(int) - whole.astype(int)).max() <= 1
+    assert len(taken) == 10 and max(taken) <= 50 + 2 * 34
+
+
 def test_other_channels_and_types_are_resized_alike() -> None:
     photo = _photo(60, 40, channels=5).astype(np.float32)
     raster = resized(ArrayRaster(photo), (90, 30), Image.Resampling.BILINEAR)

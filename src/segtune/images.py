@@ -27,6 +27,7 @@ from segtune.segformer.image_processing_segformer import channels_last, resize
 logger = logging.getLogger(__name__)
 
 LARGE = 2**26  # pixels of an image that is read by rows
+ROWS = 1024  # of a raster that are resized at a time
 TIFFS = {".tif", ".tiff"}
 ORIENTATION = ExifTags.Base.Orientation
 
@@ -106,6 +107,10 @@ class ResizedRaster:
         self.reach = math.ceil(3 * max(1.0, self.step)) + 1  # of the widest filter
 
     def read(self, top: int, bottom: int) -> np.ndarray:
+        count = max(1, int(ROWS / self.step))
+        return np.concatenate([self._resized(at, min(at + count, bottom)) for at in range(top, bottom, count)])
+
+    def _resized(self, top: int, bottom: int) -> np.ndarray:
         first = max(0, math.floor(top * self.step) - self.reach)
         last = min(self.raster.height, math.ceil(bottom * self.step) + self.reach)
         rows = self.raster.read(first, last)
