@@ -110,13 +110,20 @@ class Late:
         return self._waiting is not None and not self._waiting[2].query()
 
 
-def environment(accelerator: Accelerator) -> dict[str, Any]:
-    """What a run runs on, for `metrics.jsonl`."""
+def versions() -> dict[str, str]:
+    """Of what decides a model's numbers, by name."""
     return {
         "segtune": segtune.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+    }
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """What a run runs on, for `metrics.jsonl`."""
+    return {
+        **versions(),
         "accelerate": accelerate.__version__,
         "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else str(accelerator.device),
         "num_processes": accelerator.num_processes,

@@ -11,7 +11,7 @@ from run_folders import write_run
 from segtune.data.sources import load_segmentation_dataset
 from segtune.errors import UsageError
 from segtune.labels import LabelMap
-from segtune.report.facts import Facts, Place, choose_split, find_place, gather
+from segtune.report.facts import Facts, Place, find_place, gather
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 
 
@@ -60,14 +60,3 @@ def test_what_was_counted_before_gives_the_scores(
     assert found.scores["num_images"] == 12 and found.examination is not None
     assert len(found.examination.evaluation) == 2
     np.testing.assert_array_equal(found.scores["mean_iou"], facts.scores["mean_iou"])
-
-
-def test_splits() -> None:
-    data = {"train": 0, "val": 0}
-    assert choose_split(None, {**data, "test": 0}, "data") == "test"
-    assert choose_split(None, data, "data") == "val"
-    assert choose_split("train", data, "data") == "train"
-    with pytest.raises(UsageError, match="--split test: data has train"):
-        choose_split(None, {"train": 0}, "data")
-    with pytest.raises(UsageError, match="--split test: data has train, val"):
-        choose_split("test", data, "data")

@@ -28,11 +28,10 @@ def hide_bars_of_libraries() -> None:
 def open_split(dataset: DatasetConfig, split: str) -> tuple[Any, LabelMap]:
     """The rows of one split of a data set, at hand, and its label map."""
     from segtune.data.sources import open_dataset
+    from segtune.data.splits import choose_split
 
     opened, label_map = open_dataset(dataset.model_copy(update={"streaming": dataset.streaming and split != "train"}))
-    if split not in opened:
-        raise UsageError(f"--split {split}: {dataset.path} has {', '.join(opened)}")
-    return opened[split], label_map
+    return opened[choose_split(split, opened, dataset.path)], label_map
 
 
 def load_checkpoint(checkpoint: str, device: str | None) -> Any:

@@ -36,10 +36,11 @@ def report(
     from segtune.data.checks import check_masks
     from segtune.data.references import sample_ids
     from segtune.data.sources import open_dataset
+    from segtune.data.splits import choose_split
     from segtune.data.streaming import is_stream
     from segtune.page import check_page
     from segtune.recipe import load_recipe
-    from segtune.report.facts import choose_split, find_place, gather
+    from segtune.report.facts import find_place, gather
     from segtune.report.numbers import number
     from segtune.report.page import COMMAND, write_report
 

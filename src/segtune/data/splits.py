@@ -17,6 +17,18 @@ SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"),
 Names = Mapping[str, tuple[str, ...]]  # split -> its names in the data
 
 
+def choose_split(split: str | None, dataset: Mapping[str, Any], path: str) -> str:
+    """The split that is asked for with --split; by default test where the data has it, else val.
+
+    Raises:
+        UsageError: there is no such split.
+    """
+    wanted = [split] if split else ["test", "val"]
+    if found := next((name for name in wanted if name in dataset), None):
+        return found
+    raise UsageError(f"--split {split or 'test'}: {path} has {', '.join(dataset)}")
+
+
 def split_names(splits: Mapping[Any, str | None] | None) -> Names:
     """The usual names, or those that `dataset.splits` gives instead."""
     if splits is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,16 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-import transformers
 
-import segtune
 from segtune import uncertainty
 from segtune.checkpoint import load_model, read_json_lines
 from segtune.data.streaming import is_stream
-from segtune.errors import UsageError
 from segtune.evaluation import Evaluation, file_name
 from segtune.inference import processor_of
 from segtune.labels import LabelMap
+from segtune.processes import versions
 from segtune.protocol import Protocol
 from segtune.release import RECIPE, find_checkpoint
 from segtune.report.examination import Examination, examine
@@ -175,22 +172,7 @@ def of_training(
 
 def _environment(model: Any) -> dict[str, Any]:
     return {
-        "segtune": segtune.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **versions(),
         "device": str(next(model.parameters()).device),
         "threads": torch.get_num_threads(),
     }
-
-
-def choose_split(split: str | None, dataset: Mapping[str, Any], path: str) -> str:
-    """The split that is asked for; by default test where the data has it, else val.
-
-    Raises:
-        UsageError: there is no such split.
-    """
-    wanted = [split] if split else ["test", "val"]
-    if found := next((name for name in wanted if name in dataset), None):
-        return found
-    raise UsageError(f"--split {split or 'test'}: {path} has {', '.join(dataset)}")
