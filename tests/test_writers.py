@@ -12,7 +12,8 @@ from PIL import Image
 
 from segtune.errors import UsageError
 from segtune.labels import LabelMap
-from segtune.writers import complete, confidence_writer, mask_writer
+from segtune.whole_files import complete
+from segtune.writers import confidence_writer, mask_writer
 
 LABELS = LabelMap.from_names(["sky", "road"], colors=[(1, 2, 3), (250, 240, 230)])
 

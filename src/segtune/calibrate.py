@@ -17,6 +17,7 @@ from segtune.errors import DataError, UsageError
 from segtune.labels import LabelMap
 from segtune.segformer.upsampling import upsampled_at
 from segtune.segmenter import Segmenter
+from segtune.whole_files import write_whole
 
 if TYPE_CHECKING:
     import datasets
@@ -74,6 +75,4 @@ def config_file(checkpoint: str) -> Path:
 def store_temperature(config: Path, temperature: float) -> None:
     """Write the temperature into a `config.json`, as `calibration_temperature`; everything else stays."""
     content = json.loads(config.read_text(encoding="utf-8")) | {"calibration_temperature": temperature}
-    temporary = config.with_name(f".{config.name}.part")
-    temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(config)
+    write_whole(config, json.dumps(content, indent=2, sort_keys=True) + "\n")

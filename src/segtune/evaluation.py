@@ -14,6 +14,7 @@ from segtune import boundary, calibration, objects
 from segtune.errors import DataError, UsageError
 from segtune.image_counts import ImageCounts
 from segtune.scores import class_scores, mean, overall_scores, plain, ratio
+from segtune.whole_files import complete
 
 PIXELS = ("correct", "reference", "prediction")
 FORMAT = 1
@@ -185,11 +186,8 @@ class Evaluation:
         arrays: dict[str, Any] = {**self.counts.arrays(), "names": np.array(self.names), "confusion": self.confusion}
         if self.reliability:
             arrays["reliability"] = np.stack([self.reliability[image_id] for image_id in self.counts.ids])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.part")
-        with temporary.open("wb") as file:
+        with complete(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
-        temporary.replace(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:

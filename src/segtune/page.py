@@ -13,6 +13,7 @@ from PIL import Image
 import segtune
 from segtune.errors import UsageError
 from segtune.label_values import Color
+from segtune.whole_files import write_whole
 
 # Whatever slips into a page, a browser asks nobody for anything.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -31,10 +32,7 @@ def check_page(path: Path, command: str, option: str) -> None:
 
 def write_page(path: Path, text: str) -> None:
     """Write a page so that a reader finds the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, text)
 
 
 def document(title: str, body: str, *, command: str, style: str = "", script: str = "") -> str:

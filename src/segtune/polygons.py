@@ -19,7 +19,7 @@ import numpy as np
 from segtune.errors import UsageError
 from segtune.geo import Georeference, import_rasterio
 from segtune.labels import LabelMap
-from segtune.writers import complete
+from segtune.whole_files import complete
 
 PolygonFormat = Literal["geojson", "coco", "labelme"]
 LABELME_VERSION = "5.5.0"  # of the format

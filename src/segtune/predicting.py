@@ -21,7 +21,8 @@ from segtune.labels import LabelMap
 from segtune.outputs import COCO_FILE, Targets, Wanted
 from segtune.segmenter import BAND, Prediction, Segmenter
 from segtune.video import VideoReader, VideoWriter, is_video
-from segtune.writers import complete, confidence_writer, mask_writer
+from segtune.whole_files import complete
+from segtune.writers import confidence_writer, mask_writer
 
 LONG = 2**24  # pixels of an image that gets a progress bar of its own
 PICTURE_SIDE = 4096  # of an overlay; of larger images, every n-th pixel is shown

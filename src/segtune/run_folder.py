@@ -20,6 +20,7 @@ from segtune.errors import DataError, UsageError
 from segtune.evaluation import Evaluation, file_name
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+from segtune.whole_files import complete, write_whole
 
 if TYPE_CHECKING:
     import datasets
@@ -122,15 +123,13 @@ class RunFolder:
 
     def _save_split(self, splits: datasets.DatasetDict) -> None:
         path = self.path / SPLIT_FILE
-        temporary = path.with_name(f".{path.name}.part")
-        save_split(splits, temporary)
-        if path.is_file() and path.read_bytes() != temporary.read_bytes():
-            temporary.unlink()
-            raise UsageError(
-                f"the data is not what the run began with: {path} lists other samples. Restore it, or start a new run "
-                "from a state with training.resume=PATH and another training.output_dir"
-            )
-        temporary.replace(path)
+        with complete(path) as temporary:
+            save_split(splits, temporary)
+            if path.is_file() and path.read_bytes() != temporary.read_bytes():
+                raise UsageError(
+                    f"the data is not what the run began with: {path} lists other samples. Restore it, or start a new "
+                    "run from a state with training.resume=PATH and another training.output_dir"
+                )
 
     def begin(self, step: int, environment: dict[str, Any]) -> None:
         """Write the recipe, and let `metrics.jsonl` go on after `step`.
@@ -141,13 +140,13 @@ class RunFolder:
         if not self.accelerator.is_main_process:
             return
         if self.recipe is not None:
-            _replace(self.path / RECIPE_FILE, self.recipe)
+            write_whole(self.path / RECIPE_FILE, self.recipe)
         lines = checkpoint.read_json_lines(path) if path.is_file() else []
         kept = [line for line in lines if line.get("step", 0) <= step]
         known = [line["environment"] for line in kept if "environment" in line]
         if known[-1:] != [environment]:
             kept.append({"step": step, "environment": environment})
-        _replace(path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def check_division(self, state: Path, before: tuple[int, int, int], now: tuple[int, int, int]) -> None:
         """The images of a step must be as many as before; how they are divided changes rounding and batch norm.
@@ -199,13 +198,6 @@ class RunFolder:
         if self.accelerator.is_main_process:
             evaluation.about = {"checkpoint": str(self.path / "best"), "split": split, "step": step}
             evaluation.save(self.path / file_name(split))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old text or the new one."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def run_content(folder: Path) -> list[str]:

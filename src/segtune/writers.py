@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from segtune.errors import UsageError
 from segtune.geo import Georeference, TiffWriter
 from segtune.labels import LabelMap
 from segtune.png import PngWriter
+from segtune.whole_files import complete
 
 Write = Callable[[np.ndarray], None]
 
@@ -50,15 +50,3 @@ def confidence_writer(path: Path, size: tuple[int, int], georeference: Georefere
         else:
             with TiffWriter(temporary, size, np.float32, georeference) as tiff:
                 yield tiff.write
-
-
-@contextmanager
-def complete(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; renamed to `path` at the end, removed where something went wrong."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -35,6 +35,7 @@ LAYERS = [
         "section",
         "segformer",
         "segformer.configuration_segformer",
+        "whole_files",
         "sharding",
     },
     {

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from segtune.data.journal import JOURNAL, Journal, write
+from segtune.data.journal import JOURNAL, Journal
 from segtune.errors import UsageError
+from segtune.whole_files import write_whole
 
 
 def finish(journal: Journal, name: str) -> None:
-    write(journal.folder / name, b"content")
+    write_whole(journal.folder / name, b"content")
     journal.add(name, {"files": [name], "samples": 1})
 
 
@@ -55,18 +56,3 @@ def test_folders_of_other_things(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds other things \(0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 2 more\)"):
         Journal(tmp_path, {})
     assert len(list(tmp_path.iterdir())) == 7
-
-
-def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "folder" / "a.txt"
-    write(path, b"first")
-
-    def fail(self: Path, content: bytes) -> int:
-        original(self, content[:2])
-        raise OSError("disk full")
-
-    original = Path.write_bytes
-    monkeypatch.setattr(Path, "write_bytes", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write(path, b"second")
-    assert path.read_bytes() == b"first"

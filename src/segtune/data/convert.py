@@ -17,11 +17,12 @@ from datasets import Dataset, DatasetDict, Features, Image, Value
 from tqdm.auto import tqdm
 
 from segtune.data.card import Count, Origin, data_card, hub_split
-from segtune.data.journal import Journal, write
+from segtune.data.journal import Journal
 from segtune.data.pieces import Piece, Pieces, Target
 from segtune.data.references import sample_ids
 from segtune.errors import DataError, UsageError
 from segtune.labels import LabelMap
+from segtune.whole_files import complete, write_whole
 
 LABELS, CARD = "labels.json", "README.md"
 FEATURES = Features({"id": Value("string"), "image": Image(), "mask": Image()})
@@ -91,9 +92,9 @@ def convert(conversion: Conversion, progress: bool = True) -> dict[str, Count]:
         split: _total(journal.done[unit.name] for unit in units if unit.split == split) for split in conversion.dataset
     }
     labels = json.dumps(target.label_map.to_dict() | conversion.origin.entries(), indent=1, ensure_ascii=False)
-    write(conversion.output / LABELS, f"{labels}\n".encode())
+    write_whole(conversion.output / LABELS, f"{labels}\n".encode())
     card = data_card(conversion.origin, target.label_map, counts, conversion.form, conversion.tile, conversion.overlap)
-    write(conversion.output / CARD, card.encode())
+    write_whole(conversion.output / CARD, card.encode())
     return counts
 
 
@@ -158,7 +159,7 @@ def _write_sample(output: Path, split: str, pieces: Pieces, number: int) -> tupl
             (f"images/{split}/{piece.id}{piece.suffix}", piece.image),
             (f"masks/{split}/{piece.id}.png", piece.mask),
         ):
-            write(output / name, content)
+            write_whole(output / name, content)
             files.append(name)
     return files, _count(made)
 
@@ -201,11 +202,8 @@ def _write_shard(path: Path, name: str, pieces: Pieces, rows: range, workers: in
         "image": [{"bytes": piece.image, "path": f"{piece.id}{piece.suffix}"} for piece in made],
         "mask": [{"bytes": piece.mask, "path": f"{piece.id}.png"} for piece in made],
     }
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    with _without_bars():
+    with complete(path) as temporary, _without_bars():
         Dataset.from_dict(columns, features=FEATURES).to_parquet(str(temporary))
-    temporary.replace(path)
     return [name], _count(made)
 
 

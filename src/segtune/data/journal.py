@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segtune.errors import UsageError
+from segtune.whole_files import write_whole
 
 JOURNAL = ".cache/huggingface/segtune/convert.jsonl"  # where huggingface_hub keeps its own, which it does not upload
 
@@ -28,7 +29,7 @@ class Journal:
             more = f" and {len(held) - 5} more" if len(held) > 5 else ""
             raise UsageError(f"{folder} holds other things ({', '.join(held[:5])}{more}): name a new folder")
         lines = [dict(settings), *({"name": name, **record} for name, record in self.done.items())]
-        write(self.path, "".join(f"{json.dumps(line)}\n" for line in lines).encode())  # without a torn last line
+        write_whole(self.path, "".join(f"{json.dumps(line)}\n" for line in lines).encode())  # without a torn last line
 
     def _held(self) -> list[str]:
         """What lies in the folder, apart from what a call leaves that ends at its very beginning."""
@@ -59,11 +60,3 @@ class Journal:
         self.done[name] = record
         with self.path.open("a", encoding="utf-8") as file:
             file.write(f"{json.dumps({'name': name, **record})}\n")
-
-
-def write(path: Path, content: bytes) -> None:
-    """A file as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(content)
-    temporary.replace(path)
