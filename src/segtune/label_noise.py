@@ -10,11 +10,12 @@ from tqdm.auto import tqdm
 
 from segtune.data.doctor.case import Case
 from segtune.data.doctor.findings import Finding, count, percent
-from segtune.data.loading import read_mask
+from segtune.data.loading import read_pair
 from segtune.data.scan import Sample
 from segtune.doubts import doubt, median_share, ranked, suspects
+from segtune.images import ArrayRaster
 from segtune.inference import evaluating
-from segtune.segmenter import Segmenter
+from segtune.segmenter import Segmenter, joined
 
 LISTED = 20  # images that are named where none stands out
 
@@ -25,9 +26,9 @@ def find_label_noise(case: Case, samples: Sequence[Sample], model: nn.Module, pr
     doubts = {}
     with evaluating(model):
         for sample in tqdm(samples, "label noise", leave=False):
-            image, mask = case.opener.image(sample)[0], case.opener.mask(sample)[0]
-            labels = case.label_map.encode(read_mask(mask))  # (H, W)
-            prediction, confidence = segmenter(image, confidence=True)  # (H, W) each
+            row = {"image": case.opener.image(sample)[0], "mask": case.opener.mask(sample)[0]}
+            image, labels = read_pair(row, case.label_map, *segmenter.form)  # (H, W, C), (H, W)
+            prediction, confidence = joined(segmenter.bands(ArrayRaster(image), confidence=True))  # (H, W) each
             assert confidence is not None
             doubts[sample] = doubt(labels, prediction, confidence, case.label_map.ignore_index)
     if not doubts:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from segtune.data.scan import first
 from segtune.errors import UsageError
 from segtune.whole_files import write_whole
 
@@ -26,8 +27,7 @@ class Journal:
         if self.path.is_file():
             self._read(dict(settings))
         elif held := self._held():
-            more = f" and {len(held) - 5} more" if len(held) > 5 else ""
-            raise UsageError(f"{folder} holds other things ({', '.join(held[:5])}{more}): name a new folder")
+            raise UsageError(f"{folder} holds other things ({first(held)}): name a new folder")
         lines = [dict(settings), *({"name": name, **record} for name, record in self.done.items())]
         write_whole(self.path, "".join(f"{json.dumps(line)}\n" for line in lines).encode())  # without a torn last line
 

@@ -10,6 +10,10 @@ import numpy as np
 from segtune.class_weights import counted_weights
 from segtune.data.doctor.case import Case
 from segtune.data.doctor.findings import Finding, count, percent
+from segtune.data.scan import first
+from segtune.label_values import show_value
+
+SHOWN = 8  # names of classes
 
 IMBALANCE = 20.0  # times as many pixels in the most as in the least frequent class, from which weights are proposed
 
@@ -30,10 +34,12 @@ def class_table(case: Case) -> list[dict[str, Any]]:
     rows = []
     names = [*case.label_map.names, "ignored"]
     colors = [*case.label_map.colors, (0, 0, 0)]
+    tables = {split: case.pixels_of(split) for split in case.splits}
+    sums = {split: table.sum(0).tolist() for split, table in tables.items()}
+    held = {split: (table > 0).sum(0).tolist() for split, table in tables.items()}
     for index, (name, color) in enumerate(zip(names, colors, strict=True)):
-        pixels = {split: int(case.pixels_of(split)[:, index].sum()) for split in case.splits}
-        images = {split: int((case.pixels_of(split)[:, index] > 0).sum()) for split in case.splits}
-        rows.append({"name": name, "color": "#{:02x}{:02x}{:02x}".format(*color), "pixels": pixels, "images": images})
+        pixels, images = ({split: counts[index] for split, counts in found.items()} for found in (sums, held))
+        rows.append({"name": name, "color": show_value(color), "pixels": pixels, "images": images})
     return rows
 
 
@@ -44,7 +50,7 @@ def _unused(case: Case) -> Iterator[Finding]:
         yield Finding(
             "unused-class",
             "warning",
-            f"{count(len(unused), 'class', 'classes')} that no mask holds: {_list(unused)}",
+            f"{count(len(unused), 'class', 'classes')} that no mask holds: {first(unused, SHOWN)}",
             numbers={"classes": unused},
             mend=("remove the names from dataset.labels, or look for the masks that should hold them",),
         )
@@ -61,8 +67,8 @@ def _missing_in_splits(case: Case) -> Iterator[Finding]:
             yield Finding(
                 "class-missing-in-split",
                 "error" if learned else "warning",
-                f"{split} lacks {count(len(missing), 'class', 'classes')} that other splits have: {_list(missing)}, "
-                f"{'which cannot be learned' if learned else 'which cannot be measured there'}",
+                f"{split} lacks {count(len(missing), 'class', 'classes')} that other splits have: "
+                f"{first(missing, SHOWN)}, which cannot be {'learned' if learned else 'measured there'}",
                 numbers={"split": split, "classes": missing},
                 mend=(
                     "dataset.split_file=split.json with samples of these classes in every split, or another "
@@ -103,7 +109,8 @@ def _imbalance(case: Case) -> Iterator[Finding]:
 def _ignored(case: Case) -> Iterator[Finding]:
     totals = case.pixels.sum(0)
     share = totals[-1] / max(totals.sum(), 1)
-    by_split = {s: case.pixels_of(s)[:, -1].sum() / max(case.pixels_of(s).sum(), 1) for s in case.trusted_splits}
+    sums = {split: case.pixels_of(split).sum(0) for split in case.trusted_splits}
+    by_split = {split: found[-1] / max(found.sum(), 1) for split, found in sums.items()}
     if totals[-1]:
         yield Finding(
             "ignored-share",
@@ -114,7 +121,3 @@ def _ignored(case: Case) -> Iterator[Finding]:
             numbers={"share": float(share), "by_split": {s: float(v) for s, v in by_split.items()}},
             mend=("if an ignored value is a class, name it in dataset.labels",) if share > 0.5 else (),
         )
-
-
-def _list(names: list[str], limit: int = 8) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

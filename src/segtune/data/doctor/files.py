@@ -92,7 +92,8 @@ def _orientations(case: Case) -> Iterator[Finding]:
     turned = [facts for facts in case.facts if facts.is_turned]
     wrong = [f for f in turned if (f.image and f.mask and f.image.size != f.mask.size) or _fits_unturned(f)]
     right = [f for f in turned if f.fit and f.fit.evidence_here >= CERTAIN]
-    unclear = [facts for facts in turned if facts not in (*wrong, *right)]
+    clear = {facts.sample for facts in (*wrong, *right)}
+    unclear = [facts for facts in turned if facts.sample not in clear]
     groups: tuple[tuple[Sequence[Facts], Severity, str], ...] = (
         (wrong, "error", "turned by an EXIF orientation, while the mask was drawn on the picture as it is stored"),
         (unclear, "warning", "turned by an EXIF orientation that the mask lacks, and whether they fit cannot be seen"),

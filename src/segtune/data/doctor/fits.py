@@ -9,7 +9,7 @@ import numpy as np
 from segtune.data.doctor.alignment import REACH, TOLERANCE, Fit
 from segtune.data.doctor.case import Case
 from segtune.data.doctor.facts import Facts
-from segtune.data.doctor.findings import Finding, Severity, count
+from segtune.data.doctor.findings import Finding, count
 from segtune.data.doctor.masks import much_ignored
 from segtune.data.scan import Sample
 
@@ -31,11 +31,11 @@ Compared = Sequence[tuple[Facts, Fit]]
 
 def check_fits(case: Case) -> Iterator[Finding]:
     """All findings about masks and images that do not lie on each other."""
-    unfinished = much_ignored(case)
+    left_out = case.untrusted | much_ignored(case)
     compared = [
         (facts, facts.fit)
         for facts in case.facts
-        if facts.fit is not None and facts.sample not in case.untrusted | unfinished and not facts.is_turned
+        if facts.fit is not None and facts.sample not in left_out and not facts.is_turned
     ]
     usual = usual_fits(compared)
     shift = common_shift([fit for _, fit in compared])
@@ -45,12 +45,14 @@ def check_fits(case: Case) -> Iterator[Finding]:
         return
     if shifted:
         yield _describe_shifts(case, shifted)
-    rest = [(facts, fit) for facts, fit in compared if facts not in shifted]
+    told = {facts.sample for facts in shifted}
+    rest = [(facts, fit) for facts, fit in compared if facts.sample not in told]
     for pose in dict.fromkeys(pose for facts, _ in rest for pose in facts.poses):
         mirrored = [facts.sample for facts, _ in rest if _fits_as(facts, pose, usual.get(facts.sample.split))]
         if mirrored:
             yield _describe_pose(case, mirrored, pose, len(compared))
-            rest = [(facts, fit) for facts, fit in rest if facts.sample not in mirrored]
+            told = set(mirrored)
+            rest = [(facts, fit) for facts, fit in rest if facts.sample not in told]
     yield from _misfits(case, rest, compared, usual)
 
 
@@ -157,7 +159,7 @@ def _misfits(case: Case, rest: Compared, compared: Compared, usual: dict[str, fl
     """Masks without any likeness to their image: odd ones of a well drawn split, or nearly all."""
     evidence = [fit.evidence_here for _, fit in compared]
     if len(compared) >= LEAST_MASKS and np.median(evidence) < NONE and len(rest) > MAJORITY * len(compared):
-        yield _describe_misfits(case, [facts.sample for facts, _ in rest], len(compared), "warning")
+        yield _describe_misfits(case, [facts.sample for facts, _ in rest], len(compared))
         return
     odd = [
         (fit.here / usual[facts.sample.split], facts.sample)
@@ -165,14 +167,14 @@ def _misfits(case: Case, rest: Compared, compared: Compared, usual: dict[str, fl
         if facts.sample.split in usual and fit.evidence_here < NONE and fit.here < UNLIKE * usual[facts.sample.split]
     ]
     if odd:
-        yield _describe_misfits(case, [sample for _, sample in sorted(odd)], len(compared), "warning")
+        yield _describe_misfits(case, [sample for _, sample in sorted(odd)], len(compared))
 
 
-def _describe_misfits(case: Case, samples: Sequence[Sample], total: int, severity: Severity) -> Finding:
+def _describe_misfits(case: Case, samples: Sequence[Sample], total: int) -> Finding:
     everywhere = len(samples) > MAJORITY * total
     return case.finding(
         "misfit-masks",
-        severity,
+        "warning",
         f"{count(len(samples), 'mask')} of {total} without boundaries where the image has edges: "
         + ("do the names belong to each other?" if everywhere else "drawn for another image, or damaged"),
         samples,

@@ -14,7 +14,7 @@ from segtune.data.doctor.causes import cause_of, factor_of
 from segtune.data.doctor.facts import MaskFacts
 from segtune.data.doctor.findings import Finding, Severity, count, percent
 from segtune.data.doctor.values import pack, shown
-from segtune.data.scan import Sample
+from segtune.data.scan import Sample, first
 
 NEAR_COLOUR = 48  # sum over three channels, up to which an unknown colour is taken for a named one
 SHOWN_VALUES = 6
@@ -229,5 +229,4 @@ def _totals(masks: Masks) -> Counter[Any]:
 
 
 def _show(totals: Counter[Any], is_colour: bool = False) -> str:
-    words = [shown(code, is_colour) for code, _ in totals.most_common(SHOWN_VALUES)]
-    return ", ".join(words) + (f" and {len(totals) - SHOWN_VALUES} more" if len(totals) > SHOWN_VALUES else "")
+    return first([shown(code, is_colour) for code, _ in totals.most_common()], SHOWN_VALUES)

@@ -59,15 +59,21 @@ class Opener:
 
     def _cell(self, sample: Sample, name: str) -> Pixels:
         rows, numbers = self._rows[sample.split]
-        cell: Pixels = rows.select_columns(name)[numbers[sample.id]][name]
+        cell: Pixels = rows[name][numbers[sample.id]][name]
         return cell
 
     @cached_property
-    def _rows(self) -> dict[str, tuple[datasets.Dataset, dict[str, int]]]:
-        """Split -> its rows, and the number of each id in them."""
+    def _rows(self) -> dict[str, tuple[dict[str, datasets.Dataset], dict[str, int]]]:
+        """Split -> its rows with an image or a mask only, and the number of each id in them."""
         samples = [*self.scan.samples, *self.scan.rejected]
         splits = rows_of(replace(self.scan, samples=samples), self.config)
-        return {split: (rows, {i: n for n, i in enumerate(sample_ids(rows))}) for split, rows in splits.items()}
+        return {
+            split: (
+                {name: rows.select_columns(name) for name in ("image", "mask")},
+                {sample_id: number for number, sample_id in enumerate(sample_ids(rows))},
+            )
+            for split, rows in splits.items()
+        }
 
 
 def _is_for_pillow(path: Path) -> bool:

@@ -53,7 +53,7 @@ def _copies(case: Case) -> Iterator[Finding]:
             groups[facts.image.digest].append(facts)
     copies = [group for group in groups.values() if len(group) > 1]
     leaked = [group for group in copies if len({facts.sample.split for facts in group}) > 1]
-    within = [group for group in copies if group not in leaked]
+    within = [group for group in copies if len({facts.sample.split for facts in group}) == 1]
     disputed = [group for group in copies if len({facts.mask.digest for facts in group if facts.mask}) > 1]
     kinds: tuple[tuple[str, Severity, list[list[Facts]], str], ...] = (
         ("leaked-copies", "error", leaked, "that are in more than one split: what is measured was learned"),
