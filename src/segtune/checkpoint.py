@@ -303,7 +303,7 @@ def _set_random_state(state: dict[str, Any]) -> None:
 
 def saved_states(folder: Path) -> list[Path]:
     """The training states below `folder`, oldest first; any may be torn (`check_state`)."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    return sorted((path for path in folder.glob("step-*") if path.is_dir()), key=lambda path: (len(path.name), path))
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from segtune.card import Card, DataFacts, Results, read_front_matter
+from segtune.checkpoint import read_json_lines
 from segtune.errors import SegtuneError
 from segtune.licences import Ancestor, Licence, describe, hub_id, is_non_commercial, trace
 from segtune.release import CODE_FILES, EXAMPLE, RECIPE, find_overlays, read_recipe
+from segtune.run_folder import METRICS_FILE
 
 ReadCard = Callable[[str, str], Mapping[str, Any]]  # (name on the Hub, "model" or "dataset") -> metadata
 
@@ -40,7 +42,8 @@ def describe_run(
         read: see `lineage`.
     """
     recipe = read_recipe(staged)
-    records = _read_lines(staged / "metrics.jsonl")
+    metrics = staged / METRICS_FILE
+    records = read_json_lines(metrics) if metrics.is_file() else []
     environments = [record["environment"] for record in records if "environment" in record]
     return Card(
         repo=repo,
@@ -155,9 +158,3 @@ def _count_parameters(weights: Path) -> int:
 
 def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file without a last line that is not yet whole."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]

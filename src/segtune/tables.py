@@ -77,11 +77,11 @@ def comparison_table(result: Row) -> Table:
     changed = [(name, row) for name, row in result["per_class"].items() if row["changed"]]
     for name, row in sorted(changed, key=lambda item: -abs(item[1]["difference"])):
         cells = [_number(row["first"]), _number(row["second"]), _signed(row["difference"]), _interval(row["bca"], True)]
-        table.add_row(name, *cells, _p(row["p_value"]), _p(row["q_value"]), f"{row['images']}")
+        table.add_row(name, *cells, _number(row["p_value"]), _number(row["q_value"]), f"{row['images']}")
     table.add_section()
     row = result["mean_iou"]
     cells = [_number(row["first"]), _number(row["second"]), _signed(row["difference"]), _interval(row["bca"], True)]
-    table.add_row("mean IoU", *cells, _p(row["p_value"]), "", f"{result['num_images']}")
+    table.add_row("mean IoU", *cells, _number(row["p_value"]), "", f"{result['num_images']}")
     return table
 
 
@@ -94,8 +94,8 @@ def comparison_lines(result: Row) -> Iterable[str]:
     interval = _interval(row["bca"], True)
     text = f"mIoU of B - A: {_signed(row['difference'])} {interval}".rstrip()
     yield (
-        f"{text}, p = {_p(row['p_value'])} ({100 * result['level']:g} % BCa interval of a paired bootstrap, paired "
-        f"permutation test; {result['resamples']} resamples of {units})"
+        f"{text}, p = {_number(row['p_value'])} ({100 * result['level']:g} % BCa interval of a paired bootstrap, "
+        f"paired permutation test; {result['resamples']} resamples of {units})"
     )
 
 
@@ -137,7 +137,3 @@ def _interval(ends: Sequence[float | None], signed: bool = False) -> str:
     if None in ends:
         return ""
     return "[{}, {}]".format(*(f"{end:+.3f}" if signed else f"{end:.3f}" for end in ends))
-
-
-def _p(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

@@ -187,7 +187,8 @@ class SegmentationTrainer:
             watch.add(loss, norm, self.optimizer.param_groups[0]["lr"], micro_batches)
             if self._due(config.eval_every) and self.eval_dataset is not None:
                 last = self._evaluate(watch)
-                if self.evaluations_since_best == config.early_stopping_patience:
+                patience = config.early_stopping_patience
+                if patience is not None and self.evaluations_since_best >= patience:
                     watch.finish(f"early: no better {config.best_metric} in {self.evaluations_since_best} evaluations")
                     return last, None
             stopped = self._agree(request.reason) if self.step < config.max_steps else None

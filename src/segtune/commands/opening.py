@@ -25,25 +25,30 @@ def hide_bars_of_libraries() -> None:
     disable_progress_bar()  # one for each checkpoint that is read or written
 
 
+def open_data(dataset: DatasetConfig, split: str | None) -> tuple[Any, LabelMap]:
+    """The rows of a data set by split, `split` at hand even where training streams it, and its label map."""
+    from segtune.data.sources import open_dataset
+
+    return open_dataset(dataset.model_copy(update={"streaming": dataset.streaming and split != "train"}))
+
+
 def open_split(dataset: DatasetConfig, split: str) -> tuple[Any, LabelMap]:
     """The rows of one split of a data set, at hand, and its label map."""
-    from segtune.data.sources import open_dataset
     from segtune.data.splits import choose_split
 
-    opened, label_map = open_dataset(dataset.model_copy(update={"streaming": dataset.streaming and split != "train"}))
+    opened, label_map = open_data(dataset, split)
     return opened[choose_split(split, opened, dataset.path)], label_map
 
 
 def load_checkpoint(checkpoint: str, device: str | None) -> Any:
-    import torch
-
     from segtune.checkpoint import load_model
     from segtune.inference import best_device
 
     hide_bars_of_libraries()
+    model = load_model(checkpoint)
     try:
-        return load_model(checkpoint).to(torch.device(device or best_device()))
-    except RuntimeError as error:
+        return model.to(device or best_device())
+    except (RuntimeError, AssertionError) as error:  # of a torch without that kind of device
         raise UsageError(f"--device {device}: {str(error).splitlines()[0]}") from error
 
 

@@ -12,6 +12,7 @@ import typer
 
 from segtune.catalog import RecipeInfo, find_recipe, list_recipes, recipe_name, recipe_table
 from segtune.commands.opening import refuse_existing
+from segtune.commands.options import JsonOption
 
 
 def application() -> typer.Typer:
@@ -25,7 +26,7 @@ def application() -> typer.Typer:
 def _list(
     context: typer.Context,
     markdown: Annotated[bool, typer.Option("--markdown", help="As the table of recipes/README.md.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     if context.invoked_subcommand is not None:
         return

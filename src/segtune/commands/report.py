@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segtune.commands.opening import check_same_labels, load_checkpoint, load_processor
+from segtune.commands.opening import check_same_labels, load_checkpoint, load_processor, open_data
 from segtune.commands.options import BatchOption, DeviceOption, GroupOption, OverridesArgument
 from segtune.errors import UsageError
 
@@ -35,7 +35,6 @@ def report(
     from segtune import uncertainty
     from segtune.data.checks import check_masks
     from segtune.data.references import sample_ids
-    from segtune.data.sources import open_dataset
     from segtune.data.splits import choose_split
     from segtune.data.streaming import is_stream
     from segtune.page import check_page
@@ -52,7 +51,7 @@ def report(
     path = output or place.page
     check_page(path, COMMAND, "--output")
     settings = load_recipe(recipe, overrides or ())
-    dataset, label_map = open_dataset(settings.dataset)
+    dataset, label_map = open_data(settings.dataset, split)
     split = choose_split(split, dataset, settings.dataset.path)
     uncertainty.units_of(sample_ids(dataset[split]), group_by)
     model = load_checkpoint(place.checkpoint, device)

@@ -52,6 +52,8 @@ class Facts:
         split: that was evaluated; None: nothing was.
         evaluation: of all images of the split.
         examination: of all of them or, after a training on much data, of some.
+        scores: of `evaluation`.
+        details: those of `examination`, boundaries, sizes and calibration among them.
         intervals: see `uncertainty.intervals`.
         records: lines of metrics.jsonl.
         images: of each split; None where they are not counted before they are read.
@@ -70,6 +72,7 @@ class Facts:
     evaluation: Evaluation | None = None
     examination: Examination | None = None
     scores: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
     intervals: dict[str, Any] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
     images: dict[str, int | None] = field(default_factory=dict)
@@ -134,7 +137,8 @@ def gather(
         facts.split = split
         facts.examination = examine(model, dataset[split], label_map, processor, **options)
         facts.evaluation = counted or facts.examination.evaluation
-        facts.scores = facts.evaluation.scores()
+        facts.details = facts.examination.evaluation.scores()
+        facts.scores = facts.details if counted is None else counted.scores()
         facts.intervals = uncertainty.intervals(facts.evaluation, group_by=group_by)
     return facts
 

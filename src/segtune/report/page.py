@@ -73,7 +73,7 @@ def _headline(facts: Facts) -> str:
     tiles = [classes, size]
     if facts.scores:
         scores, ends = facts.scores, interval(facts.intervals["mean_iou"]["bca"])
-        details = facts.examination.evaluation.scores() if facts.examination else {}
+        details = facts.details
         tiles = [
             (number(scores["mean_iou"]), "mean IoU", ends),
             (number(scores["overall_accuracy"]), "pixel accuracy", ""),
@@ -139,7 +139,7 @@ def _near_boundaries(facts: Facts) -> str:
 
 def _confidence(facts: Facts) -> str:
     assert facts.examination is not None
-    found = facts.examination.evaluation.scores()["calibration"]["all"]
+    found = facts.details["calibration"]["all"]
     if found["confidence"] is None:
         return ""
     gap = 100 * (found["confidence"] - found["accuracy"])
@@ -166,7 +166,7 @@ def _doubted(facts: Facts) -> str:
 def _boundaries(facts: Facts) -> str:
     assert facts.examination is not None
     evaluation = facts.examination.evaluation
-    scores = evaluation.scores()
+    scores = facts.details
     rows = [
         f'<tr><th scope="row">{name}</th><td>{percent(region.pixels)}</td><td>{number(region.accuracy)}</td>'
         f"<td>{percent(region.mistakes)}</td></tr>"
@@ -190,7 +190,7 @@ def _of_some(facts: Facts) -> str:
 
 def _calibration(facts: Facts) -> str:
     assert facts.examination is not None
-    found = facts.examination.evaluation.scores()["calibration"]
+    found = facts.details["calibration"]
     series = []
     for (name, color), region in zip(
         (("all pixels", "blue"), ("near boundaries", "orange")), found.values(), strict=True

@@ -53,7 +53,7 @@ def value_cell(value: float | None, text: str | None = None) -> str:
 def class_table(facts: Facts) -> str:
     """IoU with its interval as a bar, and the other scores, of every class; the classes with the most pixels first."""
     assert facts.examination is not None
-    per_class, details = facts.scores["per_class"], facts.examination.evaluation.scores()["per_class"]
+    per_class, details = facts.scores["per_class"], facts.details["per_class"]
     pixels = max(sum(row["pixels"] for row in per_class.values()), 1)
     order = sorted(
         range(facts.label_map.num_labels), key=lambda index: -per_class[facts.label_map.names[index]]["pixels"]
@@ -120,7 +120,7 @@ def size_table(facts: Facts) -> str:
     """IoU of each class by the size of objects, and the share of the pixels that are in objects of this size."""
     assert facts.examination is not None
     evaluation, label_map = facts.examination.evaluation, facts.label_map
-    scores = evaluation.scores()
+    scores = facts.details
     counts = evaluation.counts.total(*objects.COLUMNS).reshape(label_map.num_labels, len(objects.SIZES), 3)[:, :, 1]
     share = ratio(counts.sum(axis=0), counts.sum())
     means = "".join(
