@@ -14,6 +14,7 @@ from segtune.checkpoint import (
     load_model,
     read_json_lines,
     save_model,
+    saved_states,
     split_revision,
     write_folder,
 )
@@ -164,3 +165,9 @@ def test_a_write_that_fails_leaves_the_old_folder(tmp_path: Path) -> None:
 def test_json_lines_without_a_torn_end(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert read_json_lines(tmp_path / "m.jsonl") == [{"step": 1}, {"step": 2}]
+
+
+def test_states_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    for step in (1_000_000, 20, 999_999):
+        (tmp_path / f"step-{step:06d}").mkdir()
+    assert [path.name for path in saved_states(tmp_path)] == ["step-000020", "step-999999", "step-1000000"]

@@ -12,8 +12,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from segtune.calibration import TemperatureFit
-from segtune.data.loading import read_pair
 from segtune.errors import DataError, UsageError
+from segtune.images import read_ahead
+from segtune.inference import labelled_sample
 from segtune.labels import LabelMap
 from segtune.segformer.upsampling import upsampled_at
 from segtune.segmenter import Segmenter
@@ -48,11 +49,9 @@ def fit_temperature(
     fit, share = TemperatureFit(), max(1, -(-pixels // max(len(dataset), 1)))
     segmenter = Segmenter(model, processor)  # says in which form the processor takes images
     weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
-    for number, row in enumerate(tqdm(dataset, desc="calibrate", disable=not progress, leave=False)):
-        try:
-            image, labels = read_pair(row, label_map, *segmenter.form)
-        except DataError as error:
-            raise DataError(f"sample {row['id']!r}: {error}") from error
+    samples = read_ahead(labelled_sample(dataset, number, label_map, segmenter.form) for number in range(len(dataset)))
+    bar = tqdm(samples, desc="calibrate", total=len(dataset), disable=not progress, leave=False)
+    for number, (_, image, labels) in enumerate(bar):
         places = np.flatnonzero(labels != label_map.ignore_index)
         picked = np.random.default_rng(number).permutation(places)[:share]
         pixel_values = processor(image, return_tensors="pt", input_data_format="channels_last")["pixel_values"]

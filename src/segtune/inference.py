@@ -198,7 +198,7 @@ def evaluated_images(
     if device is not None:
         model.to(device)
     segmenter = Segmenter(model, processor, protocol, batch_size, label_map.num_labels)
-    samples = read_ahead(_labelled_sample(dataset, number, label_map, segmenter.form) for number in rows)
+    samples = read_ahead(labelled_sample(dataset, number, label_map, segmenter.form) for number in rows)
     images = ((sample, ArrayRaster(sample.image)) for sample in samples)
     with evaluating(model), tqdm(total=len(rows), desc="evaluate", disable=not progress, leave=False) as bar:
         for sample, bands in segmenter.segment(images, confidence):
@@ -212,7 +212,8 @@ class _Sample(NamedTuple):
     labels: np.ndarray  # (H, W)
 
 
-def _labelled_sample(dataset: datasets.Dataset, number: int, label_map: LabelMap, form: tuple[int, bool]) -> _Sample:
+def labelled_sample(dataset: datasets.Dataset, number: int, label_map: LabelMap, form: tuple[int, bool]) -> _Sample:
+    """Id, image and labels of a row, see `read_pair`; DataError with its id where they cannot be read."""
     try:
         row = dataset[number]
         image, labels = read_pair(row, label_map, *form)

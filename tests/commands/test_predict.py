@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import segtune
@@ -96,3 +97,11 @@ def test_predict_names_a_broken_image(segtune_command: Any, run_folder: Path, tm
     )
     assert (code, out) == (1, "")
     assert str(tmp_path / "broken.jpg") in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without CUDA")
+def test_a_device_that_is_not_there_is_one_message(segtune_command: Any, run_folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    arguments = ("predict", run_folder / "best", tmp_path / "a.png", "--output", tmp_path / "out", "--device", "cuda")
+    code, _, err = segtune_command(*arguments)
+    assert code == 2 and err.splitlines()[-1].startswith("error: --device cuda: ")
