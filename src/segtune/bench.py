@@ -387,6 +387,7 @@ def plot_curve(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     """Time and memory against resolution, both axes logarithmic, as a PNG (needs matplotlib)."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator
     except ImportError:
         raise UsageError("--plot needs matplotlib: pip install 'segtune[bench]'") from None
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -397,6 +398,8 @@ def plot_curve(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
         axes.set(xscale="log", yscale="log", xlabel="side of the image, pixels", ylabel=label)
         axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
         axes.minorticks_off()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.3)
     figure.axes[0].legend(frameon=False)
     figure.suptitle(title)
