@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -16,6 +17,7 @@ from segtune.errors import DataError, UsageError
 PIXEL_SCALE, TRANSFORMATION = 33550, 34264  # tags of TIFF: one of them says where on earth the pixels lie
 BLOCK = 256  # side of the tiles of what is written; bands of so many rows are compressed once
 CACHE = 64 * 2**20  # bytes of GDAL's cache of blocks, which is a twentieth of the memory by default
+_filters = threading.Lock()  # the filters of warnings are one for all threads
 
 
 class Georeference(NamedTuple):
@@ -149,12 +151,18 @@ class TiffWriter:
 
 
 @contextmanager
+def may_lie_nowhere(rasterio: Any) -> Iterator[None]:
+    """No warning when a file is opened that does not say where on earth it lies."""
+    with _filters, warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        yield
+
+
+@contextmanager
 def _gdal(path: Path, opening: bool = False) -> Iterator[Any]:
     """rasterio with a small cache and with our errors; when it opens a file, without a warning if that lies nowhere."""
     rasterio = import_rasterio(path)
-    with rasterio.Env(GDAL_CACHEMAX=CACHE), warnings.catch_warnings() if opening else nullcontext():
-        if opening:
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+    with rasterio.Env(GDAL_CACHEMAX=CACHE), may_lie_nowhere(rasterio) if opening else nullcontext():
         try:
             yield rasterio
         except rasterio.errors.RasterioError as error:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
-from datasets import Dataset, DatasetDict, Image
+from datasets import Dataset, DatasetDict
 
 from segtune.data.files import ORIENTATION, TURNED
 from segtune.data.loading import read_mask
+from segtune.data.references import undecoded
 from segtune.data.scan import first, in_threads
 from segtune.errors import DataError
 from segtune.label_values import show_value
@@ -69,17 +70,9 @@ def _read_all(
     dataset: Mapping[str, Dataset], label_map: LabelMap | None, title: str
 ) -> list[tuple[Exception | None, np.ndarray]]:
     """What is wrong with each sample, if anything, and its pixels of each class and ignored ones (K + 1,)."""
-    splits = {split: _undecoded(rows) for split, rows in dataset.items()}
+    splits = {split: undecoded(rows) for split, rows in dataset.items()}
     places = [(split, number) for split, rows in splits.items() for number in range(len(rows))]
     return in_threads(lambda place: _check_row(splits[place[0]], place[1], label_map), places, title)
-
-
-def _undecoded(rows: Dataset) -> Dataset:
-    """Rows whose plain pictures are left undecoded."""
-    for name in ("image", "mask"):
-        if isinstance(rows.features[name], Image):
-            rows = rows.cast_column(name, Image(decode=False))
-    return rows
 
 
 def _check_row(rows: Dataset, number: int, label_map: LabelMap | None) -> tuple[Exception | None, np.ndarray]:

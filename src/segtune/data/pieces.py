@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 
 from segtune.data.files import SUFFIXES
-from segtune.data.loading import read_image, read_mask
+from segtune.data.loading import open_pair, read_image, read_mask
 from segtune.data.tiles import spans
 from segtune.errors import DataError
 from segtune.labels import LabelMap
@@ -121,13 +121,8 @@ class Pieces:
 
     def _pieces(self, row: Mapping[str, Any], cells: Mapping[str, Any]) -> Iterator[Piece]:
         picture, mask = row["image"], read_mask(row["mask"])
-        labels = self.source.encode(mask)
+        labels = open_pair(row, self.source)[1][:, :]  # (H, W)
         height, width = labels.shape
-        if (found := _size(picture)) != (height, width):
-            raise DataError(f"the image is {found} (height, width), its mask {(height, width)}")
-        if isinstance(picture, np.ma.MaskedArray):
-            missing = np.ma.getmaskarray(picture)
-            labels[missing if missing.ndim == 2 else missing.all(axis=2)] = self.source.ignore_index
         stored = self.target.stored(mask, labels, self.source)
         if self.tile is None or max(height, width) <= self.tile:
             image, suffix = _content(cells["image"]) or encode_image(pixels_of(picture))
@@ -187,10 +182,6 @@ def encode_png(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     PIL.Image.fromarray(array).save(file, format="PNG")
     return file.getvalue()
-
-
-def _size(image: Any) -> tuple[int, int]:
-    return (image.height, image.width) if isinstance(image, PIL.Image.Image) else tuple(image.shape[:2])
 
 
 def _content(cell: Any) -> tuple[bytes, str] | None:

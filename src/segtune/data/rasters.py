@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +11,10 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from segtune.geo import import_rasterio
+from segtune.geo import PIXEL_SCALE, TRANSFORMATION, import_rasterio, may_lie_nowhere
 
 BANDS, NODATA = 277, 42113  # tags of TIFF
-PIXEL_SCALE, TIE_POINTS, TRANSFORMATION = 33550, 33922, 34264
-
-_filters = threading.Lock()
+TIE_POINTS = 33922
 
 
 def is_for_pillow(path: Path) -> bool:
@@ -98,8 +94,7 @@ def _tags(picture: PIL.Image.Image) -> Any:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     rasterio = import_rasterio(path)
-    with _filters, warnings.catch_warnings():  # the filters are one for all threads
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+    with may_lie_nowhere(rasterio):
         raster = rasterio.open(path)
     with raster:
         yield raster

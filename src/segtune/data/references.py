@@ -6,17 +6,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL.Image
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Features, Image, IterableDataset, Value
 
 from segtune.data.annotations import labelme, yolo
 from segtune.data.annotations.shapes import OnTop, draw
 from segtune.data.files import PICTURES, WITH_FRAMES, Pixels, channels_at_end, read_pixels
 from segtune.data.scan import Sample
 from segtune.errors import DataError, SegtuneError
+
+Rows = TypeVar("Rows", Dataset, IterableDataset)
 
 REFERENCE = {"path": Value("string"), "part": Value("string")}
 
@@ -162,3 +164,11 @@ def _panoptic(picture: np.ndarray, segments: Mapping[str, int | None]) -> np.nda
     labels = np.array([value or 0 for value in values], np.int32)[inverse].reshape(numbers.shape)
     ignored = np.array([value is None for value in values])[inverse].reshape(numbers.shape)
     return np.ma.masked_array(labels, ignored) if ignored.any() else labels
+
+
+def undecoded(rows: Rows) -> Rows:
+    """The same rows, with pictures of "image" and "mask" as their bytes or paths."""
+    for name in ("image", "mask"):
+        if isinstance(rows.features[name], Image):
+            rows = rows.cast_column(name, Image(decode=False))
+    return rows

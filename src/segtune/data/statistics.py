@@ -37,7 +37,7 @@ def with_statistics(
         return transforms
     images = rows.select_columns("image")
     numbers = np.linspace(0, len(images) - 1, min(len(images), MOST)).round().astype(int).tolist()
-    count, raw = channels or _channels(images[0]["image"]), transforms.value_range is not None
+    count, raw = channels or channels_of(images[0]["image"]), transforms.value_range is not None
     found = in_threads(lambda number: _sums(images[number]["image"], count, raw), numbers, "counting mean and std")
     pixels, values, squares = np.sum(found, axis=0)  # (C,) each
     low, high = transforms.value_range or (0, 255)
@@ -55,7 +55,8 @@ def with_statistics(
     return transforms.model_copy(update=counted)
 
 
-def _channels(image: Pixels) -> int:
+def channels_of(image: Pixels) -> int:
+    """As many as training reads where no number is given: 3 for pictures and what is grey."""
     if isinstance(image, PIL.Image.Image) or image.ndim == 2:
         return 3
     return 3 if image.shape[2] == 1 else image.shape[2]

@@ -14,6 +14,7 @@ from torch.utils.data import Sampler
 from segtune.data import tables
 from segtune.data.config import DatasetConfig
 from segtune.data.loading import SegmentationSamples
+from segtune.data.references import undecoded
 from segtune.errors import UsageError
 
 Row = dict[str, Any]
@@ -182,14 +183,6 @@ def open_stream(config: DatasetConfig, root: Path, name: str) -> IterableDataset
 def is_stream(rows: Any) -> bool:
     """Whether rows are read in passing."""
     return isinstance(rows, IterableDataset)
-
-
-def undecoded(dataset: IterableDataset) -> IterableDataset:
-    """The same rows, with pictures as their bytes."""
-    for name in ("image", "mask"):
-        if isinstance(dataset.features[name], Image):
-            dataset = dataset.cast_column(name, Image(decode=False))
-    return dataset
 
 
 def decoded(row: Row) -> Row:

@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict, Features, Image
 
 from segtune.data.config import DatasetConfig
 from segtune.data.manifests import ID_COLUMNS, IMAGE_COLUMNS, MASK_COLUMNS, scan_rows
+from segtune.data.references import undecoded
 from segtune.data.scan import Sample, Scan
 from segtune.data.splits import split_in, split_names, split_of
 from segtune.errors import UsageError
@@ -117,10 +118,7 @@ class _Rows:
     """What `Dataset.from_generator` calls: a stream's rows, once, with pictures as their bytes."""
 
     def __init__(self, stream: datasets.IterableDataset) -> None:
-        for column in ("image", "mask"):
-            if isinstance(stream.features[column], Image):
-                stream = stream.cast_column(column, Image(decode=False))
-        self.stream = stream
+        self.stream = undecoded(stream)
 
     def __call__(self) -> Iterator[dict[str, Any]]:
         yield from self.stream

@@ -16,6 +16,7 @@ from segtune.data.doctor.values import ValueFacts, mask_codes, value_facts
 from segtune.data.files import Pixels
 from segtune.data.loading import for_display, read_image, read_mask
 from segtune.data.scan import Sample
+from segtune.data.statistics import channels_of
 from segtune.data.transforms import TransformConfig
 from segtune.errors import DataError
 
@@ -155,10 +156,10 @@ def _gather_image(shown: Pixels, pixels: np.ndarray, header: Header, transforms:
 
 
 def _channels(shown: Pixels, transforms: TransformConfig) -> int:
-    """As many as `transforms.mean` has; where that is yet to be counted, those of the image, 3 for pictures."""
+    """As many as `transforms.mean` has; where that is yet to be counted, those that training reads."""
     if not isinstance(transforms.mean, str):
         return len(transforms.mean)
-    return 3 if isinstance(shown, PIL.Image.Image) or shown.ndim == 2 else shown.shape[2]
+    return channels_of(shown)
 
 
 def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
