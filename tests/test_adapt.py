@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import networks
 import peft
 import pytest
 import torch
@@ -28,13 +29,7 @@ from segtune.optim import adamw, parameter_groups
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 
-TINY = {
-    "hidden_sizes": (8, 16, 24, 32),
-    "depths": (1, 1, 1, 1),
-    "num_attention_heads": (1, 2, 3, 4),
-    "decoder_hidden_size": 16,
-    "num_labels": 5,
-}
+TINY = {**networks.TINY, "num_labels": 5}
 IMAGE = torch.randn(2, 3, 64, 48, generator=torch.Generator().manual_seed(0))
 IN_A_FRESH_PROCESS = """
 import sys

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from workers.common import TINY
 
 from segtune.adapt import load_adapter
 from segtune.checkpoint import ModelConfig, build_model, load_model
@@ -28,14 +29,6 @@ from segtune.labels import LabelMap
 from segtune.trainer import SegmentationTrainer
 from segtune.training_config import TrainingConfig
 
-TINY = {
-    "hidden_sizes": [8, 16, 24, 32],
-    "depths": [1, 1, 1, 1],
-    "num_attention_heads": [1, 2, 3, 4],
-    "decoder_hidden_size": 16,
-    "classifier_dropout_prob": 0.0,
-    "drop_path_rate": 0.0,
-}
 TRANSFORMS = TransformConfig(crop_size=64)
 MEASURED = {"images_per_second", "waiting_for_data", "peak_memory_mb", "seconds"}
 

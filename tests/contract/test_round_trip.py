@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import examples
 import numpy as np
 import pytest
 import yaml
@@ -27,7 +28,7 @@ TINY = [
     "training.batch_size=2",
     "training.eval_every=null",
     "training.device=cpu",
-    "model.config={hidden_sizes: [8, 16, 24, 32], depths: [1, 1, 1, 1], num_attention_heads: [1, 2, 3, 4]}",
+    examples.TINY,
 ]
 PREPARE = f"""
 import sys

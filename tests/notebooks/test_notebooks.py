@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import nbformat
 import pytest
+from examples import TINY
 from IPython.core.inputtransformer2 import TransformerManager
 from minihub import Hub, environment, serve
 from nbclient import NotebookClient
@@ -23,7 +24,6 @@ import segtune
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
-TINY = "model.config={hidden_sizes: [8, 16, 24, 32], depths: [1, 1, 1, 1], num_attention_heads: [1, 2, 3, 4]}"
 CHANGES = [TINY, "training.batch_size=2", "training.eval_every=null", "training.overlays=1"]
 
 

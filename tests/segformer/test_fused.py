@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import networks
 import pytest
 import torch
 from torch import nn
@@ -14,14 +15,7 @@ from segtune.segformer.modeling_segformer import (
     SegformerMixFFN,
 )
 
-TINY = {
-    "hidden_sizes": (8, 16, 24, 32),
-    "depths": (1, 1, 1, 1),
-    "num_attention_heads": (1, 2, 3, 4),
-    "decoder_hidden_size": 16,
-    "num_labels": 5,
-    "drop_path_rate": 0.0,
-}
+TINY = {**networks.TINY, "num_labels": 5, "drop_path_rate": 0.0}
 
 
 def mix_ffn_inputs(dtype: torch.dtype, channels: int = 4, wide: int = 8) -> list[torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import networks
 import pytest
 import torch
 import transformers
@@ -13,15 +14,7 @@ from torch.utils.data import SequentialSampler
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 
-TINY = {
-    "hidden_sizes": (8, 16, 24, 32),
-    "depths": (1, 1, 1, 1),
-    "num_attention_heads": (1, 2, 3, 4),
-    "decoder_hidden_size": 16,
-    "num_labels": 5,
-    "classifier_dropout_prob": 0.0,
-    "drop_path_rate": 0.0,
-}
+TINY = {**networks.TINY, "num_labels": 5, "classifier_dropout_prob": 0.0, "drop_path_rate": 0.0}
 
 
 class InOrder(transformers.Trainer):
