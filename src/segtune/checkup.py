@@ -16,7 +16,7 @@ from segtune.data.scan import Sample
 from segtune.data.sources import rows_of
 from segtune.dry_run import dry_run
 from segtune.errors import UsageError
-from segtune.inference import best_device, processor_of
+from segtune.inference import processor_of, to_device
 from segtune.label_noise import find_label_noise
 from segtune.labels import LabelMap
 from segtune.losses import SegmentationLoss
@@ -37,17 +37,17 @@ def diagnose(
     Raises:
         UsageError: no such data set; a checkpoint that is missing or has other labels.
     """
+    trained = to_device(load_model(checkpoint), device) if checkpoint else None
     diagnosis = examine(recipe.dataset, recipe.transforms)
-    device = device or best_device()
     more: list[Finding] = []
     if try_model:
         more += _try_model(recipe, diagnosis, device)
-    if checkpoint:
-        more += _ask(checkpoint, diagnosis, device)
+    if checkpoint and trained is not None:
+        more += _ask(checkpoint, trained, diagnosis)
     return diagnosis.with_findings(more)
 
 
-def _try_model(recipe: Recipe, diagnosis: Diagnosis, device: str) -> list[Finding]:
+def _try_model(recipe: Recipe, diagnosis: Diagnosis, device: str | None) -> list[Finding]:
     samples = [sample for sample in usable(diagnosis) if sample.split == "train"]
     if not samples:
         return [Finding("dry-run", "error", "no sample of train can be used, so that the model was not tried")]
@@ -67,11 +67,10 @@ def _try_model(recipe: Recipe, diagnosis: Diagnosis, device: str) -> list[Findin
         recipe.training.loss.counted(pixels, label_map.names), label_map.names, label_map.ignore_index
     )
     torch.manual_seed(recipe.training.seed)  # dropout
-    return dry_run(model, rows, label_map, recipe.transforms, loss, recipe.training.batch_size, device)
+    return dry_run(to_device(model, device), rows, label_map, recipe.transforms, loss, recipe.training.batch_size)
 
 
-def _ask(checkpoint: str, diagnosis: Diagnosis, device: str) -> list[Finding]:
-    model = load_model(checkpoint).to(device)
+def _ask(checkpoint: str, model: Any, diagnosis: Diagnosis) -> list[Finding]:
     own, names = LabelMap.from_config(model.config).names, diagnosis.case.label_map.names
     if own != names:
         raise UsageError(f"--checkpoint {checkpoint} has the labels {', '.join(own)}; the data has {', '.join(names)}")

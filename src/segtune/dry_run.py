@@ -42,18 +42,17 @@ def dry_run(
     transforms: TransformConfig,
     loss: Loss,
     batch_size: int,
-    device: str = "cpu",
 ) -> list[Finding]:
     """Try a model on training samples: a step of the recipe's size, then `SAMPLES` crops over and over.
 
     Args:
-        model: is changed; starts as it comes.
+        model: is changed; starts as it comes, on its device.
         rows: with `id`, `image` and `mask`.
         loss: of logits (B, K, h, w) and labels (B, H, W), a scalar, for the one step; the other learning is done with
             the cross-entropy.
         batch_size: of the one step.
     """
-    model = model.to(device)
+    device = model.device
     found = _try_step(model, _batch(rows, label_map, transforms, batch_size, device), loss)
     if found.severity == "error":
         return [found]

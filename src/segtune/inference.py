@@ -254,6 +254,14 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def to_device(model: nn.Module, device: str | None) -> nn.Module:
+    """The model on a device that a user has named, by default on the best there is; UsageError where it is not there."""
+    try:
+        return model.to(device or best_device())
+    except (RuntimeError, AssertionError) as error:  # of a torch without that kind of device
+        raise UsageError(f"--device {device}: {str(error).splitlines()[0]}") from error
+
+
 def processor_of(model: nn.Module) -> SegformerImageProcessor:
     """The image processor saved beside the weights; where there is none, one that keeps the image's size."""
     name = getattr(model, "name_or_path", "")

@@ -202,11 +202,9 @@ class RunFolder:
 
 def run_content(folder: Path) -> list[str]:
     """What of a run the folder holds."""
-    return [
-        name
-        for name in (RECIPE_FILE, SPLIT_FILE, METRICS_FILE, REPORT_FILE, *_FOLDERS, file_name("val"))
-        if (folder / name).exists()
-    ]
+    evaluations = sorted(path.name for path in folder.glob(file_name("*")))
+    names = (RECIPE_FILE, SPLIT_FILE, METRICS_FILE, REPORT_FILE, *_FOLDERS)
+    return [*(name for name in names if (folder / name).exists()), *evaluations]
 
 
 def goes_on(folder: str | Path, resume: str) -> bool:

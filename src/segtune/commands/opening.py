@@ -42,14 +42,10 @@ def open_split(dataset: DatasetConfig, split: str) -> tuple[Any, LabelMap]:
 
 def load_checkpoint(checkpoint: str, device: str | None) -> Any:
     from segtune.checkpoint import load_model
-    from segtune.inference import best_device
+    from segtune.inference import to_device
 
     hide_bars_of_libraries()
-    model = load_model(checkpoint)
-    try:
-        return model.to(device or best_device())
-    except (RuntimeError, AssertionError) as error:  # of a torch without that kind of device
-        raise UsageError(f"--device {device}: {str(error).splitlines()[0]}") from error
+    return to_device(load_model(checkpoint), device)
 
 
 def load_processor(checkpoint: str, transforms: TransformConfig) -> SegformerImageProcessor:
