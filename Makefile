@@ -40,7 +40,7 @@ $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	@touch $@
 
 test-lowest: $(LOWEST)/.installed  ## run the tests of model, data, training and Hub with the lowest versions allowed
-	$(LOWEST)/bin/$(PYTEST) -m "not slow" tests/parity tests/segformer tests/data tests/test_trainer.py tests/test_hub.py
+	$(LOWEST)/bin/$(PYTEST) -m "not slow" tests/parity tests/segformer tests/labels tests/imageio tests/data tests/training/test_trainer.py tests/hub/test_push.py
 
 lint: setup  ## check style, formatting and types
 	$(BIN)/ruff check $(SOURCES)

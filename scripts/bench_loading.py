@@ -29,8 +29,8 @@ from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
-from segtune.data.loading import SegmentationSamples
-from segtune.data.sources import DatasetConfig, find_label_map, load_segmentation_dataset
+from segtune.data.dataset import DatasetConfig, find_label_map, load_segmentation_dataset
+from segtune.data.samples import SegmentationSamples
 from segtune.data.transforms import TrainTransform, TransformConfig
 
 CROP = 512

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from segtune.bootstrap import RESAMPLES
-from segtune.confusion import count_pairs
-from segtune.evaluation import Evaluation
-from segtune.uncertainty import compare, intervals
+from segtune.evaluation.bootstrap import RESAMPLES
+from segtune.evaluation.confusion import count_pairs
+from segtune.evaluation.evaluation import Evaluation
+from segtune.evaluation.uncertainty import compare, intervals
 
 NUM_LABELS, IGNORED, SHAPE, CELL = 19, 255, (1024, 2048), 64
 

@@ -95,7 +95,7 @@ def launch() -> Callable[..., list[str]]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        command = [sys.executable, str(ROOT / "tests" / "workers" / script), *arguments]
+        command = [sys.executable, str(ROOT / "tests" / "support" / "workers" / script), *arguments]
         common = os.environ | variables | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
         common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
         running = [
@@ -123,12 +123,12 @@ class Result(NamedTuple):
 def segtune_command(capsys: pytest.CaptureFixture[str]) -> Any:
     """Runs a command in this process."""
 
-    from segtune import cli
+    from segtune.cli import main
 
     def run(*arguments: str | Path) -> Result:
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
-            cli.main([str(argument) for argument in arguments])
+            main.main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return Result(int(left.value.code or 0), captured.out, captured.err)
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # as typing.TYPE_CHECKING, without importing typing
 if TYPE_CHECKING:
-    from segtune.data.sources import load_segmentation_dataset
+    from segtune.data.dataset import load_segmentation_dataset
     from segtune.data.transforms import TrainTransform, TransformConfig
-    from segtune.drawing import overlay
-    from segtune.inference import predict
-    from segtune.labels import LabelMap
-    from segtune.metrics import MeanIoU
-    from segtune.recipe import Recipe, load_recipe, train
+    from segtune.evaluation.metrics import MeanIoU
+    from segtune.finetune import train
+    from segtune.inference.predict import predict
+    from segtune.labels.label_map import LabelMap
+    from segtune.recipe.recipe import Recipe, load_recipe
     from segtune.segformer.configuration_segformer import SegformerConfig
     from segtune.segformer.conversion import from_transformers
     from segtune.segformer.image_processing_segformer import SegformerImageProcessor
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
         SegformerForSemanticSegmentation,
         SegformerModel,
     )
-    from segtune.trainer import SegmentationTrainer
-    from segtune.training_config import TrainingConfig
+    from segtune.training.config import TrainingConfig
+    from segtune.training.trainer import SegmentationTrainer
+    from segtune.viz.overlay import overlay
 
 __version__ = "0.1.0"
 
@@ -51,24 +52,24 @@ __all__ = [
 ]
 
 _HOME = {
-    "LabelMap": "segtune.labels",
-    "MeanIoU": "segtune.metrics",
-    "Recipe": "segtune.recipe",
+    "LabelMap": "segtune.labels.label_map",
+    "MeanIoU": "segtune.evaluation.metrics",
+    "Recipe": "segtune.recipe.recipe",
     "SegformerConfig": "segtune.segformer.configuration_segformer",
     "SegformerForImageClassification": "segtune.segformer.modeling_segformer",
     "SegformerForSemanticSegmentation": "segtune.segformer.modeling_segformer",
     "SegformerImageProcessor": "segtune.segformer.image_processing_segformer",
     "SegformerModel": "segtune.segformer.modeling_segformer",
-    "SegmentationTrainer": "segtune.trainer",
+    "SegmentationTrainer": "segtune.training.trainer",
     "TrainTransform": "segtune.data.transforms",
-    "TrainingConfig": "segtune.training_config",
+    "TrainingConfig": "segtune.training.config",
     "TransformConfig": "segtune.data.transforms",
     "from_transformers": "segtune.segformer.conversion",
-    "load_recipe": "segtune.recipe",
-    "load_segmentation_dataset": "segtune.data.sources",
-    "overlay": "segtune.drawing",
-    "predict": "segtune.inference",
-    "train": "segtune.recipe",
+    "load_recipe": "segtune.recipe.recipe",
+    "load_segmentation_dataset": "segtune.data.dataset",
+    "overlay": "segtune.viz.overlay",
+    "predict": "segtune.inference.predict",
+    "train": "segtune.finetune",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segtune.cli import main
+from segtune.cli.main import main
 
 if __name__ == "__main__":
     main()

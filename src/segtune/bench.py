@@ -27,13 +27,13 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from segtune.checkpoint import load_model
 from segtune.errors import SegtuneError, UsageError
-from segtune.memory import peak_memory_mb
-from segtune.optim import adamw, parameter_groups
 from segtune.segformer.configuration_segformer import VARIANTS, SegformerConfig
+from segtune.segformer.loading import load_model
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 from segtune.segformer.upsampling import upsampled_prediction
+from segtune.training.distributed import peak_memory_mb
+from segtune.training.optim import adamw, parameter_groups
 
 Task = Literal["forward", "predict", "train"]
 TASKS: tuple[Task, ...] = ("forward", "predict", "train")

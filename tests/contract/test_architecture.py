@@ -17,183 +17,44 @@ from packaging.requirements import Requirement
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "segtune"
 
-COMMANDS = {"bench", "data", "doctor", "evaluate", "hub", "options", "predict", "recipes", "report", "train"}
-
-# A module imports modules of its own layer or of a lower one. A new module is given its layer here.
+# A package (or a module at the top) imports from a lower line, or from itself; those of one line do not see each other.
 LAYERS = [
-    {
-        "__init__",
-        "class_weights",
-        "data",
-        "data.doctor",
-        "errors",
-        "label_files",
-        "label_values",
-        "labels",
-        "memory",
-        "protocol",
-        "section",
-        "segformer",
-        "segformer.configuration_segformer",
-        "whole_files",
-        "sharding",
-    },
-    {
-        "bootstrap",
-        "boundary",
-        "calibration",
-        "charts",
-        "confusion",
-        "data.annotations",
-        "data.annotations.coco",
-        "data.annotations.cvat",
-        "data.annotations.images",
-        "data.annotations.label_studio",
-        "data.annotations.labelme",
-        "data.annotations.shapes",
-        "data.annotations.sniff",
-        "data.annotations.yolo",
-        "data.augmentations",
-        "data.batches",
-        "data.card",
-        "data.checks",
-        "data.classes",
-        "data.config",
-        "data.convert",
-        "data.crops",
-        "data.detect",
-        "data.files",
-        "data.journal",
-        "data.doctor.alignment",
-        "data.doctor.case",
-        "data.doctor.causes",
-        "data.doctor.classes",
-        "data.doctor.examine",
-        "data.doctor.facts",
-        "data.doctor.files",
-        "data.doctor.findings",
-        "data.doctor.fits",
-        "data.doctor.mask_values",
-        "data.doctor.masks",
-        "data.doctor.opening",
-        "data.doctor.pictures",
-        "data.doctor.tints",
-        "data.doctor.twins",
-        "data.doctor.values",
-        "data.layouts",
-        "data.loading",
-        "data.manifests",
-        "data.pairing",
-        "data.patterns",
-        "data.pieces",
-        "data.rare_classes",
-        "data.rasters",
-        "data.references",
-        "data.scan",
-        "data.sources",
-        "data.splits",
-        "data.statistics",
-        "data.streaming",
-        "data.tables",
-        "data.tiles",
-        "data.transforms",
-        "doubts",
-        "drawing",
-        "evaluation",
-        "geo",
-        "image_counts",
-        "images",
-        "loss_terms",
-        "losses",
-        "metrics",
-        "objects",
-        "page",
-        "png",
-        "polygons",
-        "scores",
-        "segformer.fused",
-        "segformer.image_processing_segformer",
-        "segformer.modeling_segformer",
-        "segformer.upsampling",
-        "uncertainty",
-        "video",
-        "windows",
-        "writers",
-    },
-    {
-        "adapt",
-        "calibrate",
-        "checkpoint",
-        "ema",
-        "inference",
-        "interrupts",
-        "optim",
-        "processes",
-        "retries",
-        "run_folder",
-        "segformer.conversion",
-        "segformer.originals",
-        "segmenter",
-    },
-    {
-        "bench",
-        "card",
-        "doctor_page",
-        "doctor_pictures",
-        "dry_run",
-        "export",
-        "facts",
-        "hub",
-        "licences",
-        "label_noise",
-        "outputs",
-        "predicting",
-        "preview",
-        "release",
-        "report",
-        "report.examination",
-        "report.facts",
-        "report.layers",
-        "report.numbers",
-        "report.page",
-        "report.pictures",
-        "report.tables",
-        "report.training",
-        "tables",
-        "tracking",
-        "trainer",
-        "training_config",
-        "watching",
-    },
-    {"catalog", "checkup", "recipe", "strict"},
-    {
-        "__main__",
-        "cli",
-        "commands",
-        "commands.opening",
-        *(f"commands.{name}" for name in COMMANDS),
-    },
+    "errors",
+    "config files hub_errors",
+    "labels evaluation",
+    "segformer",
+    "imageio",
+    "data",
+    "viz",
+    "inference",
+    "training",
+    "hub report",
+    "recipe",
+    "doctor finetune bench",
+    "cli",
+    "__main__",
 ]
-# Packages that may change under us, and the only modules that touch them.
+# Packages that may change under us, and the only places that touch them.
 FENCES = {
-    "accelerate": {"checkpoint", "processes", "run_folder", "tracking", "trainer", "training_config", "watching"},
+    "accelerate": {"training"},
     "albumentations": {"data.augmentations"},
-    "av": {"video"},
-    "click": {"cli"},
+    "av": {"imageio"},
+    "click": {"cli.main"},
     "cv2": {"data.augmentations"},
-    "datasets": {"data.checks", "data.convert", "data.references", "data.sources", "data.streaming", "data.tables"},
-    "evaluate": {"metrics"},
-    "huggingface_hub": {"data.tables", "hub", "retries"},
+    "datasets": {"data"},
+    "evaluate": {"evaluation.metrics"},
+    "huggingface_hub": {"hub", "hub_errors", "data.formats.hub_parquet"},
+    "jinja2": {"doctor", "hub", "report", "viz.html"},
     "matplotlib": {"bench"},
-    "peft": {"adapt"},
-    "pycocotools": {"data.annotations.shapes"},
-    "rasterio": {"geo"},
-    "rich": {"tables"},
-    "scipy": {"loss_terms", "objects", "uncertainty"},
-    "shapely": {"polygons"},
+    "peft": {"training.lora"},
+    "pycocotools": {"data.formats.shapes"},
+    "rasterio": {"imageio"},
+    "rich": {"viz.terminal"},
+    "scipy": {"evaluation", "training.losses"},
+    "shapely": {"inference.polygons"},
     "torchvision": set(),
-    "typer": {"cli", *(f"commands.{name}" for name in COMMANDS)},
-    "yaml": {"card", "data.annotations.yolo", "data.detect", "recipe", "release"},
+    "typer": {"cli"},
+    "yaml": {"data.formats", "hub", "recipe"},
 }
 TYPES_ANYWHERE = {"datasets"}  # may be named in annotations, under `if TYPE_CHECKING`
 HUB_CODE = {  # copied to the Hub beside the weights: besides these and the standard library, nothing
@@ -280,8 +141,27 @@ OURS = [found for found in IMPORTS if found.ours]
 THIRD_PARTY = [found for found in IMPORTS if not found.ours and found.target not in sys.stdlib_module_names]
 
 
-def layer_of(module: str) -> int:
-    return next(number for number, names in enumerate(LAYERS) if module in names)
+LEVEL = {package: number for number, line in enumerate(LAYERS) for package in line.split()}
+
+
+def package_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def is_inside(module: str, places: set[str]) -> bool:
+    return any(module == place or module.startswith(f"{place}.") for place in places)
+
+
+def upward(imports: list[Import]) -> list[str]:
+    """The imports of ours that go neither to a lower line nor stay in their package."""
+    return [
+        f"{found.module}:{found.line} imports {found.target}"
+        for found in imports
+        if found.module != "__init__"
+        and found.target != "__init__"
+        and package_of(found.module) != package_of(found.target)
+        and LEVEL[package_of(found.target)] >= LEVEL[package_of(found.module)]
+    ]
 
 
 def test_reader_found_the_package() -> None:
@@ -294,19 +174,35 @@ def test_reader_found_the_package() -> None:
     assert any(found.types_only for found in IMPORTS)
 
 
-def test_every_module_has_a_layer() -> None:
-    placed = [name for names in LAYERS for name in names]
+def test_layers_name_every_package_and_no_other() -> None:
+    placed = [package for line in LAYERS for package in line.split()]
+    assert len(LAYERS) <= 15
     assert len(placed) == len(set(placed))
-    assert set(TREES) - set(placed) == set()
+    assert set(placed) == {package_of(module) for module in TREES} - {"__init__"}
 
 
 def test_imports_go_down() -> None:
-    upward = [
-        f"{found.module}:{found.line} imports {found.target}"
-        for found in OURS
-        if found.module != "__init__" and layer_of(found.target) > layer_of(found.module)
-    ]
-    assert upward == []
+    assert upward(OURS) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "target", "is_upward"),
+    [
+        ("data.loader", "training.trainer", True),
+        ("labels.label_map", "segformer.loading", True),
+        ("report.page", "hub.push", True),  # of one line
+        ("training.trainer", "data.loader", False),
+        ("data.loader", "data.formats.coco", False),
+    ],
+)
+def test_an_upward_import_is_told(module: str, target: str, is_upward: bool) -> None:
+    planted = Import(module, target, ours=True, types_only=False, relative=False, line=1)
+    assert bool(upward([*OURS, planted])) == is_upward
+
+
+def test_fences_stand_where_there_is_something() -> None:
+    places = set.union(*FENCES.values())
+    assert {place for place in places if not any(is_inside(module, {place}) for module in TREES)} == set()
 
 
 def test_package_itself_imports_nothing_when_it_is_imported() -> None:
@@ -357,7 +253,7 @@ def test_fence(package: str) -> None:
         f"{found.module}:{found.line}"
         for found in THIRD_PARTY
         if found.target == package
-        and found.module not in FENCES[package]
+        and not is_inside(found.module, FENCES[package])
         and not (found.types_only and package in TYPES_ANYWHERE)
     ]
     assert outside == []

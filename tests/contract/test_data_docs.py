@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segtune.checkpoint import ModelConfig
-from segtune.data.classes import LABEL_FILES
+from segtune.data.class_names import LABEL_FILES
 from segtune.data.config import DatasetConfig, Format
 from segtune.data.transforms import TransformConfig
-from segtune.labels import LabelMap
+from segtune.labels.label_map import LabelMap
+from segtune.training.model import ModelConfig
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 BLOCKS = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)]

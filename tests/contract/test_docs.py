@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import pytest
 import yaml
-from examples import TINY, blocks, command_lines, make_workplace, smaller
-from minihub import environment, serve
+from support.examples import TINY, blocks, command_lines, make_workplace, smaller
+from support.minihub import environment, serve
 
 import segtune
-from segtune.recipe import load_recipe
+from segtune.recipe.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 NAV = re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from examples import blocks, command_lines, make_workplace, smaller
+from support.examples import blocks, command_lines, make_workplace, smaller
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,7 +41,7 @@ def test_named_tests_exist() -> None:
     named = [path for line in re.findall(r"`pytest ([^`]+)`", README) for path in line.split()]
     assert len(named) >= 15
     assert [name for name in named if not exists(*name.split("::"))] == []
-    assert not exists("tests/test_trainer.py", "test_of_that_name")
+    assert not exists("tests/training/test_trainer.py", "test_of_that_name")
 
 
 def exists(path: str, test: str = "") -> bool:

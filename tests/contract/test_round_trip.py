@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import examples
 import numpy as np
 import pytest
 import yaml
-from minihub import Hub, environment, serve
+from support import examples
+from support.minihub import Hub, environment, serve
 
 pytestmark = pytest.mark.slow
 
@@ -334,7 +334,7 @@ def test_pushed_data_is_streamed_by_datasets(place: Place) -> None:
     """What `segtune data convert --to hub` calls."""
     found = place.script("""
         from datasets import Dataset, Image as ImageFeature, load_dataset
-        from segtune.hub import push_folder
+        from segtune.hub.push import push_folder
 
         mask = Image.fromarray(np.arange(180 * 180, dtype=np.uint8).reshape(180, 180) % 4)
         rows = Dataset.from_dict({"image": [photo] * 3, "mask": [mask] * 3})

@@ -55,7 +55,7 @@ def test_sizes_ids_and_frequencies(earth: Path, classes: dict, split: str) -> No
         assert stated["pixel_percent"][name] == pytest.approx(100 * counts[value] / counts.sum(), abs=0.006)
 
 
-def test_classes_have_names_and_colours(classes: dict) -> None:
+def test_classes_have_names_and_colors(classes: dict) -> None:
     assert classes["classes"] == {"0": "ocean", "1": "humid", "2": "arid", "3": "polar"}
     assert classes["ignore_id"] == 255
     colors = {key: tuple(color) for key, color in classes["palette"].items()}

@@ -12,11 +12,13 @@ import pytest
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 
-from segtune.cli import main
-from segtune.data import rasters
+from segtune.cli.main import main
 from segtune.data.transforms import TrainTransform, TransformConfig
-from segtune.inference import evaluate_model, predict, processor_for
-from segtune.recipe import load_recipe
+from segtune.imageio import geotiff
+from segtune.inference.evaluate import evaluate_model
+from segtune.inference.predict import predict
+from segtune.inference.processor import processor_from_transforms
+from segtune.recipe.recipe import load_recipe
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 
@@ -87,7 +89,7 @@ def test_evaluation_ignores_what_has_no_data(run: Path, capsys: pytest.CaptureFi
 
 
 def test_files_of_either_kind_are_predicted_alike(run: Path, scenes: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "0.npy", rasters.read(scenes / "images/test/0.tif").data)
+    np.save(tmp_path / "0.npy", geotiff.read(scenes / "images/test/0.tif").data)
     for source, output in ((scenes / "images/test/0.tif", "tif"), (tmp_path / "0.npy", "npy")):
         with pytest.raises(SystemExit) as left:
             main(["predict", str(run / "best"), str(source), "--output", str(tmp_path / output), "--overlay"])
@@ -138,14 +140,14 @@ def test_training_and_prediction_see_the_same_numbers(run: Path) -> None:
         config = TransformConfig.model_validate(config.model_dump())
         image = np.random.default_rng(0).integers(0, 256, (40, 40, 6)).astype(np.float32 if value_range else np.uint8)
         trained, _ = TrainTransform(config, 255)(image, np.zeros((40, 40), np.uint8), (0,))
-        predicted = processor_for(config)(image, return_tensors="np", input_data_format="channels_last")[
+        predicted = processor_from_transforms(config)(image, return_tensors="np", input_data_format="channels_last")[
             "pixel_values"
         ][0]
         np.testing.assert_allclose(trained, predicted, atol=2e-5)
 
 
 def test_evaluation_takes_rows(run: Path, scenes: Path) -> None:
-    from segtune.data.sources import open_dataset
+    from segtune.data.dataset import open_dataset
 
     recipe = load_recipe(run / "recipe.yaml")
     dataset, label_map = open_dataset(recipe.dataset)
@@ -155,7 +157,7 @@ def test_evaluation_takes_rows(run: Path, scenes: Path) -> None:
         model,
         dataset["test"],
         label_map,
-        processor_for(recipe.transforms),
+        processor_from_transforms(recipe.transforms),
         progress=False,
         on_image=lambda i, image, labels, prediction: seen.append(
             (i, image.dtype, image.shape, labels[0, 0], labels[-1, -1])

@@ -14,12 +14,12 @@ from datasets import Dataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from segtune.data.loading import SegmentationSamples, StepSampler, collate
+from segtune.data.dataset import load_segmentation_dataset
 from segtune.data.rare_classes import Donors, find_rare_ids, training_transform
-from segtune.data.sources import load_segmentation_dataset
+from segtune.data.samples import SegmentationSamples, StepSampler, collate
 from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
-from segtune.labels import LabelMap
+from segtune.labels.label_map import LabelMap
 
 LABELS = LabelMap.from_names(["road", "pole", "sky", "sign"])
 PLAIN: dict[str, Any] = {"crop_size": 16, "scale": (1, 1), "photometric": False, "max_class_share": 1}

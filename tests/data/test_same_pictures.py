@@ -15,8 +15,8 @@ import yaml
 
 from segtune.data.checks import check_masks
 from segtune.data.config import DatasetConfig
-from segtune.data.loading import read_pair
-from segtune.data.sources import open_dataset
+from segtune.data.dataset import open_dataset
+from segtune.data.samples import read_pair
 
 HEIGHT, WIDTH = 41, 57
 NAMES = ("background", "road", "car", "tree")

@@ -14,14 +14,14 @@ import pytest
 import torch
 from datasets import Dataset, Image
 
-from segtune.cli import main
-from segtune.data.batches import TrainingBatches
+from segtune.cli.main import main
 from segtune.data.config import DatasetConfig
-from segtune.data.sources import open_dataset
+from segtune.data.dataset import open_dataset
+from segtune.data.loader import TrainingBatches
 from segtune.data.streaming import ShardStream, StreamSampler
 from segtune.data.transforms import TrainTransform, TransformConfig
 from segtune.errors import DataError, UsageError
-from segtune.labels import LabelMap
+from segtune.labels.label_map import LabelMap
 
 SHARDS = (4, 1, 6, 3, 5)  # rows
 TOTAL = sum(SHARDS)

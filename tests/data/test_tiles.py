@@ -10,12 +10,12 @@ import PIL.Image
 import pytest
 
 from segtune.data.config import DatasetConfig
-from segtune.data.loading import read_mask
-from segtune.data.scan import Sample
-from segtune.data.sources import load_segmentation_dataset, open_dataset, save_split, scan_dataset
+from segtune.data.dataset import load_segmentation_dataset, open_dataset, save_split, scan_dataset
+from segtune.data.index import Sample
 from segtune.data.tiles import spans as _spans
 from segtune.data.tiles import tiled, without_tile
 from segtune.errors import UsageError
+from segtune.imageio.read import read_mask
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import nbformat
 import pytest
-from examples import TINY
 from IPython.core.inputtransformer2 import TransformerManager
-from minihub import Hub, environment, serve
 from nbclient import NotebookClient
+from support.examples import TINY
+from support.minihub import Hub, environment, serve
 
 import segtune
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segtune.report.facts import Facts
+from segtune.report.gather import Facts
 from segtune.report.page import write_report
 
 CUT = "line => getComputedStyle(line.closest('.stage')).getPropertyValue('--cut')"
@@ -31,7 +31,7 @@ def column(page: Any, table: str, number: int) -> list[str]:
     )
 
 
-def colours(stage: Any) -> tuple[list[int], list[int]]:
+def colors(stage: Any) -> tuple[list[int], list[int]]:
     """Those at a tenth and at nine tenths of the width of a picture, in its upper quarter."""
     pixels = np.asarray(Image.open(io.BytesIO(stage.screenshot())).convert("RGB"))
     height, width = pixels.shape[:2]
@@ -42,7 +42,7 @@ def test_the_line_moves_by_key_and_pointer(report: Path, open_page: Callable[...
     page = open_page(report)
     stage = page.locator("#images .stage").first  # "doubted": the upper half is car, and sky is said
     line = stage.locator("input")
-    left, right = colours(stage)
+    left, right = colors(stage)
     assert left != right
     line.focus()
     for _ in range(10):
@@ -51,7 +51,7 @@ def test_the_line_moves_by_key_and_pointer(report: Path, open_page: Callable[...
     assert stage.evaluate("stage => getComputedStyle(stage).outlineStyle") == "solid"  # the focus is seen
     page.keyboard.press("Home")
     assert line.evaluate(CUT) == "0%"
-    assert colours(stage) == (right, right)
+    assert colors(stage) == (right, right)
     box = stage.bounding_box()
     page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 40)
     page.mouse.down()
@@ -59,7 +59,7 @@ def test_the_line_moves_by_key_and_pointer(report: Path, open_page: Callable[...
     page.mouse.move(box["x"] + 0.95 * box["width"], box["y"] + 60, steps=5)
     page.mouse.up()
     assert abs(float(line.evaluate(CUT)[:-1]) - 95) < 3
-    assert colours(stage) == (left, left)
+    assert colors(stage) == (left, left)
     assert page.locator("#images .stage input").nth(1).evaluate(CUT) == "50%"  # others stay where they are
 
 
@@ -114,8 +114,8 @@ def test_matrix_is_normalised_and_ordered(report: Path, open_page: Callable[...,
 
 
 def test_more_classes_than_there_is_room_for(facts: Facts, tmp_path: Path, open_page: Callable[..., Any]) -> None:
-    from segtune.page import asset, document
-    from segtune.report.tables import confusion
+    from segtune.report.page import confusion
+    from segtune.viz.html import asset, document
 
     counts = np.full((40, 40), 1) + np.diag(np.arange(40) * 10)
     body = f'<section id="confusions">{confusion([f"class {index}" for index in range(40)], counts)}</section>'

@@ -14,7 +14,7 @@ from torch import nn
 
 import segtune
 from segtune.errors import UsageError
-from segtune.inference import processor_of
+from segtune.inference.processor import processor_of
 from segtune.segformer.conversion import from_transformers
 
 TINY = {"depths": [1, 2, 1, 1], "hidden_sizes": [8, 16, 24, 32], "decoder_hidden_size": 16}

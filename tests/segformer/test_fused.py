@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import networks
 import pytest
 import torch
+from support import networks
 from torch import nn
 from torch.nn import functional as F
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import networks
 import pytest
 import torch
 import transformers
+from support import networks
 from torch.utils.data import SequentialSampler
 
 from segtune.segformer.configuration_segformer import SegformerConfig

@@ -6,16 +6,16 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from segtune.data.annotations.shapes import OnTop
+from segtune.config import StrictModel
+from segtune.data.formats.shapes import OnTop
 from segtune.data.splits import SPLITS
-from segtune.section import Section
 
 Format = Literal[
     "auto", "folder", "voc", "manifest", "coco", "labelme", "yolo", "cvat", "label_studio", "hub", "disk", "parquet"
 ]
 
 
-class DatasetConfig(Section):
+class DatasetConfig(StrictModel):
     """The recipe's `dataset` section; docs/data.md shows each format.
 
     Attributes:

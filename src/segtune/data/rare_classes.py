@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segtune.data.loading import Windows, open_pair, read_mask
+from segtune.data.samples import Windows, open_pair
 from segtune.data.transforms import TrainTransform, TransformConfig
 from segtune.errors import UsageError
-from segtune.labels import LabelMap
+from segtune.imageio.read import read_mask
+from segtune.labels.label_map import LabelMap
 
 if TYPE_CHECKING:
     import datasets

@@ -11,10 +11,10 @@ import numpy as np
 from datasets import Image, IterableDataset
 from torch.utils.data import Sampler
 
-from segtune.data import tables
 from segtune.data.config import DatasetConfig
-from segtune.data.loading import SegmentationSamples
-from segtune.data.references import undecoded
+from segtune.data.formats import hub_parquet
+from segtune.data.lazy_rows import undecoded
+from segtune.data.samples import SegmentationSamples
 from segtune.errors import UsageError
 
 Row = dict[str, Any]
@@ -174,7 +174,7 @@ def open_stream(config: DatasetConfig, root: Path, name: str) -> IterableDataset
     needless = {"tile": config.tile, "split_file": config.split_file, "on_error": config.on_error == "skip"}
     if given := [option for option, value in needless.items() if value]:
         raise UsageError(f"dataset.{given[0]} needs all rows at hand: leave it out, or set dataset.streaming=false")
-    streams = tables.open_streams(root, name, config, ("train",))
+    streams = hub_parquet.open_streams(root, name, config, ("train",))
     if "train" not in streams:
         raise UsageError(f"{root}: no training split to stream")
     return streams["train"]

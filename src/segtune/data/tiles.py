@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 
-from segtune.data.scan import Sample
+from segtune.data.index import Sample
 
 Window = tuple[int, int, int, int]  # top, left, height, width
 

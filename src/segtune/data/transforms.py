@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
+from segtune.config import StrictModel
 from segtune.data.augmentations import (
     PRESETS,
     Named,
@@ -23,15 +24,14 @@ from segtune.data.augmentations import (
 )
 from segtune.data.crops import RandomCrop, Readable, paste
 from segtune.errors import DataError, UsageError
-from segtune.protocol import Protocol
-from segtune.section import Section
+from segtune.inference.protocol import InferenceProtocol
 
 Side = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Donor = Callable[[random.Random], tuple[Readable, Readable] | None]  # an image and its labels
 
 
-class TransformConfig(Section):
+class TransformConfig(StrictModel):
     """The recipe's `transforms` section; sizes are (height, width) in pixels.
 
     Attributes:
@@ -98,7 +98,7 @@ class TransformConfig(Section):
             raise ValueError(f"std {self.std}: every number must be above 0")
         if self.value_range and not self.value_range[0] < self.value_range[1]:
             raise ValueError(f"value_range {self.value_range}: give the smaller value first")
-        Protocol(self.eval_window, self.eval_stride)
+        InferenceProtocol(self.eval_window, self.eval_stride)
         return self
 
     @field_validator("extra", mode="before")
@@ -140,7 +140,7 @@ class TrainTransform:
         )
         self.donor = donor
         if isinstance(config.mean, str) or isinstance(config.std, str):
-            raise UsageError("transforms.mean and std are not counted yet: see segtune.data.statistics")
+            raise UsageError("transforms.mean and std are not counted yet: see segtune.data.checks")
         self.channels, self.raw = len(config.mean), config.value_range is not None
         low, high = config.value_range or (0, 255)
         mean, std = np.array([config.mean, config.std])

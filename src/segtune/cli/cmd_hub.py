@@ -1,0 +1,53 @@
+"""`segtune push` and `segtune convert`: to the Hub, and from the checkpoints of others."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from segtune.cli.common import hide_bars_of_libraries
+from segtune.errors import UsageError
+
+
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or its best/ or final/.")],
+    repo: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="By default that of the recipe, or the folder's name.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Where the repository does not exist yet.")] = False,
+    branch: Annotated[str | None, typer.Option(help="Made where it does not exist.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Push as a pull request.")] = False,
+    with_code: Annotated[
+        bool, typer.Option("--with-code", help="Add the network's code, for trust_remote_code=True.")
+    ] = False,
+    license: Annotated[str | None, typer.Option(help="Of weights that inherit none, e.g. apache-2.0.")] = None,
+    no_pictures: Annotated[bool, typer.Option("--no-pictures", help="Leave out pictures of the data.")] = False,
+) -> None:
+    """Push a run to the Hub: the best weights, a model card, the recipe, metrics, report and overlays."""
+    from segtune.hub.push import push_run
+
+    given = {"repo": repo, "private": private, "branch": branch, "with_code": with_code, "license": license}
+    settings = {key: value for key, value in given.items() if value}
+    url = push_run(run, create_pr=create_pr, **settings, **({"pictures": False} if no_pictures else {}))
+    typer.echo(f"pushed {run} to {url}")
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A checkpoint of mmseg or NVlabs/SegFormer.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A folder that does not exist yet.")],
+    layout: Annotated[str, typer.Option("--from", help="mmseg, nvlabs, or auto: by the names in the file.")] = "auto",
+    encoder_only: Annotated[bool, typer.Option("--encoder-only", help="Leave the decode head out.")] = False,
+) -> None:
+    """Write a checkpoint of others as ours: weights, config, image processor and a card that states the licence."""
+    from segtune.segformer.conversion_originals import convert_original
+
+    hide_bars_of_libraries()
+    if layout not in ("auto", "mmseg", "nvlabs"):
+        raise UsageError(f"--from {layout}: mmseg, nvlabs or auto")
+    model = convert_original(source, output, cast(Any, layout), encoder_only=encoder_only)
+    labels = f", {model.config.num_labels} labels" if hasattr(model, "decode_head") else ""
+    typer.echo(f"{output}: {type(model).__name__}{labels}, {model.num_parameters() / 1e6:.1f} million parameters")
+    typer.echo(f"next: segtune train RECIPE model.name={shlex.quote(str(output))}")

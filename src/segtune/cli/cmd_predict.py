@@ -1,0 +1,74 @@
+"""`segtune predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from segtune.cli.common import load_checkpoint
+from segtune.cli.options import (
+    BatchOption,
+    CheckpointArgument,
+    DeviceOption,
+    StrideOption,
+    TtaOption,
+    WindowOption,
+)
+from segtune.errors import UsageError
+
+
+def predict(
+    checkpoint: CheckpointArgument,
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE", help="Image files, folders of them, quoted globs, or videos.")
+    ],
+    output: Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Where the masks go.")],
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also save NAME_overlay.png, of a video .mp4.")] = False,
+    window: WindowOption = None,
+    stride: StrideOption = None,
+    overlap: Annotated[int | None, typer.Option(min=0, help="Instead of --stride: pixels that windows share.")] = None,
+    tta: TtaOption = False,
+    confidence: Annotated[
+        Literal["png", "tif"] | None, typer.Option(help="Also save NAME_confidence: 8-bit png or 32-bit tif.")
+    ] = None,
+    polygons: Annotated[
+        Literal["geojson", "coco", "labelme"] | None, typer.Option(help="Also save the regions as polygons.")
+    ] = None,
+    simplify: Annotated[float, typer.Option(min=0, help="Let polygons' borders move by so many pixels.")] = 0.0,
+    min_region: Annotated[int, typer.Option(min=0, help="Give smaller regions to a neighbour, in polygons.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    batch_size: BatchOption = 1,
+    device: DeviceOption = None,
+) -> None:
+    """Save a mask of class ids for each image: a palette PNG in the labels' colours, at the image's own size.
+
+    Of a georeferenced TIFF, the mask is a TIFF in the same place. Of a video, there is a folder of masks.
+    """
+    from segtune.imageio.raster import any_size
+    from segtune.inference import predict_files as files
+    from segtune.inference.predict_files import predict_files
+    from segtune.inference.processor import processor_of
+    from segtune.inference.protocol import InferenceProtocol
+    from segtune.inference.segmenter import Segmenter
+    from segtune.labels.label_map import LabelMap
+
+    wanted = files.Wanted(overlay, confidence, polygons, simplify, min_region)
+    paths = files.find_images(images)
+    with any_size():
+        targets = files.plan_targets(paths, output, wanted, overwrite)
+        model = load_checkpoint(checkpoint, device)
+        processor = processor_of(model)
+        protocol = InferenceProtocol.choose(processor, window, _stride(window, stride, overlap), tta)
+        segmenter = Segmenter(model, processor, protocol, batch_size)
+        masks = predict_files(segmenter, LabelMap.from_config(model.config), paths, targets, output, wanted)
+    typer.echo(f"{masks} mask{'s' if masks > 1 else ''} in {output}")
+
+
+def _stride(window: int | None, stride: int | None, overlap: int | None) -> int | None:
+    if overlap is None:
+        return stride
+    if stride is not None or not window:
+        raise UsageError(f"--overlap {overlap} goes with --window, and in the place of --stride")
+    return window - overlap

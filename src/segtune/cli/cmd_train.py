@@ -1,0 +1,57 @@
+"""`segtune train`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from segtune.cli.common import hide_bars_of_libraries, is_main_process
+from segtune.cli.options import OverridesArgument, RecipeArgument
+
+
+def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Fine-tune what a recipe describes; the run folder keeps the weights, the metrics and the resolved recipe.
+
+    Paths are relative to the current folder. Several processes: accelerate launch -m segtune train RECIPE …
+    """
+    from segtune import finetune
+    from segtune.recipe.recipe import load_recipe
+
+    hide_bars_of_libraries()
+    result = finetune.train(load_recipe(recipe, overrides or ()))
+    stopped = result.get("stopped")
+    if is_main_process():
+        typer.echo("\n".join(_stopped_lines(recipe, overrides or [], result) if stopped else _closing_lines(result)))
+    if stopped:
+        raise typer.Exit(3)
+
+
+def _stopped_lines(recipe: str, overrides: Sequence[str], result: dict[str, Any]) -> list[str]:
+    kept = [text for text in overrides if not text.startswith(("training.resume=", "training.overwrite="))]
+    return [
+        f"stopped at step {result['step']}, everything saved: {result['stopped']}",
+        f"next: {shlex.join(['segtune', 'train', recipe, *kept, 'training.resume=auto'])}",
+    ]
+
+
+def _closing_lines(result: dict[str, Any]) -> list[str]:
+    folder = Path(result["output_dir"])
+    lines = []
+    for metric, value in result["best"].items():
+        if metric != "step":
+            name = "mIoU" if metric == "mean_iou" else metric
+            lines.append(f"best val {name} {value:.4f} at step {result['best']['step']}")
+    lines.append(f"run folder: {folder}")
+    if result.get("report"):
+        lines.append(f"report: {result['report']}")
+    if result.get("pushed"):
+        lines.append(f"pushed to {result['pushed']}")
+    split = next((split for split in ("test", "val") if split in result["splits"]), None)
+    if split:
+        words = ["segtune", "evaluate", str(folder / "best"), str(folder / "recipe.yaml"), "--split", split]
+        lines.append(f"next: {shlex.join([*words, '--overlays', str(folder / 'overlays')])}")
+    return lines

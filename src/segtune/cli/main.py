@@ -1,0 +1,89 @@
+"""The command line, `segtune train | evaluate | predict | doctor | data | push | …`: `segtune --help` lists it all.
+
+Results go to stdout, logs and progress bars to stderr. Exit codes: 0 done, 1 failed, 2 bad usage or recipe, 3
+stopped early on request (a signal, training.time_limit) with everything saved.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+import segtune
+from segtune.cli import (
+    cmd_bench,
+    cmd_data,
+    cmd_doctor,
+    cmd_evaluate,
+    cmd_hub,
+    cmd_predict,
+    cmd_recipes,
+    cmd_report,
+    cmd_train,
+)
+from segtune.cli.common import is_main_process
+from segtune.errors import SegtuneError
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a command and leaves with its exit code. SEGTUNE_TRACEBACK=1 shows the traceback of an error."""
+    try:
+        typer.main.get_command(_application()).main(args=argv, prog_name="segtune")
+    except Exception as error:
+        if os.environ.get("SEGTUNE_TRACEBACK") == "1":
+            raise
+        if isinstance(error, SegtuneError):
+            _fail(str(error), error.exit_code)
+        _fail(f"{type(error).__name__}: {error}\n(SEGTUNE_TRACEBACK=1 in the environment shows where it happened)", 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _application() -> typer.Typer:
+    app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+    app.callback(help="Fine-tune SegFormer: train a recipe, evaluate a checkpoint, predict masks.")(_configure)
+    commands: tuple[Callable[..., None], ...] = (
+        cmd_train.train,
+        cmd_evaluate.evaluate,
+        cmd_report.report,
+        cmd_evaluate.compare,
+        cmd_evaluate.calibrate,
+        cmd_predict.predict,
+        cmd_doctor.doctor,
+        cmd_hub.push,
+        cmd_hub.convert,
+        cmd_bench.bench,
+    )
+    for command in commands:
+        app.command()(command)
+    app.add_typer(cmd_recipes.application(), name="recipes")
+    app.add_typer(cmd_data.application(), name="data")
+    return app
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(exit_code)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"segtune {segtune.__version__}")
+        raise typer.Exit
+
+
+def _configure(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
+    # Pillow complains of every raster with more bands than it knows, which rasterio reads then.
+    logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
+    logging.getLogger("segtune").setLevel(logging.INFO if is_main_process() else logging.ERROR)

@@ -1,1 +1,0 @@
-"""Formats that describe masks by shapes, and drawing them."""

@@ -1,0 +1,1 @@
+"""Writing a data set anew: as a folder, as parquet, as tiles, on the Hub."""

@@ -1,0 +1,196 @@
+"""A sample in the form in which a converted data set holds it: stored as it is where that serves, else as PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import PIL.Image
+
+from segtune.data.samples import open_pair
+from segtune.data.tiles import spans
+from segtune.errors import DataError
+from segtune.imageio.read import SUFFIXES, read_image, read_mask
+from segtune.labels.label_map import LabelMap
+
+if TYPE_CHECKING:
+    import datasets
+
+NAMES = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif"}
+PNG = b"\x89PNG\r\n\x1a\n"
+LARGEST_ID = 2**16 - 1  # that a PNG holds
+
+
+class EncodedSample(NamedTuple):
+    """An image and its mask as files' contents.
+
+    Attributes:
+        id: the sample's; of a tile with "_y<top>_x<left>" behind it.
+        counts: pixels of each training id and, last, of ignored ones.
+    """
+
+    id: str
+    image: bytes
+    suffix: str
+    mask: bytes
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class Target:
+    """How masks are stored.
+
+    Attributes:
+        label_map: of the stored masks.
+        keeps_ids: masks hold the ids that they held; otherwise training ids.
+        ignored: the id that ignored pixels get where the source had none for them.
+        dtype: uint8 or uint16.
+    """
+
+    label_map: LabelMap
+    keeps_ids: bool
+    ignored: int
+    dtype: np.dtype
+
+    @classmethod
+    def of(cls, source: LabelMap) -> Target:
+        """Masks of ids keep them where a PNG can hold them; colours become training ids."""
+        ids = source.ids or {}
+        unused = [i for i in (*(i for i, label in ids.items() if label is None), source.ignore_index) if _fits(i)]
+        if ids and all(map(_fits, ids)) and unused:
+            largest = max(*ids, unused[0])
+            return cls(source, True, unused[0], np.dtype(np.uint8 if largest < 256 else np.uint16))
+        small = source.num_labels < 256
+        ignored = 255 if small else LARGEST_ID
+        stored = {i: i for i in range(source.num_labels)} | {ignored: None}
+        label_map = LabelMap(source.names, source.colors, ids=stored, ignore_index=source.ignore_index)
+        return cls(label_map, False, ignored, np.dtype(np.uint8 if small else np.uint16))
+
+    def stored(self, mask: np.ndarray, labels: np.ndarray, source: LabelMap) -> np.ndarray:
+        """What is written (H, W) for a mask as it was read, with its labels (H, W)."""
+        if not self.keeps_ids:
+            return np.where(labels == source.ignore_index, self.ignored, labels).astype(self.dtype)
+        ids = np.ma.filled(mask if mask.ndim == 2 else mask[:, :, 0], self.ignored)  # grey colours stand for ids
+        is_id = (ids >= 0) & (ids <= LARGEST_ID)
+        without_label = (labels == source.ignore_index) & np.isin(ids, self._named())
+        return np.where(is_id & ~without_label, ids, self.ignored).astype(self.dtype)
+
+    def _named(self) -> list[int]:
+        return [i for i, label in (self.label_map.ids or {}).items() if label is not None]
+
+
+def _fits(mask_id: int) -> bool:
+    return 0 <= mask_id <= LARGEST_ID
+
+
+class Pieces:
+    """Makes the pieces of the rows of a split.
+
+    Args:
+        rows: with the columns "id", "image" and "mask".
+        tile: side of the tiles that larger images are cut into, pixels; `overlap` of neighbouring ones, see `spans`.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        source: LabelMap,
+        target: Target,
+        tile: int | None = None,
+        overlap: int | None = None,
+    ) -> None:
+        self.rows, self.cells = rows, rows.with_format("arrow")
+        self.source, self.target = source, target
+        self.tile, self.overlap = tile, overlap
+
+    def __call__(self, number: int) -> list[EncodedSample]:
+        """The pieces of a row: one, or its tiles.
+
+        Raises:
+            DataError: the row cannot be read or does not fit the label map; names the sample.
+        """
+        cells = self.cells[number].to_pylist()[0]
+        try:
+            return list(self._pieces(self.rows[number], cells))
+        except Exception as error:  # decoders raise what they like
+            raise DataError(f"sample {cells['id']!r}: {error}") from error
+
+    def _pieces(self, row: Mapping[str, Any], cells: Mapping[str, Any]) -> Iterator[EncodedSample]:
+        picture, mask = row["image"], read_mask(row["mask"])
+        labels = open_pair(row, self.source)[1][:, :]  # (H, W)
+        height, width = labels.shape
+        stored = self.target.stored(mask, labels, self.source)
+        if self.tile is None or max(height, width) <= self.tile:
+            image, suffix = _content(cells["image"]) or encode_image(pixels_of(picture))
+            content = self._mask_as_it_was(cells["mask"], mask) or encode_png(stored)
+            yield EncodedSample(row["id"], image, suffix, content, self._counts(labels))
+            return
+        pixels = pixels_of(picture)
+        for top, bottom in spans(height, self.tile, self.overlap):
+            for left, right in spans(width, self.tile, self.overlap):
+                area = slice(top, bottom), slice(left, right)
+                image, suffix = encode_image(pixels[area])
+                yield EncodedSample(
+                    f"{row['id']}_y{top:05d}_x{left:05d}",
+                    image,
+                    suffix,
+                    encode_png(stored[area]),
+                    self._counts(labels[area]),
+                )
+
+    def _mask_as_it_was(self, cell: Any, mask: np.ndarray) -> bytes | None:
+        """The content of a mask's file, where that is a PNG of the ids that are to be stored."""
+        content, _ = _content(cell) or (b"", "")
+        if not self.target.keeps_ids or not content.startswith(PNG):
+            return None
+        with PIL.Image.open(io.BytesIO(content)) as picture:
+            found = read_mask(picture)
+        return content if found.ndim == 2 and np.array_equal(found, mask) else None
+
+    def _counts(self, labels: np.ndarray) -> list[int]:
+        ignored = labels == self.source.ignore_index
+        counts = np.bincount(labels[~ignored], minlength=self.source.num_labels).tolist()
+        return [*counts, int(ignored.sum())]
+
+
+def pixels_of(image: Any) -> np.ndarray:
+    """The numbers of an image (H, W) or (H, W, C) as they are stored; palettes and the like as RGB."""
+    if isinstance(image, PIL.Image.Image):
+        plain = image.mode in ("L", "LA", "RGB", "RGBA", "F") or image.mode.startswith("I")
+        return np.asarray(image) if plain and "transparency" not in image.info else read_image(image)
+    return np.asarray(np.ma.filled(image, 0))
+
+
+def encode_image(pixels: np.ndarray) -> tuple[bytes, str]:
+    """A PNG where that holds the numbers of an image (H, W) or (H, W, C), else a NumPy array; and the file's suffix."""
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+    if pixels.dtype == np.bool_ or (pixels.dtype == np.uint8 and channels <= 4):
+        return encode_png(np.squeeze(pixels, 2) if pixels.ndim == 3 and channels == 1 else pixels), ".png"
+    if pixels.dtype in (np.uint16, np.int32) and channels == 1 and pixels.min() >= 0 and pixels.max() <= LARGEST_ID:
+        return encode_png(pixels.reshape(pixels.shape[:2]).astype(np.uint16)), ".png"
+    file = io.BytesIO()
+    np.save(file, pixels)
+    return file.getvalue(), ".npy"
+
+
+def encode_png(array: np.ndarray) -> bytes:
+    """A PNG of uint8 (H, W) or (H, W, 2, 3 or 4), uint16 (H, W) or bool (H, W)."""
+    file = io.BytesIO()
+    PIL.Image.fromarray(array).save(file, format="PNG")
+    return file.getvalue()
+
+
+def _content(cell: Any) -> tuple[bytes, str] | None:
+    """The picture file that a cell stands for, and its suffix; None where it is a part of a file, or something else."""
+    if not isinstance(cell, Mapping) or cell.get("part"):
+        return None
+    content, path = cell.get("bytes"), Path(cell.get("path") or "")
+    if content is None:
+        suffix = path.suffix.lower()
+        return (path.read_bytes(), suffix) if suffix in SUFFIXES else None
+    with PIL.Image.open(io.BytesIO(content)) as picture:
+        return content, NAMES.get(picture.format or "", path.suffix.lower())

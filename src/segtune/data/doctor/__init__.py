@@ -1,1 +1,0 @@
-"""Checks of a data set that name what is wrong, and the recipe line that mends it, before anything is trained."""

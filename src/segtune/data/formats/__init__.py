@@ -1,0 +1,1 @@
+"""Data set formats: one reader for each, and detection of the format."""

@@ -1,0 +1,155 @@
+"""COCO: one JSON file of a split, with polygons and run lengths of things and stuff, or panoptic PNGs beside it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from segtune.data.class_names import number_classes
+from segtune.data.config import DatasetConfig
+from segtune.data.formats.find_images import ImageFinder, Missing, keep_annotated, sample_id
+from segtune.data.formats.shapes import Shape
+from segtune.data.formats.sniff import json_kind
+from segtune.data.index import DatasetIndex, Sample, first
+from segtune.data.splits import Names, all_names, split_in, split_names, split_of
+from segtune.errors import UsageError
+from segtune.imageio.read import walk_files
+
+logger = logging.getLogger(__name__)
+
+
+def scan_coco(root: Path, config: DatasetConfig) -> DatasetIndex:
+    """The images of COCO's annotation files; masks are drawn when they are read.
+
+    Mask values follow the category ids; 0 is what no annotation covers, in panoptic files ignored.
+
+    Raises:
+        UsageError: no annotation file, several for one split, or a file of another form.
+    """
+    names = split_names(config.splits)
+    files = find_files(root, config.masks, names)
+    content = {split: _read(path) for split, path in files.items()}
+    categories = {entry["id"]: entry["name"] for data in content.values() for entry in data["categories"]}
+    classes = number_classes(dict.fromkeys(categories[i] for i in sorted(categories)), config, root)
+    by_name = {name: value for value, name in classes.items()}
+    values = {i: by_name[name] for i, name in categories.items()}
+    scan = DatasetIndex(root, classes=classes)
+    finder = ImageFinder(root, config.images, all_names(names))
+    missing, samples, parts = Missing(), [], []
+    for split, path in files.items():
+        is_panoptic = any("segments_info" in annotation for annotation in content[split]["annotations"][:1])
+        if is_panoptic:
+            scan.classes = {**classes, 0: None}
+        make = _panoptic_parts if is_panoptic else _shape_parts
+        hints = {*names[split], *re.findall("[a-z]+[0-9]*", path.stem.lower())}
+        for image, mask, part in make(scan, path, content[split], values, config):
+            found = missing.only(image["file_name"], finder.find(image["file_name"], path.parent, hints))
+            if found and mask:
+                size = image.get("height") or 0, image.get("width") or 0
+                samples.append(Sample(sample_id(image["file_name"]), split, found, mask, size))
+                parts.append(part)
+    missing.report(scan)
+    if bare := sum(part.get("shapes") == [] for part in parts):
+        logger.info("%s: %d of %d images have no annotation; all of them is background", root, bare, len(parts))
+    keep_annotated(scan, samples, parts)
+    return scan
+
+
+def find_files(root: Path, given: str | None, names: Names) -> dict[str, Path]:
+    """Split -> its annotation file.
+
+    Raises:
+        UsageError: there is none, or there are several for one split.
+    """
+    if given:
+        found = {split: [root / given.replace("{split}", name) for name in known] for split, known in names.items()}
+        found = {split: [path for path in paths if path.is_file()] for split, paths in found.items()}
+        if "{split}" not in given:
+            found = {"train": [root / given] if (root / given).is_file() else []}
+    else:
+        found = {}
+        for path in walk_files(root, ".json", depth=1):
+            if json_kind(path) == "coco":
+                found.setdefault(_split_of_file(root, path, names), []).append(path)
+    for split, paths in found.items():
+        if len(paths) > 1:
+            several = ", ".join(str(path.relative_to(root)) for path in paths)
+            raise UsageError(
+                f"{root} has several annotation files for {split}: {several}; choose with dataset.masks, such as "
+                "masks='annotations/instances_{split}2017.json'"
+            )
+    files = {split: paths[0] for split, paths in found.items() if paths}
+    if not files:
+        there = first([path.relative_to(root).as_posix() for path in walk_files(root, ".json", depth=1)])
+        raise UsageError(
+            f"{root}: no COCO file {given or 'below it or in annotations/'}; name one in dataset.masks"
+            + (f" (there are {there})" if there else "")
+        )
+    return files
+
+
+def _split_of_file(root: Path, path: Path, names: Names) -> str:
+    """By a word of the file's name, else by its folder; train where neither names a split."""
+    return split_in(path.stem, names) or split_of(path.relative_to(root).parts[0], names) or "train"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        if all(isinstance(data[key], list) for key in ("images", "annotations", "categories")):
+            return dict(data)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UsageError(f"{path} is no COCO file: it needs the lists images, annotations and categories")
+
+
+def _shape_parts(
+    scan: DatasetIndex, path: Path, data: Mapping[str, Any], values: Mapping[Any, int], config: DatasetConfig
+) -> Iterator[tuple[dict[str, Any], Path | None, dict[str, Any]]]:
+    """Each image, its mask's file and part: the annotations as shapes, crowds below the others."""
+    shapes: dict[Any, list[Shape]] = {image["id"]: [] for image in data["images"]}
+    boxes: dict[str, str] = {}
+    for annotation in data["annotations"]:
+        if not annotation.get("segmentation"):
+            boxes[f"annotation {annotation['id']}"] = f"annotation {annotation['id']}"
+            continue
+        is_crowd = bool(annotation.get("iscrowd"))
+        value = None if is_crowd and config.crowd == "ignore" else values[annotation["category_id"]]
+        outline = annotation["segmentation"]
+        shape = {"value": value, ("polygons" if isinstance(outline, list) else "rle"): outline}
+        mine = shapes.setdefault(annotation["image_id"], [])
+        mine.insert(0, shape) if is_crowd else mine.append(shape)
+    scan.report(
+        "annotation_without_outline",
+        f"{scan.below(path)}: annotations without a segmentation",
+        boxes,
+        "Boxes are no masks: export polygons or run lengths, or remove these annotations",
+    )
+    for image in data["images"]:
+        yield image, path, {"shapes": shapes[image["id"]]}
+
+
+def _panoptic_parts(
+    scan: DatasetIndex, path: Path, data: Mapping[str, Any], values: Mapping[Any, int], config: DatasetConfig
+) -> Iterator[tuple[dict[str, Any], Path | None, dict[str, Any]]]:
+    """Each image, its PNG and the values of the numbers in it; the PNGs lie in a folder named like the file."""
+    images = {image["id"]: image for image in data["images"]}
+    places = [path.with_suffix(""), scan.root / path.stem, path.parent]
+    absent: dict[str, str] = {}
+    for annotation in data["annotations"]:
+        file = next((found for place in places if (found := place / annotation["file_name"]).is_file()), None)
+        if file is None:
+            absent[annotation["file_name"]] = annotation["file_name"]
+        segments = {
+            segment["id"]: None
+            if segment.get("iscrowd") and config.crowd == "ignore"
+            else values[segment["category_id"]]
+            for segment in annotation["segments_info"]
+        }
+        yield images[annotation["image_id"]], file, {"segments": segments}
+    fix = f"Put them into {scan.below(path.with_suffix(''))}/"
+    scan.report("mask_missing", f"{scan.below(path)}: panoptic pictures that are not there", absent, fix)

@@ -1,0 +1,115 @@
+"""Which format a data set has: what speaks for each, and an error where several would fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import yaml
+
+from segtune.data.config import DatasetConfig
+from segtune.data.formats import cvat, yolo
+from segtune.data.formats.folder import VOC_IMAGES, VOC_MASKS, find_layout, is_pattern
+from segtune.data.formats.sniff import is_cvat, json_kind
+from segtune.data.formats.table import TABLES, find_manifests
+from segtune.data.index import DatasetIndex
+from segtune.data.splits import split_names
+from segtune.errors import SegtuneError, UsageError
+from segtune.imageio.read import is_picture, walk_files
+
+HUB = "hub://"
+LOOK_AT = 20  # JSON files, to find out what they are
+
+
+def is_hub(path: str) -> bool:
+    """Whether a path names a data set of the Hub: hub://user/name, or user/name where no such folder is."""
+    return path.startswith(HUB) or (re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) is not None and not Path(path).exists())
+
+
+def format_of_file(path: Path) -> tuple[str, str] | None:
+    """The format of a single file that is given as the data set, and why."""
+    suffix = path.suffix.lower()
+    if suffix in (*TABLES, ".txt"):
+        return "manifest", f"{path.name} is a table"
+    if suffix == ".parquet":
+        return "parquet", f"{path.name} is a parquet file"
+    if suffix in (".yaml", ".yml"):
+        return "yolo", f"{path.name} is a YAML file"
+    if suffix == ".xml" and is_cvat(path):
+        return "cvat", f"{path.name} is an export of CVAT"
+    if suffix == ".json" and (kind := json_kind(path)):
+        return kind, f"{path.name} looks like it"
+    return None
+
+
+def format_of_folder(root: Path, config: DatasetConfig) -> tuple[str, str]:
+    """The format of a folder, and why; images and masks in folders where nothing else speaks for another one.
+
+    Raises:
+        UsageError: several formats would fit.
+    """
+    found = dict(_evidence(root, config))
+    if len(found) > 1:
+        several = "; ".join(f"{name} ({reason})" for name, reason in found.items())
+        raise UsageError(f"{root} could be read as {several}: choose one with dataset.format")
+    return next(iter(found.items()), ("folder", "nothing speaks for another format"))
+
+
+def _evidence(root: Path, config: DatasetConfig) -> Iterator[tuple[str, str]]:
+    """Formats that a folder may have, each with what speaks for it."""
+    if config.masks and not is_pattern(config.masks.replace("{split}", "")) and Path(config.masks).suffix:
+        named = [path for path in root.glob(config.masks.replace("{split}", "*")) if path.is_file()]
+        if named and (kind := format_of_file(named[0])):
+            yield kind
+            return
+    if is_pattern(config.images) or is_pattern(config.masks):
+        yield "folder", "dataset.images and dataset.masks are patterns"
+        return
+    reason = _folder_reason(root, config)
+    if reason and config.masks:
+        yield "folder", f"dataset.masks names a folder of pictures: {reason}"
+        return
+    if (root / "dataset_dict.json").is_file() or (root / "state.json").is_file():
+        yield "disk", "it has the files of save_to_disk"
+    if next(walk_files(root, ".parquet", depth=1), None):
+        yield "parquet", "it has .parquet files"
+    if (file := yolo.find_config(root)) and _has_names_and_splits(file):
+        yield "yolo", f"{file.name} has names and splits"
+    if (root / VOC_IMAGES).is_dir() and any((root / name).is_dir() for name in VOC_MASKS):
+        yield "voc", f"it has {VOC_IMAGES} and {VOC_MASKS[1]}"
+    if file := cvat.find_file(root, None):
+        yield "cvat", f"{file.name} is an export of CVAT"
+    yield from _json_evidence(root)
+    if tables := find_manifests(root, config):
+        yield "manifest", f"{next(iter(tables.values())).name} has columns of images and masks"
+    if reason:
+        yield "folder", reason
+
+
+def _json_evidence(root: Path) -> Iterator[tuple[str, str]]:
+    seen = set()
+    for path in islice(walk_files(root, ".json"), LOOK_AT):
+        if (kind := json_kind(path)) and kind not in seen:
+            seen.add(kind)
+            yield kind, f"{path.relative_to(root)} looks like it"
+
+
+def _folder_reason(root: Path, config: DatasetConfig) -> str | None:
+    try:
+        layout = find_layout(DatasetIndex(root), config.images, config.masks, split_names(config.splits))
+    except SegtuneError:
+        return None
+    for images, masks in layout.values():
+        if all(any(is_picture(path.name) for path in walk_files(folder)) for folder in (images, masks)):
+            return f"pictures in {images.relative_to(root)}/ and {masks.relative_to(root)}/"
+    return None
+
+
+def _has_names_and_splits(file: Path) -> bool:
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False
+    return isinstance(data, dict) and "names" in data and any(key in data for key in ("train", "val", "test"))

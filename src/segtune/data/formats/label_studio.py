@@ -1,0 +1,125 @@
+"""Label Studio: one JSON export (JSON or JSON-MIN) with polygons, brush strokes, boxes and ellipses."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from segtune.data.class_names import number_classes
+from segtune.data.config import DatasetConfig
+from segtune.data.formats.find_images import ImageFinder, Missing, keep_annotated, sample_id
+from segtune.data.formats.shapes import Shape, rectangle
+from segtune.data.formats.sniff import json_kind
+from segtune.data.index import DatasetIndex, Sample
+from segtune.data.splits import all_names, split_names
+from segtune.errors import UsageError
+
+LABELS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels", "labels")
+UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # what the server puts before the names of uploaded files
+
+
+def find_file(root: Path, given: str | None) -> Path | None:
+    """The export: the one that is named, or the only one in the folder."""
+    if given:
+        return root / given
+    exports = [path for path in sorted(root.glob("*.json")) if json_kind(path) == "label_studio"]
+    return exports[0] if len(exports) == 1 else None
+
+
+def scan_label_studio(root: Path, config: DatasetConfig) -> DatasetIndex:
+    """The images of an export's labelled tasks; classes are the labels in alphabetical order, later regions on top.
+
+    Of a task's annotations the first one counts that was not cancelled. Images are found by the names of their files,
+    with or without what the server put before them.
+
+    Raises:
+        UsageError: no such file, or one of another form.
+    """
+    file = find_file(root, config.masks)
+    if file is None or not file.is_file():
+        raise UsageError(f"{root}: no JSON export of Label Studio in it; name one in dataset.masks")
+    try:
+        tasks = [task for task in map(_task, json.loads(file.read_text(encoding="utf-8-sig"))) if task]
+        regions = [list(_regions(entries)) for _, entries in tasks]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{file} is no JSON export of Label Studio: {error!r}") from error
+    classes = number_classes(sorted({name for found in regions for name, _, _ in found}), config, root)
+    values = {name: value for value, name in classes.items()}
+    names = split_names(config.splits)
+    scan, missing, finder = (
+        DatasetIndex(root, classes=classes),
+        Missing(),
+        ImageFinder(root, config.images, all_names(names)),
+    )
+    samples, parts = [], []
+    for (url, _), found in zip(tasks, regions, strict=True):
+        name = _file_name(url)
+        images = finder.find(name, file) or finder.find(UPLOAD.sub("", Path(name).name), file)
+        if image := missing.only(url, images):
+            size = found[0][1] if found else (0, 0)
+            samples.append(Sample(sample_id(str(image.relative_to(root))), "train", image, file, size))
+            parts.append({"shapes": [{"value": values[label], **outline} for label, _, outline in found]})
+    missing.report(scan)
+    keep_annotated(scan, samples, parts)
+    return scan
+
+
+def _task(task: Mapping[str, Any]) -> tuple[str, Sequence[Mapping[str, Any]]] | None:
+    """The image's address and the regions of a task; None where nobody has labelled it."""
+    if "data" not in task:  # JSON-MIN
+        keys = [key for key, value in task.items() if _is_regions(value)]
+        image = next((value for value in task.values() if isinstance(value, str) and _looks_like_image(value)), None)
+        return (image, [region for key in keys for region in task[key]]) if image and keys else None
+    image = next(value for value in task["data"].values() if isinstance(value, str) and _looks_like_image(value))
+    annotations = task.get("annotations") or task.get("completions") or []
+    kept = [annotation for annotation in annotations if not annotation.get("was_cancelled")]
+    return (image, kept[0]["result"]) if kept else None
+
+
+def _is_regions(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping) and "original_width" in value[0]
+
+
+def _looks_like_image(text: str) -> bool:
+    return re.search(r"\.(jpe?g|png|bmp|webp|gif|tiff?)($|\?|&)", text, re.IGNORECASE) is not None
+
+
+def _regions(entries: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, tuple[int, int], Shape]]:
+    """The label, the picture's (height, width) and the outline of each region that has an area."""
+    for entry in entries:
+        value = entry.get("value", entry)  # JSON-MIN has no level below
+        label = next((value[key][0] for key in LABELS if value.get(key)), None)
+        outline = _outline(value, entry) if label else None
+        if label and outline:
+            if entry.get("image_rotation"):
+                raise ValueError(f"an image is turned by {entry['image_rotation']} degrees; export it without")
+            yield label, (int(entry["original_height"]), int(entry["original_width"])), outline
+
+
+def _outline(value: Mapping[str, Any], entry: Mapping[str, Any]) -> Shape | None:
+    """A region as a shape; its numbers are hundredths of the width and the height. None where it has no area."""
+    across, down = entry["original_width"] / 100, entry["original_height"] / 100
+    if "rle" in value:
+        return {"brush": base64.b64encode(bytes(value["rle"])).decode()}
+    if "points" in value:
+        return {"polygons": [[number * side for x, y in value["points"] for number, side in ((x, across), (y, down))]]}
+    if "x" not in value:
+        return None
+    x, y, degrees = value["x"] * across, value["y"] * down, value.get("rotation", 0)
+    if "radiusX" in value:
+        return {"ellipse": [x, y, value["radiusX"] * across, value["radiusY"] * down, degrees]}
+    if "height" not in value:
+        return None
+    right, bottom = x + value["width"] * across, y + value["height"] * down
+    return {"polygons": [rectangle(x, y, right, bottom, degrees, pivot=(x, y))]}
+
+
+def _file_name(url: str) -> str:
+    """The path of an image in an address: a file on disk, an upload, a local file behind ?d=, a file in the cloud."""
+    parts = urlsplit(url)
+    return unquote(parse_qs(parts.query).get("d", [parts.path])[0])

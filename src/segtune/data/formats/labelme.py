@@ -1,0 +1,165 @@
+"""LabelMe: one JSON file beside each image, with polygons, rectangles, circles and bitmaps."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import PIL.ImageOps
+
+from segtune.data.class_names import LABEL_FILES, listed_classes, number_classes
+from segtune.data.config import DatasetConfig
+from segtune.data.formats.find_images import ImageFinder, Missing, keep_annotated
+from segtune.data.formats.shapes import Shape, rectangle
+from segtune.data.index import DatasetIndex, Sample, in_threads
+from segtune.data.splits import Names, all_names, split_names, split_of
+from segtune.errors import DataError, UsageError
+from segtune.imageio.read import walk_files
+from segtune.labels.label_file import BACKGROUND, IGNORED
+
+WITHOUT_AREA = ("line", "linestrip", "point", "points")
+
+
+def scan_labelme(root: Path, config: DatasetConfig) -> DatasetIndex:
+    """The LabelMe files below a folder, with the images of the same names or those that they name or hold.
+
+    Classes are the labels in alphabetical order, unless `dataset.labels` lists them: then the files are not read here.
+    A folder named train, val or test above a file gives its split.
+
+    Raises:
+        UsageError: there are no such files.
+    """
+    scan, names = DatasetIndex(root), split_names(config.splits)
+    place = root / (config.masks or "")
+    every = walk_files(place, ".json") if place.is_dir() else ()
+    files = sorted(path for path in every if path.name not in LABEL_FILES)
+    if not files:
+        raise UsageError(f"{place}: no LabelMe files (JSON with shapes) in it")
+    listed = listed_classes(config, root)
+    read = [] if listed else in_threads(_try_json, files, "reading annotations")
+    content = {path: data for path, data in zip(files, read, strict=False) if isinstance(data, dict)}
+    faults = {scan.below(path): str(error) for path, error in zip(files, read, strict=False) if path not in content}
+    scan.report("annotation_unreadable", "files that are none of LabelMe's", faults, "Repair or remove them")
+    scan.classes = number_classes(listed or class_names(list(content.values())), config, root)
+    finder, missing = ImageFinder(root, config.images, all_names(names)), Missing()
+    samples = []
+    for path in files if listed else content:
+        image = _find_image(path, content.get(path), finder, missing)
+        if image:
+            folders = path.relative_to(root).parts[:-1]
+            split = next((found for part in folders if (found := split_of(part, names))), "train")
+            size = annotated_size(content[path]) if path in content else (0, 0)
+            samples.append(Sample(_id(path, root, split, names), split, image, path, size))
+    missing.report(scan)
+    keep_annotated(scan, samples, [{} for _ in samples])
+    return scan
+
+
+def _find_image(path: Path, data: dict[str, Any] | None, finder: ImageFinder, missing: Missing) -> Path | None:
+    """The image of a file: of the same name, else the one it names; the file itself, where it holds the image."""
+    found = finder.find_stem(path.stem, path)
+    if len(found) != 1:
+        data = data or read_json(path)
+        named = path.parent / str(data.get("imagePath") or "").replace("\\", "/")
+        if named.is_file():
+            return named
+        found = found or finder.find(named.name, path)
+        if not found and data.get("imageData"):
+            return path
+    return missing.only(str(path), found)
+
+
+def _id(path: Path, root: Path, split: str, names: Names) -> str:
+    """The path below the folder of the split, without suffix."""
+    parts = path.relative_to(root).with_suffix("").parts
+    return "/".join(part for i, part in enumerate(parts) if i == len(parts) - 1 or split_of(part, names) != split)
+
+
+def _try_json(path: Path) -> dict[str, Any] | Exception:
+    try:
+        return read_json(path)
+    except (DataError, OSError) as error:
+        return error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of one file.
+
+    Raises:
+        DataError: it is none of LabelMe's.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        if isinstance(data["shapes"], list) and all("label" in shape for shape in data["shapes"]):
+            return dict(data)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise DataError(f"{path} is no LabelMe file: it needs a list of shapes with a label each")
+
+
+def class_names(files: Sequence[dict[str, Any]]) -> list[str]:
+    """The labels that occur, in alphabetical order, without LabelMe's own two."""
+    found = {shape["label"] for data in files for shape in data["shapes"]}
+    return sorted(found - {IGNORED, BACKGROUND})
+
+
+def read_shapes(path: Path, values: Mapping[str, int], size: tuple[int, ...]) -> tuple[list[Shape], tuple[int, int]]:
+    """The shapes of a file in its order, and the (height, width) that it was drawn on; lines and points have no area.
+
+    Args:
+        size: of the image, where the file does not state it.
+
+    Raises:
+        DataError: a label that is not in `values`, a shape that is not known.
+    """
+    data = read_json(path)
+    values = {IGNORED: None, BACKGROUND: 0, **values}  # type: ignore[dict-item]
+    shapes = []
+    for entry in data["shapes"]:
+        if entry.get("shape_type") in WITHOUT_AREA:
+            continue
+        if entry["label"] not in values:
+            raise DataError(f"{path}: the label {entry['label']!r} is none of {', '.join(values)}")
+        shapes.append({"value": values[entry["label"]], **_outline(path, entry)})
+    height, width = annotated_size(data)
+    return shapes, (height, width) if height and width else (size[0], size[1])
+
+
+def annotated_size(data: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width) as a file states it; (0, 0) where it does not."""
+    return int(data.get("imageHeight") or 0), int(data.get("imageWidth") or 0)
+
+
+def embedded_image(path: Path) -> PIL.Image.Image:
+    """The picture that a file holds as base64.
+
+    Raises:
+        DataError: it holds none.
+    """
+    text = read_json(path).get("imageData")
+    if not text:
+        raise DataError(f"{path}: neither its image file nor imageData is there")
+    with PIL.Image.open(io.BytesIO(base64.b64decode(text))) as picture:
+        picture.load()
+        return PIL.ImageOps.exif_transpose(picture)
+
+
+def _outline(path: Path, entry: Mapping[str, Any]) -> Shape:
+    kind, points = entry.get("shape_type") or "polygon", entry["points"]
+    if kind in ("polygon", "oriented_rectangle"):
+        return {"polygons": [[float(number) for point in points for number in point]]}
+    (x0, y0), (x1, y1) = points
+    if kind == "rectangle":
+        return {"polygons": [rectangle(x0, y0, x1, y1)]}
+    if kind == "circle":  # its centre and a point on it
+        radius = math.dist((x0, y0), (x1, y1))
+        return {"ellipse": [x0, y0, radius, radius, 0]}
+    if kind == "mask":
+        return {"bitmap": entry["mask"], "box": [int(x0), int(y0)]}
+    raise DataError(f"{path}: shapes of the kind {kind!r} are not known")

@@ -1,0 +1,168 @@
+"""Which image and which mask belong together: by their names, of one size, and on one grid."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from segtune.data.index import DatasetIndex, Sample, in_threads
+from segtune.imageio.geotiff import grid_of, same_grid
+from segtune.imageio.read import SUFFIXES, TIFFS, read_size
+
+logger = logging.getLogger(__name__)
+
+SAME_NAME = "An image and its mask have the same name apart from the suffix: add, rename or remove files"
+NO_NAME_IN_COMMON = (
+    "No image and mask share a name: give dataset.images and dataset.masks as patterns of what they have in common, "
+    "such as images='images/{split}/*_rgb.png' masks='masks/{split}/*_label.png'"
+)
+PAIR_PROBLEMS = {
+    "image_without_mask": "images without a mask",
+    "mask_without_image": "masks without an image",
+    "name_twice": "files that share a name",
+    "id_without_files": "ids of the split file without files",
+    "empty_split": f"splits without pictures ({' '.join(sorted(SUFFIXES))})",
+}
+
+Files = dict[str, list[Path]]  # id -> the pictures of that name
+Pairs = Mapping[str, tuple[Files, Files]]  # split -> images and masks
+
+
+def match_affixes(files: Pairs) -> Pairs:
+    """The files under ids that images and masks share, where their names differ in what all images, or all masks,
+    begin or end with (img_1 and mask_1, a_leftImg8bit and a_gtFine_labelTrainIds), in leading zeros (7 and 0007) or in
+    their folders; else as they are."""
+    images = [i for pair in files.values() for i in pair[0]]
+    masks = [i for pair in files.values() for i in pair[1]]
+    if not images or not masks or set(images) & set(masks):
+        return files
+    for shorten in (_without_suffix, _without_prefix, _without_both, _as_numbers, _without_folders):
+        short_images, short_masks = shorten(images), shorten(masks)
+        common = set(short_images.values()) & set(short_masks.values())
+        unique = all(len(set(short.values())) == len(short) for short in (short_images, short_masks))
+        if unique and 2 * len(common) >= min(len(images), len(masks)):
+            example = next(i for i in images if short_images[i] in common)
+            partner = next(i for i in masks if short_masks[i] == short_images[example])
+            logger.info("paired by the part of their names that differs: %s with %s, and so on", example, partner)
+            return {
+                split: (
+                    {short_images[i]: paths for i, paths in pair[0].items()},
+                    {short_masks[i]: paths for i, paths in pair[1].items()},
+                )
+                for split, pair in files.items()
+            }
+    return files
+
+
+def pair_up(scan: DatasetIndex, files: Pairs, ids: Mapping[str, Sequence[str]]) -> list[Sample]:
+    """The samples with both files; a split without folders of its own takes its files from train."""
+    samples = []
+    found: dict[str, dict[str, str]] = {kind: {} for kind in PAIR_PROBLEMS}
+    for split, wanted in ids.items():
+        images, masks = files.get(split) or files.get("train") or ({}, {})
+        if not wanted:
+            found["empty_split"][split] = split
+        for i in wanted:
+            here = images.get(i, []), masks.get(i, [])
+            if all(here):
+                samples.append(Sample(i, split, here[0][0], here[1][0]))
+            if len(here[0]) == len(here[1]) == 1:
+                continue
+            names = [[scan.below(path) for path in paths] for paths in here]
+            found["name_twice"] |= {twice[0]: " + ".join(twice) for twice in names if len(twice) > 1}
+            if not any(here):
+                found["id_without_files"][i] = i
+            elif not here[1]:
+                found["image_without_mask"][names[0][0]] = names[0][0]
+            elif not here[0]:
+                found["mask_without_image"][names[1][0]] = names[1][0]
+    lonely = found["image_without_mask"] and found["mask_without_image"] and not samples
+    for kind, what in PAIR_PROBLEMS.items():
+        scan.report(kind, what, found[kind], NO_NAME_IN_COMMON if lonely else SAME_NAME)
+    return samples
+
+
+def keep_same_sizes(scan: DatasetIndex, samples: Sequence[Sample], resize_images: bool = False) -> None:
+    """Give the scan the samples whose files can be read, have the same size and lie on the same grid; note the rest.
+
+    Args:
+        resize_images: also those whose image has its mask's shape but not its size; it is resized when it is read.
+    """
+    faults: dict[str, dict[str, str]] = {"unreadable": {}, "size_mismatch": {}, "grid_mismatch": {}}
+    found = in_threads(_read_headers, samples, "reading headers")
+    for sample, (sizes, on_one_grid) in zip(samples, found, strict=True):
+        if isinstance(sizes[0], tuple) and sizes[0] == sizes[1] and on_one_grid:
+            scan.samples.append(sample._replace(size=sizes[0]))
+            continue
+        if resize_images and isinstance(sizes[1], tuple) and _same_shape(*sizes) and on_one_grid:
+            scan.samples.append(sample._replace(size=sizes[1], image_part=json.dumps({"size": sizes[1]})))
+            continue
+        scan.rejected.append(sample)
+        files = [scan.below(path) for path in (sample.image, sample.mask)]
+        shown = [f"{file} ({size})" for file, size in zip(files, sizes, strict=True)]
+        broken = {files[i]: shown[i] for i, size in enumerate(sizes) if isinstance(size, Exception)}
+        faults["unreadable"] |= broken
+        if not broken and sizes[0] != sizes[1]:
+            faults["size_mismatch"][files[0]] = f"{shown[0]} and {shown[1]}"
+        elif not broken:
+            faults["grid_mismatch"][files[0]] = f"{files[0]} and {files[1]}"
+    fix = "Replace these files or remove both partners (an image counts as its EXIF orientation turns it)"
+    scan.report("unreadable", "files that cannot be read", faults["unreadable"], fix)
+    scan.report("size_mismatch", "partners of different (height, width)", faults["size_mismatch"], fix)
+    fix = "Warp the mask onto the grid of its image first, e.g. with rasterio.warp.reproject"
+    scan.report("grid_mismatch", "partners that lie elsewhere on earth", faults["grid_mismatch"], fix)
+
+
+def _same_shape(one: tuple[int, int] | Exception, other: tuple[int, int] | Exception) -> bool:
+    """Whether one size is a multiple of the other, up to the rounding of a side."""
+    if isinstance(one, Exception) or isinstance(other, Exception):
+        return False
+    return abs(one[0] * other[1] - one[1] * other[0]) < max(*one, *other)
+
+
+def _read_headers(sample: Sample) -> tuple[tuple[tuple[int, int] | Exception, ...], bool]:
+    """The sizes of both files, and whether they lie on one grid."""
+    paths = sample.image, sample.mask
+    sizes = tuple(map(read_size, paths))
+    is_tiff = all(path.suffix.lower() in TIFFS for path in paths)
+    if not is_tiff or any(isinstance(size, Exception) for size in sizes):
+        return sizes, True
+    return sizes, same_grid(*map(grid_of, paths))
+
+
+# -- names that differ ------------------------------------------------------------------------------------------------
+
+
+def _without_suffix(ids: Sequence[str]) -> dict[str, str]:
+    """Id -> id without what all names end with, from a sign that is no letter or digit on."""
+    common = os.path.commonprefix([i[::-1] for i in ids])[::-1]  # noqa: RUF071
+    start = re.search(r"[\W_]", common)
+    count = len(common) - start.start() if start else 0
+    return {i: i[: len(i) - count] for i in ids}
+
+
+def _without_prefix(ids: Sequence[str]) -> dict[str, str]:
+    """Id -> id without what all names in its folder's place begin with, up to a sign that is no letter or digit."""
+    names = [i.rpartition("/")[2] for i in ids]
+    count = len(re.sub(r"[^\W_]*$", "", os.path.commonprefix(names)))  # noqa: RUF071
+    return {i: i[: len(i) - len(name)] + name[count:] for i, name in zip(ids, names, strict=True)}
+
+
+def _without_both(ids: Sequence[str]) -> dict[str, str]:
+    first = _without_prefix(ids)
+    second = _without_suffix(list(first.values()))
+    return {i: second[first[i]] for i in ids}
+
+
+def _without_folders(ids: Sequence[str]) -> dict[str, str]:
+    """Id -> its last name, without leading zeros."""
+    return {i: name.rpartition("/")[2] for i, name in _as_numbers(ids).items()}
+
+
+def _as_numbers(ids: Sequence[str]) -> dict[str, str]:
+    """Id -> id without leading zeros."""
+    return {i: re.sub(r"(?<!\d)0+(?=\d)", "", i) for i in ids}

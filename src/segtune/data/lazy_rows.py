@@ -1,0 +1,174 @@
+"""From samples to rows that read their files when they are asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import PIL.Image
+from datasets import Dataset, Features, Image, IterableDataset, Value
+
+from segtune.data.formats import labelme, yolo
+from segtune.data.formats.shapes import OnTop, draw
+from segtune.data.index import Sample
+from segtune.errors import DataError, SegtuneError
+from segtune.imageio.read import PICTURES, WITH_FRAMES, Pixels, channels_at_end, read_pixels
+
+Rows = TypeVar("Rows", Dataset, IterableDataset)
+
+REFERENCE = {"path": Value("string"), "part": Value("string")}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads the references of a data set's rows: a transform for `Dataset.with_transform`.
+
+    A reference is a path and, as JSON, which part of the file is meant or what is to be drawn: "window" [top, left,
+    height, width]; of an image, the "size" [height, width] that it is given; "shapes" on a picture of "size"; "files"
+    {class: path}; "segments" {number: mask value} of a panoptic PNG.
+
+    Attributes:
+        values: class -> mask value, for formats that name classes instead.
+        on_top: see `draw`.
+        one_hot: masks are arrays of one channel for each mask value.
+    """
+
+    values: Mapping[str, int] = field(default_factory=dict)
+    on_top: OnTop = "later"
+    one_hot: bool = False
+
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        return {
+            name: [self._read(name, cell) if isinstance(cell, dict) and "part" in cell else cell for cell in cells]
+            for name, cells in batch.items()
+        }
+
+    def _read(self, name: str, cell: Mapping[str, str]) -> Pixels:
+        try:
+            return (self.read_image if name == "image" else self.read_mask)(**cell)
+        except SegtuneError as error:
+            raise error if cell["path"] in str(error) else DataError(f"{cell['path']}: {error}") from error
+        except Exception as error:  # decoders raise what they like
+            raise DataError(str(error) if cell["path"] in str(error) else f"{cell['path']}: {error}") from error
+
+    def read_image(self, path: str, part: str | None) -> Pixels:
+        """A picture, or an array (H, W, C)."""
+        what = json.loads(part) if part else {}
+        if path.endswith(".json"):
+            return labelme.embedded_image(Path(path))
+        if "size" not in what:
+            return read_pixels(Path(path), what.get("window"))
+        resized = _resize(read_pixels(Path(path)), what["size"])
+        if "window" not in what:
+            return resized
+        top, left, height, width = what["window"]
+        return resized.crop((left, top, left + width, top + height))
+
+    def read_mask(self, path: str, part: str | None) -> Pixels:
+        """Ids (H, W) or colours (H, W, 3), as a picture or an array."""
+        what = json.loads(part) if part else {}
+        window = what.pop("window", None)
+        if not what and not self.one_hot and not path.endswith((".json", ".txt")):
+            return read_pixels(Path(path), window)
+        mask = self._compose(Path(path), what)  # (H, W)
+        if window:
+            top, left, height, width = window
+            mask = mask[top : top + height, left : left + width]
+        return mask
+
+    def _compose(self, path: Path, what: Mapping[str, Any]) -> np.ndarray:
+        if "files" in what:
+            return self._join(what["files"])
+        if "segments" in what:
+            return _panoptic(np.asarray(read_pixels(path)), what["segments"])
+        size = tuple(what.get("size", ()))
+        if "shapes" in what:
+            return draw(what["shapes"], size, self.on_top)
+        if path.suffix == ".txt":
+            return draw(yolo.read_shapes(path, size, max(self.values.values())), size, self.on_top)
+        if path.suffix == ".json":
+            return draw(*labelme.read_shapes(path, self.values, size), self.on_top)
+        return _from_one_hot(np.asarray(read_pixels(path)))
+
+    def _join(self, files: Mapping[str, str]) -> np.ndarray:
+        """One mask of several that hold a class each; where they overlap, the class with the larger value counts."""
+        joined = np.empty((0, 0), np.int32)
+        for name in sorted(files, key=lambda name: self.values[name]):
+            covered = _covered(Path(files[name]))
+            joined = np.zeros(covered.shape, np.int32) if not joined.size else joined
+            if joined.shape != covered.shape:
+                raise DataError(f"{files[name]} is {covered.shape} (height, width), others are {joined.shape}")
+            joined[covered] = self.values[name]
+        return joined
+
+
+def to_dataset(samples: Sequence[Sample], reader: Reader) -> Dataset:
+    """Rows "id", "image" and "mask"; columns of plain pictures are `datasets.Image`, others are read by `reader`."""
+    images = [(str(sample.image), sample.image_part) for sample in samples]
+    masks = [(str(sample.mask), sample.mask_part) for sample in samples]
+    columns: dict[str, list[Any]] = {"id": [sample.id for sample in samples]}
+    features: dict[str, Any] = {"id": Value("string")}
+    for name, cells in (("image", images), ("mask", masks)):
+        plain = all(not part and Path(path).suffix.lower() in PICTURES - WITH_FRAMES for path, part in cells)
+        plain = plain and not (name == "mask" and reader.one_hot)
+        columns[name] = [path if plain else {"path": path, "part": part} for path, part in cells]
+        features[name] = Image() if plain else REFERENCE
+    dataset = Dataset.from_dict(columns, features=Features(features))
+    return dataset.with_transform(reader) if REFERENCE in features.values() else dataset
+
+
+def sample_ids(rows: Dataset) -> list[str]:
+    """The ids of rows, without reading their files (as `rows["id"]` would where a `Reader` reads them)."""
+    return list(rows.select_columns("id")["id"])
+
+
+def _resize(image: Pixels, size: tuple[int, int]) -> PIL.Image.Image:
+    """A picture in another size (height, width), each pixel a weighted mean of what it covers."""
+    if not isinstance(image, PIL.Image.Image):
+        raise DataError(f"an array of shape {image.shape}: dataset.resize_images is for pictures")
+    if image.mode in ("1", "P"):
+        image = image.convert("RGB")
+    return image.resize((size[1], size[0]), PIL.Image.Resampling.BILINEAR)
+
+
+def _covered(path: Path) -> np.ndarray:
+    """Where a mask of one class is not 0 (H, W)."""
+    pixels = read_pixels(path)
+    array = np.asarray(pixels.convert("L") if isinstance(pixels, PIL.Image.Image) and pixels.mode != "1" else pixels)
+    if array.ndim != 2 or len(np.unique(array)) > 2:
+        raise DataError(f"{path}: the mask of one class holds 0 and one other value, not {len(np.unique(array))}")
+    return array != 0
+
+
+def _from_one_hot(array: np.ndarray) -> np.ndarray:
+    """The number of the channel that is set (H, W), masked where none is, of (H, W, K) or (K, H, W)."""
+    channels = channels_at_end(array) != 0  # (H, W, K)
+    counts = channels.sum(axis=-1)  # (H, W)
+    if channels.ndim != 3 or counts.max() > 1:
+        several = f"{int((counts > 1).sum())} pixels have several channels set" if channels.ndim == 3 else "one channel"
+        raise DataError(f"an array {array.shape} is no one-hot mask: {several}")
+    return np.ma.masked_array(channels.argmax(axis=-1), counts == 0) if not counts.all() else channels.argmax(axis=-1)
+
+
+def _panoptic(picture: np.ndarray, segments: Mapping[str, int | None]) -> np.ndarray:
+    """Mask values (H, W) of COCO's panoptic PNG, whose colours are numbers R + 256 G + 65536 B; 0 is ignored."""
+    numbers = picture[:, :, :3].astype(np.int64) @ [1, 256, 65536]  # (H, W)
+    found, inverse = np.unique(numbers, return_inverse=True)
+    if unknown := [number for number in found.tolist() if number and str(number) not in segments]:
+        raise DataError(f"the picture holds segment {unknown[0]}, which its annotation does not list")
+    values = [segments.get(str(number)) for number in found.tolist()]
+    labels = np.array([value or 0 for value in values], np.int32)[inverse].reshape(numbers.shape)
+    ignored = np.array([value is None for value in values])[inverse].reshape(numbers.shape)
+    return np.ma.masked_array(labels, ignored) if ignored.any() else labels
+
+
+def undecoded(rows: Rows) -> Rows:
+    """The same rows, with pictures of "image" and "mask" as their bytes or paths."""
+    for name in ("image", "mask"):
+        if isinstance(rows.features[name], Image):
+            rows = rows.cast_column(name, Image(decode=False))
+    return rows

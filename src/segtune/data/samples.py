@@ -1,0 +1,222 @@
+"""From files to batches: reading pictures, the training samples, and which of them make up an optimiser step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import PIL.Image
+import torch
+from torch.utils.data import Dataset, Sampler, get_worker_info
+
+from segtune.data.transforms import TrainTransform
+from segtune.errors import DataError, UsageError
+from segtune.imageio.read import Pixels, read_image, read_mask
+from segtune.labels.label_map import LabelError, LabelMap
+
+if TYPE_CHECKING:
+    import datasets
+
+Key = tuple[int, int]  # (epoch, index)
+Area = tuple[slice, slice]  # rows, columns
+
+
+class Windows:
+    """An image or a mask of which windows are read: `windows[top:bottom, left:right]`, or all of it as `[:, :]`.
+
+    Of a mask, every n-th row and column can be asked for as well.
+
+    Attributes:
+        shape: (height, width).
+    """
+
+    def __init__(self, shape: tuple[int, int], read: Callable[[Area], np.ndarray]) -> None:
+        self.shape = shape
+        self._read = read
+
+    def __getitem__(self, area: Area) -> np.ndarray:
+        return self._read(area)
+
+
+def open_pair(
+    row: Mapping[str, Any], label_map: LabelMap, channels: int = 3, raw: bool = False
+) -> tuple[Windows, Windows]:
+    """Image (H, W, channels), see `read_image`, and labels (H, W) of a row; pixels without image data are ignored.
+
+    Reading a window costs as much as the window is large, and raises what `read_pair` does.
+
+    Raises:
+        DataError: they differ in size.
+    """
+    picture, mask = row["image"], read_mask(row["mask"])
+    if not isinstance(picture, (PIL.Image.Image, np.ndarray)):
+        picture = np.asarray(picture)
+    shape = (picture.height, picture.width) if isinstance(picture, PIL.Image.Image) else picture.shape[:2]
+    if shape != mask.shape[:2]:
+        raise DataError(f"the image is {shape} (height, width), its mask {mask.shape[:2]}")
+
+    def image_of(area: Area) -> np.ndarray:
+        return read_image(_cut(picture, area), channels, raw)
+
+    def labels_of(area: Area) -> np.ndarray:
+        try:
+            labels = label_map.encode(mask[area])
+        except LabelError:
+            label_map.encode(mask)  # raises with the pixels of the whole mask
+            raise
+        if isinstance(picture, np.ma.MaskedArray):
+            missing = np.ma.getmaskarray(picture[area])
+            labels[missing if missing.ndim == 2 else missing.all(axis=2)] = label_map.ignore_index
+        return labels
+
+    return Windows(shape, image_of), Windows(shape, labels_of)
+
+
+def _cut(picture: Pixels, area: Area) -> Pixels:
+    if not isinstance(picture, PIL.Image.Image):
+        return picture[area]
+    top, bottom, row_step = area[0].indices(picture.height)
+    left, right, column_step = area[1].indices(picture.width)
+    assert (row_step, column_step) == (1, 1)
+    whole = (left, top, right, bottom) == (0, 0, *picture.size)
+    return picture if whole else picture.crop((left, top, right, bottom))
+
+
+def read_pair(
+    row: Mapping[str, Any], label_map: LabelMap, channels: int = 3, raw: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image (H, W, channels) and labels (H, W) of a row as a whole, see `open_pair`.
+
+    Raises:
+        DataError: one of them cannot be read, or they differ in size.
+        LabelError: the mask does not fit the label map.
+    """
+    image, labels = open_pair(row, label_map, channels, raw)
+    return image[:, :], labels[:, :]
+
+
+class SegmentationSamples(Dataset):
+    """Augmented training samples. The key carries the epoch, so that workers share no state.
+
+    Args:
+        dataset: with the columns "id", "image" and "mask".
+    """
+
+    def __init__(self, dataset: datasets.Dataset, label_map: LabelMap, transform: TrainTransform, seed: int) -> None:
+        self.dataset = dataset
+        self.label_map = label_map
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        """Sample `index` as augmented in `epoch`; the same for the same seed, epoch and index.
+
+        Returns:
+            "pixel_values": float32 (C, h, w); "labels": int64 (h, w); "id".
+
+        Raises:
+            DataError: the files cannot be read or do not fit the label map; names the sample and its files.
+        """
+        batch = self.__getitems__([key])
+        return {"pixel_values": batch["pixel_values"][0], "labels": batch["labels"][0], "id": batch["ids"][0]}
+
+    def __getitems__(self, keys: Sequence[Key]) -> dict[str, Any]:
+        """A batch, which is what a DataLoader asks for: "pixel_values" (B, C, h, w), "labels" (B, h, w) and "ids".
+
+        Samples are written into their place in the batch; in a worker that lies in shared memory, so that nothing is
+        copied on the way.
+        """
+        pixel_values = torch.empty(len(keys), self.transform.channels, *self.transform.size)  # (B, C, h, w)
+        labels = torch.empty(len(keys), *self.transform.size, dtype=torch.int64)  # (B, h, w)
+        if get_worker_info() is not None:
+            pixel_values.share_memory_(), labels.share_memory_()
+        ids = [
+            self._write(key, *places) for key, *places in zip(keys, pixel_values.numpy(), labels.numpy(), strict=True)
+        ]
+        return {"pixel_values": pixel_values, "labels": labels, "ids": ids}
+
+    def _write(self, key: Key, pixel_values: np.ndarray, target: np.ndarray) -> str:
+        epoch, index = key[:2]
+        try:
+            row = self._row(key)
+            image, labels = open_pair(row, self.label_map, self.transform.channels, self.transform.raw)
+            self.transform.write(image, labels, (self.seed, epoch, index), pixel_values, target)
+        except Exception as error:
+            values = error.values if isinstance(error, LabelError) else {}
+            raise LabelError(f"{self._describe(key)}: {error}", values) from error
+        return str(row["id"])
+
+    def _row(self, key: Key) -> Mapping[str, Any]:
+        return cast("Mapping[str, Any]", self.dataset[key[1]])
+
+    def _describe(self, key: Key) -> str:
+        row = self.dataset.with_format("arrow")[key[1]].to_pylist()[0]
+        return f"sample {row['id']!r} (image {row['image']['path']}, mask {row['mask']['path']})"
+
+
+class StepSampler(Sampler[list[Key]]):
+    """The micro-batches of one process, step after step, as lists of (epoch, index): a `batch_sampler`.
+
+    The samples form one endless stream, the epochs one after another, each in an order of its own. Global step s takes
+    samples s * G to (s + 1) * G of it, with G = batch_size * accumulation_steps * num_processes: a step sees the same
+    samples however G is split, no sample is dropped, and a run resumed at `start_step` goes on where it stopped.
+
+    Args:
+        num_samples: in the data set.
+        batch_size: samples in one forward pass of one process.
+        accumulation_steps: forward passes of each process in an optimiser step.
+        seed: of the orders.
+        start_step: the first step to yield; steps end before `max_steps`.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        accumulation_steps: int = 1,
+        process_index: int = 0,
+        num_processes: int = 1,
+        seed: int = 0,
+        start_step: int = 0,
+        max_steps: int,
+    ) -> None:
+        if min(num_samples, batch_size, accumulation_steps, num_processes) < 1:
+            raise UsageError(
+                f"num_samples {num_samples}, batch_size {batch_size}, accumulation_steps {accumulation_steps} and "
+                f"num_processes {num_processes} must be at least 1"
+            )
+        if not 0 <= process_index < num_processes:
+            raise UsageError(f"process_index {process_index} is not below num_processes {num_processes}")
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.accumulation_steps = accumulation_steps
+        self.process_index = process_index
+        self.num_processes = num_processes
+        self.seed = seed
+        self.start_step = start_step
+        self.max_steps = max_steps
+
+    def __len__(self) -> int:
+        return max(0, self.max_steps - self.start_step) * self.accumulation_steps
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for micro_step in range(self.start_step * self.accumulation_steps, self.max_steps * self.accumulation_steps):
+            start = (micro_step * self.num_processes + self.process_index) * self.batch_size
+            keys = []
+            for position in range(start, start + self.batch_size):
+                if position // self.num_samples != epoch:
+                    epoch = position // self.num_samples
+                    order = np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
+                keys.append((epoch, int(order[position % self.num_samples])))
+            yield keys
+
+
+def collate(batch: Any) -> dict[str, Any]:
+    """`SegmentationSamples` gives a DataLoader whole batches: they stay as they are."""
+    return batch

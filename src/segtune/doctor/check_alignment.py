@@ -1,0 +1,185 @@
+"""Checks whether masks lie on their images: shifted, mirrored, or belonging to another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from segtune.data.index import Sample
+from segtune.doctor.alignment import REACH, TOLERANCE, Fit
+from segtune.doctor.case import Case
+from segtune.doctor.check_masks import much_ignored
+from segtune.doctor.findings import Finding, count
+from segtune.doctor.sample_facts import Facts
+
+# Evidence is a correlation over the spread of the correlations of all shifts. Masks on wrong images reach 4.7 in CamVid
+# and, once in 150, 5.2 in earth; right ones have 3.6 to 24 (median 12) and -2 to 17 (median 6).
+CERTAIN = 6.0
+LIKELY = 4.0  # in well drawn splits, beside a correlation that wrong masks do not reach
+NONE = 3.0
+# Clean masks have their best correlation within one pixel of no shift; one shifted by 3 keeps 0.2 to 0.8 of it.
+STILL_GOOD = 0.75
+WELL_DRAWN = 5.0  # the evidence that 90 of 100 masks of a split must have, for a single one without any to be odd
+# Of the median correlation of a well drawn split: wrong masks reach 0.25 in CamVid.
+UNLIKE, LIKE = 0.25, 0.33
+LEAST_MASKS = 10  # for anything to be said about all
+MAJORITY = 0.5
+
+Compared = Sequence[tuple[Facts, Fit]]
+
+
+def check_fits(case: Case) -> Iterator[Finding]:
+    """All findings about masks and images that do not lie on each other."""
+    left_out = case.untrusted | much_ignored(case)
+    compared = [
+        (facts, facts.fit)
+        for facts in case.facts
+        if facts.fit is not None and facts.sample not in left_out and not facts.is_turned
+    ]
+    usual = usual_fits(compared)
+    shift = common_shift([fit for _, fit in compared])
+    shifted = [facts for facts, fit in compared if is_shifted(fit, usual.get(facts.sample.split))]
+    if shift:
+        yield _describe_common_shift(case, [facts.sample for facts, _ in compared], shift)
+        return
+    if shifted:
+        yield _describe_shifts(case, shifted)
+    told = {facts.sample for facts in shifted}
+    rest = [(facts, fit) for facts, fit in compared if facts.sample not in told]
+    for pose in dict.fromkeys(pose for facts, _ in rest for pose in facts.poses):
+        mirrored = [facts.sample for facts, _ in rest if _fits_as(facts, pose, usual.get(facts.sample.split))]
+        if mirrored:
+            yield _describe_pose(case, mirrored, pose, len(compared))
+            told = set(mirrored)
+            rest = [(facts, fit) for facts, fit in rest if facts.sample not in told]
+    yield from _misfits(case, rest, compared, usual)
+
+
+def usual_fits(compared: Compared) -> dict[str, float]:
+    """Split -> median correlation, of the splits whose masks are drawn so well that a bad one is odd."""
+    usual = {}
+    for split in dict.fromkeys(facts.sample.split for facts, _ in compared):
+        fits = [fit for facts, fit in compared if facts.sample.split == split]
+        if len(fits) >= LEAST_MASKS and np.percentile([fit.evidence_here for fit in fits], 10) >= WELL_DRAWN:
+            usual[split] = float(np.median([fit.here for fit in fits]))
+    return usual
+
+
+def is_shifted(fit: Fit, usual: float | None) -> bool:
+    """The mask fits clearly better elsewhere; `usual` is the median correlation of a well drawn split."""
+    if fit.distance <= TOLERANCE or fit.here > STILL_GOOD * fit.best:
+        return False
+    return _is_certain(fit.best, fit.evidence_best, usual)
+
+
+def _is_certain(correlation: float, evidence: float, usual: float | None) -> bool:
+    return evidence >= CERTAIN or (usual is not None and evidence >= LIKELY and correlation >= LIKE * usual)
+
+
+def _fits_as(facts: Facts, pose: str, usual: float | None) -> bool:
+    """The turned or mirrored mask fits, and does so without a shift."""
+    fit = facts.poses.get(pose)
+    return fit is not None and fit.distance <= TOLERANCE and _is_certain(fit.here, fit.evidence_here, usual)
+
+
+def common_shift(fits: Sequence[Fit]) -> tuple[int, int] | None:
+    """The shift (down, right) in pixels by which most masks fit best, from the mean of their correlations, if any."""
+    if len(fits) < LEAST_MASKS:
+        return None
+    surface = np.mean([fit.surface for fit in fits], axis=0)  # (2 R + 1, 2 R + 1)
+    surface -= np.median(surface)
+    down, right = (int(place) - REACH for place in np.unravel_index(surface.argmax(), surface.shape))
+    noise = 1.4826 * np.median(np.abs(surface))
+    agree = [max(abs(f.shift[0] // f.scale - down), abs(f.shift[1] // f.scale - right)) <= 1 for f in fits]
+    if max(abs(down), abs(right)) <= TOLERANCE or surface.max() < CERTAIN * noise or np.mean(agree) < MAJORITY:
+        return None
+    scale = int(np.median([fit.scale for fit in fits]))
+    return down * scale, right * scale
+
+
+def _describe_common_shift(case: Case, samples: Sequence[Sample], shift: tuple[int, int]) -> Finding:
+    return case.finding(
+        "shifted-masks",
+        "error",
+        f"the masks lie {_place(shift)} of where the images have their edges, in most of {len(samples)} samples",
+        samples,
+        "mask",
+        (_roll(shift),),
+        {"shift": list(shift)},
+        drop=(),
+    )
+
+
+def _describe_shifts(case: Case, shifted: Sequence[Facts]) -> Finding:
+    fits = {facts.sample: facts.fit for facts in shifted if facts.fit}
+    ordered = sorted(fits, key=lambda sample: -fits[sample].evidence_best)
+    clearest = fits[ordered[0]].shift
+    return case.finding(
+        "shifted-masks",
+        "warning",
+        f"{count(len(ordered), 'mask')} beside the edges of the image: {'' if len(ordered) == 1 else 'the clearest '}"
+        f"{_place(clearest)}",
+        ordered,
+        "mask",
+        (_roll(clearest),),
+        {"shifts": {sample.id: list(fits[sample].shift) for sample in ordered}},
+    )
+
+
+def _place(shift: tuple[int, int]) -> str:
+    """Where a mask lies that must move by a shift (down, right)."""
+    down, right = shift
+    words = [f"{count(abs(down), 'pixel')} {'above' if down > 0 else 'below'}"] if down else []
+    words += [f"{count(abs(right), 'pixel')} {'left' if right > 0 else 'right'}"] if right else []
+    return " and ".join(words)
+
+
+def _roll(shift: tuple[int, int]) -> str:
+    return (
+        f"move masks {shift[0]} rows down and {shift[1]} columns right: numpy.roll(mask, {shift}, (0, 1)), rim ignored"
+    )
+
+
+def _describe_pose(case: Case, samples: Sequence[Sample], pose: str, total: int) -> Finding:
+    everywhere = len(samples) > MAJORITY * total
+    return case.finding(
+        "mirrored-masks",
+        "error" if everywhere else "warning",
+        f"{count(len(samples), 'mask')} of {total} {'fits' if len(samples) == 1 else 'fit'} the image only {pose}",
+        samples,
+        "mask",
+        (f"store these masks {pose}",),
+        {"pose": pose, "of": total},
+        drop=() if everywhere else None,
+    )
+
+
+def _misfits(case: Case, rest: Compared, compared: Compared, usual: dict[str, float]) -> Iterator[Finding]:
+    """Masks without any likeness to their image: odd ones of a well drawn split, or nearly all."""
+    evidence = [fit.evidence_here for _, fit in compared]
+    if len(compared) >= LEAST_MASKS and np.median(evidence) < NONE and len(rest) > MAJORITY * len(compared):
+        yield _describe_misfits(case, [facts.sample for facts, _ in rest], len(compared))
+        return
+    odd = [
+        (fit.here / usual[facts.sample.split], facts.sample)
+        for facts, fit in rest
+        if facts.sample.split in usual and fit.evidence_here < NONE and fit.here < UNLIKE * usual[facts.sample.split]
+    ]
+    if odd:
+        yield _describe_misfits(case, [sample for _, sample in sorted(odd)], len(compared))
+
+
+def _describe_misfits(case: Case, samples: Sequence[Sample], total: int) -> Finding:
+    everywhere = len(samples) > MAJORITY * total
+    return case.finding(
+        "misfit-masks",
+        "warning",
+        f"{count(len(samples), 'mask')} of {total} without boundaries where the image has edges: "
+        + ("do the names belong to each other?" if everywhere else "drawn for another image, or damaged"),
+        samples,
+        "mask",
+        ("look at them, and give each image its own mask",),
+        {"of": total},
+        drop=() if everywhere else None,
+    )

@@ -1,0 +1,123 @@
+"""Checks over all masks: which classes occur where, how often, and what to weigh them with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from segtune.data.index import first
+from segtune.doctor.case import Case
+from segtune.doctor.findings import Finding, count, percent
+from segtune.labels.mask_values import show_value
+from segtune.training.class_weights import counted_weights
+
+SHOWN = 8  # names of classes
+
+IMBALANCE = 20.0  # times as many pixels in the most as in the least frequent class, from which weights are proposed
+
+
+def check_classes(case: Case) -> Iterator[Finding]:
+    """All findings about the frequency of classes."""
+    if case.trusted_splits == case.splits:
+        yield from _unused(case)
+    if not case.trusted_splits:
+        return
+    yield from _missing_in_splits(case)
+    yield from _imbalance(case)
+    yield from _ignored(case)
+
+
+def class_table(case: Case) -> list[dict[str, Any]]:
+    """One row a class, ignored pixels last: name, colour, and by split its pixels and the images that hold it."""
+    rows = []
+    names = [*case.label_map.names, "ignored"]
+    colors = [*case.label_map.colors, (0, 0, 0)]
+    tables = {split: case.pixels_of(split) for split in case.splits}
+    sums = {split: table.sum(0).tolist() for split, table in tables.items()}
+    held = {split: (table > 0).sum(0).tolist() for split, table in tables.items()}
+    for index, (name, color) in enumerate(zip(names, colors, strict=True)):
+        pixels, images = ({split: counts[index] for split, counts in found.items()} for found in (sums, held))
+        rows.append({"name": name, "color": show_value(color), "pixels": pixels, "images": images})
+    return rows
+
+
+def _unused(case: Case) -> Iterator[Finding]:
+    totals = case.pixels.sum(0)[:-1]
+    unused = [name for name, pixels in zip(case.label_map.names, totals, strict=True) if not pixels]
+    if unused and len(unused) < len(totals):
+        yield Finding(
+            "unused-class",
+            "warning",
+            f"{count(len(unused), 'class', 'classes')} that no mask holds: {first(unused, SHOWN)}",
+            numbers={"classes": unused},
+            mend=("remove the names from dataset.labels, or look for the masks that should hold them",),
+        )
+
+
+def _missing_in_splits(case: Case) -> Iterator[Finding]:
+    """A class that only other splits have: never learned where train lacks it, never measured where the others do."""
+    held = {split: case.pixels_of(split)[:, :-1].sum(0) > 0 for split in case.trusted_splits}
+    anywhere = np.any(list(held.values()), axis=0)
+    for split, present in held.items():
+        missing = [case.label_map.names[i] for i in np.flatnonzero(anywhere & ~present)]
+        if missing:
+            learned = split == "train"
+            yield Finding(
+                "class-missing-in-split",
+                "error" if learned else "warning",
+                f"{split} lacks {count(len(missing), 'class', 'classes')} that other splits have: "
+                f"{first(missing, SHOWN)}, which cannot be {'learned' if learned else 'measured there'}",
+                numbers={"split": split, "classes": missing},
+                mend=(
+                    "dataset.split_file=split.json with samples of these classes in every split, or another "
+                    "dataset.split_seed where val is drawn",
+                ),
+            )
+
+
+def _imbalance(case: Case) -> Iterator[Finding]:
+    """Rare classes of the first split, and the weights of median-frequency balancing (Eigen and Fergus 2015)."""
+    split = case.trusted_splits[0]
+    table = case.pixels_of(split)[:, :-1]
+    pixels = table.sum(0)
+    present = np.flatnonzero(pixels)
+    if len(present) < 2 or pixels[present].max() < IMBALANCE * pixels[present].min():
+        return
+    weights = counted_weights("median_frequency", table)
+    rare = present[np.argsort(pixels[present])][:4]
+    shown = ", ".join(
+        f"{case.label_map.names[i]} {percent(pixels[i] / pixels.sum())} of the pixels in "
+        f"{count(int((table[:, i] > 0).sum()), 'image')}"
+        for i in rare
+    )
+    yield Finding(
+        "class-imbalance",
+        "info",
+        f"the most frequent class of {split} has {pixels[present].max() / pixels[present].min():.0f} times the pixels "
+        f"of the least frequent; rarest are {shown}",
+        numbers={
+            "split": split,
+            "pixel_share": dict(zip(case.label_map.names, (pixels / pixels.sum()).round(6).tolist(), strict=True)),
+            "median_frequency_weights": dict(zip(case.label_map.names, weights.round(3).tolist(), strict=True)),
+        },
+        mend=("training.loss.class_weights=median_frequency",),
+    )
+
+
+def _ignored(case: Case) -> Iterator[Finding]:
+    totals = case.pixels.sum(0)
+    share = totals[-1] / max(totals.sum(), 1)
+    sums = {split: case.pixels_of(split).sum(0) for split in case.trusted_splits}
+    by_split = {split: found[-1] / max(found.sum(), 1) for split, found in sums.items()}
+    if totals[-1]:
+        yield Finding(
+            "ignored-share",
+            "warning" if share > 0.5 else "info",
+            f"{percent(share)} of all pixels are ignored ("
+            + ", ".join(f"{s} {percent(v)}" for s, v in by_split.items())
+            + ")",
+            numbers={"share": float(share), "by_split": {s: float(v) for s, v in by_split.items()}},
+            mend=("if an ignored value is a class, name it in dataset.labels",) if share > 0.5 else (),
+        )

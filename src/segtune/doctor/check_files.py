@@ -1,0 +1,115 @@
+"""Checks of the files themselves: partners, damage, sizes that differ, orientation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from segtune.doctor.case import Case
+from segtune.doctor.check_alignment import CERTAIN
+from segtune.doctor.findings import Finding, Severity, by, count
+from segtune.doctor.sample_facts import Facts
+
+SCAN_CODES = {  # kinds of problems of a scan -> our codes
+    "image_without_mask": "unpaired",
+    "mask_without_image": "unpaired",
+    "name_twice": "ambiguous-name",
+}
+FROM_FACTS = ("unreadable", "size_mismatch")  # kinds that the files themselves tell more about
+
+
+def check_files(case: Case) -> Iterator[Finding]:
+    """All findings about files."""
+    yield from _scan_problems(case)
+    yield from _unreadable(case)
+    yield from _sizes(case)
+    yield from _orientations(case)
+
+
+def _scan_problems(case: Case) -> Iterator[Finding]:
+    owners = {case.scan.below(path): s for facts in case.facts for s in [facts.sample] for path in (s.image, s.mask)}
+    for problem in case.scan.problems:
+        if problem.kind in FROM_FACTS and owners.keys() >= set(problem.files):
+            continue
+        code = SCAN_CODES.get(problem.kind, problem.kind.replace("_", "-"))
+        samples = tuple(owners[file] for file in problem.files if file in owners)
+        what = problem.message.partition(":")[0]
+        numbers = {"count": len(problem.files)}
+        yield Finding(code, "error", what, problem.files, numbers, (problem.fix,), samples, samples)
+
+
+def _unreadable(case: Case) -> Iterator[Finding]:
+    for what in ("image", "mask"):
+        faulty = [facts for facts in case.facts if what in facts.faults]
+        if faulty:
+            reasons = Counter(facts.faults[what].partition("(")[0].strip() for facts in faulty)
+            shown = "; ".join(f"{reason} ({number})" for reason, number in reasons.most_common(3))
+            yield case.finding(
+                "unreadable",
+                "error",
+                f"{count(len(faulty), what)} cannot be read: {shown}",
+                [facts.sample for facts in faulty],
+                "image" if what == "image" else "mask",
+                ("replace these files",),
+                {"faults": {facts.sample.id: facts.faults[what] for facts in faulty}},
+            )
+
+
+def _sizes(case: Case) -> Iterator[Finding]:
+    """Partners of different sizes that no orientation explains."""
+    different = [
+        (facts.sample, facts.image.size, facts.mask.size)
+        for facts in case.facts
+        if facts.image and facts.mask and facts.image.size != facts.mask.size and not facts.is_turned
+    ]
+    if different:
+        _, image, mask = different[0]
+        yield case.finding(
+            "size-mismatch",
+            "error",
+            f"{count(len(different), 'image')} of another size than {'its mask' if len(different) == 1 else 'the mask'}"
+            f", such as {by(image)} and {by(mask)} (height x width){_explain_sizes(different)}",
+            [sample for sample, _, _ in different],
+            "mask",
+            ("bring the masks to their images' size with nearest-neighbour resampling, or replace them",),
+            {"sizes": {sample.id: {"image": list(a), "mask": list(b)} for sample, a, b in different}},
+        )
+
+
+def _explain_sizes(different: Sequence[tuple[object, tuple[int, int], tuple[int, int]]]) -> str:
+    turned = sum(image == mask[::-1] for _, image, mask in different)
+    ratios = {image[0] / mask[0] for _, image, mask in different if image != mask[::-1]}
+    words = []
+    if turned:
+        words.append(f"in {turned} height and width are exchanged: turned or transposed")
+    if len(ratios) == 1 and ratios != {1.0}:
+        words.append(f"images {ratios.pop():.3g} times as high as masks")
+    return "".join(f"; {word}" for word in words)
+
+
+def _orientations(case: Case) -> Iterator[Finding]:
+    """A camera's note in the image that the mask does not have; without it the two would lie on each other."""
+    turned = [facts for facts in case.facts if facts.is_turned]
+    wrong = [f for f in turned if (f.image and f.mask and f.image.size != f.mask.size) or _fits_unturned(f)]
+    right = [f for f in turned if f.fit and f.fit.evidence_here >= CERTAIN]
+    clear = {facts.sample for facts in (*wrong, *right)}
+    unclear = [facts for facts in turned if facts.sample not in clear]
+    groups: tuple[tuple[Sequence[Facts], Severity, str], ...] = (
+        (wrong, "error", "turned by an EXIF orientation, while the mask was drawn on the picture as it is stored"),
+        (unclear, "warning", "turned by an EXIF orientation that the mask lacks, and whether they fit cannot be seen"),
+    )
+    for group, severity, what in groups:
+        if group:
+            yield case.finding(
+                "exif-mismatch",
+                severity,
+                f"{count(len(group), 'image')} {what}",
+                [facts.sample for facts in group],
+                "image",
+                ("remove the entry from these images: exiftool -Orientation= -overwrite_original FILES",),
+                {"orientations": {facts.sample.id: facts.image.header.orientation for facts in group if facts.image}},
+            )
+
+
+def _fits_unturned(facts: Facts) -> bool:
+    return any(pose.evidence_here >= CERTAIN for pose in facts.poses.values())

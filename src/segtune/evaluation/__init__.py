@@ -1,0 +1,1 @@
+"""Evaluation metrics: counts of pixels, scores, bootstrap intervals, calibration, label issues."""

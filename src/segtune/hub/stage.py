@@ -1,0 +1,143 @@
+"""What of a run goes to the Hub: a folder of files, as they are at one moment."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from segtune.errors import SegtuneError
+from segtune.training.run_folder import MODEL_FILES, RECIPE, RUN_FILES, find_checkpoint
+
+logger = logging.getLogger(__name__)
+
+CODE_FILES = (
+    "configuration_segformer.py",
+    "fused.py",
+    "image_processing_segformer.py",
+    "modeling_segformer.py",
+    "upsampling.py",
+)
+AUTO_MAPS = {
+    "config.json": {
+        "AutoConfig": "configuration_segformer.SegformerConfig",
+        "AutoModelForSemanticSegmentation": "modeling_segformer.SegformerForSemanticSegmentation",
+    },
+    "preprocessor_config.json": {"AutoImageProcessor": "image_processing_segformer.SegformerImageProcessor"},
+}
+EXAMPLE, EXAMPLE_SIDE = "example.jpg", 768
+REPLACED = ("overlays/*", "report.html", EXAMPLE, *CODE_FILES)  # of an earlier push, where this one has none
+MOST_PICTURES = 16
+_PICTURES, _PICTURE_MODES = (".jpg", ".png"), ("RGB", "RGBA", "L", "P")
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def stage(run: Path, target: Path, *, with_code: bool, pictures: bool) -> Path:
+    """Put what is pushed into the empty folder `target`, without the card; what changes later does not change there.
+
+    Args:
+        with_code: add the network's code, for `trust_remote_code=True`.
+        pictures: add pictures of the data: overlays and the report.
+
+    Returns:
+        The checkpoint whose weights these are, see `find_checkpoint`.
+    """
+    run, checkpoint = find_checkpoint(run)
+    for path in [checkpoint / name for name in MODEL_FILES] + [run / name for name in RUN_FILES]:
+        if path.suffix == ".safetensors":
+            _link(path, target / path.name)
+        elif path.is_file():
+            shutil.copyfile(path, target / path.name)
+    for name, code in AUTO_MAPS.items():
+        content = json.loads((target / name).read_text(encoding="utf-8"))
+        content.pop("auto_map", None)  # of the repository that the weights started from
+        content |= {"auto_map": code} if with_code else {}
+        (target / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for name in CODE_FILES if with_code else ():
+        shutil.copyfile(Path(__file__).parents[1] / "segformer" / name, target / name)
+    for path in _evaluations(run, checkpoint):
+        shutil.copyfile(path, target / path.name)
+    if pictures:
+        _stage_pictures(run, target)
+    return checkpoint
+
+
+def _evaluations(run: Path, checkpoint: Path) -> list[Path]:
+    """What training and `segtune evaluate --save` counted with these weights; older files are of earlier ones."""
+    from segtune.evaluation.evaluation import Evaluation
+
+    written, found = (checkpoint / MODEL_FILES[1]).stat().st_mtime, []
+    for path in run.glob("evaluation-*.npz"):
+        try:
+            about = Evaluation.load(path).about
+            if path.stat().st_mtime >= written and Path(about.get("checkpoint", "")).name == checkpoint.name:
+                found.append(path)
+        except SegtuneError as error:
+            logger.warning("left out: %s", error)
+    return found
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file that is only ever replaced as a whole: no copy, where the file system can."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _stage_pictures(run: Path, target: Path) -> None:
+    if (run / "report.html").is_file():
+        shutil.copyfile(run / "report.html", target / "report.html")
+    overlays = target / "overlays"
+    for path in find_overlays(run / "overlays"):
+        overlays.mkdir(exist_ok=True)
+        shutil.copyfile(path, overlays / path.name)
+
+
+def find_overlays(folder: Path) -> list[Path]:
+    """Pictures of `segtune evaluate --overlays`, the overview first; where there are none, of the last evaluation."""
+    steps = sorted(folder.glob("step-*"), reverse=True)
+    for place, pattern in ((folder, "*"), *((step, "**/*") for step in steps)):
+        found = [path for path in place.glob(pattern) if path.suffix in _PICTURES]
+        if found:
+            return sorted(found, key=lambda path: (path.stem != "overview", path))[:MOST_PICTURES]
+    return []
+
+
+def example_picture(staged: Path) -> bytes | None:
+    """A picture of the data, of test where there is one, for the Hub's widget: a JPEG; None where there is none.
+
+    It looks through the data, which may take a while.
+    """
+    from PIL import Image
+
+    from segtune.data.dataset import load_segmentation_dataset
+
+    config = read_recipe(staged)["dataset"]
+    options = {key: config.get(key) for key in ("images", "masks")}
+    try:
+        dataset = load_segmentation_dataset(config["path"], split_file=(staged / "split.json").absolute(), **options)
+        picture = next(dataset[split] for split in ("test", "val", "train") if split in dataset)[0]["image"]
+        if not isinstance(picture, Image.Image) or picture.mode not in _PICTURE_MODES:
+            raise SegtuneError("the images are no RGB pictures")
+        picture = picture.convert("RGB")
+    except (SegtuneError, OSError) as error:
+        logger.info("no example picture for the Hub: %s", error)
+        return None
+    picture.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
+    encoded = io.BytesIO()
+    picture.save(encoded, "JPEG", quality=90)
+    return encoded.getvalue()
+
+
+def read_recipe(run: Path) -> dict[str, Any]:
+    """The recipe.yaml of a run, by section; not as strictly as a training would, for earlier versions' keys."""
+    return dict(yaml.safe_load((run / RECIPE).read_text(encoding="utf-8")))

@@ -1,0 +1,1 @@
+"""Image input and output: pictures, arrays, GeoTIFF and video are opened and written here."""

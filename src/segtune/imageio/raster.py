@@ -1,0 +1,237 @@
+"""Images of every kind as arrays: whole, or a few rows at a time."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from segtune.errors import DataError
+from segtune.imageio import read
+from segtune.imageio.geotiff import GeoRaster, has_position
+from segtune.imageio.read import Pixels, for_display, read_image
+from segtune.segformer.image_processing_segformer import channels_last, resize
+
+logger = logging.getLogger(__name__)
+
+LARGE = 2**26  # pixels of an image that is read by rows
+ROWS = 1024  # of a raster that are resized at a time
+TIFFS = {".tif", ".tiff"}
+ORIENTATION = ExifTags.Base.Orientation
+
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
+Item = TypeVar("Item")
+
+
+class Rows(Protocol):
+    """An image `(height, width)` that is read by rows, best from top to bottom."""
+
+    height: int
+    width: int
+
+    def read(self, top: int, bottom: int) -> np.ndarray:
+        """Rows `top` to `bottom`, `(bottom - top, W, C)`."""
+
+
+class Raster(Rows, Protocol):
+    """An image that is read by rows, more than once."""
+
+    def again(self) -> Raster:
+        """The same image, to be read from the top at its own pace."""
+
+
+class ArrayRaster:
+    """An image in memory, `(H, W, C)`, as a raster."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels = pixels
+        self.height, self.width = pixels.shape[:2]
+
+    def read(self, top: int, bottom: int) -> np.ndarray:
+        return self.pixels[top:bottom]
+
+    def again(self) -> ArrayRaster:
+        return self
+
+
+class FileRaster:
+    """A large or georeferenced file whose rows are brought to what `read_pixels` makes of a whole image.
+
+    Attributes:
+        file: what rasterio reads.
+    """
+
+    def __init__(self, file: GeoRaster, channels: int, raw: bool = False) -> None:
+        if file.channels != channels and not (channels == 3 and file.channels in (1, 4)):
+            raise DataError(f"{file.path}: an image of {file.channels} channels, the model reads {channels}")
+        self.file, self.channels, self.raw = file, channels, raw
+        self.height, self.width = file.height, file.width
+
+    def read(self, top: int, bottom: int) -> np.ndarray:
+        rows, missing = self.file.read(top, bottom), self.file.missing(top, bottom)
+        if missing is not None:
+            rows = np.where(missing[:, :, None], rows.dtype.type(0), rows)
+        try:
+            return read_image(np.nan_to_num(rows) if rows.dtype.kind == "f" else rows, self.channels, self.raw)
+        except DataError as error:
+            raise DataError(f"{self.file.path}: {error}") from error
+
+    def again(self) -> FileRaster:
+        return FileRaster(self.file.again(), self.channels, self.raw)
+
+
+class ResizedRaster:
+    """A raster at another size, resized a few rows at a time as Pillow resizes the whole.
+
+    Args:
+        size: (height, width).
+        resample: Pillow's filter.
+    """
+
+    def __init__(self, raster: Rows, size: tuple[int, int], resample: int) -> None:
+        self.raster, self.resample = raster, resample
+        self.height, self.width = size
+        self.step = raster.height / self.height  # rows of the raster for each of ours
+        self.reach = math.ceil(3 * max(1.0, self.step)) + 1  # of the widest filter
+
+    def read(self, top: int, bottom: int) -> np.ndarray:
+        count = max(1, int(ROWS / self.step))
+        return np.concatenate([self._resized(at, min(at + count, bottom)) for at in range(top, bottom, count)])
+
+    def _resized(self, top: int, bottom: int) -> np.ndarray:
+        first = max(0, math.floor(top * self.step) - self.reach)
+        last = min(self.raster.height, math.ceil(bottom * self.step) + self.reach)
+        rows = self.raster.read(first, last)
+        box = (0.0, top * self.step - first, float(self.raster.width), min(bottom * self.step - first, len(rows)))
+        return resize(rows, (bottom - top, self.width), self.resample, box)
+
+
+def resized(raster: Rows, size: tuple[int, int], resample: int) -> Rows:
+    """The raster at `size` (height, width)."""
+    if (raster.height, raster.width) == size:
+        return raster
+    return ResizedRaster(raster, size, resample)
+
+
+def open_raster(image: Any, channels: int = 3, raw: bool = False) -> Raster:
+    """A path, PIL image or array as a raster, upright.
+
+    A file is read by rows, through rasterio, where it is georeferenced or large; else it is in memory.
+
+    Args:
+        raw: see `read_image`.
+
+    Raises:
+        DataError: it is missing or no image of so many channels.
+        UsageError: it needs rasterio, which is not installed.
+    """
+    if isinstance(image, (str, os.PathLike)) and _is_for_rows(Path(image)):
+        return FileRaster(GeoRaster(Path(image)), channels, raw)
+    return ArrayRaster(read_pixels(image, channels, raw))
+
+
+def is_georeferenced(path: Path) -> bool:
+    """Whether a file is a TIFF that says where on earth it lies; looks at the header only."""
+    if path.suffix.lower() not in TIFFS:
+        return False
+    try:
+        with Image.open(path) as picture:
+            return has_position(getattr(picture, "tag_v2", {}))
+    except UnidentifiedImageError:
+        return GeoRaster(path).georeference is not None
+    except OSError:
+        return False  # said when it is read
+
+
+@contextmanager
+def any_size() -> Iterator[None]:
+    """Lets Pillow open images of any number of pixels; for files that the user of a command has named."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _is_for_rows(path: Path) -> bool:
+    try:
+        with Image.open(path) as picture:
+            if has_position(getattr(picture, "tag_v2", {})):
+                return True
+            turned = "exif" in picture.info and picture.getexif().get(ORIENTATION, 1) != 1
+            if picture.width * picture.height <= LARGE or picture.mode not in {"L", "RGB", "RGBA"} or turned:
+                return False
+    except UnidentifiedImageError:
+        return path.suffix.lower() in TIFFS  # of more channels than Pillow knows
+    except (OSError, Image.DecompressionBombError):
+        return False  # said when it is read
+    if find_spec("rasterio") is None:
+        logger.warning("%s: read into memory as a whole; pip install 'segtune[geo]' reads it by rows", path)
+        return False
+    return True
+
+
+def is_image(images: Any) -> bool:
+    """Whether this is one image, rather than several."""
+    if isinstance(images, (np.ndarray, torch.Tensor)):
+        return images.ndim < 4
+    return isinstance(images, (str, os.PathLike, Image.Image))
+
+
+def read_pixels(image: Any, channels: int = 3, raw: bool = False) -> np.ndarray:
+    """A path, PIL image or array as `(H, W, channels)`, upright; `raw` as in `read_image`."""
+    if not isinstance(image, (str, os.PathLike, Image.Image)):
+        return channels_last(image, channels)
+    try:
+        return read_image(_opened(image), channels, raw)
+    except DataError as error:
+        is_file = not isinstance(image, Image.Image) and str(image) not in str(error)
+        raise DataError(f"{image}: {error}" if is_file else str(error)) from error
+
+
+def shown(image: Any) -> np.ndarray:
+    """A path, PIL image or array as `(H, W, 3)` uint8 for people, whatever its channels and numbers."""
+    if isinstance(image, (str, os.PathLike, Image.Image)):
+        return for_display(_opened(image))
+    array = np.asarray(image)
+    is_picture = array.dtype == np.uint8 and (array.ndim < 3 or bool({array.shape[0], array.shape[2]} & {1, 3, 4}))
+    return channels_last(array, 3) if is_picture else for_display(array)
+
+
+def _opened(image: Any) -> Pixels:
+    """A file as a PIL image or an array, upright; a PIL image upright."""
+    if isinstance(image, Image.Image):
+        return ImageOps.exif_transpose(image)
+    try:
+        return read.read_pixels(Path(image))
+    except FileNotFoundError as error:
+        raise DataError(f"{image}: no such image") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{image}: {error} PIL.Image.MAX_IMAGE_PIXELS = None lifts the limit") from error
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise DataError(f"{image}: cannot be read as an image ({error})") from error
+
+
+def read_ahead(items: Iterable[Item], count: int = 1) -> Iterator[Item]:
+    """The same items, the next `count` of them made in a thread while the last one is used."""
+    source = iter(items)
+    end: Any = object()
+    pool = ThreadPoolExecutor(1)
+    try:
+        waiting = deque(pool.submit(next, source, end) for _ in range(count))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, source, end))
+            yield item
+    finally:
+        pool.shutdown(cancel_futures=True)

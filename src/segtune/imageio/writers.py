@@ -1,0 +1,112 @@
+"""Maps written to files row by row: masks with their colours, confidences; a file is there when it is complete."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from segtune.errors import UsageError
+from segtune.files import atomic_path
+from segtune.imageio.geotiff import Georeference, TiffWriter
+from segtune.labels.label_map import LabelMap
+
+Write = Callable[[np.ndarray], None]
+
+
+@contextmanager
+def mask_writer(
+    path: Path, size: tuple[int, int], label_map: LabelMap, georeference: Georeference | None = None
+) -> Iterator[Write]:
+    """Writes the training ids of an image of `size`, the ignore index among them, from top to bottom.
+
+    A PNG or, by its suffix, a TIFF, with the labels' palette; of more than 256 labels, 16-bit ids without one.
+    """
+    wide = label_map.num_labels > 256
+    if label_map.num_labels > 2**16:
+        raise UsageError(f"{path}: a mask holds ids up to {2**16 - 1}, the model has {label_map.num_labels} labels")
+    dtype, colors = (np.uint16, None) if wide else (np.uint8, label_map.colors)
+    with atomic_path(path) as temporary:
+        if path.suffix == ".png":
+            with PngWriter(temporary, size, colors, dtype) as png:
+                yield png.write
+        else:
+            ignored = label_map.ignore_index
+            nodata = ignored if 0 <= ignored <= np.iinfo(dtype).max else None
+            with TiffWriter(temporary, size, dtype, georeference, colors, nodata) as tiff:
+                yield tiff.write
+
+
+@contextmanager
+def confidence_writer(path: Path, size: tuple[int, int], georeference: Georeference | None = None) -> Iterator[Write]:
+    """Writes probabilities from 0 to 1: as 8-bit grey of a PNG (255 is 1), or as they are, 32-bit, into a TIFF."""
+    with atomic_path(path) as temporary:
+        if path.suffix == ".png":
+            with PngWriter(temporary, size) as png:
+                yield lambda rows: png.write(np.rint(rows * 255).astype(np.uint8))
+        else:
+            with TiffWriter(temporary, size, np.float32, georeference) as tiff:
+                yield tiff.write
+
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+GREY, PALETTE = 0, 3  # colour types
+UP = 2  # the filter: a row as the difference from the one above, which makes most of a label map zeros
+
+
+class PngWriter:
+    """Writes ids as a PNG of one channel; use it as a context, and `write` the rows from top to bottom.
+
+    Args:
+        size: (height, width).
+        palette: one RGB colour for each id from 0, at most 256: a palette PNG. None: greyscale.
+        dtype: uint8 or, without a palette, uint16.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        size: tuple[int, int],
+        palette: Sequence[tuple[int, int, int]] | None = None,
+        dtype: type[np.generic] = np.uint8,
+    ) -> None:
+        height, self.width = size
+        self.stored = np.dtype(dtype).newbyteorder(">")
+        self.file = path.open("wb")
+        self.file.write(SIGNATURE)
+        kind = GREY if palette is None else PALETTE
+        self._chunk(b"IHDR", struct.pack(">2I5B", self.width, height, 8 * self.stored.itemsize, kind, 0, 0, 0))
+        if palette is not None:
+            self._chunk(b"PLTE", bytes(value for color in palette for value in color))
+        self.compressor = zlib.compressobj()
+        self.above = np.zeros(self.width * self.stored.itemsize, dtype=np.uint8)
+
+    def write(self, rows: np.ndarray) -> None:
+        """The next rows, `(n, width)`."""
+        content = np.ascontiguousarray(rows, dtype=self.stored).view(np.uint8)  # (n, bytes of a row)
+        filtered = np.empty((len(content), 1 + content.shape[1]), dtype=np.uint8)
+        filtered[:, 0] = UP
+        np.subtract(content, np.concatenate([self.above[None], content[:-1]]), out=filtered[:, 1:])
+        self.above = content[-1].copy()
+        self._chunk(b"IDAT", self.compressor.compress(filtered.data))
+
+    def __enter__(self) -> PngWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._chunk(b"IDAT", self.compressor.flush())
+            self._chunk(b"IEND", b"")
+        self.file.close()
+
+    def _chunk(self, name: bytes, content: bytes) -> None:
+        if content or name == b"IEND":
+            checksum = zlib.crc32(content, zlib.crc32(name))
+            self.file.write(struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum))

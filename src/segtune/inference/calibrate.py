@@ -1,0 +1,77 @@
+"""Fitting the temperature that makes a model's confidences honest, on images it was not trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from segtune.errors import DataError, UsageError
+from segtune.evaluation.calibration import TemperatureFit
+from segtune.files import write_atomic
+from segtune.imageio.raster import read_ahead
+from segtune.inference.evaluate import labelled_sample
+from segtune.inference.segmenter import Segmenter
+from segtune.labels.label_map import LabelMap
+from segtune.segformer.upsampling import upsampled_at
+
+if TYPE_CHECKING:
+    import datasets
+
+PIXELS = 200_000  # that the temperature is fitted to, spread over the images
+
+
+@torch.inference_mode()
+def fit_temperature(
+    model: nn.Module,
+    dataset: datasets.Dataset,
+    label_map: LabelMap,
+    processor: Any,
+    *,
+    pixels: int = PIXELS,
+    progress: bool = True,
+) -> TemperatureFit:
+    """Fit the temperature to a random sample of the labelled pixels; images are seen whole, one at a time.
+
+    Args:
+        model: its output has `.logits` `(1, K, h, w)`; in evaluation mode.
+        dataset: rows with `id`, `image` and `mask`.
+        pixels: how many, over all images; drawn by the number of the image, the same in each run.
+
+    Raises:
+        DataError: a mask that the label map does not fit; or no labelled pixel at all.
+    """
+    fit, share = TemperatureFit(), max(1, -(-pixels // max(len(dataset), 1)))
+    segmenter = Segmenter(model, processor)  # says in which form the processor takes images
+    weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    samples = read_ahead(labelled_sample(dataset, number, label_map, segmenter.form) for number in range(len(dataset)))
+    bar = tqdm(samples, desc="calibrate", total=len(dataset), disable=not progress, leave=False)
+    for number, (_, image, labels) in enumerate(bar):
+        places = np.flatnonzero(labels != label_map.ignore_index)
+        picked = np.random.default_rng(number).permutation(places)[:share]
+        pixel_values = processor(image, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+        logits = model(pixel_values=pixel_values.to(weight.device, weight.dtype)).logits.float().cpu()
+        rows, columns = (torch.from_numpy(at) for at in np.divmod(picked, labels.shape[1]))
+        fit.add(upsampled_at(logits, labels.shape, rows, columns).numpy(), labels.reshape(-1)[picked])
+    if not fit.pixels:
+        raise DataError("there is no labelled pixel to fit the temperature to")
+    return fit
+
+
+def config_file(checkpoint: str) -> Path:
+    """The `config.json` of a checkpoint's folder; UsageError where it is no folder on this disk."""
+    path = Path(checkpoint) / "config.json"
+    if not path.is_file():
+        raise UsageError(f"{checkpoint} is no folder with a config.json to store the temperature in")
+    return path
+
+
+def store_temperature(config: Path, temperature: float) -> None:
+    """Write the temperature into a `config.json`, as `calibration_temperature`; everything else stays."""
+    content = json.loads(config.read_text(encoding="utf-8")) | {"calibration_temperature": temperature}
+    write_atomic(config, json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,57 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from segtune.data.transforms import TransformConfig
+from segtune.errors import UsageError
+from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+
+if TYPE_CHECKING:
+    pass
+logger = logging.getLogger(__name__)
+
+
+def processor_from_transforms(transforms: TransformConfig) -> SegformerImageProcessor:
+    """The image processor that prepares an image as evaluation during training did; it is saved with the weights.
+
+    Without `eval_short_side` images keep their size, apart from `eval_size_divisor`.
+    """
+    if isinstance(transforms.mean, str) or isinstance(transforms.std, str):
+        raise UsageError("transforms.mean and std are not counted yet: take them from the recipe.yaml of a run")
+    low, high = transforms.value_range or (0, 255)
+    return SegformerImageProcessor(
+        do_resize=transforms.eval_short_side is not None,
+        size={"shortest_edge": transforms.eval_short_side} if transforms.eval_short_side else 512,
+        size_divisor=transforms.eval_size_divisor,
+        window=transforms.eval_window,
+        stride=transforms.eval_stride,
+        rescale_factor=1 / (high - low),
+        image_mean=[mean + low / (high - low) for mean in transforms.mean],
+        image_std=transforms.std,
+    )
+
+
+def processor_of(model: nn.Module) -> SegformerImageProcessor:
+    """The image processor saved beside the weights; where there is none, one that keeps the image's size."""
+    name = getattr(model, "name_or_path", "")
+    commit = getattr(getattr(model, "config", None), "_commit_hash", None)  # of the weights, where they are the Hub's
+    if name and (not os.path.isdir(name) or (Path(name) / "preprocessor_config.json").is_file()):
+        try:
+            return SegformerImageProcessor.from_pretrained(name, **({"revision": commit} if commit else {}))
+        except OSError as error:  # a repository on the Hub that has none, or that is out of reach
+            reason = str(error).strip().splitlines()[0]
+            logger.warning("%s: no preprocessor_config.json, so images keep their size (%s)", name, reason)
+    channels = getattr(getattr(model, "config", None), "num_channels", 3)
+    if channels != 3:
+        raise UsageError(
+            f"the model reads {channels} channels and has no preprocessor_config.json: pass "
+            "processor=SegformerImageProcessor(do_resize=False, image_mean=..., image_std=...), one value per channel"
+        )
+    return SegformerImageProcessor(do_resize=False)

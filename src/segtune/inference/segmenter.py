@@ -1,0 +1,228 @@
+"""From images to predictions: a model, a processor and a protocol, in bands of rows and in bounded memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segtune.errors import UsageError
+from segtune.imageio.raster import ImageLike, Raster, open_raster, read_ahead, resized
+from segtune.inference.protocol import LOGIT_STRIDE, InferenceProtocol
+from segtune.inference.sliding_window import Span, UpsampledRows, blend_across, blend_down, spans
+from segtune.segformer.upsampling import band_rows, upsample, upsampled_confidence, upsampled_prediction
+
+BAND = 256  # rows of a prediction that are made at a time
+
+Key = TypeVar("Key")
+Prepared = tuple[Any, tuple[int, int], Tensor]  # key, size of the image, pixel_values (1, C, h, w)
+
+
+class Prediction(NamedTuple):
+    """What a model answers for an image, or for a band of its rows.
+
+    Attributes:
+        labels: training ids `(H, W)`, uint8 (int32 where the model has more than 256 labels).
+        confidence: the probability of each, `(H, W)` float32 in (0, 1]; None unless asked for.
+    """
+
+    labels: np.ndarray
+    confidence: np.ndarray | None
+
+
+class Segmenter:
+    """A model, its processor and a protocol: from images to predictions.
+
+    Args:
+        model: anything whose output has `.logits` `(B, K, h/4, w/4)`, in evaluation mode (see `evaluating`).
+        processor: prepares the images; one of ours.
+        protocol: default is the one that the processor carries.
+        batch_size: images of one size, or windows of one image, in a forward pass.
+        num_labels: UsageError where the model tells another number of classes apart; None does not check.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,
+        protocol: InferenceProtocol | None = None,
+        batch_size: int = 1,
+        num_labels: int | None = None,
+    ) -> None:
+        self.model, self.processor = model, processor
+        self.protocol = InferenceProtocol.choose(processor) if protocol is None else protocol
+        self.batch_size, self.num_labels = batch_size, num_labels
+        self.form = form_of(processor)
+        # fitted on held-out images and stored with the model; confidences are those of logits divided by it
+        self.temperature = getattr(getattr(model, "config", None), "calibration_temperature", 1.0)
+
+    def __call__(self, image: ImageLike, confidence: bool = False) -> Prediction:
+        """The prediction of one image, in memory, at its own size."""
+        return joined(self.bands(self.open(image), confidence))
+
+    def open(self, image: ImageLike) -> Raster:
+        """A path, PIL image or array as the raster that the processor takes."""
+        return open_raster(image, *self.form)
+
+    def segment(
+        self, images: Iterable[tuple[Key, Raster]], confidence: bool = False
+    ) -> Iterator[tuple[Key, Iterator[Prediction]]]:
+        """Images to predictions, each as bands from top to bottom that are made when they are asked for.
+
+        Images of one size are joined to batches where the protocol sees them whole; their order is then that of
+        finished batches.
+        """
+        if not self.protocol.is_plain:
+            yield from ((key, self.bands(raster, confidence)) for key, raster in images)
+            return
+        prepared = ((key, (raster.height, raster.width), self._prepared(raster)) for key, raster in images)
+        for batch in _batches(prepared, self.batch_size):
+            keys, sizes, values = zip(*batch, strict=True)
+            predictions = self._whole(torch.cat(values), sizes, confidence)
+            yield from ((key, iter([prediction])) for key, prediction in zip(keys, predictions, strict=True))
+
+    @torch.inference_mode()
+    def bands(self, raster: Raster, confidence: bool = False) -> Iterator[Prediction]:
+        """The prediction of an image from top to bottom, 256 rows at a time, its logits never in memory as a whole."""
+        views = [self._view(raster, scale) for scale in self.protocol.scales]
+        first = views[0].band(0, 1)  # (flips, K, 1, w)
+        step = min(BAND, band_rows(first.numel() * len(views), first.device))
+        for top in range(0, raster.height, BAND):
+            bottom = min(top + BAND, raster.height)
+            parts = ((row, min(row + step, bottom)) for row in range(top, bottom, step))
+            maps = ([view.band(*part) for view in views] for part in parts)
+            yield joined(_decide(rows, raster.width, self._temperature(confidence)) for rows in maps)
+
+    def _prepared(self, raster: Raster) -> Tensor:
+        """The whole image, `(1, C, h, w)`."""
+        options = {"return_tensors": "pt", "input_data_format": "channels_last"}
+        pixel_values: Tensor = self.processor(raster.read(0, raster.height), **options)["pixel_values"]
+        return pixel_values
+
+    @torch.inference_mode()
+    def _whole(self, pixel_values: Tensor, sizes: Sequence[tuple[int, int]], confidence: bool) -> list[Prediction]:
+        """Predictions at `sizes` of prepared images `(B, C, h, w)` seen whole, one at a time at full size."""
+        logits = self._forward(pixel_values)
+        temperature = self._temperature(confidence)
+        return [_predict_map(logits[i : i + 1], size, temperature) for i, size in enumerate(sizes)]
+
+    def _temperature(self, confidence: bool) -> float | None:
+        """Of the confidences; None where they are not wanted."""
+        return self.temperature if confidence else None
+
+    def _forward(self, pixel_values: Tensor) -> Tensor:
+        """Logits `(B, K, h/4, w/4)`, float32, of `(B, C, h, w)`, computed where and as the model is."""
+        weight = next(parameter for parameter in self.model.parameters() if parameter.is_floating_point())
+        logits: Tensor = self.model(pixel_values=pixel_values.to(weight.device, weight.dtype)).logits
+        found = max(logits.shape[1], 2)  # one logit tells two classes apart
+        if self.num_labels is not None and self.num_labels != found:
+            raise UsageError(
+                f"the model tells {found} classes apart, the label map has {self.num_labels}: "
+                "use the label map the model was trained with"
+            )
+        return logits.float()
+
+    def _view(self, raster: Raster, scale: float) -> UpsampledRows:
+        """The image at one scale, as rows of logits `(flips, K, rows, w)` that are computed when they are read."""
+        divisor = self.processor.size_divisor
+        height, width = self.processor.target_size(raster.height, raster.width)
+        if scale != 1:
+            height, width = (-(-max(1, round(scale * side)) // divisor) * divisor for side in (height, width))
+        seen = resized(raster.again(), (height, width), self.processor.resample)
+        down, across = (spans(side, self.protocol.window, self.protocol.stride) for side in (height, width))
+        pixels = read_ahead(seen.read(place.start, place.stop) for place in down)
+        strips = (self._strip(rows, across) for rows in pixels)
+        return UpsampledRows(blend_down(strips, down), -(-height // LOGIT_STRIDE), raster.height)
+
+    def _strip(self, pixels: np.ndarray, across: Sequence[Span]) -> Tensor:
+        """The blended logits `(flips, K, n/4, w/4)` of one row of windows, pixels `(n, w, C)`."""
+
+        def windows() -> Iterator[tuple[Span, Tensor]]:
+            for group in _groups(across, self.batch_size):
+                logits = self._window_logits([pixels[:, span.start : span.stop] for span in group])
+                yield from zip(group, logits.unbind(1), strict=True)
+
+        return blend_across(windows(), -(-pixels.shape[1] // LOGIT_STRIDE))
+
+    def _window_logits(self, windows: Sequence[np.ndarray]) -> Tensor:
+        """Of windows `(h, w, C)` of one size, as they are and, if asked for, mirrored: `(flips, B, K, h/4, w/4)`."""
+        pixel_values = self.processor(
+            list(windows), do_resize=False, size_divisor=1, return_tensors="pt", input_data_format="channels_last"
+        )["pixel_values"]
+        logits = [self._forward(pixel_values)]
+        if self.protocol.flip:
+            logits.append(self._forward(pixel_values.flip(-1)).flip(-1))
+        return torch.stack(logits)
+
+
+def form_of(processor: Any) -> tuple[int, bool]:
+    """The number of channels that a processor takes, and whether in the numbers of the file (see `read_image`)."""
+    return len(processor.image_mean), bool(abs(processor.rescale_factor - 1 / 255) > 1e-12)
+
+
+def _groups(across: Sequence[Span], size: int) -> Iterator[list[Span]]:
+    """Neighbours of one width, at most `size` of them."""
+    for _, alike in itertools.groupby(across, key=lambda span: span.stop - span.start):
+        remaining = list(alike)
+        yield from (remaining[i : i + size] for i in range(0, len(remaining), size))
+
+
+def _decide(maps: Sequence[Tensor], width: int, temperature: float | None) -> Prediction:
+    """A few rows' prediction from the logits `(flips, K, rows, w)` of every view."""
+    if len(maps) == 1 and len(maps[0]) == 1:
+        return _predict_map(maps[0], (maps[0].shape[2], width), temperature)
+    return _predict_mean(maps, width, temperature)
+
+
+def joined(bands: Iterable[Prediction]) -> Prediction:
+    """Bands one below the other."""
+    parts = list(bands)
+    confidence = [part.confidence for part in parts if part.confidence is not None]
+    labels = np.concatenate([part.labels for part in parts])
+    return Prediction(labels, np.concatenate(confidence) if confidence else None)
+
+
+def _predict_map(logits: Tensor, size: Sequence[int], temperature: float | None) -> Prediction:
+    """Of logits `(1, K, h, w)` at `size`."""
+    probability = None if temperature is None else upsampled_confidence(logits / temperature, size)[0]
+    return _as_arrays(upsampled_prediction(logits, size)[0], probability, logits.shape[1])
+
+
+def _predict_mean(views: Sequence[Tensor], width: int, temperature: float | None) -> Prediction:
+    """Of the mean of all views' probabilities, each `(flips, K, rows, w)`; as mmseg's `SegTTAModel.merge_preds`."""
+    best, ids = _mean_probabilities(views, width, 1.0).max(0)
+    if temperature is None:
+        return _as_arrays(ids, None, views[0].shape[1])
+    if temperature != 1:
+        best = _mean_probabilities(views, width, temperature).gather(0, ids[None])[0]
+    return _as_arrays(ids, best, views[0].shape[1])
+
+
+def _mean_probabilities(views: Sequence[Tensor], width: int, temperature: float) -> Tensor:
+    """`(K, rows, W)`; of one logit, of both classes that it tells apart."""
+    total: Any = 0
+    for view in views:
+        full = upsample(view / temperature, (view.shape[2], width))  # (flips, K, rows, W)
+        total = total + (full.softmax(1) if full.shape[1] > 1 else full.sigmoid()).sum(0)
+    mean: Tensor = total / sum(map(len, views))
+    return mean if len(mean) > 1 else torch.cat([1 - mean, mean])
+
+
+def _as_arrays(ids: Tensor, probability: Tensor | None, num_labels: int) -> Prediction:
+    labels = ids.to(torch.uint8 if num_labels <= 256 else torch.int32).cpu().numpy()
+    return Prediction(labels, None if probability is None else probability.cpu().numpy())
+
+
+def _batches(prepared: Iterable[Prepared], batch_size: int) -> Iterator[list[Prepared]]:
+    """Groups of at most `batch_size` of one prepared size; at most four batches wait for their like."""
+    waiting: dict[torch.Size, list[Prepared]] = {}
+    for item in prepared:
+        group = waiting.setdefault(item[2].shape, [])
+        group.append(item)
+        if len(group) >= batch_size or sum(map(len, waiting.values())) >= 4 * batch_size:
+            yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
+    yield from waiting.values()

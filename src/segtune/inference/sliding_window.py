@@ -1,0 +1,150 @@
+"""Overlapping windows along an image, and the blending of their logits, row after row.
+
+Windows start at multiples of 4 pixels, so that the quarter-size logits of all of them lie on one grid: that of the
+logits of the whole image. They are blended there and upsampled once, as those of the whole image are. Along each axis
+a window counts fully in its middle and less and less towards a neighbour: over their overlap its weight falls as
+`cos²` and the neighbour's rises as `sin²`. The weight of a window is the product of both axes'; the weights of all
+windows over a position are divided by their sum.
+
+The blend is a running mean: with w_i the weight of the i-th window, `mean += (new - mean) * w_i / (w_1 + … + w_i)`. So
+only one row of windows and the rows that overlap the next are in memory, and equal logits stay what they are to the
+last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from segtune.inference.protocol import LOGIT_STRIDE
+from segtune.segformer.upsampling import neighbours
+
+ROWS = 16  # of logits that are handed on at a time
+
+
+@dataclass(frozen=True)
+class Span:
+    """One window along one axis.
+
+    Attributes:
+        start, stop: in pixels; `start` is a multiple of 4.
+        share: what the window counts for in the running mean, at each of its logits, `(n,)` in (0, 1].
+    """
+
+    start: int
+    stop: int
+    share: Tensor
+
+    @property
+    def logits(self) -> slice:
+        """Where its logits lie in those of the whole axis."""
+        return slice(self.start // LOGIT_STRIDE, -(-self.stop // LOGIT_STRIDE))
+
+
+def spans(length: int, window: int | None, stride: int | None) -> list[Span]:
+    """The windows over `length` pixels: one each `stride`, the last one up to the end (by up to 3 pixels smaller).
+
+    One window where `window` is None or not below `length`.
+    """
+    if window is None or stride is None or window >= length:
+        return [Span(0, length, torch.ones(-(-length // LOGIT_STRIDE)))]
+    last = -(-(length - window) // LOGIT_STRIDE) * LOGIT_STRIDE
+    starts = [*range(0, length - window, stride), last]
+    stops = [min(start + window, length) for start in starts]
+    pieces = [Span(start, stop, torch.empty(0)).logits for start, stop in zip(starts, stops, strict=True)]
+    return [Span(start, stop, share) for start, stop, share in zip(starts, stops, _shares(pieces), strict=True)]
+
+
+def _shares(pieces: Sequence[slice]) -> list[Tensor]:
+    """Each window's weight, divided by the sum of its own and of those before it."""
+    total = torch.zeros(pieces[-1].stop, dtype=torch.float64)
+    shares = []
+    for index, piece in enumerate(pieces):
+        weight = torch.ones(piece.stop - piece.start, dtype=torch.float64)
+        if index > 0:
+            rise = _rise(pieces[index - 1].stop - piece.start)
+            weight[: len(rise)] *= rise
+        if index + 1 < len(pieces):
+            fall = _rise(piece.stop - pieces[index + 1].start).flip(0)
+            weight[len(weight) - len(fall) :] *= fall
+        total[piece] += weight
+        shares.append((weight / total[piece]).float())
+    return shares
+
+
+def _rise(overlap: int) -> Tensor:
+    """From near 0 to near 1 over `overlap` logits; with its mirror image it makes 1."""
+    positions = (torch.arange(overlap, dtype=torch.float64) + 0.5) / max(overlap, 1)
+    return (positions * torch.pi / 2).sin().square()
+
+
+def blend_across(maps: Iterable[tuple[Span, Tensor]], width: int) -> Tensor:
+    """The windows of one row of them, maps `(…, n, m)` from left to right, as one strip `(…, n, width)`."""
+    strip = torch.empty(0)
+    for span, logits in maps:
+        if not strip.numel():
+            strip = logits.new_zeros((*logits.shape[:-1], width))
+        strip[..., span.logits].lerp_(logits, span.share.to(logits))
+    return strip
+
+
+def blend_down(strips: Iterable[Tensor], places: Sequence[Span]) -> Iterator[Tensor]:
+    """Strips `(…, n, w)` from top to bottom, one for each of `places`, as consecutive rows `(…, rows, w)`."""
+    kept: Tensor | None = None
+    source = iter(strips)
+    for index, place in enumerate(places):
+        strip = next(source)
+        if kept is not None:
+            rows = kept.shape[-2]
+            share = place.share[:rows, None].to(strip)
+            strip[..., :rows, :] = torch.lerp(kept, strip[..., :rows, :], share)
+        final = strip.shape[-2]
+        if index + 1 < len(places):
+            final = places[index + 1].logits.start - place.logits.start
+        yield from strip[..., :final, :].split(ROWS, dim=-2)
+        kept = strip[..., final:, :].clone()
+        del strip  # let it go before the next one is made
+
+
+class UpsampledRows:
+    """Reads bands of the upsampled rows out of a stream of map rows, and forgets what is above.
+
+    Args:
+        chunks: consecutive rows `(…, n, w)` of maps of `height` rows.
+        target: rows that the maps are upsampled to.
+    """
+
+    def __init__(self, chunks: Iterator[Tensor], height: int, target: int) -> None:
+        self.chunks = chunks
+        self.above, self.below, self.way = neighbours(height, target, torch.device("cpu"))
+        self.first = self.end = 0
+        self.rows = torch.empty(0, 0)
+
+    def band(self, top: int, bottom: int) -> Tensor:
+        """Rows `top` to `bottom` of the result, `(…, bottom - top, w)`: upsampled in height, not yet in width.
+
+        Bands are asked for from top to bottom.
+        """
+        above, below = self.above[top:bottom], self.below[top:bottom]
+        rows = self._take(int(above[0]), int(below[-1]) + 1)
+        place = [(near - self.first).to(rows.device) for near in (above, below)]
+        way = self.way[top:bottom, None].to(rows)
+        return torch.lerp(rows.index_select(-2, place[0]), rows.index_select(-2, place[1]), way)
+
+    def _take(self, first: int, last: int) -> Tensor:
+        """Rows `first` and below, at least up to `last`; what is above is let go before more is made."""
+        rows = self.rows[..., first - self.first :, :]
+        if self.end < last:
+            rows = rows.clone()
+            del self.rows
+        while self.end < last:
+            chunk = next(self.chunks)
+            missed = max(0, first - self.end)
+            self.end += chunk.shape[-2]
+            below = chunk[..., missed:, :]
+            rows = torch.cat([rows, below], dim=-2) if rows.numel() else below
+        self.rows, self.first = rows, first
+        return rows

@@ -1,0 +1,1 @@
+"""The label contract: mask values, training ids, names and colors, decided once."""

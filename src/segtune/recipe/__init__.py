@@ -1,0 +1,1 @@
+"""Recipes: one YAML file that determines one fine-tuning run."""

@@ -1,0 +1,142 @@
+"""One look of a model at a labelled split: what it gets right, what it doubts, and which images are worth showing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from torch import nn
+
+from segtune.data.lazy_rows import sample_ids
+from segtune.evaluation.evaluation import Evaluation
+from segtune.evaluation.label_issues import LabelIssue, clearest_pair, doubt, ranked, suspects
+from segtune.inference.evaluate import Evaluated, evaluated_images
+from segtune.labels.label_map import LabelMap
+from segtune.viz.layers import Layers, layers
+
+if TYPE_CHECKING:
+    import datasets
+
+WORST, BEST, RANDOM, SUSPECTS = 6, 3, 3, 6  # images that are shown
+
+
+class Picture(NamedTuple):
+    """An image that is shown.
+
+    Attributes:
+        iou: mean IoU of the classes that occur in it.
+        wrong: share of the labelled pixels.
+        mistake: truth and prediction of its most frequent mistake, as training ids, and its share of the labelled
+            pixels; None where nothing is wrong.
+    """
+
+    id: str
+    iou: float
+    wrong: float
+    mistake: tuple[int, int, float] | None
+    doubt: LabelIssue
+    layers: Layers
+
+
+@dataclass
+class Examination:
+    """What was found.
+
+    Attributes:
+        evaluation: of the images that were looked at, detailed.
+        doubts: of the same, by id.
+        chosen: ids to show, by what they show: "worst", "best", "random", "suspects".
+        standing_out: how many of the suspects stand out; the others only rank next.
+        pictures: of all chosen images, by id.
+        seconds: that the look took.
+    """
+
+    evaluation: Evaluation
+    doubts: dict[str, LabelIssue]
+    chosen: dict[str, list[str]]
+    standing_out: int
+    pictures: dict[str, Picture] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def examine(
+    model: nn.Module,
+    dataset: datasets.Dataset,
+    label_map: LabelMap,
+    processor: Any,
+    *,
+    counted: Evaluation | None = None,
+    at_most: int | None = None,
+    batch_size: int = 1,
+    progress: bool = True,
+) -> Examination:
+    """Look at the images of a split once, then once more at the few that are shown.
+
+    Args:
+        counted: an earlier evaluation of the same weights on the whole split, by which the worst and best are chosen.
+        at_most: look at so many images, evenly spread; default is all.
+        model, dataset, label_map, processor, batch_size, progress: see `evaluated_images`.
+
+    Raises:
+        DataError, UsageError: see `evaluated_images`.
+    """
+    started = time.perf_counter()
+    number = len(dataset) if at_most is None else min(at_most, len(dataset))
+    options: dict[str, Any] = {"confidence": True, "batch_size": batch_size, "progress": progress}
+    evaluation, doubts = Evaluation(label_map.names, label_map.ignore_index, detailed=True), {}
+    looked_at = [index * len(dataset) // number for index in range(number)]
+    for found in evaluated_images(model, dataset, label_map, processor, indices=looked_at, **options):
+        assert found.confidence is not None
+        evaluation.add(found.id, found.labels, found.prediction, found.confidence)
+        doubts[found.id] = doubt(found.labels, found.prediction, found.confidence, label_map.ignore_index)
+    evaluation.counts.sort()
+    doubts = dict(sorted(doubts.items()))
+    whole = evaluation if counted is None else counted
+    iou = {image: value for image, value in zip(whole.counts.ids, whole.image_iou().tolist(), strict=True)}
+    chosen, standing_out = _choose(iou, doubts)
+    shown = {image for images in chosen.values() for image in images}
+    again = [index for index, image in enumerate(sample_ids(dataset)) if image in shown]
+    pictures = {
+        found.id: _picture(found, iou[found.id], label_map)
+        for found in evaluated_images(model, dataset, label_map, processor, indices=again, **options)
+    }
+    seconds = time.perf_counter() - started
+    return Examination(evaluation, doubts, chosen, standing_out, pictures, seconds)
+
+
+def _choose(iou: Mapping[str, float], doubts: Mapping[str, LabelIssue]) -> tuple[dict[str, list[str]], int]:
+    """Which images are shown, and how many of the suspects stand out; no image is worst, best and random at once."""
+    ordered = sorted((image for image, value in iou.items() if not np.isnan(value)), key=lambda image: iou[image])
+    worst = ordered[: min(WORST, -(-len(ordered) // 2))]
+    best = ordered[::-1][: min(BEST, len(ordered) - len(worst))]
+    random = _drawn(ordered, {*worst, *best}, RANDOM)
+    doubted = suspects(doubts)
+    shown = doubted[:SUSPECTS] or [image for image in ranked(doubts) if doubts[image].share][: SUSPECTS // 2]
+    return {"worst": worst, "best": best, "random": random, "suspects": shown}, len(doubted)
+
+
+def _drawn(images: Sequence[str], without: Collection[str], number: int) -> list[str]:
+    """Some of the images, always the same."""
+    left = sorted(set(images) - set(without))
+    order = np.random.default_rng(0).permutation(len(left))[:number]
+    return sorted(left[index] for index in order.tolist())
+
+
+def _picture(found: Evaluated, iou: float, label_map: LabelMap) -> Picture:
+    assert found.confidence is not None
+    valid = found.labels != label_map.ignore_index
+    wrong = valid & (found.prediction != found.labels)
+    total = max(int(valid.sum()), 1)
+    most = clearest_pair(found.labels, found.prediction, wrong)
+    mistake = (*most[0], most[1] / total) if most else None
+    return Picture(
+        found.id,
+        iou,
+        float(wrong.sum() / total),
+        mistake,
+        doubt(found.labels, found.prediction, found.confidence, label_map.ignore_index),
+        layers(found.image, found.labels, found.prediction, found.confidence, label_map),
+    )

@@ -1,0 +1,1 @@
+"""Training: the loop, losses, optimizer, checkpoints, distributed runs."""

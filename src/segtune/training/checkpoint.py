@@ -1,0 +1,152 @@
+"""From settings and files to a model, and back: the start of a run, its `best/` and `final/`, its training states."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+
+from segtune.errors import DataError
+from segtune.files import write_folder
+from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+from segtune.training.distributed import gather_full, shard_like
+from segtune.training.lora import merged, save_adapter
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE, MANIFEST_FILE = "training_state.pt", "manifest.json"
+WEIGHTS_FILE, RECIPE_FILE = "model.safetensors", "recipe.yaml"
+
+
+def save_model(folder: Path, model: SegformerForSemanticSegmentation, processor: SegformerImageProcessor) -> None:
+    """Write what `from_pretrained` needs, all at once: a reader sees the old folder or the new one.
+
+    Of a model with adapters: the merged network, and the adapters with the head in `adapter/`.
+    """
+    adapted = hasattr(model, "peft_config")
+
+    def write(target: Path) -> None:
+        (merged(model) if adapted else model).save_pretrained(target)
+        if adapted:
+            save_adapter(model, target / "adapter")
+        processor.save_pretrained(target)
+
+    write_folder(folder, write)
+
+
+def save_state(
+    folder: Path,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    recipe: str | None = None,
+) -> None:
+    """Write all that a resumed run needs: weights, optimiser, loss scaler, every process's random state, `state`.
+
+    All processes call this, the main one writes.
+    """
+    content = {
+        "optimizer": gather_full(optimizer.state_dict()),
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+        "random": accelerator.gather_for_metrics([_random_state()], use_gather_object=True),
+        "state": gather_full(state),
+    }
+    weights = gather_full(accelerator.unwrap_model(model).state_dict())
+    if not accelerator.is_main_process:
+        return
+
+    def write(target: Path) -> None:
+        save_file({name: value.contiguous() for name, value in weights.items()}, target / WEIGHTS_FILE)
+        torch.save(content, target / STATE_FILE)
+        if recipe is not None:
+            (target / RECIPE_FILE).write_text(recipe, encoding="utf-8")
+        files = {file.name: _fingerprint(file) for file in sorted(target.iterdir())}
+        (target / MANIFEST_FILE).write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
+
+    write_folder(folder, write)
+
+
+def load_state(
+    folder: Path, accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Put weights, optimiser, scaler and this process's random state back; returns `state`.
+
+    Raises:
+        DataError: a file is missing or torn (see `check_state`).
+    """
+    check_state(folder)
+    weights = load_file(folder / WEIGHTS_FILE)
+    content = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+    network = accelerator.unwrap_model(model)
+    own = network.state_dict()
+    network.load_state_dict({name: shard_like(value, own.get(name, value)) for name, value in weights.items()})
+    optimizer.load_state_dict(content["optimizer"])
+    for parameter, slots in optimizer.state.items():
+        for name, value in slots.items():
+            if value.shape == parameter.shape:
+                slots[name] = shard_like(value, parameter)
+    if accelerator.scaler is not None and content["scaler"] is not None:
+        accelerator.scaler.load_state_dict(content["scaler"])
+    if len(content["random"]) == accelerator.num_processes:
+        _set_random_state(content["random"][accelerator.process_index])
+    return dict(content["state"])
+
+
+def check_state(folder: Path) -> None:
+    """Raise DataError where a training state is not byte by byte what was written."""
+    try:
+        files = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{folder} is no complete training state: {MANIFEST_FILE} is missing or torn") from None
+    if not expected.keys() >= {WEIGHTS_FILE, STATE_FILE}:
+        raise DataError(f"{folder} is no complete training state: {MANIFEST_FILE} does not list all files")
+    for name, (size, digest) in expected.items():
+        file = folder / name
+        if not file.is_file():
+            raise DataError(f"{file} is missing")
+        if file.stat().st_size != size:
+            raise DataError(f"{file} has {file.stat().st_size} of {size} bytes")
+        if _fingerprint(file)["sha256"] != digest:
+            raise DataError(f"{file} is not what was written: its checksum differs")
+
+
+def _fingerprint(file: Path) -> dict[str, Any]:
+    with file.open("rb") as opened:
+        return {"bytes": file.stat().st_size, "sha256": _sha256(opened)}
+
+
+def _sha256(opened: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := opened.read(2**20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _random_state() -> dict[str, Any]:
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    if state.get("mps") is not None and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
+
+
+def saved_states(folder: Path) -> list[Path]:
+    """The training states below `folder`, oldest first; any may be torn (`check_state`)."""
+    return sorted((path for path in folder.glob("step-*") if path.is_dir()), key=lambda path: (len(path.name), path))

@@ -1,0 +1,365 @@
+"""What training minimises: a weighted sum of losses of the logits, upsampled to the size of the labels.
+
+Cross-entropy and focal are sums over pixels, divided by the valid pixels of the global batch. The others look at whole
+images: each is taken per image, over its valid pixels, and averaged over the images that have any. So the loss of an
+optimiser step does not depend on how its batch is divided.
+
+Letters: B batch, K labels, h w the size of the logits, H W the size of the labels, N valid pixels of one image.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+
+from segtune.config import StrictModel
+from segtune.errors import UsageError
+from segtune.segformer.fused import refuse_second_derivative
+from segtune.segformer.modeling_segformer import segmentation_loss, valid_pixels
+from segtune.segformer.upsampling import upsample, upsample_backward, upsampled_cross_entropy
+from segtune.training.class_weights import CountedWeights, counted_weights, named_weights
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+_PIXELS = ("focal", "ohem")  # of the probability that a pixel gives to its own class
+_REGIONS = ("dice", "tversky", "lovasz", "boundary")  # of the probabilities of one class everywhere
+_WEIGHTED = ("cross_entropy", *_PIXELS)  # what class weights act on
+_TERMS = (*_WEIGHTED, *_REGIONS)
+_OPTION_OF = {  # option -> the term that reads it
+    "label_smoothing": "cross_entropy",
+    "focal_gamma": "focal",
+    "ohem_threshold": "ohem",
+    "ohem_min_kept": "ohem",
+    "tversky_alpha": "tversky",
+    "tversky_beta": "tversky",
+}
+
+
+class LossConfig(StrictModel):
+    """The `training.loss` of a recipe: how much each term weighs, and what the terms need.
+
+    Terms that are not named weigh 0. Where none is named, the loss is the cross-entropy.
+    """
+
+    cross_entropy: Weight = Field(0.0, description="Cross-entropy; binary cross-entropy for one logit.")
+    focal: Weight = Field(0.0, description="Focal loss (Lin et al. 2017).")
+    ohem: Weight = Field(0.0, description="Cross-entropy of the hardest pixels of each image.")
+    dice: Weight = Field(0.0, description="1 - Dice coefficient of each class in an image.")
+    tversky: Weight = Field(0.0, description="1 - Tversky index of each class in an image (Salehi et al. 2017).")
+    lovasz: Weight = Field(0.0, description="Lovász-softmax, a surrogate of the IoU (Berman et al. 2018).")
+    boundary: Weight = Field(
+        0.0,
+        description="Distance to the true outline in pixels (Kervadec et al. 2019); 0.01 beside another term.",
+    )
+    class_weights: CountedWeights | dict[str, Weight] | list[Weight] | None = Field(
+        None, description="Of cross_entropy, focal and ohem: by name, as a list, or counted from the training masks."
+    )
+    effective_number_beta: float | None = Field(
+        None, gt=0, lt=1, description="Of effective_number; null = from the median number of pixels of a class."
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Of cross_entropy: target spread over all classes.")
+    focal_gamma: float = Field(2.0, ge=0, allow_inf_nan=False, description="How much easy pixels count less.")
+    ohem_threshold: float = Field(0.7, gt=0, le=1, description="A pixel is hard below this probability of its class.")
+    ohem_min_kept: float = Field(0.1, gt=0, le=1, description="Share of an image's valid pixels kept at least.")
+    tversky_alpha: float = Field(0.3, ge=0, allow_inf_nan=False, description="Weight of false positives.")
+    tversky_beta: float = Field(0.7, gt=0, allow_inf_nan=False, description="Weight of false negatives.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not any(term in values for term in _TERMS):
+            return {**values, "cross_entropy": 1.0}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> LossConfig:
+        if not self.uses(*_TERMS):
+            raise ValueError(f"every term weighs 0: give one of {', '.join(_TERMS)} a weight")
+        for option, term in _OPTION_OF.items():
+            if getattr(self, option) != type(self).model_fields[option].default and not self.uses(term):
+                raise ValueError(f"{option} belongs to {term}, which weighs 0")
+        if self.class_weights is not None and not self.uses(*_WEIGHTED):
+            raise ValueError(f"class_weights belong to {', '.join(_WEIGHTED)}, which all weigh 0")
+        if self.effective_number_beta is not None and self.class_weights != "effective_number":
+            raise ValueError("effective_number_beta belongs to class_weights: effective_number")
+        return self
+
+    def uses(self, *terms: str) -> bool:
+        """Whether any of the terms weighs more than 0."""
+        return any(getattr(self, term) > 0 for term in terms)
+
+    def weights(self, names: Sequence[str]) -> list[float] | None:
+        """The weight of each class; None where all count alike, or where they are yet to be counted.
+
+        Raises:
+            UsageError: the class weights do not fit the names.
+        """
+        given = self.class_weights
+        return None if given is None or isinstance(given, str) else named_weights(given, names)
+
+    def counted(self, pixels: np.ndarray, names: Sequence[str]) -> LossConfig:
+        """The same with class weights in numbers, of six digits, where they are to be counted.
+
+        Args:
+            pixels: pixels of each class in each training image (images, K).
+        """
+        if not isinstance(self.class_weights, str):
+            return self
+        weights = counted_weights(self.class_weights, pixels, self.effective_number_beta)
+        numbers = {name: float(f"{weight:.6g}") for name, weight in zip(names, weights, strict=True)}
+        return self.model_copy(update={"class_weights": numbers, "effective_number_beta": None})
+
+
+class SegmentationLoss:
+    """The loss that a `LossConfig` describes, for logits (B, K, h, w) and labels (B, H, W) of training ids.
+
+    Pixels equal to `ignore_index` do not count. One logit (K = 1) is the foreground of two classes: dice, tversky,
+    lovasz and boundary then look at the foreground only. Computed in float32 (in float64 for such logits).
+
+    cross_entropy never upsamples all logits. The other terms upsample one image after another: beside the logits'
+    gradient, memory holds three tensors (K, H, W) of float32 at most, whatever the batch.
+
+    Args:
+        names: the classes, two for one logit.
+
+    Raises:
+        UsageError: class weights that do not fit the names, or that are yet to be counted.
+    """
+
+    def __init__(self, config: LossConfig, names: Sequence[str], ignore_index: int = 255) -> None:
+        if isinstance(config.class_weights, str):
+            raise UsageError(
+                f"loss.class_weights={config.class_weights} stands for numbers that segtune.train counts; here, take "
+                "those of LossConfig.counted"
+            )
+        self.config = config
+        self.ignore_index = ignore_index
+        weights = config.weights(names)
+        self.weights = None if weights is None else torch.tensor(weights)  # (K,)
+
+    def count(self, labels: Tensor) -> Tensor:
+        """What the loss of a batch is divided by, float64 (2,): its valid pixels (their weights), its images with any.
+
+        Counts add up over micro-batches and processes.
+        """
+        valid = self._valid(labels)
+        if self.weights is None:
+            pixels = valid_pixels(labels, self.ignore_index)
+        else:
+            of_class = self.weights.to(labels.device)[labels.where(valid, 0).long()]  # (B, H, W)
+            pixels = (of_class * valid).sum(dtype=torch.float64)
+        return torch.stack([pixels.double(), valid.flatten(1).any(1).sum().double()])
+
+    def __call__(self, logits: Tensor, labels: Tensor, counts: Tensor | None = None) -> Tensor:
+        """The loss, or the share that this micro-batch has in it.
+
+        Args:
+            counts: `count` of the labels, summed over the global batch; without it, the batch stands alone.
+
+        Raises:
+            IndexError: a label is neither a class nor `ignore_index`.
+        """
+        counts = self.count(labels) if counts is None else counts
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        counts = counts.masked_fill(counts == 0, math.inf).to(dtype)
+        loss = logits.new_zeros((), dtype=dtype)
+        if self.config.uses("cross_entropy"):
+            loss = loss + self.config.cross_entropy * self._cross_entropy(logits, labels) / counts[0]
+        if self.config.uses(*_PIXELS, *_REGIONS):
+            known = labels.long().where(self._valid(labels), -1)
+            share = functools.partial(self._share_of_image, counts=counts)
+            loss = loss + _ImageByImage.apply(logits.to(dtype), known, share)
+        return loss
+
+    def _valid(self, labels: Tensor) -> Tensor:
+        return (labels != self.ignore_index) & (labels >= 0)
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Summed over pixels."""
+        smoothing = self.config.label_smoothing
+        if self.weights is None and smoothing == 0:
+            return segmentation_loss(logits, labels, self.ignore_index, reduction="sum")
+        if logits.shape[1] == 1:
+            logits, labels = _two_logits(logits, dim=1), labels.masked_fill(labels < 0, self.ignore_index)
+        return upsampled_cross_entropy(logits, labels, self.ignore_index, self.weights, smoothing, reduction="sum")
+
+    def _share_of_image(self, logits: Tensor, labels: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """What one image adds to the loss, and the gradient (K, N).
+
+        Each term is differentiated on its own, by what it looks at; then follows softmax's gradient
+        `d logits = d log p - p sum(d log p)`.
+
+        Args:
+            logits: at the valid pixels, (K, N).
+            labels: of all pixels (H, W), -1 where ignored.
+        """
+        first = int(len(logits) == 1)  # of two classes, the foreground only
+        p = (_two_logits(logits, dim=0) if first else logits).log_softmax(0)  # (K, N)
+        target = labels[labels >= 0]  # (N,)
+        if int(target.max()) >= len(p):
+            raise IndexError(f"label {target.max()} is neither one of {len(p)} classes nor {self.ignore_index}")
+        total, gradient = p.new_zeros(()), torch.zeros_like(p)
+        if self.config.uses(*_PIXELS):
+            weights = None if self.weights is None else self.weights.to(p)[target]  # (N,)
+            term = functools.partial(self._pixel_terms, weights=weights, counts=counts)
+            total, slope = _value_and_gradient(term, p.gather(0, target[None])[0])
+            gradient.scatter_(0, target[None], slope[None])
+        p = p.exp_()
+        if self.config.uses(*_REGIONS):
+            present = [label for label in target.unique().tolist() if label >= first]
+            for label in present:
+                term = functools.partial(self._region_terms, is_class=target == label, labels=labels, label=label)
+                value, slope = _value_and_gradient(term, p[label])
+                total = total + value / len(present) / counts[1]
+                gradient[label] += slope * p[label] / len(present) / counts[1]
+        return total, gradient.addcmul_(p, gradient.sum(0), value=-1)[first:]
+
+    def _pixel_terms(self, log_p: Tensor, weights: Tensor | None, counts: Tensor) -> Tensor:
+        """Of the log-probability that each pixel gives to its class (N,)."""
+        config = self.config
+        loss = log_p.new_zeros(())
+        if config.uses("focal"):
+            loss = loss + config.focal * focal_loss(log_p, config.focal_gamma, weights) / counts[0]
+        if config.uses("ohem"):
+            hard = hard_pixels(log_p.detach(), config.ohem_threshold, config.ohem_min_kept).to(log_p.dtype)  # (N,)
+            hard = hard if weights is None else hard * weights
+            kept = hard.sum()
+            loss = loss - config.ohem * (hard * log_p).sum() / kept.masked_fill(kept == 0, math.inf) / counts[1]
+        return loss
+
+    def _region_terms(self, p: Tensor, is_class: Tensor, labels: Tensor, label: int) -> Tensor:
+        """Of the probability of one class (N,), which at least one pixel has; `is_class` (N,) says which."""
+        config = self.config
+        loss = p.new_zeros(())
+        if config.uses("dice"):
+            loss = loss + config.dice * tversky_loss(p, is_class, 0.5, 0.5)
+        if config.uses("tversky"):
+            loss = loss + config.tversky * tversky_loss(p, is_class, config.tversky_alpha, config.tversky_beta)
+        if config.uses("lovasz"):
+            loss = loss + config.lovasz * lovasz_loss(p, is_class)
+        if config.uses("boundary"):
+            loss = loss + config.boundary * (p * signed_distance(labels, label).to(p)[labels >= 0]).mean()
+        return loss
+
+
+def _two_logits(logits: Tensor, dim: int) -> Tensor:
+    """One logit as those of two classes: softmax of (0, x) is (1 - sigmoid(x), sigmoid(x))."""
+    return torch.cat([torch.zeros_like(logits), logits], dim)
+
+
+# --- one image at a time ---------------------------------------------------------------------------------------------
+
+
+class _ImageByImage(torch.autograd.Function):
+    """Sum over images of `share(logits at valid pixels (K, N), labels (H, W))`, which returns a value and its gradient.
+
+    Args:
+        logits: (B, K, h, w); each image is upsampled to (H, W), and freed before the next.
+        labels: (B, H, W), negative where ignored.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, share: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        total, gradient = logits.new_zeros(()), torch.zeros_like(logits)
+        size = labels.shape[1:]
+        for i in range(len(logits)):
+            index = (labels[i] >= 0).flatten().nonzero()[:, 0]  # (N,)
+            if len(index):
+                full = upsample(logits[i : i + 1].contiguous(), size)[0].flatten(1)  # (K, H W)
+                full = full.index_select(1, index)  # (K, N)
+                value, full = share(full, labels[i])
+                total += value
+                full = full.new_zeros((len(full), size.numel())).index_copy_(1, index, full)  # (K, H W)
+                gradient[i] = upsample_backward(full.view(1, -1, *size), (1, *logits.shape[1:]))[0]
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("the loss")
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0], None, None
+
+
+def _value_and_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        value = function(x)
+    return value.detach(), torch.autograd.grad(value, x)[0]
+
+
+def focal_loss(log_p: Tensor, gamma: float, weights: Tensor | None = None) -> Tensor:
+    """Sum over pixels of `-w (1 - p)^gamma log p` (Lin et al. 2017, arXiv 1708.02002).
+
+    Args:
+        log_p: of the pixels' own classes, (N,).
+        weights: of the pixels, (N,).
+    """
+    loss = -log_p * (-log_p.expm1()).clamp(min=torch.finfo(log_p.dtype).tiny) ** gamma
+    return (loss if weights is None else loss * weights).sum()
+
+
+def hard_pixels(log_p: Tensor, threshold: float, min_kept: float) -> Tensor:
+    """Which pixels give their class a probability below `threshold`, (N,) bool; at least a share `min_kept` of them.
+
+    The rule of mmseg's `OHEMPixelSampler`, which takes `min_kept` as a number of pixels and over the batch: 100,000 of
+    a crop of 512×1024 are 0.19. It divides the loss by all pixels of the batch, we by the hard ones.
+
+    Args:
+        log_p: of the pixels' own classes, (N,).
+    """
+    count = math.ceil(min_kept * len(log_p))
+    return (log_p < math.log(threshold)) | (log_p <= log_p.kthvalue(count).values)
+
+
+def tversky_loss(p: Tensor, is_class: Tensor, alpha: float, beta: float) -> Tensor:
+    """`1 - TP / (TP + alpha FP + beta FN)` of one class with at least one pixel (Salehi et al. 2017, arXiv 1706.05721).
+
+    Both at 0.5 it is `1 - 2 TP / (sum p + sum y)`, the Dice loss (Milletari et al. 2016, without its squares).
+
+    Args:
+        p: probability of the class (N,).
+        is_class: (N,), bool.
+    """
+    true = (p * is_class).sum()
+    return 1 - true / (true + alpha * (p.sum() - true) + beta * (is_class.sum() - true))
+
+
+def lovasz_loss(p: Tensor, is_class: Tensor) -> Tensor:
+    """Lovász extension of `1 - IoU` of one class with at least one pixel, at the errors `|y - p|` (Berman et al. 2018).
+
+    The errors in descending order, each times what its pixel, counted as wrong, adds to `1 - IoU` (arXiv 1705.08790,
+    equations 8 and 9).
+    """
+    errors, order = (is_class.to(p.dtype) - p).abs().sort(descending=True)
+    is_class = is_class[order]
+    found = is_class.cumsum(0)  # (N,): pixels of the class among the wrong ones
+    size = found[-1]
+    union = (size + torch.arange(1, len(p) + 1, device=p.device) - found).to(p.dtype)
+    left = (size - found).to(p.dtype)
+    steps = torch.where(is_class, 1 / union, left / (union * (union - 1)))
+    return (errors * steps).sum()
+
+
+def signed_distance(labels: Tensor, label: int) -> Tensor:
+    """Distance in pixels to the outline of a class: positive outside, 0 or negative inside, (H, W) float64.
+
+    The map of the boundary loss (Kervadec et al. 2019, arXiv 1812.07032), whose loss is the mean of `p` times this.
+    Negative labels are neither inside nor outside. A class that fills all of the image has no outline: zeros.
+    """
+    ids = labels.cpu().numpy()
+    inside, outside = ids == label, (ids != label) & (ids >= 0)
+    if not outside.any():
+        return torch.zeros(labels.shape, dtype=torch.float64)
+    distance = np.where(inside, 1 - distance_transform_edt(~outside), distance_transform_edt(~inside))
+    return torch.from_numpy(distance)

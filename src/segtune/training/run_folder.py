@@ -1,0 +1,254 @@
+"""The folder of a run: opened once, written by the main process, gone on with after any end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from segtune.data.dataset import save_split
+from segtune.errors import DataError, UsageError
+from segtune.evaluation.evaluation import Evaluation, file_name
+from segtune.files import atomic_path, read_json_lines, recover, write_atomic
+from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+from segtune.training import checkpoint
+from segtune.training.checkpoint import RECIPE_FILE
+
+if TYPE_CHECKING:
+    import datasets
+
+logger = logging.getLogger(__name__)
+
+SPLIT_FILE, METRICS_FILE, REPORT_FILE = "split.json", "metrics.jsonl", "report.html"
+_FOLDERS = ("checkpoints", "best", "final", "overlays", "tensorboard", "non_finite")
+
+
+class RunFolder:
+    """What a run leaves behind, and what it goes on from.
+
+    Every process makes one and calls the same methods; the main process writes.
+
+    Args:
+        resume: `never`, `auto` (from the newest whole state in the folder) or the path of a state.
+        overwrite: remove the run that the folder holds.
+        keep_last: training states that stay.
+    """
+
+    def __init__(
+        self, path: str | Path, accelerator: Accelerator, *, resume: str, overwrite: bool, keep_last: int
+    ) -> None:
+        self.path = Path(path)
+        self.accelerator = accelerator
+        self.resume = resume
+        self.overwrite = overwrite
+        self.keep_last = keep_last
+        self.recipe: str | None = None
+
+    @property
+    def states(self) -> Path:
+        """Where the training states lie, `step-000500/` and so on."""
+        return self.path / "checkpoints"
+
+    @property
+    def is_resuming(self) -> bool:
+        """Whether the run that the folder holds goes on; a state of another folder is where a new run starts from."""
+        return is_resuming(self.path, self.resume)
+
+    # --- before the first step ---------------------------------------------------------------------------------------
+
+    def open(self, recipe: str | None, splits: datasets.DatasetDict | None) -> Path | None:
+        """Mend what a killed process left half done, remove what may be removed, store which sample is in which split.
+
+        Returns:
+            The training state to go on from; None: start from the first step.
+
+        Raises:
+            UsageError: the folder holds a run that is neither gone on with nor removed, `resume` names no folder, or
+                the splits are not those that the run began with.
+        """
+        self.recipe = recipe
+        found: list[Path | None] = [None]
+        if self.accelerator.is_main_process:
+            self._recover()
+            refuse_existing_run(self.path, self.resume, self.overwrite)
+            found = [self._state_to_resume()]
+            self._make_room()
+            if splits is not None:
+                self._save_split(splits)
+        return cast("Path | None", broadcast_object_list(found)[0])
+
+    def _recover(self) -> None:
+        for name in ("best", "final"):
+            recover(self.path / name)
+        for leftover in self.states.glob(".step-*.*"):
+            recover(leftover.with_name(leftover.name[1:-4]))
+
+    def _state_to_resume(self) -> Path | None:
+        if self.resume == "never":
+            return None
+        if self.resume == "auto":
+            return self.newest_state()
+        state = Path(self.resume)
+        if not state.is_dir():
+            raise UsageError(f"training.resume={state} is not a folder: give auto, never or a saved state")
+        return state
+
+    def newest_state(self) -> Path | None:
+        """The newest training state that is whole; torn ones are named and removed."""
+        for folder in reversed(checkpoint.saved_states(self.states)):
+            try:
+                checkpoint.check_state(folder)
+                return folder
+            except DataError as error:
+                logger.warning("%s: this training state is removed, the one before is taken", error)
+                shutil.rmtree(folder)
+        if run_content(self.path):
+            logger.warning("%s holds no training state to go on from: starting from the first step", self.path)
+        return None
+
+    def _make_room(self) -> None:
+        if not self.is_resuming:
+            for name in run_content(self.path):
+                path = self.path / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def _save_split(self, splits: datasets.DatasetDict) -> None:
+        path = self.path / SPLIT_FILE
+        with atomic_path(path) as temporary:
+            save_split(splits, temporary)
+            if path.is_file() and path.read_bytes() != temporary.read_bytes():
+                raise UsageError(
+                    f"the data is not what the run began with: {path} lists other samples. Restore it, or start a new "
+                    "run from a state with training.resume=PATH and another training.output_dir"
+                )
+
+    def begin(self, step: int, environment: dict[str, Any]) -> None:
+        """Write the recipe, and let `metrics.jsonl` go on after `step`.
+
+        Later lines are forgotten; the environment is noted where it is another one than before.
+        """
+        path = self.path / METRICS_FILE
+        if not self.accelerator.is_main_process:
+            return
+        if self.recipe is not None:
+            write_atomic(self.path / RECIPE_FILE, self.recipe)
+        lines = read_json_lines(path) if path.is_file() else []
+        kept = [line for line in lines if line.get("step", 0) <= step]
+        known = [line["environment"] for line in kept if "environment" in line]
+        if known[-1:] != [environment]:
+            kept.append({"step": step, "environment": environment})
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def check_division(self, state: Path, before: tuple[int, int, int], now: tuple[int, int, int]) -> None:
+        """The images of a step must be as many as before; how they are divided changes rounding and batch norm.
+
+        Args:
+            before, now: batch size, accumulation steps, processes.
+
+        Raises:
+            UsageError: the run that goes on would take another number of images.
+        """
+        if now == before:
+            return
+        message = (
+            f"{state}: a step took {math.prod(before)} images, {' x '.join(map(str, before))} (batch_size x "
+            f"accumulation_steps x processes), now {math.prod(now)}, {' x '.join(map(str, now))}"
+        )
+        if math.prod(now) != math.prod(before) and self.is_resuming:
+            raise UsageError(f"{message}: change training.batch_size or training.accumulation_steps")
+        logger.warning(message)
+
+    # --- during the run ----------------------------------------------------------------------------------------------
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add a line to `metrics.jsonl`."""
+        if self.accelerator.is_main_process:
+            with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def save_state(
+        self, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    ) -> None:
+        """Save all that a resumed run needs, then remove the oldest states beyond `keep_last`."""
+        folder = self.states / f"step-{step:06d}"
+        checkpoint.save_state(folder, self.accelerator, model, optimizer, state, self.recipe)
+        if self.accelerator.is_main_process:
+            for outdated in checkpoint.saved_states(self.states)[: -self.keep_last]:
+                shutil.rmtree(outdated)
+        self.accelerator.wait_for_everyone()
+
+    def save_model(
+        self, name: str, model: SegformerForSemanticSegmentation, processor: SegformerImageProcessor
+    ) -> None:
+        """Save the model as `best/` or `final/`."""
+        if self.accelerator.is_main_process:
+            checkpoint.save_model(self.path / name, model, processor)
+
+    def save_evaluation(self, evaluation: Evaluation, split: str, step: int) -> None:
+        """Keep what was counted with the weights of best/."""
+        if self.accelerator.is_main_process:
+            evaluation.about = {"checkpoint": str(self.path / "best"), "split": split, "step": step}
+            evaluation.save(self.path / file_name(split))
+
+
+def run_content(folder: Path) -> list[str]:
+    """What of a run the folder holds."""
+    evaluations = sorted(path.name for path in folder.glob(file_name("*")))
+    names = (RECIPE_FILE, SPLIT_FILE, METRICS_FILE, REPORT_FILE, *_FOLDERS)
+    return [*(name for name in names if (folder / name).exists()), *evaluations]
+
+
+def is_resuming(folder: str | Path, resume: str) -> bool:
+    """Whether `resume` means the run in the folder: `auto`, or one of its own states."""
+    return resume == "auto" or (resume != "never" and Path(resume).resolve().is_relative_to(Path(folder).resolve()))
+
+
+def refuse_existing_run(folder: str | Path, resume: str, overwrite: bool) -> None:
+    """Raise UsageError where the folder holds a run that the settings neither go on with nor remove."""
+    held = run_content(Path(folder))
+    if held and not is_resuming(folder, resume) and not overwrite:
+        raise UsageError(
+            f"{folder} holds a run ({', '.join(held)}): choose another training.output_dir, or set "
+            "training.resume=auto to go on with it or training.overwrite=true to remove it"
+        )
+
+
+MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
+
+
+RECIPE = "recipe.yaml"
+
+
+RUN_FILES = (RECIPE, "split.json", "metrics.jsonl")
+
+
+def find_checkpoint(run: Path) -> tuple[Path, Path]:
+    """The run folder, and the weights in it that are pushed: best/, else final/, else those that were named.
+
+    Args:
+        run: a run folder, or its `best` or `final`.
+
+    Raises:
+        UsageError: there is no finished run.
+    """
+    if not run.is_dir():
+        raise UsageError(f"{run}: no such run folder")
+    if (run / MODEL_FILES[0]).is_file():
+        run, candidates = run.parent, [run]
+    else:
+        candidates = [run / "best", run / "final"]
+    if not (run / RECIPE).is_file():
+        raise UsageError(f"{run} is no run folder: it has no {RECIPE}")
+    for folder in candidates:
+        if all((folder / name).is_file() for name in MODEL_FILES):
+            return run, folder
+    raise UsageError(f"{run} has no weights yet: neither best/ nor final/ holds {', '.join(MODEL_FILES)}")

@@ -1,0 +1,1 @@
+"""Visualization: overlays, charts, image layers, HTML frame, terminal tables, numbers."""

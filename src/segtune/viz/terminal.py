@@ -1,0 +1,139 @@
+"""Tables for the terminal: of an evaluation, of a comparison, of the shipped recipes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+Row = dict[str, Any]
+
+
+def show(*parts: RenderableType) -> None:
+    """Print to stdout: as wide as the terminal or, into a file or pipe, as wide as it takes."""
+    width = None if sys.stdout.isatty() else 200
+    console = Console(width=width, markup=False, highlight=False, emoji=False)
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str))
+
+
+def evaluation_table(result: Row) -> Table:
+    """The scores of each class, of `Evaluation.scores()` with the intervals of `uncertainty.intervals` in it."""
+    level = f"{100 * result['intervals']['level']:g} %"
+    detailed = "mean_boundary_iou" in result
+    extra = ["boundary IoU"] if detailed else []
+    names = ["IoU", level, "accuracy", "precision", "recall", "Dice", *extra, "pixels", "images"]
+    table = _table("class", names)
+    pixels = sum(row["pixels"] for row in result["per_class"].values())
+    for name, row in result["per_class"].items():
+        scores = [row[key] for key in ("accuracy", "precision", "recall", "dice", *["boundary_iou"][: len(extra)])]
+        share = f"{100 * row['pixels'] / pixels:.2f} %" if pixels else "0"
+        interval = _interval(result["intervals"]["per_class"][name]["bca"])
+        iou = "absent" if row["iou"] is None else _number(row["iou"])
+        table.add_row(name, iou, interval, *map(_number, scores), share, f"{row['images']}")
+    table.add_section()
+    means = ("mean_accuracy", "mean_precision", "mean_accuracy", "mean_dice", *["mean_boundary_iou"][: len(extra)])
+    interval = _interval(result["intervals"]["mean_iou"]["bca"])
+    table.add_row("mean", _number(result["mean_iou"]), interval, *(_number(result[key]) for key in means), "", "")
+    return table
+
+
+def evaluation_lines(result: Row) -> Iterable[str]:
+    """What is said below the table: the headline comes last."""
+    yield _line(
+        ("pixel accuracy", result["overall_accuracy"]),
+        ("frequency-weighted IoU", result["frequency_weighted_iou"]),
+        ("Cohen's kappa", result["kappa"]),
+        ("mean over images of their mIoU", result["mean_image_iou"]),
+    )
+    if "mean_boundary_iou" in result:
+        sizes = [(f"mIoU of {size} objects", result[f"mean_iou_{size}"]) for size in ("small", "medium", "large")]
+        yield _line(("boundary IoU", result["mean_boundary_iou"]), ("boundary F1", result["mean_boundary_f1"]), *sizes)
+    if "calibration" in result:
+        ece = {region: values["ece"] for region, values in result["calibration"].items()}
+        yield _line(("calibration error", ece["all"]), ("near boundaries", ece["boundary"]))
+    yield _headline(result)
+
+
+def _headline(result: Row) -> str:
+    score = "undefined" if result["mean_iou"] is None else f"{result['mean_iou']:.4f}"
+    interval = _interval(result["intervals"]["mean_iou"]["bca"])
+    how = result["intervals"]
+    text = f"{result['split']} mIoU {score} {interval}".rstrip() + f" over {result['num_images']} images"
+    if not interval:
+        return text
+    units = f"{how['units']} groups" if how["unit"] == "group" else "images"
+    return f"{text} ({100 * how['level']:g} % BCa interval, {how['resamples']} resamples of {units})"
+
+
+def comparison_table(result: Row) -> Table:
+    """The classes that changed, of `uncertainty.compare`, the largest difference first, and the mean."""
+    level = f"{100 * result['level']:g} %"
+    table = _table("class", ["A", "B", "B - A", level, "p", "q", "images"])
+    changed = [(name, row) for name, row in result["per_class"].items() if row["changed"]]
+    for name, row in sorted(changed, key=lambda item: -abs(item[1]["difference"])):
+        cells = [_number(row["first"]), _number(row["second"]), _signed(row["difference"]), _interval(row["bca"], True)]
+        table.add_row(name, *cells, _number(row["p_value"]), _number(row["q_value"]), f"{row['images']}")
+    table.add_section()
+    row = result["mean_iou"]
+    cells = [_number(row["first"]), _number(row["second"]), _signed(row["difference"]), _interval(row["bca"], True)]
+    table.add_row("mean IoU", *cells, _number(row["p_value"]), "", f"{result['num_images']}")
+    return table
+
+
+def comparison_lines(result: Row) -> Iterable[str]:
+    """What is said below the table."""
+    known = [row for row in result["per_class"].values() if row["p_value"] is not None]
+    changed = sum(row["changed"] for row in known)
+    yield f"{changed} of {len(known)} classes changed (false discovery rate 5 %: q at most 0.05)"
+    row, units = result["mean_iou"], f"{result['units']} {result['unit']}s"
+    interval = _interval(row["bca"], True)
+    text = f"mIoU of B - A: {_signed(row['difference'])} {interval}".rstrip()
+    yield (
+        f"{text}, p = {_number(row['p_value'])} ({100 * result['level']:g} % BCa interval of a paired bootstrap, "
+        f"paired permutation test; {result['resamples']} resamples of {units})"
+    )
+
+
+def recipe_table(recipes: Sequence[Row]) -> Table:
+    """Which recipes there are, of `name`, `data`, `size`, `licence`, `checked`; those of `template` in a part below."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("recipe", no_wrap=True)
+    for name, ratio in (("data set", 5), ("images", 4), ("licence of the data", 4)):
+        table.add_column(name, overflow="fold", ratio=ratio)
+    table.add_column("checked")
+    for number, row in enumerate(recipes):
+        if row["template"] and number and not recipes[number - 1]["template"]:
+            table.add_section()
+        table.add_row(*(row[key] for key in ("name", "data", "size", "license", "checked")))
+    return table
+
+
+def _table(first: str, others: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _line(*parts: tuple[str, float | None]) -> str:
+    return ", ".join(f"{name} {_number(value)}" for name, value in parts)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.4f}"
+
+
+def _interval(ends: Sequence[float | None], signed: bool = False) -> str:
+    if None in ends:
+        return ""
+    return "[{}, {}]".format(*(f"{end:+.3f}" if signed else f"{end:.3f}" for end in ends))

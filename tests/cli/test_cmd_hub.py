@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import segtune
+
+
+def test_push_passes_on_what_was_given_and_nothing_else(
+    segtune_command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Path, dict[str, Any]]] = []
+
+    def push_run(run: Path, **settings: Any) -> str:
+        calls.append((run, settings))
+        return "https://hub/me/x"
+
+    monkeypatch.setattr("segtune.hub.push.push_run", push_run)
+    assert segtune_command("push", tmp_path) == (0, f"pushed {tmp_path} to https://hub/me/x\n", "")
+    options = ("--repo", "me/x", "--private", "--branch", "v1", "--license", "mit", "--create-pr", "--with-code")
+    segtune_command("push", tmp_path, *options, "--no-pictures")
+    flags = {"private": True, "create_pr": True, "with_code": True, "pictures": False}
+    assert calls == [
+        (tmp_path, {"create_pr": False}),
+        (tmp_path, {"repo": "me/x", "branch": "v1", "license": "mit", **flags}),
+    ]
+
+
+def test_push_wants_a_run(segtune_command: Any, tmp_path: Path) -> None:
+    code, out, err = segtune_command("push", tmp_path)
+    assert (code, out, err) == (2, "", f"error: {tmp_path} is no run folder: it has no recipe.yaml\n")
+
+
+def test_convert_names_what_it_wrote(segtune_command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def convert(path: Path, output: Path, layout: str, *, encoder_only: bool) -> Any:
+        assert (path, layout, encoder_only) == (tmp_path / "a.pth", "mmseg", True)
+        config = segtune.SegformerConfig(hidden_sizes=[8, 16, 40, 64], depths=[1, 1, 1, 1], num_labels=3)
+        return segtune.SegformerForSemanticSegmentation(config)
+
+    monkeypatch.setattr("segtune.segformer.conversion_originals.convert_original", convert)
+    arguments = ("convert", tmp_path / "a.pth", tmp_path / "out", "--from", "mmseg", "--encoder-only")
+    code, out, _ = segtune_command(*arguments)
+    assert (code, out.splitlines()) == (
+        0,
+        [
+            f"{tmp_path / 'out'}: SegformerForSemanticSegmentation, 3 labels, 0.4 million parameters",
+            f"next: segtune train RECIPE model.name={tmp_path / 'out'}",
+        ],
+    )
+
+
+def test_convert_refuses(segtune_command: Any, tmp_path: Path) -> None:
+    code, _, err = segtune_command("convert", tmp_path / "a.pth", tmp_path / "out", "--from", "timm")
+    assert (code, err) == (2, "error: --from timm: mmseg, nvlabs or auto\n")
+    code, _, err = segtune_command("convert", tmp_path / "a.pth", tmp_path / "out")
+    assert (code, err) == (1, f"error: {tmp_path / 'a.pth'}: no such file\n")

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import segtune
+from segtune.labels.label_map import LabelMap
+
+
+def test_predict_writes_palette_masks_and_overlays(
+    segtune_command: Any, run_folder: Path, earth: Path, tmp_path: Path
+) -> None:
+    photo = min((earth / "images" / "test").iterdir())
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "tile.jpg").write_bytes(photo.read_bytes())
+    with Image.open(photo) as picture:
+        picture.crop((0, 0, 90, 50)).convert("L").save(tmp_path / "y" / "small.png")
+    out_folder = tmp_path / "out"
+    code, out, _ = segtune_command(
+        "predict", run_folder / "best", tmp_path / "x", f"{tmp_path}/y/*", "--output", out_folder, "--overlay",
+        "--batch-size", "2",
+    )  # fmt: skip
+    assert (code, out) == (0, f"3 masks in {out_folder}\n")
+    names = {path.relative_to(out_folder).as_posix() for path in out_folder.rglob("*.png")}
+    assert names == {f"{name}{end}.png" for name in ("x/tile", "y/tile", "y/small") for end in ("", "_overlay")}
+    with Image.open(out_folder / "y" / "small.png") as small, Image.open(out_folder / "x" / "tile.png") as tile:
+        assert (small.mode, small.size) == ("P", (90, 50))
+        assert (tile.mode, tile.size) == ("P", (180, 180))
+        ids, colors = np.array(tile), np.array(tile.convert("RGB"))
+    label_map = LabelMap.from_file(earth / "classes.json")
+    assert set(np.unique(ids)) <= set(range(4))
+    assert np.array_equal(colors, label_map.colorize(ids))
+    expected = segtune.predict(run_folder / "best", tmp_path / "x" / "tile.jpg")
+    assert np.array_equal(ids, expected)
+
+
+def test_predict_in_windows_with_everything(
+    segtune_command: Any, run_folder: Path, earth: Path, tmp_path: Path
+) -> None:
+    photo, out = min((earth / "images" / "test").iterdir()), tmp_path / "out"
+    command = ("predict", run_folder / "best", photo, "--output", out, "--window", "64", "--overlap", "32")
+    code, text, err = segtune_command(*command, "--confidence", "tif", "--polygons", "geojson", "--batch-size", "4")
+    assert (code, text) == (0, f"1 mask in {out}\n"), err
+    stem = photo.stem
+    assert {path.name for path in out.iterdir()} == {f"{stem}.png", f"{stem}_confidence.tif", f"{stem}.geojson"}
+    with Image.open(out / f"{stem}.png") as mask:
+        ids = np.array(mask)
+    assert np.array_equal(ids, segtune.predict(run_folder / "best", photo, window=64, stride=32, batch_size=4))
+    code, text, err = segtune_command(*command)
+    assert (code, text) == (2, "")
+    assert f"{out / stem}.png exists already; name another folder, or say --overwrite" in err
+    assert segtune_command(*command[:-4], "--overwrite", "--tta").code == 0
+    with Image.open(out / f"{stem}.png") as mask:
+        assert np.array_equal(np.array(mask), segtune.predict(run_folder / "best", photo, tta=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--window", "500"), "window 500: use a multiple of 32"),
+        (("--overlap", "32"), "--overlap 32 goes with --window, and in the place of --stride"),
+        (("--window", "64", "--stride", "32", "--overlap", "32"), "--overlap 32 goes with --window"),
+        (("--window", "64", "--overlap", "64"), "stride 0 of windows of 64"),
+        (("--stride", "32"), "stride 32 without a window"),
+        (("--polygons", "svg"), "'svg' is not one of"),
+    ],
+)
+def test_predict_refuses(
+    segtune_command: Any, run_folder: Path, earth: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    photo = min((earth / "images" / "test").iterdir())
+    code, out, err = segtune_command("predict", run_folder / "best", photo, "--output", tmp_path / "out", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_predict_never_writes_among_the_images(segtune_command: Any, run_folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    code, _, err = segtune_command("predict", run_folder / "best", tmp_path / "a.png", "--output", tmp_path)
+    assert code == 2
+    assert "would lie among the input images" in err
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_predict_names_a_broken_image(segtune_command: Any, run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    code, out, err = segtune_command(
+        "predict", run_folder / "best", tmp_path / "broken.jpg", "--output", tmp_path / "out"
+    )
+    assert (code, out) == (1, "")
+    assert str(tmp_path / "broken.jpg") in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without CUDA")
+def test_a_device_that_is_not_there_is_one_message(segtune_command: Any, run_folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    arguments = ("predict", run_folder / "best", tmp_path / "a.png", "--output", tmp_path / "out", "--device", "cuda")
+    code, _, err = segtune_command(*arguments)
+    assert code == 2 and err.splitlines()[-1].startswith("error: --device cuda: ")

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segtune.recipe.recipe import load_recipe
+from segtune.recipe.shipped import list_recipes, recipe_folder, recipe_table
+
+
+def test_recipes_are_listed_with_their_headers(segtune_command: Any) -> None:
+    code, out, _ = segtune_command("recipes")
+    assert code == 0
+    recipes = list_recipes()
+    rows = [line.split() for line in out.splitlines()]
+    starts = [row[0] for row in rows[3:] if row and row[0] in {recipe.short_name for recipe in recipes}]
+    assert starts == [recipe.short_name for recipe in recipes] and len(starts) == 22
+    (camvid,) = [line for line in out.splitlines() if line.split()[:1] == ["camvid"]]
+    assert "CamVid, street scenes, 11 classes" in camvid and "CC BY-NC 4.0" in camvid and "real data" in camvid
+    assert "22 recipes; 3 of them are templates for your own data: my-binary, my-coco, my-folder\n" in out
+    assert "segtune recipes copy NAME mine.yaml" in out
+    listed = json.loads(segtune_command("recipes", "--json").out)["recipes"]
+    assert listed == [recipe.to_dict() for recipe in recipes]
+    assert segtune_command("recipes", "--markdown").out == recipe_table(recipes)
+
+
+def test_recipe_is_copied_and_never_overwritten_unasked(
+    segtune_command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert segtune_command("recipes", "copy", "camvid") == (0, "camvid-segformer-b0.yaml\n", "")
+    assert load_recipe("camvid-segformer-b0.yaml").dataset == load_recipe("camvid").dataset
+    assert segtune_command("recipes", "copy", "demo", "new/mine.yaml").code == 0
+    mine = tmp_path / "new" / "mine.yaml"
+    mine.write_text("changed")
+    code, out, err = segtune_command("recipes", "copy", "demo", "new/mine.yaml")
+    assert (code, out, mine.read_text()) == (2, "", "changed")
+    assert err == "error: new/mine.yaml exists already; name another file, or say --force to overwrite it\n"
+    assert segtune_command("recipes", "copy", "demo", "new/mine.yaml", "--force").code == 0
+    assert mine.read_text(encoding="utf-8") == (recipe_folder() / "demo.yaml").read_text(encoding="utf-8")

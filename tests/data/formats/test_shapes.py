@@ -1,0 +1,156 @@
+"""What shapes cover, by hand."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from segtune.data.formats.shapes import _Bits, decode_brush, draw, rectangle
+from segtune.errors import DataError
+
+
+def picture(*rows: str) -> list[list[int]]:
+    return [[int(sign) for sign in row] for row in rows]
+
+
+def square(value: int | None, left: float, top: float, side: float) -> dict[str, Any]:
+    return {"value": value, "polygons": [rectangle(left, top, left + side, top + side)]}
+
+
+def pack(values: np.ndarray) -> bytes:
+    """@thi.ng/rle-pack, in its simplest form: runs of one length class, with the header of Label Studio's files."""
+    bits = f"{values.size:032b}" + f"{7:05b}" + "".join(f"{bits - 1:04b}" for bits in (3, 4, 8, 16))
+    start = 0
+    while start < values.size:
+        end = start
+        while end < values.size and values[end] == values[start] and end - start < 2**16:
+            end += 1
+        bits += f"1{3:02b}{end - start - 1:016b}{values[start]:08b}"
+        start = end
+    bits += "0" * (-len(bits) % 8)
+    return int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+
+def brush(covered: np.ndarray) -> dict[str, Any]:
+    values = np.repeat(covered.astype(np.uint8).ravel() * 255, 4)
+    return {"brush": base64.b64encode(pack(values)).decode()}
+
+
+def test_pixel_belongs_to_the_shape_that_encloses_its_centre() -> None:
+    assert draw([square(1, 1, 0, 2)], (3, 5), "later").tolist() == picture("01100", "01100", "00000")
+    assert draw([square(1, 1.4, 0.4, 2)], (3, 5), "later").tolist() == picture("01100", "01100", "00000")
+    assert draw([square(1, 1.6, 0.6, 2)], (3, 5), "later").tolist() == picture("00000", "00110", "00110")
+
+
+def test_nothing_is_drawn_outside() -> None:
+    assert draw([square(7, -3, -3, 4.6)], (3, 4), "later").tolist() == picture("7700", "7700", "0000")
+    assert draw([square(7, 9, 9, 4)], (2, 2), "later").tolist() == picture("00", "00")
+    assert draw([], (2, 2), "later").tolist() == picture("00", "00")
+
+
+def test_which_shape_is_on_top() -> None:
+    shapes = [square(1, 0, 0, 2), square(2, 1, 0, 3)]
+    assert draw(shapes, (3, 4), "later").tolist() == picture("1222", "1222", "0222")
+    assert draw(shapes, (3, 4), "smaller").tolist() == picture("1122", "1122", "0222")
+    assert draw(shapes[::-1], (3, 4), "later").tolist() == picture("1122", "1122", "0222")
+    equal = [square(1, 0, 0, 2), square(2, 1, 0, 2)]
+    assert draw(equal, (2, 3), "smaller").tolist() == picture("122", "122")
+
+
+def test_ignored_shapes_mask_what_they_cover() -> None:
+    drawn = draw([square(1, 0, 0, 3), square(None, 1, 0, 2), square(2, 2, 1, 1)], (3, 3), "later")
+    assert isinstance(drawn, np.ma.MaskedArray)
+    assert np.ma.filled(drawn, 9).tolist() == picture("199", "192", "111")
+
+
+def test_several_outlines_are_one_shape_and_lines_cover_nothing() -> None:
+    shape = {"value": 4, "polygons": [rectangle(0, 0, 1, 1), rectangle(2, 0, 4, 2), [0, 0, 3, 3]]}
+    assert draw([shape], (2, 4), "later").tolist() == picture("4044", "0044")
+    assert draw([{"value": 4, "polygons": [[0, 0, 3, 3]]}], (1, 2), "later").tolist() == picture("00")
+
+
+def test_values_beyond_a_byte() -> None:
+    drawn = draw([square(300, 0, 0, 1)], (1, 2), "later")
+    assert (drawn.dtype, drawn.tolist()) == (np.uint16, [[300, 0]])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_run_lengths_of_coco_go_down_the_columns(packed: bool) -> None:
+    rle: Any = {"size": [2, 4], "counts": [1, 2, 3, 1, 1]}
+    if packed:
+        rle = {"size": [2, 4], "counts": "123ON"}  # what pycocotools.mask.frPyObjects makes of it
+    expected = picture("0101", "1000")
+    assert draw([{"value": 1, "rle": rle}], (2, 4), "later").tolist() == expected
+
+
+def test_run_lengths_of_another_size_are_refused() -> None:
+    with pytest.raises(DataError, match=r"run lengths for \(2, 4\) \(height, width\) in a picture of \(4, 2\)"):
+        draw([{"value": 1, "rle": {"size": [2, 4], "counts": [8]}}], (4, 2), "later")
+
+
+def test_runs_of_a_box_go_along_the_rows() -> None:
+    """As in CVAT: 2 pixels not covered, 4 covered, in a box of 3 x 2 at column 1, row 1."""
+    shape = {"value": 5, "runs": [2, 4], "box": [1, 1, 3, 2]}
+    assert draw([shape], (4, 5), "later").tolist() == picture("00000", "00050", "05550", "00000")
+    assert draw([shape | {"box": [3, 3, 3, 2]}], (4, 5), "later").tolist() == picture(
+        "00000", "00000", "00000", "00000"
+    )
+    assert draw([shape | {"box": [-1, -1, 3, 2]}], (2, 3), "later").tolist() == picture("550", "000")
+    with pytest.raises(DataError, match="run lengths of 6 pixels for a box of 2 x 2"):
+        draw([shape | {"box": [0, 0, 2, 2]}], (4, 5), "later")
+
+
+def test_bitmaps_lie_at_their_corner() -> None:
+    """As in LabelMe: a PNG of the box."""
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(np.array([[0, 255], [255, 255]], np.uint8)).save(buffer, "PNG")
+    shape = {"value": 3, "bitmap": base64.b64encode(buffer.getvalue()).decode(), "box": [2, 1]}
+    assert draw([shape], (3, 4), "later").tolist() == picture("0000", "0003", "0033")
+
+
+def test_ellipses() -> None:
+    circle = draw([{"value": 1, "ellipse": [2.5, 2.5, 2.1, 2.1, 0]}], (5, 5), "later")
+    assert circle.tolist() == picture("00100", "01110", "11111", "01110", "00100")
+    flat = draw([{"value": 1, "ellipse": [2.5, 2.5, 2.4, 0.9, 0]}], (5, 5), "later")
+    assert flat.tolist() == picture("00000", "00000", "11111", "00000", "00000")
+    upright = draw([{"value": 1, "ellipse": [2.5, 2.5, 2.4, 0.9, 90]}], (5, 5), "later")
+    assert upright.tolist() == flat.T.tolist()
+
+
+def test_turned_boxes() -> None:
+    np.testing.assert_allclose(rectangle(0, 0, 4, 2, 90), [3, -1, 3, 3, 1, 3, 1, -1], atol=1e-12)
+    np.testing.assert_allclose(rectangle(0, 0, 4, 2, 90, pivot=(0, 0)), [0, 0, 0, 4, -2, 4, -2, 0], atol=1e-12)
+
+
+def test_brush_strokes() -> None:
+    covered = np.random.default_rng(0).random((9, 13)) < 0.3
+    assert decode_brush(pack(np.repeat(covered.ravel() * np.uint8(255), 4)), (9, 13)).tolist() == covered.tolist()
+    drawn = draw([{"value": 6, **brush(covered)}], (9, 13), "later")
+    assert drawn.tolist() == (covered * 6).tolist()
+    with pytest.raises(DataError, match=r"brush strokes of 468 values for a picture of \(9, 12\)"):
+        decode_brush(pack(np.repeat(covered.ravel() * np.uint8(255), 4)), (9, 12))
+    with pytest.raises(DataError, match="brush strokes end too early"):
+        decode_brush(pack(np.repeat(covered.ravel() * np.uint8(255), 4))[:20], (9, 13))
+
+
+def test_single_values_of_brush_strokes() -> None:
+    """A token without a run: bit 0, length class 0 (3 bits), 4 values; then a run of 4."""
+    bits = f"{8:032b}" + f"{7:05b}" + "0010" + "0011" + "0111" + "1111"
+    bits += "0" + "00" + "011" + "".join(f"{value:08b}" for value in (0, 0, 0, 255)) + "1" + "00" + "011" + f"{0:08b}"
+    bits += "0" * (-len(bits) % 8)
+    data = int(bits, 2).to_bytes(len(bits) // 8, "big")
+    assert decode_brush(data, (1, 2)).tolist() == [[True, False]]
+
+
+def test_header_of_a_file_that_label_studio_wrote() -> None:
+    """The first bytes of a brush region of a picture of 3332 x 2527 pixels, from a published export."""
+    bits = _Bits(bytes([2, 1, 233, 240, 57, 27, 255, 255, 255]))
+    assert bits.take(32) == 3332 * 2527 * 4
+    assert bits.take(5) + 1 == 8
+    assert [bits.take(4) + 1 for _ in range(4)] == [3, 4, 8, 16]
+    assert (bits.take(1), bits.take(2), bits.take(16) + 1) == (1, 3, 2**16)

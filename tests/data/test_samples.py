@@ -1,0 +1,392 @@
+"""Reading pictures, training samples in and out of workers, and which samples make up a step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+
+from segtune.data.dataset import DatasetConfig, find_label_map, load_segmentation_dataset
+from segtune.data.samples import SegmentationSamples, StepSampler, collate, open_pair, read_pair
+from segtune.data.transforms import TrainTransform, TransformConfig
+from segtune.errors import DataError, UsageError
+from segtune.imageio.read import for_display, read_image, read_mask
+from segtune.labels.label_map import LabelError, LabelMap
+
+GREY = np.array([[0, 100], [200, 255]], dtype=np.uint8)
+RGB = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+BANDS = np.random.default_rng(1).integers(0, 10000, (4, 5, 6), dtype=np.uint16)
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        PIL.Image.fromarray(GREY),
+        PIL.Image.fromarray(GREY).convert("LA"),
+        PIL.Image.fromarray(GREY).convert("P"),
+        PIL.Image.fromarray(GREY.astype(np.uint16) * 256 + 17),
+        PIL.Image.fromarray(GREY.astype(np.int32) * 256),
+        GREY,
+        GREY[:, :, None],
+        GREY.astype(np.uint16) * 257,
+    ],
+)
+def test_grey_images_become_rgb(image: Any) -> None:
+    pixels = read_image(image)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, np.dstack([GREY] * 3))
+
+
+@pytest.mark.parametrize(
+    "image", [PIL.Image.fromarray(RGB), PIL.Image.fromarray(RGB).convert("RGBA"), RGB, np.dstack([RGB, RGB[:, :, :1]])]
+)
+def test_alpha_is_dropped(image: Any) -> None:
+    np.testing.assert_array_equal(read_image(image), RGB)
+
+
+def test_black_and_white_images() -> None:
+    picture = PIL.Image.fromarray(np.array([[True, False]]))
+    for image in (picture, np.asarray(picture), np.array([[True, False]])):
+        assert read_image(image).tolist() == [[[255] * 3, [0] * 3]]
+
+
+def test_transparent_palette_images(tmp_path: Path) -> None:
+    image = PIL.Image.fromarray(np.array([[0, 1]], np.uint8), mode=None)
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.save(tmp_path / "a.png", transparency=b"\x00\x80")
+    with PIL.Image.open(tmp_path / "a.png") as stored:
+        assert read_image(stored).tolist() == [[[10, 20, 30], [40, 50, 60]]]
+
+
+def test_print_colors(tmp_path: Path) -> None:
+    PIL.Image.new("CMYK", (3, 2)).save(tmp_path / "a.jpg")
+    with PIL.Image.open(tmp_path / "a.jpg") as stored:
+        assert read_image(stored).tolist() == [[[255] * 3] * 3] * 2
+
+
+@pytest.mark.parametrize(
+    "image",
+    [PIL.Image.new("F", (2, 2)), np.zeros((2, 2)), np.zeros((2, 2, 5), np.uint8), np.zeros((1, 2, 2, 3), np.uint8)],
+)
+def test_other_images_are_refused(image: Any) -> None:
+    with pytest.raises(DataError, match="an image of"):
+        read_image(image)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("ids", [np.array([[0, 7], [11, 255]], np.uint8), np.array([[0, 300], [70, 65535]], np.uint16)])
+def test_ids_are_read_as_stored(tmp_path: Path, suffix: str, ids: np.ndarray) -> None:
+    PIL.Image.fromarray(ids).save(tmp_path / f"a.{suffix}")
+    with PIL.Image.open(tmp_path / f"a.{suffix}") as mask:
+        read = read_mask(mask)
+    assert read.dtype == ids.dtype
+    np.testing.assert_array_equal(read, ids)
+
+
+def test_palette_masks_give_indices(tmp_path: Path) -> None:
+    mask = PIL.Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8))
+    mask.putpalette([0, 0, 0, 128, 64, 128, 200, 0, 0])
+    mask.save(tmp_path / "a.png", transparency=0)
+    with PIL.Image.open(tmp_path / "a.png") as stored:
+        assert stored.mode == "P"
+        assert read_mask(stored).tolist() == [[0, 1], [2, 1]]
+
+
+def test_masks_of_other_modes() -> None:
+    bits = read_mask(PIL.Image.fromarray(np.array([[True, False]])))
+    assert LabelMap.from_names(["no", "yes"]).encode(bits).tolist() == [[1, 0]]
+    np.testing.assert_array_equal(read_mask(PIL.Image.fromarray(GREY).convert("LA")), GREY)
+    np.testing.assert_array_equal(read_mask(PIL.Image.fromarray(RGB)), RGB)
+    np.testing.assert_array_equal(read_mask(PIL.Image.fromarray(RGB).convert("RGBA")), RGB)
+
+
+# -- samples ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def samples(earth: Path) -> SegmentationSamples:
+    dataset = load_segmentation_dataset(earth)["train"]
+    label_map = find_label_map(DatasetConfig(path=str(earth)))
+    transform = TrainTransform(TransformConfig(crop_size=(64, 96)), label_map.ignore_index)
+    return SegmentationSamples(dataset, label_map, transform, seed=3)
+
+
+def test_sample(samples: SegmentationSamples) -> None:
+    sample = samples[2, 5]
+    assert len(samples) == 94
+    assert sample["id"] == samples.dataset["id"][5]
+    assert (sample["pixel_values"].dtype, sample["pixel_values"].shape) == (torch.float32, (3, 64, 96))
+    assert (sample["labels"].dtype, sample["labels"].shape) == (torch.int64, (64, 96))
+    assert set(sample["labels"].unique().tolist()) <= {0, 1, 2, 3, 255}
+    assert not torch.equal(sample["pixel_values"], samples[3, 5]["pixel_values"])
+
+
+def test_workers_change_nothing(samples: SegmentationSamples) -> None:
+    def batches(**options: Any) -> list[dict[str, Any]]:
+        sampler = StepSampler(len(samples), 3, seed=1, max_steps=4, **options.pop("sampler", {}))
+        return list(DataLoader(samples, batch_sampler=sampler, collate_fn=collate, **options))
+
+    torch.manual_seed(0)
+    expected = batches(num_workers=0)
+    torch.manual_seed(1)
+    for options in ({"num_workers": 1}, {"num_workers": 2}):
+        found = batches(**options)
+        assert [batch["ids"] for batch in found] == [batch["ids"] for batch in expected]
+        for left, right in zip(found, expected, strict=True):
+            assert torch.equal(left["pixel_values"], right["pixel_values"])
+            assert torch.equal(left["labels"], right["labels"])
+    resumed = batches(num_workers=2, sampler={"start_step": 3})
+    assert torch.equal(resumed[0]["pixel_values"], expected[3]["pixel_values"])
+
+
+def write_sample(folder: Path, mask: np.ndarray) -> Dataset:
+    for kind, array in (("images", np.zeros((*mask.shape, 3), np.uint8)), ("masks", mask)):
+        (folder / kind).mkdir()
+        PIL.Image.fromarray(array).save(folder / kind / "a b.png")
+    return load_segmentation_dataset(folder)["train"]
+
+
+def test_errors_name_the_sample_and_its_files(tmp_path: Path) -> None:
+    dataset = write_sample(tmp_path, np.full((4, 4), 42, np.uint8))
+    transform = TrainTransform(TransformConfig(crop_size=4), 255)
+    samples = SegmentationSamples(dataset, LabelMap.from_names(["sky"]), transform, seed=0)
+    message = r"sample 'a b' \(image .*images/a b\.png, mask .*masks/a b\.png\): the mask holds id 42 \(16 pixels\)"
+    with pytest.raises(LabelError, match=message) as error:
+        samples[0, 0]
+    assert error.value.values == {42: 16}
+    (tmp_path / "images" / "a b.png").write_bytes(b"gone")
+    with pytest.raises(DataError, match=r"sample 'a b' .*cannot identify image file"):
+        samples[0, 0]
+
+
+def test_errors_of_workers_name_the_sample(tmp_path: Path) -> None:
+    dataset = write_sample(tmp_path, np.full((4, 4), 42, np.uint8))
+    transform = TrainTransform(TransformConfig(crop_size=4), 255)
+    samples = SegmentationSamples(dataset, LabelMap.from_names(["sky"]), transform, seed=0)
+    loader = DataLoader(samples, batch_sampler=StepSampler(1, 1, max_steps=1), num_workers=1, collate_fn=collate)
+    with pytest.raises(LabelError, match="sample 'a b'"):
+        next(iter(loader))
+
+
+# -- steps ------------------------------------------------------------------------------------------------------------
+
+
+def step_samples(batches: list[list[Any]], accumulation_steps: int) -> list[Counter[Any]]:
+    """The samples of each step, in any order."""
+    steps = range(0, len(batches), accumulation_steps)
+    return [Counter(key for batch in batches[i : i + accumulation_steps] for key in batch) for i in steps]
+
+
+def test_every_epoch_holds_every_sample_once() -> None:
+    batches = list(StepSampler(10, 4, max_steps=5))
+    assert [len(batch) for batch in batches] == [4] * 5
+    keys = [key for batch in batches for key in batch]
+    assert [epoch for epoch, _ in keys] == [0] * 10 + [1] * 10
+    for epoch in (keys[:10], keys[10:]):
+        assert sorted(index for _, index in epoch) == list(range(10))
+    assert [index for _, index in keys[:10]] != [index for _, index in keys[10:]]
+
+
+def test_order_is_the_permutation_of_seed_and_epoch() -> None:
+    expected = [(e, int(i)) for e in range(2) for i in np.random.default_rng([7, e]).permutation(3)]
+    assert [key for batch in StepSampler(3, 2, seed=7, max_steps=3) for key in batch] == expected
+    assert list(StepSampler(30, 2, seed=8, max_steps=3)) != list(StepSampler(30, 2, seed=7, max_steps=3))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation_steps", "num_processes"), [(1, 8, 1), (2, 2, 2), (1, 2, 4), (4, 1, 2)]
+)
+def test_a_step_holds_the_same_samples_however_it_is_split(
+    batch_size: int, accumulation_steps: int, num_processes: int
+) -> None:
+    whole = step_samples(list(StepSampler(13, 8, seed=5, max_steps=6)), 1)
+    parts = [Counter[Any]() for _ in range(6)]
+    for process_index in range(num_processes):
+        sampler = StepSampler(
+            13,
+            batch_size,
+            accumulation_steps=accumulation_steps,
+            process_index=process_index,
+            num_processes=num_processes,
+            seed=5,
+            max_steps=6,
+        )
+        assert len(sampler) == 6 * accumulation_steps
+        for total, part in zip(parts, step_samples(list(sampler), accumulation_steps), strict=True):
+            total.update(part)
+    assert parts == whole
+
+
+@pytest.mark.parametrize("start_step", [0, 1, 4, 6])
+def test_a_resumed_run_goes_on(start_step: int) -> None:
+    options: dict[str, Any] = {"accumulation_steps": 2, "process_index": 1, "num_processes": 2, "max_steps": 6}
+    resumed = StepSampler(7, 3, start_step=start_step, **options)
+    assert list(resumed) == list(StepSampler(7, 3, **options))[start_step * 2 :]
+    assert len(resumed) == (6 - start_step) * 2
+
+
+def test_fewer_samples_than_a_batch() -> None:
+    assert list(StepSampler(1, 3, max_steps=2)) == [[(0, 0), (1, 0), (2, 0)], [(3, 0), (4, 0), (5, 0)]]
+
+
+def test_a_sampler_can_be_read_again() -> None:
+    sampler = StepSampler(5, 2, max_steps=4)
+    assert list(sampler) == list(sampler)
+
+
+def test_sampler_past_its_end_is_empty() -> None:
+    assert (len(StepSampler(5, 2, start_step=9, max_steps=4)), list(StepSampler(5, 2, start_step=9, max_steps=4))) == (
+        0,
+        [],
+    )
+
+
+@pytest.mark.parametrize("name", ["num_samples", "batch_size", "accumulation_steps", "num_processes"])
+def test_sampler_refuses_zero(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} 0"):
+        StepSampler(**{"num_samples": 2, "batch_size": 2, "max_steps": 2} | {name: 0})
+
+
+def test_sampler_refuses_a_process_that_is_not_there() -> None:
+    with pytest.raises(UsageError, match="process_index 2 is not below num_processes 2"):
+        StepSampler(2, 2, process_index=2, num_processes=2, max_steps=1)
+
+
+def test_a_batch_holds_its_samples(samples: SegmentationSamples) -> None:
+    keys = [(0, 4), (1, 4), (0, 9)]
+    batch = samples.__getitems__(keys)
+    assert (batch["pixel_values"].shape, batch["labels"].shape) == ((3, 3, 64, 96), (3, 64, 96))
+    for number, key in enumerate(keys):
+        sample = samples[key]
+        assert sample["id"] == batch["ids"][number]
+        assert torch.equal(sample["pixel_values"], batch["pixel_values"][number])
+        assert torch.equal(sample["labels"], batch["labels"][number])
+
+
+# -- windows ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_windows_of_pictures_are_parts_of_the_whole(mode: str) -> None:
+    large = np.random.default_rng(3).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    picture = PIL.Image.fromarray(large)
+    picture = PIL.Image.fromarray(large[:, :, 0].astype(np.uint16) * 257) if mode == "I;16" else picture.convert(mode)
+    ids = large[:, :, 1] % 3
+    image, labels = open_pair(
+        {"image": picture, "mask": PIL.Image.fromarray(ids)}, LabelMap.from_names(["a", "b", "c"])
+    )
+    assert image.shape == labels.shape == (20, 30)
+    whole = read_image(picture)
+    for area in ((slice(3, 17), slice(0, 30)), (slice(0, 20), slice(0, 30)), (slice(None), slice(5, 6))):
+        np.testing.assert_array_equal(image[area], whole[area])
+        np.testing.assert_array_equal(labels[area], ids[area])
+    np.testing.assert_array_equal(labels[::4, 1::3], ids[::4, 1::3])
+
+
+def test_windows_of_arrays_ignore_what_is_missing() -> None:
+    missing = np.zeros((4, 5), bool)
+    missing[1, 2:] = True
+    image = np.ma.masked_array(BANDS, np.dstack([missing] * 6))
+    row = {"image": image, "mask": np.ones((4, 5), np.uint8)}
+    pixels, labels = open_pair(row, LabelMap.from_names(["a", "b"]), 6, raw=True)
+    area = slice(1, 3), slice(1, 4)
+    assert labels[area].tolist() == [[1, 255, 255], [1, 1, 1]]
+    np.testing.assert_array_equal(pixels[area], np.where(missing[..., None], 0, BANDS)[area])
+    assert labels[:, :].sum() == 17 + 3 * 255
+
+
+def test_only_the_window_is_checked_against_the_label_map() -> None:
+    row = {"image": RGB, "mask": np.array([[0, 0, 9, 9, 9]] * 4, np.uint8)}
+    _, labels = open_pair(row, LabelMap.from_names(["sky"]))
+    assert labels[:, :2].tolist() == [[0, 0]] * 4
+    with pytest.raises(LabelError, match=r"id 9 \(12 pixels\)"):  # all that there are
+        labels[:, 1:3]
+
+
+# -- other channels and numbers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, np.float32, np.float64])
+def test_raw_numbers_of_any_type(dtype: Any) -> None:
+    image = BANDS.astype(dtype)
+    pixels = read_image(image, 6, raw=True)
+    assert pixels.dtype == (np.uint8 if dtype is np.uint8 else np.float32)
+    np.testing.assert_array_equal(pixels, image)
+
+
+def test_raw_numbers_of_pictures() -> None:
+    grey = PIL.Image.fromarray(GREY.astype(np.int32) * 300 - 5)
+    assert read_image(grey, 1, raw=True)[:, :, 0].tolist() == (GREY.astype(int) * 300 - 5).tolist()
+    deep = PIL.Image.fromarray(GREY.astype(np.uint16) * 256 + 17)
+    assert read_image(deep, raw=True)[0, 1].tolist() == [100 * 256 + 17] * 3
+    assert read_image(PIL.Image.fromarray(GREY.astype(np.float32) / 3), 1, raw=True).dtype == np.float32
+
+
+def test_grey_and_four_channels() -> None:
+    assert read_image(PIL.Image.fromarray(GREY), 1).shape == (2, 2, 1)
+    assert read_image(PIL.Image.fromarray(RGB), 1).shape == (4, 5, 1)
+    four = np.dstack([RGB, RGB[:, :, :1]])
+    np.testing.assert_array_equal(read_image(PIL.Image.fromarray(four), 4), four)
+    np.testing.assert_array_equal(read_image(four, 4), four)
+
+
+@pytest.mark.parametrize(
+    ("image", "channels", "message"),
+    [
+        (
+            BANDS,
+            3,
+            r"an image of 6 channels, but transforms\.mean and std have 3 values.*model\.config\.num_channels=6",
+        ),
+        (BANDS, 6, r"an image of uint16 values, \d+ to \d+: say which .* as in transforms\.value_range=\[0, 10000\]"),
+        (GREY / 255, 3, r"an image of float64 values, 0 to 1: say which"),
+        (np.zeros((2, 2, 3), complex), 3, "an image of complex128"),
+    ],
+)
+def test_what_must_be_declared(image: np.ndarray, channels: int, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_image(image, channels)
+
+
+def test_missing_data_is_black_and_ignored() -> None:
+    image = np.ma.masked_array(np.full((1, 3, 3), 9, np.uint8), [[[False] * 3, [True] * 3, [True, False, False]]])
+    assert read_image(image).tolist() == [[[9, 9, 9], [0, 0, 0], [0, 9, 9]]]
+    row = {"image": image, "mask": np.array([[1, 1, 0]], np.uint8)}
+    read, labels = read_pair(row, LabelMap.from_names(["sky", "road"]))
+    assert (read.shape, labels.tolist()) == ((1, 3, 3), [[1, 255, 0]])
+
+
+def test_partners_of_other_sizes_are_refused() -> None:
+    row = {"image": RGB, "mask": np.zeros((5, 4), np.uint8)}
+    with pytest.raises(DataError, match=r"the image is \(4, 5\) \(height, width\), its mask \(5, 4\)"):
+        read_pair(row, LabelMap.from_names(["sky"]))
+
+
+@pytest.mark.parametrize("mask", [np.array([[0.0, 2.0]]), np.array([[0, 2]], np.float32), [[0.0, 2.0]]])
+def test_masks_of_whole_numbers_in_floating_point(mask: Any) -> None:
+    assert (read_mask(mask).dtype.kind, read_mask(mask).tolist()) == ("i", [[0, 2]])
+    masked = np.ma.masked_array(np.array([[np.nan, 3.0]]), [[True, False]])
+    assert read_mask(masked).filled(7).tolist() == [[7, 3]]
+    for wrong in (np.array([[0.5]]), np.array([[np.nan]])):
+        with pytest.raises(DataError, match="holds fractions"):
+            read_mask(wrong)
+
+
+def test_pictures_for_people() -> None:
+    assert for_display(RGB) is not None and (for_display(RGB) == RGB).all()
+    np.testing.assert_array_equal(for_display(PIL.Image.fromarray(RGB)), RGB)
+    shown = for_display(BANDS)
+    assert (shown.dtype, shown.shape, shown.min(), shown.max()) == (np.uint8, (4, 5, 3), 0, 255)
+    order = np.argsort(BANDS[:, :, :3].ravel())
+    assert (np.diff(shown.ravel()[order].astype(int)) >= 0).all()
+    assert for_display(BANDS[:, :, 0]).shape == for_display(BANDS[:, :, :2]).shape == (4, 5, 3)
+    assert for_display(np.zeros((2, 2), np.float32)).max() == 0

@@ -1,0 +1,164 @@
+"""Data sets that are no folders of pictures are examined as well."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segtune.data.config import DatasetConfig
+from segtune.data.dataset import load_segmentation_dataset, scan_dataset
+from segtune.data.transforms import TransformConfig
+from segtune.doctor.examine import Diagnosis, examine
+from segtune.doctor.sample_facts import MOST_VALUES, NO_DATA, Opener, mask_codes, shown, value_facts
+
+TRANSFORMS = TransformConfig(crop_size=16)
+
+
+def faults(diagnosis: Diagnosis) -> dict[str, tuple[str, ...]]:
+    return {finding.code: finding.files for finding in diagnosis.findings if finding.severity != "info"}
+
+
+def save_images(root: Path, images: Any, number: int = 3) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    for i in range(number):
+        Image.fromarray(images()).save(root / f"{i}.png")
+
+
+def test_rows_are_the_files_they_were_made_of(earth: Path, tmp_path: Path) -> None:
+    load_segmentation_dataset(earth).save_to_disk(tmp_path / "disk")
+    labels = json.loads((earth / "classes.json").read_text())["classes"]
+    rows = examine(DatasetConfig(path=str(tmp_path / "disk"), labels=labels), TRANSFORMS)
+    files = examine(DatasetConfig(path=str(earth)), TRANSFORMS)
+    assert faults(rows) == faults(files) == {}
+    assert rows.to_dict()["classes"][0]["pixels"] == files.to_dict()["classes"][0]["pixels"]
+    digests = [sorted(f.image.digest for f in found.case.facts if f.image) for found in (rows, files)]
+    assert digests[0] == digests[1] and len(digests[0]) == 170
+
+
+def test_tiles_and_streams_are_examined_as_samples(earth: Path, tmp_path: Path) -> None:
+    tiles = examine(DatasetConfig(path=str(earth), tile=90), TRANSFORMS)
+    assert tiles.samples == {"train": 4 * 94, "val": 4 * 39, "test": 4 * 37}
+    assert "unreadable" not in faults(tiles)
+    classes = json.loads((earth / "classes.json").read_text())["classes"]
+    load_segmentation_dataset(earth)["val"].save_to_disk(tmp_path / "disk")
+    stream = examine(
+        DatasetConfig(path=str(tmp_path / "disk"), labels=classes, streaming=True, val_fraction=0), TRANSFORMS
+    )
+    assert stream.samples == {"train": 39}
+
+
+def test_polygons_are_examined_as_masks(noise: Any, tmp_path: Path) -> None:
+    save_images(tmp_path / "images", noise)
+    square = [[0, 0, 8, 0, 8, 8, 0, 8]]
+    coco = {
+        "images": [{"id": i, "file_name": f"{i}.png", "height": 16, "width": 16} for i in range(3)],
+        "categories": [{"id": 1, "name": "ship"}, {"id": 2, "name": "pier"}],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "segmentation": square, "iscrowd": 0} for i in range(3)
+        ],
+    }
+    (tmp_path / "annotations.json").write_text(json.dumps(coco))
+    diagnosis = examine(DatasetConfig(path=str(tmp_path), val_fraction=0), TRANSFORMS)
+    assert set(faults(diagnosis)) == {"unused-class"}
+    names = diagnosis.case.files(diagnosis.case.scan.samples, "mask")
+    assert names == tuple(f"annotations.json#{i}" for i in range(3))
+    classes = {row["name"]: row["pixels"]["train"] for row in diagnosis.to_dict()["classes"]}
+    assert classes["ship"] == 3 * 64 and classes["pier"] == 0
+
+
+def test_arrays_of_fractions_and_of_ids(noise: Any, tmp_path: Path, stripes: np.ndarray) -> None:
+    save_images(tmp_path / "images", noise)
+    (tmp_path / "masks").mkdir()
+    for i in range(3):
+        np.save(tmp_path / "masks" / f"{i}.npy", stripes / 2 if i == 2 else stripes.astype(np.int64))
+    config = DatasetConfig(path=str(tmp_path), labels=["sky", "road", "car"], val_fraction=0)
+    assert faults(examine(config, TRANSFORMS)) == {"float-mask": ("masks/2.npy",)}
+
+
+def test_other_channels_need_their_statistics(tmp_path: Path, stripes: np.ndarray) -> None:
+    generator = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    for i in range(3):
+        np.save(tmp_path / "images" / f"{i}.npy", generator.integers(0, 256, (16, 16, 5), dtype=np.uint8))
+        Image.fromarray(stripes).save(tmp_path / "masks" / f"{i}.png")
+    config = DatasetConfig(path=str(tmp_path), labels=["sky", "road", "car"], val_fraction=0)
+    unreadable = examine(config, TRANSFORMS).findings[0]
+    assert unreadable.code == "unreadable" and len(unreadable.files) == 3
+    assert "give one for each channel" in unreadable.message
+    counted = TransformConfig(crop_size=16, mean="counted", std="counted")
+    assert faults(examine(config, counted)) == {}
+    given = TransformConfig(crop_size=16, mean=(0.5,) * 5, std=(0.02,) * 5)
+    assert set(faults(examine(config, given))) == {"normalisation"}
+
+
+def test_headers_say_what_pixels_do_not(noise: Any, tmp_path: Path, stripes: np.ndarray) -> None:
+    save_images(tmp_path / "images", noise, 1)
+    (tmp_path / "masks").mkdir()
+    mask = Image.fromarray(stripes)
+    mask.putpalette([1, 2, 3, 4, 5, 6, 7, 8, 9])
+    mask.save(tmp_path / "masks" / "0.png")
+    config = DatasetConfig(path=str(tmp_path))
+    scan = scan_dataset(config)
+    _, header = Opener(scan, config).mask(scan.samples[0])
+    assert (header.mode, header.format, header.orientation, header.lossy) == ("P", "PNG", 1, False)
+    assert header.palette[:3] == ((1, 2, 3), (4, 5, 6), (7, 8, 9))
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (1, 2, 3)])
+def test_pixels_without_data_have_a_code_of_their_own(shape: tuple[int, ...]) -> None:
+    mask = np.ma.masked_array(np.full(shape, 7, np.uint8), np.zeros(shape, bool))
+    mask[0, 1] = np.ma.masked
+    np.testing.assert_array_equal(mask_codes(mask), [[7, NO_DATA]])
+
+
+def test_colors_become_numbers_and_grey_pictures_ids() -> None:
+    colors = np.array([[[128, 64, 32], [0, 0, 1]]], dtype=np.uint8)
+    np.testing.assert_array_equal(mask_codes(colors), [[0x1804020, 0x1000001]])  # 1 is no id
+    assert value_facts(mask_codes(colors)).is_color
+    grey = np.full((2, 2, 3), 7, dtype=np.uint8)
+    np.testing.assert_array_equal(mask_codes(grey), [[7, 7], [7, 7]])
+    np.testing.assert_array_equal(mask_codes(np.array([[True, False]])), [[1, 0]])
+    assert (shown(0x1804020, True), shown(11, False)) == ("#804020", "11")
+
+
+def test_values_are_counted_most_frequent_first() -> None:
+    facts = value_facts(np.array([[3, 3, 3], [3, 200, 3], [0, 0, 0]]))
+    assert list(facts.counts.items()) == [(3, 5), (0, 3), (200, 1)]
+    assert (facts.distinct, facts.pixels, facts.is_color) == (3, 9, False)
+    assert facts.specks == 1  # the 200, alone among others
+
+
+def test_many_values_are_cut_but_counted() -> None:
+    facts = value_facts(np.arange(4000, dtype=np.int32).reshape(40, 100))
+    assert (len(facts.counts), facts.distinct) == (MOST_VALUES, 4000)
+
+
+def test_rims_lie_between_both_neighbours() -> None:
+    row = np.array([[0, 0, 0, 4, 8, 8, 8, 2, 1, 1]])
+    facts = value_facts(np.repeat(row, 3, axis=0))
+    # 4 lies between 0 and 8, 2 between 8 and 1; jumps of 2 and more are 0-4, 4-8, 8-2: three in each row
+    assert (facts.rims, facts.rim_values, facts.steps) == (6, 2, 9)
+    assert facts.rim_share == 6 / 15
+
+
+def test_whole_areas_have_no_rims(stripes: np.ndarray) -> None:
+    facts = value_facts(stripes)
+    assert (facts.rims, facts.specks, facts.rim_share) == (0, 0, 0.0)
+
+
+@pytest.mark.parametrize("resampling", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS])
+def test_interpolation_leaves_rims(earth: Path, resampling: Image.Resampling) -> None:
+    paths = sorted((earth / "masks" / "train").glob("*.png"))[10:60:5]
+    assert len(paths) == 10
+    for path in paths:
+        mask = Image.fromarray(np.asarray(Image.open(path)))
+        smooth = value_facts(np.asarray(mask.resize((120, 120), resampling)))
+        nearest = value_facts(np.asarray(mask.resize((120, 120), Image.Resampling.NEAREST)))
+        assert nearest.rim_share < 0.07
+        assert smooth.steps < 100 or smooth.rim_share > 0.15

@@ -1,0 +1,124 @@
+"""Which files of a run go to the Hub."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from support.run_folders import names, write_run
+
+from segtune.errors import UsageError
+from segtune.hub.stage import CODE_FILES, example_picture, find_overlays, stage
+from segtune.training.run_folder import find_checkpoint
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run")
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    (tmp_path / "target").mkdir()
+    return tmp_path / "target"
+
+
+PLAIN = {"config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml", "split.json", "metrics.jsonl"}
+
+
+def test_no_pickle_and_no_state_of_the_optimiser_is_pushed(run: Path, target: Path) -> None:
+    stage(run, target, with_code=False, pictures=True)
+    assert names(target) == PLAIN
+
+
+def test_best_weights_are_taken_else_the_last_else_those_that_are_named(run: Path) -> None:
+    assert find_checkpoint(run) == (run, run / "best")
+    assert find_checkpoint(run / "final") == (run, run / "final")
+    shutil.rmtree(run / "best")
+    assert find_checkpoint(run) == (run, run / "final")
+    shutil.rmtree(run / "final")
+    with pytest.raises(UsageError, match="has no weights yet"):
+        find_checkpoint(run)
+    with pytest.raises(UsageError, match="no such run folder"):
+        find_checkpoint(run / "nowhere")
+    with pytest.raises(UsageError, match=r"is no run folder: it has no recipe\.yaml"):
+        find_checkpoint(run / "checkpoints")
+
+
+def test_what_is_staged_does_not_change_with_the_run(run: Path, target: Path) -> None:
+    stage(run, target, with_code=False, pictures=False)
+    before = {name: (target / name).read_bytes() for name in names(target)}
+    (run / "best").rename(run / "old")
+    write_run(run.parent / "other")
+    save_file({"b": torch.zeros(5)}, run.parent / "other" / "best" / "model.safetensors")
+    (run.parent / "other" / "best").rename(run / "best")
+    shutil.rmtree(run / "old")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("more")
+    assert {name: (target / name).read_bytes() for name in names(target)} == before
+
+
+def test_code_of_others_is_not_passed_on(run: Path, target: Path) -> None:
+    """Weights from a repository with code of its own carry an auto_map that names it."""
+    stage(run, target, with_code=False, pictures=False)
+    assert "auto_map" not in json.loads((target / "config.json").read_text())
+
+
+def test_code_is_all_that_the_network_imports(run: Path, target: Path) -> None:
+    stage(run, target, with_code=True, pictures=False)
+    assert names(target) == PLAIN | set(CODE_FILES)
+    imported = {
+        f"{node.module}.py"
+        for name in CODE_FILES
+        for node in ast.walk(ast.parse((target / name).read_text()))
+        if isinstance(node, ast.ImportFrom) and node.level
+    }
+    entries = [
+        value.partition(".")
+        for file in ("config.json", "preprocessor_config.json")
+        for value in json.loads((target / file).read_text())["auto_map"].values()
+    ]
+    assert imported | {f"{module}.py" for module, _, _ in entries} == set(CODE_FILES)
+    assert all(f"class {name}(" in (target / f"{module}.py").read_text() for module, _, name in entries)
+
+
+def test_pictures_of_the_data_are_few_and_can_be_left_out(run: Path, target: Path, earth: Path) -> None:
+    (run / "recipe.yaml").write_text("dataset: {path: segtune://earth}\nmodel: {name: null}\ntraining: {}\n")
+    ids = [path.stem for path in sorted((earth / "images" / "test").iterdir())]
+    (run / "split.json").write_text(json.dumps({"test": ids}))
+    (run / "report.html").write_text("page")
+    (run / "overlays" / "step-000001").mkdir(parents=True)
+    for name in ("overview", *(f"tile{i:02}" for i in range(20)), "step-000001/early"):
+        Image.new("RGB", (8, 8)).save(run / "overlays" / f"{name}.png")
+    stage(run, target, with_code=False, pictures=True)
+    expected = {"overlays/overview.png", *(f"overlays/tile{i:02}.png" for i in range(15))}
+    assert names(target) == PLAIN | expected | {"report.html"}
+    picture = example_picture(target) or b""
+    with Image.open(io.BytesIO(picture)) as example:
+        assert (example.format, example.size) == ("JPEG", (180, 180))
+    assert find_overlays(target / "overlays")[0].name == "overview.png"
+    shutil.rmtree(target)
+    target.mkdir()
+    stage(run, target, with_code=False, pictures=False)
+    assert names(target) == PLAIN
+
+
+def test_data_that_is_not_here_gives_no_example(run: Path, target: Path) -> None:
+    stage(run, target, with_code=False, pictures=True)
+    assert example_picture(target) is None
+
+
+def test_pictures_of_the_last_evaluation_stand_in_for_overlays(run: Path, target: Path) -> None:
+    for step, name in ((100, "a"), (200, "b/c")):
+        path = run / "overlays" / f"step-{step:06d}" / f"{name}.jpg"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(path)
+    stage(run, target, with_code=False, pictures=True)
+    assert names(target) == PLAIN | {"overlays/c.jpg"}

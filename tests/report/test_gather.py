@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.report_data import RECORDS, Reader, write_data
+from support.run_folders import write_run
+
+from segtune.data.dataset import load_segmentation_dataset
+from segtune.errors import UsageError
+from segtune.labels.label_map import LabelMap
+from segtune.report.gather import Facts, Place, find_place, gather
+from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+
+
+def test_places(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    assert find_place(str(run)) == (run, str(run / "best"))
+    assert find_place(str(run / "final")) == (run, str(run / "final"))
+    assert find_place(str(run)).page == run / "report.html"
+    assert find_place("user/name@main") == (None, "user/name@main")
+    assert find_place("user/name").page == Path("report.html")
+    (run / "best" / "model.safetensors").unlink()
+    (run / "final" / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match="has no weights yet"):
+        find_place(str(run))
+
+
+def test_facts_are_those_of_the_split_and_the_run(facts: Facts) -> None:
+    assert (facts.split, facts.parameters, facts.protocol, facts.temperature) == ("test", 7, "whole", 1.0)
+    assert facts.images == {"train": 1, "test": 12}
+    assert facts.environment == RECORDS[0]["environment"] and len(facts.records) == len(RECORDS)
+    assert facts.scores["num_images"] == 12 and facts.intervals["units"] == 12
+    half = 32 * 48 // 2
+    assert facts.pixels["train"].tolist() == [half, half, 0, 0, 0]
+    assert facts.pixels["test"].tolist() == [11 * half, 12 * half, half, 0, 0]
+    assert facts.evaluation is not None and facts.evaluation.counts.ids[0] == "a0"
+
+
+def test_a_checkpoint_without_a_run_tells_where_it_was_looked_at(
+    tmp_path: Path, processor: SegformerImageProcessor, label_map: LabelMap
+) -> None:
+    write_data(tmp_path)
+    data = load_segmentation_dataset(str(tmp_path), val_fraction=0)
+    found = gather(Place(None, "user/name"), Reader(), processor, data, label_map, "", split=None)
+    assert found.records == [] and found.evaluation is None and found.scores == {}
+    assert found.environment["device"] == "cpu" and "torch" in found.environment
+    json.dumps(found.environment)
+
+
+def test_what_was_counted_before_gives_the_scores(
+    tmp_path: Path, processor: SegformerImageProcessor, label_map: LabelMap, facts: Facts
+) -> None:
+    write_data(tmp_path)
+    data = load_segmentation_dataset(str(tmp_path), val_fraction=0)
+    place = Place(None, "user/name")
+    found = gather(place, Reader(), processor, data, label_map, "", split="test", counted=facts.evaluation, at_most=2)
+    assert found.scores["num_images"] == 12 and found.examination is not None
+    assert len(found.examination.evaluation) == 2
+    np.testing.assert_array_equal(found.scores["mean_iou"], facts.scores["mean_iou"])

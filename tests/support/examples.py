@@ -1,0 +1,47 @@
+"""The examples in documents, made small enough for tests, and a place where they can run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = "model.config={hidden_sizes: [8, 16, 24, 32], depths: [1, 1, 1, 1], num_attention_heads: [1, 2, 3, 4]}"
+# what is added to a command, by a word in it
+SMALLER = {
+    "train": ["training.max_steps=2", "training.batch_size=2", "training.eval_every=null", "model.name=null"],
+    "bench": ["--size", "64", "--repeats", "1", "--variants", "b0", "--plot-sizes", "32,64"],
+}
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """The language and the text of each block that states its language."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def command_lines(block: str) -> list[str]:
+    lines = (line.split("  #")[0].strip() for line in block.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def smaller(command: str) -> list[str]:
+    """The words of a command, with what makes it take seconds."""
+    words = shlex.split(command)
+    return [*words, *next((more for word, more in SMALLER.items() if word in words), [])]
+
+
+def make_workplace(folder: Path) -> None:
+    """`data/mine`, a few satellite tiles in the layout of the README, and the recipes beside it."""
+    earth = ROOT / "src" / "segtune" / "data" / "earth"
+    for split, count in (("train", 6), ("val", 2), ("test", 2)):
+        for kind, suffix in (("images", "jpg"), ("masks", "png")):
+            target = folder / "data" / "mine" / kind / split
+            target.mkdir(parents=True)
+            for number, file in enumerate(sorted((earth / kind / split).glob(f"*.{suffix}"))[:count]):
+                shutil.copy(file, target / f"Seq{number}_{file.name}")
+    classes = {"0": "ocean", "1": "land", "2": "land", "3": "land"}  # two ids of one name are merged
+    (folder / "data" / "mine" / "classes.json").write_text(json.dumps({"classes": classes, "ignore_id": 255}))
+    shutil.copytree(ROOT / "recipes", folder / "recipes")

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from segtune.training.interrupts import StopRequest, ignore_interrupts, seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("90s", 90), ("30m", 1800), ("8h30m", 30600), ("1d", 86400), ("1h1m1s", 3661)]
+)
+def test_durations(text: str, expected: int) -> None:
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "8", "8.5h", "30m8h", "0s", "-1h", "1 h", "h"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no duration: write 90s, 30m, 8h30m or 1d"):
+        seconds(text)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_noted_and_the_handlers_come_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopRequest() as request:
+        assert request.reason is None
+        os.kill(os.getpid(), number)
+        assert request.reason == f"{number.name} was received"
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_interrupt_stops_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), StopRequest():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_time_limit() -> None:
+    with StopRequest(3600) as request:
+        assert request.reason is None
+    with StopRequest(0) as request:
+        assert request.reason == "training.time_limit is reached"
+
+
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
+    before, inside = signal.getsignal(signal.SIGTERM), []
+
+    def work() -> None:
+        with StopRequest():
+            inside.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert inside == [before]
+
+
+def test_loading_processes_ignore_interrupts() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        ignore_interrupts(0)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

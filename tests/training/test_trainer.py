@@ -1,0 +1,529 @@
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.workers.common import TINY
+
+from segtune.data.dataset import DatasetConfig, find_label_map, load_segmentation_dataset
+from segtune.data.transforms import TransformConfig
+from segtune.errors import SegtuneError, UsageError
+from segtune.evaluation.evaluation import Evaluation
+from segtune.inference.processor import processor_from_transforms
+from segtune.labels.label_map import LabelMap
+from segtune.segformer.loading import load_model
+from segtune.training.config import TrainingConfig
+from segtune.training.interrupts import StopRequest
+from segtune.training.lora import load_adapter
+from segtune.training.model import ModelConfig, build_model
+from segtune.training.trainer import SegmentationTrainer
+
+TRANSFORMS = TransformConfig(crop_size=64)
+MEASURED = {"images_per_second", "waiting_for_data", "peak_memory_mb", "seconds"}
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[Any, LabelMap]:
+    splits = load_segmentation_dataset("segtune://earth")
+    splits["train"] = splits["train"].select(range(12))
+    splits["val"] = splits["val"].select(range(3))
+    return splits, find_label_map(DatasetConfig(path="segtune://earth"))
+
+
+def trainer(
+    data: tuple[Any, LabelMap], folder: Path, model: dict[str, Any] | None = None, **fields: Any
+) -> SegmentationTrainer:
+    splits, label_map = data
+    config = TrainingConfig(
+        **{"output_dir": str(folder), "max_steps": 4, "batch_size": 4, "log_every": 1, "learning_rate": 1e-3} | fields
+    )
+    return SegmentationTrainer(
+        build_model(ModelConfig(config=TINY | (model or {})), label_map, seed=config.seed),
+        config,
+        train_dataset=splits["train"],
+        eval_dataset=splits["val"],
+        label_map=label_map,
+        transforms=TRANSFORMS,
+        processor=processor_from_transforms(TRANSFORMS),
+        recipe="# a recipe\n",
+        splits=splits,
+    )
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def computed(folder: Path) -> list[dict[str, Any]]:
+    """The lines without what is measured."""
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines(folder)]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_run_folder(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    result = trainer(data, tmp_path / "run", eval_every=2, save_every=1, keep_last=2).train()
+    run = tmp_path / "run"
+    assert sorted(path.name for path in run.iterdir()) == [
+        "best", "checkpoints", "evaluation-val.npz", "final", "metrics.jsonl", "overlays", "recipe.yaml", "split.json"
+    ]  # fmt: skip
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
+    assert sorted(path.name for path in (run / "best").iterdir()) == [
+        "config.json", "model.safetensors", "preprocessor_config.json"
+    ]  # fmt: skip
+    records = lines(run)
+    assert records[0]["environment"]["num_processes"] == 1
+    steps = [record for record in records[1:] if "loss" in record]
+    evals = [record for record in records[1:] if "mean_iou" in record]
+    assert [record["step"] for record in steps] == [1, 2, 3, 4]
+    assert [record["step"] for record in evals] == [2, 4]
+    assert steps[0]["epoch"] == pytest.approx(4 / 12, abs=1e-4)
+    assert set(steps[0]) == {"step", "epoch", "loss", "lr", "grad_norm"} | MEASURED - {"seconds"}
+    assert records[-1]["ended"] == "done" and records[-1]["step"] == 4 and records[-1]["peak_memory_mb"] > 50
+    assert set(evals[0]["per_class"]) == {"ocean", "humid", "arid", "polar"}
+    best = max(evals, key=lambda record: record["mean_iou"])
+    assert result["best"] == {"step": best["step"], "mean_iou": best["mean_iou"]}
+    kept = Evaluation.load(run / "evaluation-val.npz")
+    assert kept.about == {"checkpoint": str(run / "best"), "split": "val", "step": best["step"]}
+    assert kept.counts.ids == sorted(data[0]["val"]["id"])
+    assert kept.scores() == {key: best[key] for key in kept.scores()}
+    assert result["step"] == 4 and result["last"]["mean_iou"] == evals[-1]["mean_iou"]
+
+
+def test_a_tracker_gets_what_the_log_gets(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer(data, tmp_path / "run", max_steps=2, trackers=("tensorboard",), overlays=2).train()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    step, scores = lines(tmp_path / "run")[2:4]
+    assert [scalar.step for scalar in events.Scalars("train/loss")] == [1, 2]
+    assert events.Scalars("train/loss")[1].value == pytest.approx(step["loss"])
+    assert events.Scalars("val/mean_iou")[0].value == pytest.approx(scores["mean_iou"])
+    pictures = events.Tags()["images"]
+    assert len(pictures) == 2 and all(name.startswith("overlays/earth_") for name in pictures)
+    assert len(list((tmp_path / "run" / "overlays" / "step-000002").glob("*.jpg"))) == 2
+
+
+def test_same_seed_same_run_whatever_the_workers(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    for name, fields in {"a": {}, "b": {"num_workers": 2}, "c": {"seed": 1}}.items():
+        trainer(data, tmp_path / name, model={"classifier_dropout_prob": 0.1, "drop_path_rate": 0.1}, **fields).train()
+    a, b, c = (weights(tmp_path / name / "final") for name in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not all(torch.equal(a[name], c[name]) for name in a)
+    evals = [[line for line in lines(tmp_path / name) if "mean_iou" in line] for name in "ab"]
+    assert evals[0] == evals[1]
+
+
+@pytest.mark.parametrize("split", [(2, 2), (1, 4)])
+@pytest.mark.parametrize("loss", [{}, {"cross_entropy": 1, "dice": 0.5, "class_weights": [0.5, 1, 2, 4]}])
+def test_accumulation_gives_the_gradient_of_the_whole_batch(
+    data: tuple[Any, LabelMap], tmp_path: Path, split: tuple[int, int], loss: dict[str, Any]
+) -> None:
+    gradients = []
+    for batch_size, accumulation_steps in ((4, 1), split):
+        fields = {"batch_size": batch_size, "accumulation_steps": accumulation_steps, "loss": loss}
+        run = trainer(data, tmp_path / f"{batch_size}", **fields)
+        run.model.train()
+        run.model.decode_head.batch_norm.eval()  # batch statistics differ between micro-batches: freeze them
+        run.optimizer.zero_grad = lambda: None  # keep the gradient
+        micro_batches = next(run._batches())
+        assert [len(batch["labels"]) for batch in micro_batches] == [batch_size] * accumulation_steps
+        whole = torch.cat([batch["labels"] for batch in micro_batches])
+        whole[0] = 255  # the first micro-batch of 1 x 4 is wholly ignored
+        for batch, labels in zip(micro_batches, whole.split(batch_size), strict=True):
+            batch["labels"] = labels
+        run._optimizer_step(micro_batches)
+        gradients.append({name: p.grad.clone() for name, p in run.model.named_parameters()})
+    largest = max(gradient.abs().max() for gradient in gradients[0].values())
+    assert largest > 0
+    for name, gradient in gradients[0].items():
+        scale = max(gradient.abs().max(), 1e-3 * largest)
+        assert (gradient - gradients[1][name]).abs().max() <= 1e-5 * scale, name
+
+
+@pytest.mark.parametrize(("rate", "equal"), [(0.0, True), (0.9, False)])
+def test_drop_path_draws_depend_on_the_division(
+    data: tuple[Any, LabelMap], tmp_path: Path, rate: float, equal: bool
+) -> None:
+    """What the README says is not equal: blocks draw in turn, so that two micro-batches get other draws than one."""
+    losses = []
+    for batch_size, accumulation_steps in ((4, 1), (2, 2)):
+        fields = {"batch_size": batch_size, "accumulation_steps": accumulation_steps, "batch_norm": "frozen"}
+        fields |= {"learning_rate": 1e-2, "overlays": 0, "model": {"drop_path_rate": rate}}
+        trainer(data, tmp_path / f"{batch_size}", **fields).train()
+        losses.append([line["loss"] for line in lines(tmp_path / f"{batch_size}") if "loss" in line])
+    assert (losses[0] == pytest.approx(losses[1], rel=1e-4)) == equal
+
+
+def test_resume_is_exact(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    fields = {"save_every": 2, "eval_every": 2, "model": {"classifier_dropout_prob": 0.1, "drop_path_rate": 0.1}}
+    trainer(data, tmp_path / "whole", **fields).train()
+    stopped = trainer(data, tmp_path / "stopped", **fields)
+    original = stopped.run.write
+
+    def stop(record: dict[str, Any]) -> None:
+        original(record)
+        if record.get("step") == 3:
+            raise KeyboardInterrupt
+
+    stopped.run.write = stop
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    result = trainer(data, tmp_path / "stopped", resume="auto", **fields).train()
+    a, b = weights(tmp_path / "whole" / "final"), weights(tmp_path / "stopped" / "final")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert computed(tmp_path / "whole") == computed(tmp_path / "stopped")
+    assert result["step"] == 4
+
+
+@pytest.mark.parametrize("fields", [{"accumulation_steps": 2, "batch_size": 2}, {"ema_decay": 0.9}, {"num_workers": 2}])
+def test_stopped_on_request_and_resumed_is_exact(
+    data: tuple[Any, LabelMap], tmp_path: Path, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {"eval_every": 2, "model": {"classifier_dropout_prob": 0.1, "drop_path_rate": 0.1}} | fields
+    whole = trainer(data, tmp_path / "whole", **fields).train()
+    assert "stopped" not in whole
+    run = trainer(data, tmp_path / "stopped", time_limit="1s", **fields)
+    monkeypatch.setattr(StopRequest, "reason", property(lambda self: "enough" if run.step == 3 else None))
+    result = run.train()
+    assert result["stopped"] == "enough" and result["step"] == 3
+    assert not (tmp_path / "stopped" / "final").exists()
+    trainer(data, tmp_path / "stopped", resume="auto", **fields).train()
+    for name in ("best", "final"):
+        a, b = ((tmp_path / run / name / "model.safetensors").read_bytes() for run in ("whole", "stopped"))
+        assert a == b
+    evals = [[line for line in lines(tmp_path / run) if "mean_iou" in line] for run in ("whole", "stopped")]
+    assert evals[0] == evals[1] and len(evals[0]) == 2
+
+
+def test_the_images_of_a_step_may_be_divided_anew(
+    data: tuple[Any, LabelMap], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fields = {"save_every": 2, "batch_norm": "frozen", "schedule": "constant"}
+    trainer(data, tmp_path / "run", **fields).train()
+    with pytest.raises(UsageError, match=r"took 4 images, 4 x 1 x 1 .* now 2, 2 x 1 x 1: change training.batch_size"):
+        trainer(data, tmp_path / "run", resume="auto", batch_size=2, **fields).train()
+    assert lines(tmp_path / "run")[-1]["ended"] == "done"  # nothing was touched
+    before = weights(tmp_path / "run" / "final")
+    result = trainer(data, tmp_path / "run", resume="auto", batch_size=2, accumulation_steps=2, **fields).train()
+    assert "took 4 images, 4 x 1 x 1" in caplog.text and "now 4, 2 x 2 x 1" in caplog.text
+    after = weights(tmp_path / "run" / "final")
+    assert result["step"] == 4
+    assert all(torch.allclose(after[name], value, rtol=1e-3, atol=1e-4) for name, value in before.items())
+
+
+def test_a_state_of_another_run_has_no_best_yet(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    trainer(data, tmp_path / "old", save_every=2, eval_every=1).train()
+    state = str(tmp_path / "old" / "checkpoints" / "step-000002")
+    result = trainer(data, tmp_path / "new", resume=state, learning_rate=1e-9).train()
+    assert result["best"]["step"] == 4 and (tmp_path / "new" / "best" / "model.safetensors").is_file()
+    with pytest.raises(UsageError, match=r"is of step 2: training.max_steps=2 is done"):
+        trainer(data, tmp_path / "other", resume=state, max_steps=2).train()
+
+
+def test_averaged_weights_are_evaluated_and_saved(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    run = trainer(data, tmp_path / "run", ema_decay=0.5, save_every=3)
+    run.train()
+    final, last = weights(tmp_path / "run" / "final"), run.model.state_dict()
+    assert run.ema is not None
+    average = run.ema.state_dict()
+    differing = [name for name in final if not torch.equal(final[name], last[name])]
+    assert len(differing) > 50
+    assert all(torch.equal(final[name], average[name].to(final[name].dtype)) for name in differing)
+    with pytest.raises(UsageError, match=r"saved without training.ema_decay"):
+        trainer(data, tmp_path / "other", save_every=3).train()
+        trainer(data, tmp_path / "other", resume="auto", ema_decay=0.5).train()
+
+
+def test_training_states_by_default() -> None:
+    assert TrainingConfig(max_steps=300).state_every == 30
+    assert TrainingConfig(max_steps=4).state_every == 1
+    assert TrainingConfig(save_every=0).state_every is None
+    assert TrainingConfig(save_every=7).state_every == 7
+
+
+@pytest.mark.parametrize(("schedule", "last"), [("poly", 0.25), ("constant", 1.0)])
+def test_schedule_and_freezing_reach_the_optimiser(
+    data: tuple[Any, LabelMap], tmp_path: Path, schedule: str, last: float
+) -> None:
+    frozen = {"freeze": {"stages": (1, 2)}, "batch_norm": "frozen"}
+    run = trainer(data, tmp_path / "run", schedule=schedule, warmup_steps=0, layer_decay=0.5, **frozen)
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    run.train()
+    rates = [line["lr"] for line in lines(tmp_path / "run") if "loss" in line]
+    assert rates[-1] == pytest.approx(last * rates[0])
+    changed = {name for name, value in run.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert "segformer.encoder.block.2.0.mlp.dense1.weight" in changed
+    assert not any(name.startswith(("segformer.encoder.block.0", "segformer.encoder.block.1")) for name in changed)
+    assert not any("running" in name for name in changed)
+
+
+def test_a_run_is_never_overwritten_unasked(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    trainer(data, tmp_path / "run", max_steps=1).train()
+    before = weights(tmp_path / "run" / "final")
+    with pytest.raises(
+        UsageError,
+        match=r"holds a run \(recipe.yaml, split.json, metrics.jsonl, best, final, overlays, evaluation-val.npz\)",
+    ):
+        trainer(data, tmp_path / "run", max_steps=1).train()
+    assert [set(line) & {"environment", "loss", "mean_iou", "ended"} for line in lines(tmp_path / "run")] == [
+        {"environment"}, {"loss"}, {"mean_iou"}, {"ended"}
+    ]  # fmt: skip
+    trainer(data, tmp_path / "run", max_steps=1, seed=1, overwrite=True).train()
+    after = weights(tmp_path / "run" / "final")
+    assert not all(torch.equal(before[name], after[name]) for name in before)
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_it_learns(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    trainer(data, tmp_path / "run", max_steps=25, learning_rate=3e-3, head_lr_multiplier=1).train()
+    losses = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
+    assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("num_labels", [1, 4])
+@pytest.mark.parametrize(
+    "loss",
+    [{"focal": 1}, {"ohem": 1}, {"dice": 1}, {"tversky": 1}, {"lovasz": 1}, {"cross_entropy": 1, "boundary": 0.02}],
+)
+def test_it_learns_with_other_losses(
+    data: tuple[Any, LabelMap], tmp_path: Path, num_labels: int, loss: dict[str, float]
+) -> None:
+    splits, label_map = data
+    if num_labels == 1:
+        label_map = LabelMap.from_ids({0: "sea", 1: "land", 2: "land", 3: "land", 255: None})
+    config = TrainingConfig(
+        output_dir=str(tmp_path / "run"), max_steps=20, batch_size=4, log_every=1, learning_rate=5e-3, loss=loss
+    )
+    SegmentationTrainer(
+        build_model(ModelConfig(config=TINY, num_labels=1 if num_labels == 1 else None), label_map),
+        config,
+        train_dataset=splits["train"],
+        eval_dataset=None,
+        label_map=label_map,
+        transforms=TRANSFORMS,
+        processor=processor_from_transforms(TRANSFORMS),
+    ).train()
+    values = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
+    assert len(values) == 20
+    assert sum(values[-5:]) < 0.95 * sum(values[:5])
+
+
+def test_without_validation_the_last_weights_are_the_best(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    run = trainer(data, tmp_path / "run", max_steps=1)
+    run.eval_dataset = None
+    assert run.train()["best"] == {}
+    assert (tmp_path / "run" / "best" / "model.safetensors").read_bytes() == (
+        tmp_path / "run" / "final" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_non_finite_loss_stops(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    """At once, not at the next line of the log; the samples are kept, and what was best before as well."""
+    run = trainer(data, tmp_path / "run", eval_every=1, log_every=100, max_steps=3)
+    best = []
+    evaluate = run._evaluate
+
+    def spoil(watch: Any) -> dict[str, Any]:
+        scores = evaluate(watch)
+        best.append((tmp_path / "run" / "best" / "model.safetensors").read_bytes())
+        with torch.no_grad():
+            run.model.decode_head.classifier.bias.fill_(float("nan"))
+        return scores
+
+    run._evaluate = spoil
+    with pytest.raises(SegtuneError, match="the loss is nan at step 2, whose samples are kept in") as caught:
+        run.train()
+    assert caught.value.exit_code == 1
+    kept = json.loads((tmp_path / "run" / "non_finite" / "step-000002" / "samples.json").read_text())
+    assert len(kept["ids"][0][0]) == 4 and set(kept["ids"][0][0]) <= set(data[0]["train"]["id"])
+    assert best == [(tmp_path / "run" / "best" / "model.safetensors").read_bytes()]
+
+
+def counted(scores: Callable[[], dict[str, Any]]) -> SimpleNamespace:
+    """Stands for an evaluation with these scores."""
+    return SimpleNamespace(scores=scores, save=lambda path: None)
+
+
+@pytest.mark.parametrize(
+    ("metric", "direction", "steps"),
+    [
+        ("mean_iou", "max", [1, 3]),
+        ("per_class/arid/iou", "max", [1]),
+        ("overall_accuracy", "min", [1, 2]),
+    ],
+)
+def test_the_best_weights_by_any_number_in_either_direction(
+    data: tuple[Any, LabelMap], tmp_path: Path, metric: str, direction: str, steps: list[int]
+) -> None:
+    values = {"mean_iou": [0.2, 0.1, 0.3, 0.3], "overall_accuracy": [0.5, 0.4, 0.4, 0.6], "arid": [0.4, None, 0.3, 0.1]}
+    run = trainer(data, tmp_path / "run", eval_every=1, best_metric=metric, best_direction=direction)
+    saved: list[int] = []
+
+    def scores() -> dict[str, Any]:
+        overall = {key: values[key][run.step - 1] for key in ("mean_iou", "overall_accuracy")}
+        return overall | {"per_class": {"arid": {"iou": values["arid"][run.step - 1]}}}
+
+    run.count = lambda dataset, on_image: counted(scores)
+    run._save_model = lambda name: saved.append(run.step) if name == "best" else None
+    result = run.train()
+    assert saved == steps and result["best"]["step"] == steps[-1] and set(result["best"]) == {"step", metric}
+
+
+def test_a_best_metric_that_no_evaluation_has_is_refused(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"best_metric=miou is no number of an evaluation: num_images, mean_iou, .*per_class/polar/"
+    ):
+        trainer(data, tmp_path / "run", best_metric="miou")
+
+
+def test_a_run_ends_early_when_it_gets_no_better(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    """Also when it is resumed in between: the evaluations without a better one go on being counted."""
+    values = [0.1, 0.3, 0.2, 0.3, 0.1, 0.4]
+    fields = {"eval_every": 1, "save_every": 1, "max_steps": 6, "early_stopping_patience": 3}
+
+    def start(folder: str, **more: Any) -> dict[str, Any]:
+        run = trainer(data, tmp_path / folder, **fields, **more)
+        run.count = lambda dataset, on_image: counted(lambda: {"mean_iou": values[run.step - 1]})
+        return run.train()
+
+    result = start("run")
+    assert result["step"] == 5 and result["best"] == {"step": 2, "mean_iou": 0.3} and "stopped" not in result
+    assert lines(tmp_path / "run")[-1]["ended"] == "early: no better mean_iou in 3 evaluations"
+    final = (tmp_path / "run" / "final" / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000004")
+    shutil.rmtree(tmp_path / "run" / "final")
+    assert start("run", resume="auto") == result
+    assert (tmp_path / "run" / "final" / "model.safetensors").read_bytes() == final
+
+
+def test_adapters_train_go_on_and_leave_a_plain_model(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    splits, label_map = data
+    base = tmp_path / "base"
+    build_model(ModelConfig(config=TINY), label_map).save_pretrained(base)
+
+    def start(folder: str, **fields: Any) -> None:
+        config = {"output_dir": str(tmp_path / folder), "max_steps": 4, "batch_size": 2, "save_every": 2}
+        SegmentationTrainer(
+            build_model(ModelConfig(name=str(base), lora={"rank": 2}), label_map),
+            TrainingConfig(**config, learning_rate=1e-2, **fields),
+            train_dataset=splits["train"],
+            eval_dataset=splits["val"],
+            label_map=label_map,
+            transforms=TRANSFORMS,
+            processor=processor_from_transforms(TRANSFORMS),
+        ).train()
+
+    start("whole")
+    start("resumed", resume=str(tmp_path / "whole" / "checkpoints" / "step-000002"))
+    assert weights(tmp_path / "whole" / "final").keys() == load_file(base / "model.safetensors").keys()
+    for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        a, b = ((tmp_path / name / "final" / file).read_bytes() for name in ("whole", "resumed"))
+        assert a == b, file
+    final = tmp_path / "whole" / "final"
+    adapted = load_adapter(load_model(base), final / "adapter").eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        plain = load_model(final).eval()(image).logits
+        torch.testing.assert_close(adapted(image).logits, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_bf16_and_gradient_checkpointing_run(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    result = trainer(
+        data, tmp_path / "run", max_steps=2, mixed_precision="bf16", gradient_checkpointing=True, max_grad_norm=1.0
+    ).train()
+    assert result["step"] == 2
+    assert all(value.dtype != torch.bfloat16 for value in weights(tmp_path / "run" / "final").values())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"warmup_steps": 10, "max_steps": 10}, "warmup_steps=10 must be below max_steps=10"),
+        ({"betas": (0.9, 1.0)}, "betas"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"time_limit": "8.5h"}, "is no duration"),
+        ({"schedule": "linear"}, "poly"),
+    ],
+)
+def test_wrong_settings_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**fields)
+
+
+def test_warmup_defaults_to_a_twentieth() -> None:
+    assert TrainingConfig(max_steps=300).warmup == 15
+    assert TrainingConfig(max_steps=160_000).warmup == 1500
+    assert TrainingConfig(max_steps=300, warmup_steps=0).warmup == 0
+
+
+def segtune_train(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    settings = ["training.max_steps=8", "training.batch_size=2", "training.eval_every=4", "transforms.crop_size=64"]
+    command = [sys.executable, "-m", "segtune", "train", "demo", f"training.output_dir={folder}", *settings, *overrides]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides", [["training.num_workers=2"], ["training.accumulation_steps=2", "training.ema_decay=0.9"]]
+)
+def test_killed_at_random_moments_and_resumed_is_exact(tmp_path: Path, overrides: list[str]) -> None:
+    """The processes are those of a user; SIGKILL leaves no time to save anything."""
+    generator = random.Random(0)
+    whole = segtune_train(tmp_path / "A", *overrides)
+    _, stderr = whole.communicate(timeout=300)
+    assert whole.returncode == 0, stderr
+    kills, seen = 0, 0
+    while True:
+        run = segtune_train(tmp_path / "B", "training.resume=auto", *overrides)
+        if kills < 3:
+            while run.poll() is None and len(list((tmp_path / "B").glob("checkpoints/step-*"))) + kills <= seen:
+                time.sleep(0.05)
+            time.sleep(generator.random())
+            if run.poll() is None:
+                run.kill()
+                run.communicate()
+                kills, seen = kills + 1, seen + 1
+                continue
+        _, stderr = run.communicate(timeout=300)
+        assert run.returncode == 0, stderr
+        break
+    assert kills >= 2
+    for name in ("final", "best"):
+        a, b = ((tmp_path / side / name / "model.safetensors").read_bytes() for side in "AB")
+        assert a == b, name
+    evals = [[line for line in lines(tmp_path / side) if "mean_iou" in line] for side in "AB"]
+    assert evals[0] == evals[1] and len(evals[0]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_everything_and_exits_with_3(tmp_path: Path, number: signal.Signals) -> None:
+    settings = ["training.max_steps=5000", "training.log_every=1", "training.save_every=0", "training.num_workers=1"]
+    run = segtune_train(tmp_path / "run", *settings)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while run.poll() is None and not (metrics.exists() and '"loss"' in metrics.read_text()):  # a step was made
+        time.sleep(0.05)
+    run.send_signal(number)
+    stdout, stderr = run.communicate(timeout=300)
+    assert run.returncode == 3, stderr
+    assert f"everything saved: {number.name} was received" in stdout
+    assert "training.resume=auto" in stdout.splitlines()[-1]
+    assert "Traceback" not in stderr
+    assert len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) == 1
