@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SegtuneError(Exception):
     """Base of all errors that the command line shows as one message, without a traceback."""
@@ -17,3 +20,18 @@ class UsageError(SegtuneError, ValueError):
 
 class DataError(SegtuneError, ValueError):
     """An image, a mask or a checkpoint is not what it should be."""
+
+    def named(self, what: str) -> DataError:
+        """The same error with what it is about in front: a file, a sample."""
+        return DataError(f"{what}: {self}")
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Puts what is read, a file or a sample, in front of the message of a `DataError`, unless it begins so."""
+    try:
+        yield
+    except DataError as error:
+        if str(error).startswith(what):
+            raise
+        raise error.named(what) from error

@@ -164,7 +164,7 @@ def test_errors_name_the_sample_and_its_files(tmp_path: Path) -> None:
         samples[0, 0]
     assert error.value.values == {42: 16}
     (tmp_path / "images" / "a b.png").write_bytes(b"gone")
-    with pytest.raises(DataError, match=r"sample 'a b' .*cannot identify image file"):
+    with pytest.raises(DataError, match=r"sample 'a b' .*images/a b\.png: cannot be read \(it is no picture"):
         samples[0, 0]
 
 

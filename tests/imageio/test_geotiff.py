@@ -20,7 +20,7 @@ from segtune.data.samples import read_pair
 from segtune.errors import DataError, UsageError
 from segtune.imageio import geotiff
 from segtune.imageio.geotiff import GeoRaster, Georeference, TiffWriter
-from segtune.imageio.read import read_pixels, read_size
+from segtune.imageio.read import Window, read_file, read_size
 from segtune.labels.label_map import LabelMap
 
 PLACE = Georeference(rasterio.crs.CRS.from_epsg(32633), Affine(10, 0, 300000, 0, -10, 5600000))
@@ -147,22 +147,22 @@ def test_any_number_of_bands_and_any_numbers(tmp_path: Path, dtype: str, count: 
     write(path, bands)
     assert geotiff.is_for_pillow(path) is for_pillow
     assert read_size(path) == (5, 7)
-    pixels = np.asarray(read_pixels(path))
+    pixels = np.asarray(read_file(path))
     expected = bands[0] if count == 1 else np.moveaxis(bands, 0, 2)
     assert pixels.dtype == expected.dtype
     np.testing.assert_array_equal(pixels, expected)
-    np.testing.assert_array_equal(np.asarray(read_pixels(path, (1, 2, 3, 4))), expected[1:4, 2:6])
+    np.testing.assert_array_equal(np.asarray(read_file(path, Window(1, 2, 3, 4))), expected[1:4, 2:6])
 
 
 def test_no_data_is_masked_where_every_band_has_none(tmp_path: Path) -> None:
     write(tmp_path / "a.tif", [[[0, 5], [0, 7]], [[0, 0], [3, 9]]], nodata=0)
-    pixels = read_pixels(tmp_path / "a.tif")
+    pixels = read_file(tmp_path / "a.tif")
     assert isinstance(pixels, np.ma.MaskedArray)
     assert pixels.mask.tolist() == [[[True, True], [False, False]], [[False, False], [False, False]]]
     write(tmp_path / "b.tif", np.array([[[1, np.nan, -9999]]], np.float32), nodata=-9999)
-    assert np.ma.getmaskarray(read_pixels(tmp_path / "b.tif")).tolist() == [[False, True, True]]
+    assert np.ma.getmaskarray(read_file(tmp_path / "b.tif")).tolist() == [[False, True, True]]
     write(tmp_path / "c.tif", np.array([[[1, 2]]], np.uint8), nodata=9)
-    assert not isinstance(read_pixels(tmp_path / "c.tif"), np.ma.MaskedArray)
+    assert not isinstance(read_file(tmp_path / "c.tif"), np.ma.MaskedArray)
 
 
 def test_no_data_in_image_or_mask_is_ignored(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_message_where_rasterio_is_missing(tmp_path: Path, monkeypatch: pytest.M
     write(tmp_path / "a.tif", np.zeros((5, 4, 4), np.uint8))
     monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
     with pytest.raises(UsageError, match=r"a\.tif: this needs the package rasterio: pip install 'segtune\[geo\]'"):
-        read_pixels(tmp_path / "a.tif")
+        read_file(tmp_path / "a.tif")
 
 
 # -- arrays -----------------------------------------------------------------------------------------------------------
@@ -219,15 +219,15 @@ def test_arrays_with_channels_at_either_end(tmp_path: Path, suffix: str, first: 
     stored = np.moveaxis(array, 2, 0) if first else array
     np.save(path, stored) if suffix == "npy" else np.savez(path, bands=stored)
     assert read_size(path) == (6, 5)
-    np.testing.assert_array_equal(read_pixels(path), array)
-    np.testing.assert_array_equal(read_pixels(path, (1, 2, 3, 3)), array[1:4, 2:5])
+    np.testing.assert_array_equal(read_file(path), array)
+    np.testing.assert_array_equal(read_file(path, Window(1, 2, 3, 3)), array[1:4, 2:5])
 
 
 def test_arrays_that_are_no_images(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", image=np.zeros((2, 2)), mask=np.zeros((2, 2)))
     assert "a.npz holds 2 arrays (image, mask): save one array in each file" in str(read_size(tmp_path / "a.npz"))
     np.save(tmp_path / "b.npy", np.zeros(5))
-    assert "an array of shape (5,)" in str(read_size(tmp_path / "b.npy"))
+    assert "an array of float64 (5,)" in str(read_size(tmp_path / "b.npy"))
     (tmp_path / "c.npy").write_bytes(b"nothing")
     assert isinstance(read_size(tmp_path / "c.npy"), Exception)
     np.save(tmp_path / "d.npy", np.array([{}], dtype=object), allow_pickle=True)
@@ -241,4 +241,4 @@ def test_pictures_in_windows_are_turned_first(tmp_path: Path) -> None:
     PIL.Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     upright = np.rot90(pixels, -1)
     assert read_size(tmp_path / "a.png") == (6, 4)
-    np.testing.assert_array_equal(np.asarray(read_pixels(tmp_path / "a.png", (2, 1, 3, 2))), upright[2:5, 1:3])
+    np.testing.assert_array_equal(np.asarray(read_file(tmp_path / "a.png", Window(2, 1, 3, 2))), upright[2:5, 1:3])

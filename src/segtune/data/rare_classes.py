@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segtune.data.samples import Windows, open_pair
+from segtune.data.lazy_rows import decoded, undecoded
+from segtune.data.samples import CroppedReader, open_pair
 from segtune.data.transforms import TrainTransform, TransformConfig
 from segtune.errors import UsageError
 from segtune.imageio.read import read_mask
@@ -53,11 +54,11 @@ def find_rare_ids(config: TransformConfig, dataset: Any, label_map: LabelMap) ->
     """Training ids of the rare classes: those that the recipe names, else those with few pixels (never none)."""
     if config.rare_classes != "auto":
         return [_id_of(name, label_map) for name in config.rare_classes]
-    masks = dataset.select_columns(["mask"])
+    masks = undecoded(dataset.select_columns(["mask"]))
     rows = range(0, len(masks), max(1, len(masks) // COUNTED_MASKS))
     counts = np.zeros(label_map.num_labels, dtype=np.int64)
     for row in rows:
-        labels = label_map.encode(read_mask(masks[row]["mask"]))
+        labels = label_map.encode(read_mask(decoded(masks[row])["mask"]))
         counts += np.bincount(labels[labels != label_map.ignore_index], minlength=label_map.num_labels)
     found = np.flatnonzero(counts).tolist()
     if not found:
@@ -95,14 +96,14 @@ class Donors:
         channels: int = 3,
         raw: bool = False,
     ) -> None:
-        self.dataset = dataset
-        self.masks = dataset.select_columns(["mask"])
+        self.dataset = undecoded(dataset)
+        self.masks = self.dataset.select_columns(["mask"])
         self.label_map = label_map
         self.rare_ids = rare_ids
         self.channels, self.raw = channels, raw
         self.held: dict[int, frozenset[int]] = {}  # row -> the rare classes in it
 
-    def __call__(self, rng: random.Random) -> tuple[Windows, Windows] | None:
+    def __call__(self, rng: random.Random) -> tuple[CroppedReader, CroppedReader] | None:
         """An image (H, W, C) with its labels (H, W): one of 20 drawn, with a class drawn from the rare ones.
 
         Where none of the 20 has that class, the first one with another rare class; None where there is no such.
@@ -119,9 +120,9 @@ class Donors:
 
     def _held(self, index: int) -> frozenset[int]:
         if index not in self.held:
-            labels = self.label_map.encode(read_mask(self.masks[index]["mask"]))
+            labels = self.label_map.encode(read_mask(decoded(self.masks[index])["mask"]))
             self.held[index] = frozenset(i for i in self.rare_ids if (labels == i).any())
         return self.held[index]
 
-    def _read(self, index: int) -> tuple[Windows, Windows]:
-        return open_pair(self.dataset[index], self.label_map, self.channels, self.raw)
+    def _read(self, index: int) -> tuple[CroppedReader, CroppedReader]:
+        return open_pair(decoded(self.dataset[index]), self.label_map, self.channels, self.raw)

@@ -19,6 +19,7 @@ from segtune.doctor.check_classes import class_table
 from segtune.doctor.examine import Diagnosis
 from segtune.doctor.findings import LEAVE_OUT, SEVERITIES, Finding, count, percent, sentence
 from segtune.doctor.sample_facts import COLOR, read_pair
+from segtune.errors import DataError
 from segtune.labels.label_map import LabelMap
 from segtune.labels.mask_values import Color
 from segtune.viz.charts import Axis, Frame
@@ -220,7 +221,7 @@ def picture_of(case: Case, sample: Sample) -> str | None:
     """
     try:
         pixels, codes = read_pair(sample, case.opener)
-    except Exception:  # decoders raise what they like, and the finding says it
+    except DataError:  # a finding says it
         return None
     labels, label_map = _labels(case, codes)
     if pixels.shape[:2] == labels.shape:
@@ -234,7 +235,7 @@ def overlay_of(case: Case, sample: Sample) -> str | None:
     """The image with the mask over it, as a data URL; None where that cannot be made."""
     try:
         pixels, codes = read_pair(sample, case.opener)
-    except Exception:  # as above
+    except DataError:  # as above
         return None
     labels, label_map = _labels(case, codes)
     if pixels.shape[:2] != labels.shape:

@@ -1,4 +1,4 @@
-"""Rasters through rasterio (the extra `geo`): rows of large and georeferenced files in, GeoTIFF out row by row."""
+"""GeoTIFF and other rasters through rasterio (the extra `geo`): windows and rows in, rows out; tags through Pillow."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import PIL.Image
 
 from segtune.errors import DataError, UsageError
 
-PIXEL_SCALE, TRANSFORMATION = 33550, 34264  # tags of TIFF: one of them says where on earth the pixels lie
-BLOCK = 256  # side of the tiles of what is written; bands of so many rows are compressed once
+TIFFS = {".tif", ".tiff"}
+BANDS, PIXEL_SCALE, TIE_POINTS, TRANSFORMATION, NODATA = 277, 33550, 33922, 34264, 42113  # tags of TIFF
+BLOCK = 256  # side of the tiles of what is written; so many rows are compressed at once
 CACHE = 64 * 2**20  # bytes of GDAL's cache of blocks, which is a twentieth of the memory by default
 _filters = threading.Lock()  # the filters of warnings are one for all threads
 
@@ -29,29 +30,112 @@ class Georeference(NamedTuple):
     transform: Any
 
 
+# -- what a header says, through Pillow where it can open the file ----------------------------------------------------
+
+
+def read_tags(path: Path) -> Any | None:
+    """The tags of a TIFF by number, as Pillow reads them; none of another picture; None where Pillow cannot open it."""
+    try:
+        with PIL.Image.open(path) as picture:
+            return tags_of(picture)
+    except PIL.UnidentifiedImageError:
+        return None
+
+
+def tags_of(picture: PIL.Image.Image) -> Any:
+    """The tags of a TIFF that Pillow has opened; none of another picture."""
+    return getattr(picture, "tag_v2", {})
+
+
 def has_position(tags: Any) -> bool:
-    """Whether a TIFF with these tags, as Pillow reads them, says where on earth it lies."""
+    """Whether a TIFF with these tags says where on earth it lies."""
     return PIXEL_SCALE in tags or TRANSFORMATION in tags
 
 
-def import_rasterio(path: Path | str) -> Any:
-    """The package, or UsageError that says for which file it is needed."""
+def is_georeferenced(path: Path) -> bool:
+    """Whether a file is a TIFF that says where on earth it lies; looks at the header only."""
+    if path.suffix.lower() not in TIFFS:
+        return False
     try:
-        import rasterio
-        import rasterio.features
-    except ImportError:
-        raise UsageError(f"{path}: this needs the package rasterio: pip install 'segtune[geo]'") from None
-    return rasterio
+        tags = read_tags(path)
+    except OSError:
+        return False  # said when it is read
+    return GeoRaster(path).georeference is not None if tags is None else has_position(tags)
+
+
+def is_for_pillow(path: Path) -> bool:
+    """Whether Pillow reads every band of a TIFF as it is."""
+    try:
+        with PIL.Image.open(path) as picture:
+            return tags_of(picture).get(BANDS, 1) == len(picture.getbands())
+    except PIL.UnidentifiedImageError:
+        return False
+
+
+def nodata_of(picture: PIL.Image.Image) -> float | None:
+    """The value that stands for "no data" in a GeoTIFF that Pillow has opened."""
+    text = tags_of(picture).get(NODATA)
+    return None if text is None else float(str(text).strip("\x00 "))
+
+
+def without_nodata(pixels: np.ndarray, nodata: float | None) -> np.ndarray:
+    """(H, W) or (H, W, C), masked where every channel has no data or is not a number."""
+    missing = np.isnan(pixels) if pixels.dtype.kind == "f" else np.zeros(pixels.shape, dtype=bool)
+    if nodata is not None and not math.isnan(nodata):
+        missing |= pixels == nodata
+    if pixels.ndim == 3:
+        missing = np.broadcast_to(missing.all(axis=2, keepdims=True), pixels.shape)
+    return np.ma.masked_array(pixels, missing) if missing.any() else pixels
+
+
+def grid_of(path: Path) -> tuple[float, ...] | None:
+    """Where on earth a TIFF lies: the six numbers of its affine transformation; None where it does not say."""
+    tags = read_tags(path)
+    if tags is None:
+        with _opened(path) as raster:
+            return None if raster.transform.is_identity else tuple(raster.transform)[:6]
+    if TRANSFORMATION in tags:
+        return tuple(tags[TRANSFORMATION][i] for i in (0, 1, 3, 4, 5, 7))
+    if PIXEL_SCALE not in tags or TIE_POINTS not in tags:
+        return None
+    (across, down), (column, row, _, x, y) = tags[PIXEL_SCALE][:2], tags[TIE_POINTS][:5]
+    return across, 0.0, x - column * across, 0.0, -down, y + row * down
+
+
+def same_grid(one: tuple[float, ...] | None, other: tuple[float, ...] | None) -> bool:
+    """Whether two rasters of one size lie on each other, up to a hundredth of a pixel; unknown counts as yes."""
+    if one is None or other is None:
+        return True
+    pixel = max(map(abs, (one[0], one[1], one[3], one[4])))
+    return all(abs(a - b) <= 0.01 * pixel for a, b in zip(one, other, strict=True))
+
+
+# -- pixels -----------------------------------------------------------------------------------------------------------
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """(height, width) of any TIFF."""
+    with _opened(path) as raster:
+        return raster.height, raster.width
+
+
+def read(path: Path, area: tuple[slice, slice] | None = None) -> np.ndarray:
+    """(H, W) of one band or (H, W, C), or an area (rows, columns) of it; masked (`numpy.ma`) where there is no data."""
+    with _opened(path) as raster:
+        window = area and tuple((part.start, part.stop) for part in area)
+        bands, nodata = raster.read(window=window), raster.nodata  # (C, H, W)
+    pixels = bands[0] if len(bands) == 1 else np.ascontiguousarray(np.moveaxis(bands, 0, 2))  # (H, W) or (H, W, C)
+    return without_nodata(pixels, nodata)
 
 
 class GeoRaster:
     """A file that rasterio reads, a few rows at a time; rows that were read last are kept for the next read.
 
-    Forward reads cost one pass over the file also where it is one compressed stream, as PNG is.
+    Forward reads cost one pass over the file, even where it is one compressed stream, as PNG is.
 
     Attributes:
-        height, width, channels: of the file.
-        georeference: None where the file has none.
+        height, width, channels: the size of the file.
+        georeference: where its pixels lie; None where the file does not say.
 
     Raises:
         DataError: the file cannot be read.
@@ -115,7 +199,7 @@ class TiffWriter:
         nodata: int | None = None,
     ) -> None:
         self.path, self.row, self.width = path, 0, size[1]
-        place = {"crs": georeference.crs, "transform": georeference.transform} if georeference else {}
+        position = {"crs": georeference.crs, "transform": georeference.transform} if georeference else {}
         tiles = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK} if min(size) > BLOCK else {}
         with _gdal(path, opening=True) as rasterio:
             self._dataset = rasterio.open(
@@ -130,7 +214,7 @@ class TiffWriter:
                 compress="deflate",
                 bigtiff="if_safer",
                 **tiles,
-                **place,
+                **position,
             )
             if colors is not None:
                 self._dataset.write_colormap(1, dict(enumerate(colors)))
@@ -152,12 +236,35 @@ class TiffWriter:
             self._dataset.close()
 
 
+# -- the package ------------------------------------------------------------------------------------------------------
+
+
+def import_rasterio(path: Path | str) -> Any:
+    """The package rasterio; UsageError that names the file it is needed for, where it is not installed."""
+    try:
+        import rasterio
+        import rasterio.features
+    except ImportError:
+        raise UsageError(f"{path}: this needs the package rasterio: pip install 'segtune[geo]'") from None
+    return rasterio
+
+
 @contextmanager
 def may_lie_nowhere(rasterio: Any) -> Iterator[None]:
     """No warning when a file is opened that does not say where on earth it lies."""
     with _filters, warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         yield
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file that rasterio has opened."""
+    rasterio = import_rasterio(path)
+    with may_lie_nowhere(rasterio):
+        raster = rasterio.open(path)
+    with raster:
+        yield raster
 
 
 @contextmanager
@@ -169,90 +276,3 @@ def _gdal(path: Path, opening: bool = False) -> Iterator[Any]:
             yield rasterio
         except rasterio.errors.RasterioError as error:
             raise DataError(f"{path}: {error}") from error
-
-
-BANDS, NODATA = 277, 42113  # tags of TIFF
-TIE_POINTS = 33922
-
-
-def is_for_pillow(path: Path) -> bool:
-    """Whether Pillow reads every band of a TIFF as it is."""
-    try:
-        with PIL.Image.open(path) as picture:
-            return _tags(picture).get(BANDS, 1) == len(picture.getbands())
-    except PIL.UnidentifiedImageError:
-        return False
-
-
-def nodata_of(picture: PIL.Image.Image) -> float | None:
-    """The value that stands for "no data" in a GeoTIFF that Pillow has opened."""
-    text = _tags(picture).get(NODATA)
-    return None if text is None else float(str(text).strip("\x00 "))
-
-
-def without_nodata(pixels: np.ndarray, nodata: float | None) -> np.ndarray:
-    """(H, W) or (H, W, C), masked where every channel has no data or is not a number."""
-    missing = np.isnan(pixels) if pixels.dtype.kind == "f" else np.zeros(pixels.shape, dtype=bool)
-    if nodata is not None and not math.isnan(nodata):
-        missing |= pixels == nodata
-    if pixels.ndim == 3:
-        missing = np.broadcast_to(missing.all(axis=2, keepdims=True), pixels.shape)
-    return np.ma.masked_array(pixels, missing) if missing.any() else pixels
-
-
-def read_size(path: Path) -> tuple[int, int]:
-    """(height, width) of any TIFF."""
-    with _opened(path) as raster:
-        return raster.height, raster.width
-
-
-def read(path: Path, window: tuple[int, int, int, int] | None = None) -> np.ndarray:
-    """(H, W) of one band or (H, W, C), or a window (top, left, height, width) of it; masked where there is no data."""
-    with _opened(path) as raster:
-        area = None
-        if window:
-            top, left, height, width = window
-            area = ((top, top + height), (left, left + width))
-        bands, nodata = raster.read(window=area), raster.nodata  # (C, H, W)
-    pixels = bands[0] if len(bands) == 1 else np.ascontiguousarray(np.moveaxis(bands, 0, 2))  # (H, W) or (H, W, C)
-    return without_nodata(pixels, nodata)
-
-
-def grid_of(path: Path) -> tuple[float, ...] | None:
-    """Where on earth a TIFF lies: the numbers of its affine transformation; None where it does not say.
-
-    Read from the header, without rasterio where Pillow can.
-    """
-    try:
-        with PIL.Image.open(path) as picture:
-            tags = _tags(picture)
-    except PIL.UnidentifiedImageError:
-        with _opened(path) as raster:
-            return None if raster.transform.is_identity else tuple(raster.transform)[:6]
-    if TRANSFORMATION in tags:
-        return tuple(tags[TRANSFORMATION][i] for i in (0, 1, 3, 4, 5, 7))
-    if PIXEL_SCALE not in tags or TIE_POINTS not in tags:
-        return None
-    (across, down), (column, row, _, x, y) = tags[PIXEL_SCALE][:2], tags[TIE_POINTS][:5]
-    return across, 0.0, x - column * across, 0.0, -down, y + row * down
-
-
-def same_grid(one: tuple[float, ...] | None, other: tuple[float, ...] | None) -> bool:
-    """Whether two rasters of one size lie on each other, up to a hundredth of a pixel; unknown counts as yes."""
-    if one is None or other is None:
-        return True
-    pixel = max(map(abs, (one[0], one[1], one[3], one[4])))
-    return all(abs(a - b) <= 0.01 * pixel for a, b in zip(one, other, strict=True))
-
-
-def _tags(picture: PIL.Image.Image) -> Any:
-    return getattr(picture, "tag_v2", {})
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    rasterio = import_rasterio(path)
-    with may_lie_nowhere(rasterio):
-        raster = rasterio.open(path)
-    with raster:
-        yield raster

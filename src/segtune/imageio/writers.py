@@ -1,4 +1,4 @@
-"""Maps written to files row by row: masks with their colours, confidences; a file is there when it is complete."""
+"""Row-wise writers of maps: masks with their palette and confidences, as PNG or TIFF; a file is there when complete."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from segtune.files import atomic_path
 from segtune.imageio.geotiff import Georeference, TiffWriter
 from segtune.labels.label_map import LabelMap
 
-Write = Callable[[np.ndarray], None]
+Write = Callable[[np.ndarray], None]  # of the next rows
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+GREY, PALETTE = 0, 3  # colour types
+UP = 2  # the filter: a row as the difference from the one above, which makes most of a label map zeros
 
 
 @contextmanager
@@ -54,11 +58,6 @@ def confidence_writer(path: Path, size: tuple[int, int], georeference: Georefere
                 yield tiff.write
 
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-GREY, PALETTE = 0, 3  # colour types
-UP = 2  # the filter: a row as the difference from the one above, which makes most of a label map zeros
-
-
 class PngWriter:
     """Writes ids as a PNG of one channel; use it as a context, and `write` the rows from top to bottom.
 
@@ -79,8 +78,8 @@ class PngWriter:
         self.stored = np.dtype(dtype).newbyteorder(">")
         self.file = path.open("wb")
         self.file.write(SIGNATURE)
-        kind = GREY if palette is None else PALETTE
-        self._chunk(b"IHDR", struct.pack(">2I5B", self.width, height, 8 * self.stored.itemsize, kind, 0, 0, 0))
+        color_type = GREY if palette is None else PALETTE
+        self._chunk(b"IHDR", struct.pack(">2I5B", self.width, height, 8 * self.stored.itemsize, color_type, 0, 0, 0))
         if palette is not None:
             self._chunk(b"PLTE", bytes(value for color in palette for value in color))
         self.compressor = zlib.compressobj()

@@ -14,7 +14,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from segtune.errors import UsageError
-from segtune.imageio.raster import ImageLike, is_image, read_ahead
+from segtune.imageio.raster import is_image, read_ahead
+from segtune.imageio.read import ImageLike
 from segtune.inference.processor import processor_of
 from segtune.inference.protocol import InferenceProtocol
 from segtune.inference.segmenter import Segmenter, joined

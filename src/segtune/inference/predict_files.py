@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 
 from segtune.errors import UsageError
 from segtune.files import atomic_path, write_folder
-from segtune.imageio.geotiff import Georeference
-from segtune.imageio.raster import ArrayRaster, FileRaster, Raster, is_georeferenced, read_ahead
+from segtune.imageio.geotiff import Georeference, is_georeferenced
+from segtune.imageio.raster import ArrayRaster, FileRaster, Raster, read_ahead
 from segtune.imageio.video import VideoReader, VideoWriter, is_video
 from segtune.imageio.writers import confidence_writer, mask_writer
 from segtune.inference import polygons

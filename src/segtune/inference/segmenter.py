@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from segtune.errors import UsageError
-from segtune.imageio.raster import ImageLike, Raster, open_raster, read_ahead, resized
+from segtune.imageio.raster import Raster, open_raster, read_ahead, resized
+from segtune.imageio.read import ImageLike
 from segtune.inference.protocol import LOGIT_STRIDE, InferenceProtocol
 from segtune.inference.sliding_window import Span, UpsampledRows, blend_across, blend_down, spans
 from segtune.segformer.upsampling import band_rows, upsample, upsampled_confidence, upsampled_prediction

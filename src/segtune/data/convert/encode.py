@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import PIL.Image
 
+from segtune.data.lazy_rows import decoded, undecoded
 from segtune.data.samples import open_pair
 from segtune.data.tiles import spans
-from segtune.errors import DataError
+from segtune.errors import naming
 from segtune.imageio.read import SUFFIXES, read_image, read_mask
 from segtune.labels.label_map import LabelMap
 
@@ -103,7 +104,7 @@ class Pieces:
         tile: int | None = None,
         overlap: int | None = None,
     ) -> None:
-        self.rows, self.cells = rows, rows.with_format("arrow")
+        self.rows, self.cells = undecoded(rows), rows.with_format("arrow")
         self.source, self.target = source, target
         self.tile, self.overlap = tile, overlap
 
@@ -114,10 +115,8 @@ class Pieces:
             DataError: the row cannot be read or does not fit the label map; names the sample.
         """
         cells = self.cells[number].to_pylist()[0]
-        try:
-            return list(self._pieces(self.rows[number], cells))
-        except Exception as error:  # decoders raise what they like
-            raise DataError(f"sample {cells['id']!r}: {error}") from error
+        with naming(f"sample {cells['id']!r}"):
+            return list(self._pieces(decoded(self.rows[number]), cells))
 
     def _pieces(self, row: Mapping[str, Any], cells: Mapping[str, Any]) -> Iterator[EncodedSample]:
         picture, mask = row["image"], read_mask(row["mask"])

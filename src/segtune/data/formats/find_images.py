@@ -10,7 +10,7 @@ from typing import Any
 
 from segtune.data.index import DatasetIndex, Sample, in_threads
 from segtune.errors import UsageError
-from segtune.imageio.read import is_picture, read_size
+from segtune.imageio.read import ReadError, is_picture, read_size
 
 
 class ImageFinder:
@@ -82,13 +82,13 @@ def keep_annotated(scan: DatasetIndex, samples: Sequence[Sample], parts: Sequenc
             different[name] = f"{name} ({size}), annotated as {sample.size}"
         else:
             name = scan.below(sample.image)
-            unreadable[name] = f"{name} ({size})"
+            unreadable[name] = f"{name} ({size.reason})"
     fix = "Replace these images, or export the annotations again (an image counts as its EXIF orientation turns it)"
     scan.report("unreadable", "files that cannot be read", unreadable, fix)
     scan.report("size_mismatch", "images of another (height, width) than annotated", different, fix)
 
 
-def _shown_size(sample: Sample) -> tuple[int, int] | Exception:
+def _shown_size(sample: Sample) -> tuple[int, int] | ReadError:
     """From the image's header; what the annotation states, where the image is part of it."""
     return sample.size if sample.image == sample.mask else read_size(sample.image)
 
