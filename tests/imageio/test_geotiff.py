@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import pytest
 import rasterio
 from PIL import Image
@@ -206,39 +205,3 @@ def test_message_where_rasterio_is_missing(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
     with pytest.raises(UsageError, match=r"a\.tif: this needs the package rasterio: pip install 'segtune\[geo\]'"):
         read_file(tmp_path / "a.tif")
-
-
-# -- arrays -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("suffix", ["npy", "npz"])
-@pytest.mark.parametrize("first", [True, False])
-def test_arrays_with_channels_at_either_end(tmp_path: Path, suffix: str, first: bool) -> None:
-    array = np.arange(6 * 5 * 4, dtype=np.int16).reshape(6, 5, 4)
-    path = tmp_path / f"a.{suffix}"
-    stored = np.moveaxis(array, 2, 0) if first else array
-    np.save(path, stored) if suffix == "npy" else np.savez(path, bands=stored)
-    assert read_size(path) == (6, 5)
-    np.testing.assert_array_equal(read_file(path), array)
-    np.testing.assert_array_equal(read_file(path, Window(1, 2, 3, 3)), array[1:4, 2:5])
-
-
-def test_arrays_that_are_no_images(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", image=np.zeros((2, 2)), mask=np.zeros((2, 2)))
-    assert "a.npz holds 2 arrays (image, mask): save one array in each file" in str(read_size(tmp_path / "a.npz"))
-    np.save(tmp_path / "b.npy", np.zeros(5))
-    assert "an array of float64 (5,)" in str(read_size(tmp_path / "b.npy"))
-    (tmp_path / "c.npy").write_bytes(b"nothing")
-    assert isinstance(read_size(tmp_path / "c.npy"), Exception)
-    np.save(tmp_path / "d.npy", np.array([{}], dtype=object), allow_pickle=True)
-    assert isinstance(read_size(tmp_path / "d.npy"), Exception)
-
-
-def test_pictures_in_windows_are_turned_first(tmp_path: Path) -> None:
-    exif = PIL.Image.Exif()
-    exif[0x0112] = 6
-    pixels = np.arange(24, dtype=np.uint8).reshape(4, 6)
-    PIL.Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    upright = np.rot90(pixels, -1)
-    assert read_size(tmp_path / "a.png") == (6, 4)
-    np.testing.assert_array_equal(np.asarray(read_file(tmp_path / "a.png", Window(2, 1, 3, 2))), upright[2:5, 1:3])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Annotated, NoReturn
 
@@ -31,7 +32,11 @@ from segtune.errors import SegtuneError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs a command and leaves with its exit code. SEGTUNE_TRACEBACK=1 shows the traceback of an error."""
+    """Runs a command and leaves with its exit code.
+
+    What the user can mend is one message: a fault of the input, or of the machine (a full disk, a file that may not be
+    written). Anything else is a bug and shows its traceback; SEGTUNE_TRACEBACK=1 shows that of every error.
+    """
     try:
         typer.main.get_command(_application()).main(args=argv, prog_name="segtune")
     except Exception as error:
@@ -39,7 +44,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         if isinstance(error, SegtuneError):
             _fail(str(error), error.exit_code)
-        _fail(f"{type(error).__name__}: {error}\n(SEGTUNE_TRACEBACK=1 in the environment shows where it happened)", 1)
+        if isinstance(error, OSError):
+            _fail(
+                f"{type(error).__name__}: {error}\n(SEGTUNE_TRACEBACK=1 in the environment shows where it happened)", 1
+            )
+        traceback.print_exc()
+        _fail("this is a bug of segtune: please report it with the traceback above and what `segtune env` prints", 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,8 +185,11 @@ def decoded(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _decoded(cell: dict[str, Any], name: str) -> PIL.Image.Image:
-    with read_errors(cell["path"] or name):
-        return Image().decode_example(cell)
+    path, content = cell["path"], cell["bytes"]
+    with read_errors(path or name):
+        if content is None and os.path.isfile(path):
+            content = Path(path).read_bytes()  # given the path, `datasets` leaves a broken file open
+        return Image().decode_example({"path": path, "bytes": content})
 
 
 def _part(text: str | None) -> tuple[dict[str, Any], Window | None]:

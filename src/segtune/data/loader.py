@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from segtune.data.samples import SegmentationSamples, StepSampler, collate
 from segtune.data.streaming import ShardStream, State, StreamedSamples, StreamSampler, is_stream
 from segtune.data.transforms import TrainTransform
-from segtune.errors import UsageError
+from segtune.errors import SegtuneError, UsageError
 from segtune.labels.label_map import LabelMap
 
 if TYPE_CHECKING:
@@ -62,11 +62,14 @@ class TrainingBatches:
 
         Args:
             state: of a stream, what `state_after(start_step)` was in the run that goes on.
+
+        Raises:
+            DataError: a sample cannot be read or does not fit the label map; names the sample.
         """
         self.sampler = self._sampler(start_step, max_steps, state)
         loader = iter(
             DataLoader(
-                self.samples,
+                _ErrorsAsValues(self.samples),
                 batch_sampler=self.sampler,
                 collate_fn=collate,
                 num_workers=num_workers,
@@ -78,7 +81,7 @@ class TrainingBatches:
         for step in range(start_step, max_steps):
             if isinstance(self.sampler, StreamSampler):
                 self.sampler.forget(step - REMEMBERED)
-            yield [next(loader) for _ in range(self.accumulation_steps)]
+            yield [_raise_errors(next(loader)) for _ in range(self.accumulation_steps)]
 
     def state_after(self, step: int) -> State | None:
         """Where the stream of this process is when `step` steps are done; None where the step says it all."""
@@ -126,3 +129,26 @@ class TrainingBatches:
             start_step=start_step,
             max_steps=max_steps,
         )
+
+
+class _ErrorsAsValues(Dataset):
+    """Batches of samples, or the error of one, to be raised where it arrives.
+
+    A DataLoader would put the traceback of its worker into the message of what a worker raises: right for a bug, but a
+    fault of the data is to be one line.
+    """
+
+    def __init__(self, samples: SegmentationSamples) -> None:
+        self.samples = samples
+
+    def __getitems__(self, keys: Sequence[Any]) -> dict[str, Any] | SegtuneError:
+        try:
+            return self.samples.__getitems__(keys)
+        except SegtuneError as error:
+            return error
+
+
+def _raise_errors(batch: dict[str, Any] | SegtuneError) -> dict[str, Any]:
+    if isinstance(batch, SegtuneError):
+        raise batch
+    return batch

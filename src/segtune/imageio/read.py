@@ -247,7 +247,7 @@ def _load_array(path: Path) -> np.ndarray:
     if path.suffix.lower() == ".npy":
         array: np.ndarray = np.load(path, mmap_mode="r")
         return array
-    with np.load(path) as archive:
+    with path.open("rb") as file, np.load(file) as archive:  # given the path, NumPy leaves a broken file open
         only: np.ndarray = archive[_only_name(path, archive.files)]
         return only
 
