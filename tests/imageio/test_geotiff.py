@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def test_gaps_of_a_raster(tmp_path: Path) -> None:
 def test_written_rows_are_in_their_place(tmp_path: Path, shape: tuple[int, int]) -> None:
     ids = np.random.default_rng(0).integers(0, 3, shape, dtype=np.uint8)
     colors = [(1, 2, 3), (250, 240, 230), (0, 0, 255)]
-    with TiffWriter(tmp_path / "a.tif", shape, np.uint8, PLACE, colors, nodata=255) as tiff:
+    with closing(TiffWriter(tmp_path / "a.tif", shape, np.uint8, PLACE, colors, nodata=255)) as tiff:
         for top in range(0, shape[0], 256):
             tiff.write(ids[top : top + 256])
     with rasterio.open(tmp_path / "a.tif") as file:
@@ -90,7 +90,7 @@ def test_written_rows_are_in_their_place(tmp_path: Path, shape: tuple[int, int])
 
 def test_files_without_a_place(tmp_path: Path) -> None:
     values = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
-    with TiffWriter(tmp_path / "a.tif", (3, 4), np.float32) as tiff:
+    with closing(TiffWriter(tmp_path / "a.tif", (3, 4), np.float32)) as tiff:
         tiff.write(values)
     raster = GeoRaster(tmp_path / "a.tif")
     assert raster.georeference is None

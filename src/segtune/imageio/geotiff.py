@@ -6,9 +6,8 @@ import math
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,9 +27,6 @@ class Georeference(NamedTuple):
 
     crs: Any
     transform: Any
-
-
-# -- what a header says, through Pillow where it can open the file ----------------------------------------------------
 
 
 def read_tags(path: Path) -> Any | None:
@@ -92,7 +88,7 @@ def grid_of(path: Path) -> tuple[float, ...] | None:
     """Where on earth a TIFF lies: the six numbers of its affine transformation; None where it does not say."""
     tags = read_tags(path)
     if tags is None:
-        with _opened(path) as raster:
+        with _open(path) as raster:
             return None if raster.transform.is_identity else tuple(raster.transform)[:6]
     if TRANSFORMATION in tags:
         return tuple(tags[TRANSFORMATION][i] for i in (0, 1, 3, 4, 5, 7))
@@ -110,18 +106,15 @@ def same_grid(one: tuple[float, ...] | None, other: tuple[float, ...] | None) ->
     return all(abs(a - b) <= 0.01 * pixel for a, b in zip(one, other, strict=True))
 
 
-# -- pixels -----------------------------------------------------------------------------------------------------------
-
-
 def read_size(path: Path) -> tuple[int, int]:
     """(height, width) of any TIFF."""
-    with _opened(path) as raster:
+    with _open(path) as raster:
         return raster.height, raster.width
 
 
 def read(path: Path, area: tuple[slice, slice] | None = None) -> np.ndarray:
     """(H, W) of one band or (H, W, C), or an area (rows, columns) of it; masked (`numpy.ma`) where there is no data."""
-    with _opened(path) as raster:
+    with _open(path) as raster:
         window = area and tuple((part.start, part.stop) for part in area)
         bands, nodata = raster.read(window=window), raster.nodata  # (C, H, W)
     pixels = bands[0] if len(bands) == 1 else np.ascontiguousarray(np.moveaxis(bands, 0, 2))  # (H, W) or (H, W, C)
@@ -144,8 +137,8 @@ class GeoRaster:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _gdal(path, opening=True) as rasterio:
-            self._dataset = rasterio.open(path)
+        with _gdal(path):
+            self._dataset = _open(path)
         self.height, self.width, self.channels = self._dataset.height, self._dataset.width, self._dataset.count
         located = self._dataset.crs is not None or not self._dataset.transform.is_identity
         self.georeference = Georeference(self._dataset.crs, self._dataset.transform) if located else None
@@ -181,7 +174,7 @@ class GeoRaster:
 
 
 class TiffWriter:
-    """Writes a TIFF of one channel; use it as a context, and `write` the rows from top to bottom.
+    """Writes a TIFF of one channel: `write` the rows from top to bottom, then `close` it.
 
     Args:
         size: (height, width).
@@ -201,8 +194,8 @@ class TiffWriter:
         self.path, self.row, self.width = path, 0, size[1]
         position = {"crs": georeference.crs, "transform": georeference.transform} if georeference else {}
         tiles = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK} if min(size) > BLOCK else {}
-        with _gdal(path, opening=True) as rasterio:
-            self._dataset = rasterio.open(
+        with _gdal(path):
+            self._dataset = _open(
                 path,
                 "w",
                 driver="GTiff",
@@ -226,17 +219,10 @@ class TiffWriter:
             self._dataset.write(rows, 1, window=window)
         self.row += len(rows)
 
-    def __enter__(self) -> TiffWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Ends the file."""
         with _gdal(self.path):
             self._dataset.close()
-
-
-# -- the package ------------------------------------------------------------------------------------------------------
 
 
 def import_rasterio(path: Path | str) -> Any:
@@ -249,30 +235,20 @@ def import_rasterio(path: Path | str) -> Any:
     return rasterio
 
 
-@contextmanager
-def may_lie_nowhere(rasterio: Any) -> Iterator[None]:
-    """No warning when a file is opened that does not say where on earth it lies."""
+def _open(path: Path, *mode: str, **profile: Any) -> Any:
+    """A data set of rasterio, without its warning where the file does not say where on earth it lies."""
+    rasterio = import_rasterio(path)
     with _filters, warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        yield
+        return rasterio.open(path, *mode, **profile)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A file that rasterio has opened."""
+def _gdal(path: Path) -> Iterator[None]:
+    """GDAL with a small cache and with our errors."""
     rasterio = import_rasterio(path)
-    with may_lie_nowhere(rasterio):
-        raster = rasterio.open(path)
-    with raster:
-        yield raster
-
-
-@contextmanager
-def _gdal(path: Path, opening: bool = False) -> Iterator[Any]:
-    """rasterio with a small cache and with our errors; when it opens a file, without a warning if that lies nowhere."""
-    rasterio = import_rasterio(path)
-    with rasterio.Env(GDAL_CACHEMAX=CACHE), may_lie_nowhere(rasterio) if opening else nullcontext():
+    with rasterio.Env(GDAL_CACHEMAX=CACHE):
         try:
-            yield rasterio
+            yield
         except rasterio.errors.RasterioError as error:
             raise DataError(f"{path}: {error}") from error

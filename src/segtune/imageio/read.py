@@ -31,8 +31,7 @@ TURNED = (5, 6, 7, 8)  # the EXIF orientations that swap height and width
 
 Pixels = PIL.Image.Image | np.ndarray
 Palette = tuple[tuple[int, int, int], ...]
-ImageFile = str | os.PathLike[str] | PIL.Image.Image
-ImageLike = ImageFile | np.ndarray
+ImageLike = str | os.PathLike[str] | PIL.Image.Image | np.ndarray
 
 
 class Window(NamedTuple):
@@ -74,9 +73,6 @@ class Header(NamedTuple):
     lossy: bool = False
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
-
-
 def is_picture(name: str) -> bool:
     """Whether a file's name is that of a picture or an array, and not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
@@ -98,9 +94,6 @@ def walk_files(folder: Path, suffix: str = "", depth: int | None = None) -> Iter
             yield from (Path(entry.path) for entry in found if entry.name.endswith(suffix) and not entry.is_dir())
         level = below if depth is None or depth > 0 else []
         depth = None if depth is None else depth - 1
-
-
-# -- faults -----------------------------------------------------------------------------------------------------------
 
 
 class ReadError(DataError):
@@ -144,9 +137,6 @@ def _reason(path: Path | str, error: Exception) -> str:
         return f"{error} PIL.Image.MAX_IMAGE_PIXELS = None lifts the limit"
     words = error.strerror if isinstance(error, OSError) else None
     return words or str(error) or type(error).__name__
-
-
-# -- pictures and arrays ----------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -223,7 +213,7 @@ def read_file(path: Path, window: Window | None = None) -> Pixels:
     return pixels if nodata is None else geotiff.without_nodata(np.asarray(pixels), nodata)
 
 
-def open_image(image: ImageFile) -> Pixels:
+def open_image(image: str | os.PathLike[str] | PIL.Image.Image) -> Pixels:
     """A file as a picture or an array, or a PIL image, upright.
 
     Raises:
@@ -279,9 +269,6 @@ def _is_lossy(format: str | None, path: Path) -> bool:
         return format in ("JPEG", "MPO")
     with path.open("rb") as file:
         return b"VP8 " in file.read(64)
-
-
-# -- images and masks -------------------------------------------------------------------------------------------------
 
 
 def read_image(image: Pixels, channels: int = 3, raw: bool = False) -> np.ndarray:

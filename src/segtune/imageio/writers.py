@@ -5,9 +5,8 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -35,15 +34,16 @@ def mask_writer(
     if label_map.num_labels > 2**16:
         raise UsageError(f"{path}: a mask holds ids up to {2**16 - 1}, the model has {label_map.num_labels} labels")
     dtype, colors = (np.uint16, None) if wide else (np.uint8, label_map.colors)
+    nodata = label_map.ignore_index if 0 <= label_map.ignore_index <= np.iinfo(dtype).max else None
     with atomic_path(path) as temporary:
-        if path.suffix == ".png":
-            with PngWriter(temporary, size, colors, dtype) as png:
-                yield png.write
-        else:
-            ignored = label_map.ignore_index
-            nodata = ignored if 0 <= ignored <= np.iinfo(dtype).max else None
-            with TiffWriter(temporary, size, dtype, georeference, colors, nodata) as tiff:
-                yield tiff.write
+        is_png = path.suffix == ".png"
+        writer = (
+            PngWriter(temporary, size, colors, dtype)
+            if is_png
+            else TiffWriter(temporary, size, dtype, georeference, colors, nodata)
+        )
+        with closing(writer):
+            yield writer.write
 
 
 @contextmanager
@@ -51,15 +51,15 @@ def confidence_writer(path: Path, size: tuple[int, int], georeference: Georefere
     """Writes probabilities from 0 to 1: as 8-bit grey of a PNG (255 is 1), or as they are, 32-bit, into a TIFF."""
     with atomic_path(path) as temporary:
         if path.suffix == ".png":
-            with PngWriter(temporary, size) as png:
+            with closing(PngWriter(temporary, size)) as png:
                 yield lambda rows: png.write(np.rint(rows * 255).astype(np.uint8))
         else:
-            with TiffWriter(temporary, size, np.float32, georeference) as tiff:
+            with closing(TiffWriter(temporary, size, np.float32, georeference)) as tiff:
                 yield tiff.write
 
 
 class PngWriter:
-    """Writes ids as a PNG of one channel; use it as a context, and `write` the rows from top to bottom.
+    """Writes ids as a PNG of one channel: `write` the rows from top to bottom, then `close` it.
 
     Args:
         size: (height, width).
@@ -94,16 +94,11 @@ class PngWriter:
         self.above = content[-1].copy()
         self._chunk(b"IDAT", self.compressor.compress(filtered.data))
 
-    def __enter__(self) -> PngWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
+    def close(self) -> None:
+        """Ends the file."""
+        with self.file:
             self._chunk(b"IDAT", self.compressor.flush())
             self._chunk(b"IEND", b"")
-        self.file.close()
 
     def _chunk(self, name: bytes, content: bytes) -> None:
         if content or name == b"IEND":

@@ -33,6 +33,7 @@ def processor_from_transforms(transforms: TransformConfig) -> SegformerImageProc
         window=transforms.eval_window,
         stride=transforms.eval_stride,
         rescale_factor=1 / (high - low),
+        value_range=transforms.value_range,
         image_mean=[mean + low / (high - low) for mean in transforms.mean],
         image_std=transforms.std,
     )
