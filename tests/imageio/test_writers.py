@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from PIL import Image
 
 from segtune.errors import UsageError
 from segtune.files import atomic_path
-from segtune.imageio.writers import PngWriter, confidence_writer, mask_writer
+from segtune.imageio.writers import PngWriter, confidence_writer, encode_image, mask_writer
 from segtune.labels.label_map import LabelMap
 
 LABELS = LabelMap.from_names(["sky", "road"], colors=[(1, 2, 3), (250, 240, 230)])
@@ -123,3 +124,26 @@ def test_label_maps_become_small(tmp_path: Path) -> None:
         for rows in np.split(ids, 20):
             png.write(rows)
     assert (tmp_path / "a.png").stat().st_size < 20_000
+
+
+RGB = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("array", "suffix"),
+    [
+        (RGB, ".png"),
+        (RGB[:, :, :2], ".png"),
+        (RGB[:, :, :1], ".png"),
+        (RGB[:, :, 0] > 100, ".png"),
+        (RGB[:, :, 0].astype(np.uint16) * 200, ".png"),
+        (RGB.astype(np.uint16), ".npy"),
+        (RGB.astype(np.float32) / 7, ".npy"),
+        (np.dstack([RGB, RGB]), ".npy"),
+    ],
+)
+def test_arrays_are_encoded_without_loss(array: np.ndarray, suffix: str) -> None:
+    content, found = encode_image(array)
+    assert found == suffix
+    read = np.load(io.BytesIO(content)) if suffix == ".npy" else np.asarray(Image.open(io.BytesIO(content)))
+    np.testing.assert_array_equal(read, array if suffix == ".npy" else np.squeeze(array))

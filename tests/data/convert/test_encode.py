@@ -12,7 +12,7 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image, ImageOps
 
-from segtune.data.convert.encode import EncodedSample, Pieces, Target, encode_image
+from segtune.data.convert.encode import EncodedSample, Pieces, Target
 from segtune.errors import DataError
 from segtune.imageio.read import read_image, read_mask
 from segtune.labels.label_map import LabelMap
@@ -154,26 +154,6 @@ def test_orientation_of_a_camera(tmp_path: Path, tile: int | None) -> None:
         part = np.asarray(ImageOps.exif_transpose(opened(piece.image)))
         found[top : top + part.shape[0], left : left + part.shape[1]] = part
     np.testing.assert_array_equal(found, shown)
-
-
-@pytest.mark.parametrize(
-    ("array", "suffix"),
-    [
-        (RGB, ".png"),
-        (RGB[:, :, :2], ".png"),
-        (RGB[:, :, :1], ".png"),
-        (RGB[:, :, 0] > 100, ".png"),
-        (RGB[:, :, 0].astype(np.uint16) * 200, ".png"),
-        (RGB.astype(np.uint16), ".npy"),
-        (RGB.astype(np.float32) / 7, ".npy"),
-        (np.dstack([RGB, RGB]), ".npy"),
-    ],
-)
-def test_arrays_are_encoded_without_loss(array: np.ndarray, suffix: str) -> None:
-    content, found = encode_image(array)
-    assert found == suffix
-    read = np.load(io.BytesIO(content)) if suffix == ".npy" else np.asarray(opened(content))
-    np.testing.assert_array_equal(read, array if suffix == ".npy" else np.squeeze(array))
 
 
 # -- tiles ------------------------------------------------------------------------------------------------------------

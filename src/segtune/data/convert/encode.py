@@ -16,6 +16,7 @@ from segtune.data.samples import open_pair
 from segtune.data.tiles import spans
 from segtune.errors import naming
 from segtune.imageio.read import SUFFIXES, read_image, read_mask
+from segtune.imageio.writers import LARGEST_ID, encode_image, encode_png
 from segtune.labels.label_map import LabelMap
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 NAMES = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif"}
 PNG = b"\x89PNG\r\n\x1a\n"
-LARGEST_ID = 2**16 - 1  # that a PNG holds
 
 
 class EncodedSample(NamedTuple):
@@ -162,25 +162,6 @@ def pixels_of(image: Any) -> np.ndarray:
         plain = image.mode in ("L", "LA", "RGB", "RGBA", "F") or image.mode.startswith("I")
         return np.asarray(image) if plain and "transparency" not in image.info else read_image(image)
     return np.asarray(np.ma.filled(image, 0))
-
-
-def encode_image(pixels: np.ndarray) -> tuple[bytes, str]:
-    """A PNG where that holds the numbers of an image (H, W) or (H, W, C), else a NumPy array; and the file's suffix."""
-    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
-    if pixels.dtype == np.bool_ or (pixels.dtype == np.uint8 and channels <= 4):
-        return encode_png(np.squeeze(pixels, 2) if pixels.ndim == 3 and channels == 1 else pixels), ".png"
-    if pixels.dtype in (np.uint16, np.int32) and channels == 1 and pixels.min() >= 0 and pixels.max() <= LARGEST_ID:
-        return encode_png(pixels.reshape(pixels.shape[:2]).astype(np.uint16)), ".png"
-    file = io.BytesIO()
-    np.save(file, pixels)
-    return file.getvalue(), ".npy"
-
-
-def encode_png(array: np.ndarray) -> bytes:
-    """A PNG of uint8 (H, W) or (H, W, 2, 3 or 4), uint16 (H, W) or bool (H, W)."""
-    file = io.BytesIO()
-    PIL.Image.fromarray(array).save(file, format="PNG")
-    return file.getvalue()
 
 
 def _content(cell: Any) -> tuple[bytes, str] | None:
