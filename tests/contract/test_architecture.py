@@ -38,7 +38,7 @@ LAYERS = [
 FENCES = {
     "accelerate": {"training"},
     "albumentations": {"data.augmentations"},
-    "av": {"imageio"},
+    "av": {"imageio.video"},
     "click": {"cli.main"},
     "cv2": {"data.augmentations"},
     "datasets": {"data"},
@@ -48,7 +48,7 @@ FENCES = {
     "matplotlib": {"bench"},
     "peft": {"training.lora"},
     "pycocotools": {"data.formats.shapes"},
-    "rasterio": {"imageio"},
+    "rasterio": {"imageio.geotiff"},
     "rich": {"viz.terminal"},
     "scipy": {"evaluation", "training.losses"},
     "shapely": {"inference.polygons"},
