@@ -1,4 +1,4 @@
-"""From samples to rows that read their files when they are asked for."""
+"""Lazy rows: the samples of a data set as rows that read and draw their files when they are asked for."""
 
 from __future__ import annotations
 

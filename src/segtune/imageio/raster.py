@@ -21,6 +21,7 @@ from segtune.errors import DataError, naming
 from segtune.imageio.geotiff import GeoRaster, has_position, tags_of
 from segtune.imageio.read import (
     TIFFS,
+    ImageLike,
     ReadError,
     for_display,
     open_image,
@@ -126,7 +127,7 @@ def resized(raster: Rows, size: tuple[int, int], resample: int) -> Rows:
     return ResizedRaster(raster, size, resample)
 
 
-def open_raster(image: Any, channels: int = 3, raw: bool = False) -> Raster:
+def open_raster(image: ImageLike | torch.Tensor, channels: int = 3, raw: bool = False) -> Raster:
     """A path, PIL image or array as a raster, upright.
 
     A file is read by rows, through rasterio, where it is georeferenced or large; else it is in memory.
@@ -175,14 +176,14 @@ def _is_for_rows(path: Path) -> bool:
     return True
 
 
-def is_image(images: Any) -> bool:
+def is_image(images: object) -> bool:
     """Whether this is one image, rather than several."""
     if isinstance(images, (np.ndarray, torch.Tensor)):
         return images.ndim < 4
     return isinstance(images, (str, os.PathLike, Image.Image))
 
 
-def shown(image: Any) -> np.ndarray:
+def shown(image: ImageLike | torch.Tensor) -> np.ndarray:
     """A path, PIL image or array as `(H, W, 3)` uint8 for people, whatever its channels and numbers."""
     if isinstance(image, (str, os.PathLike, Image.Image)):
         return for_display(open_image(image))
