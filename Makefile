@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := src tests scripts
+SOURCES := src tests benchmarks scripts
 LOWEST := .venv-lowest
 # Two files of tests at a time: tests of one file share what is expensive to make.
 PYTEST := python -m pytest -n 2 --dist loadfile
@@ -59,4 +59,4 @@ build: setup  ## build the sdist and the wheel into dist/
 
 clean:  ## remove what was built or cached; keeps .venv and runs/
 	rm -rf build dist site .pytest_cache .ruff_cache .mypy_cache
-	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

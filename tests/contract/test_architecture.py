@@ -30,7 +30,7 @@ LAYERS = [
     "training",
     "hub report",
     "recipe",
-    "doctor finetune bench",
+    "doctor finetune",
     "cli",
     "__main__",
 ]
@@ -45,7 +45,6 @@ FENCES = {
     "evaluate": {"evaluation.metrics"},
     "huggingface_hub": {"hub", "hub_errors", "data.formats.hub_parquet"},
     "jinja2": {"doctor", "hub", "report", "viz.html"},
-    "matplotlib": {"bench"},
     "peft": {"training.lora"},
     "pycocotools": {"data.formats.shapes"},
     "rasterio": {"imageio"},
@@ -70,7 +69,7 @@ HUB_CODE = {  # copied to the Hub beside the weights: besides these and the stan
     "segformer.image_processing_segformer": {"numpy", "PIL", "torch", "transformers", "segformer.upsampling"},
     "segformer.upsampling": {"torch"},
 }
-OPTIONAL = {"av", "matplotlib", "peft", "pycocotools", "rasterio", "shapely"}  # of an extra; imported where it is used
+OPTIONAL = {"av", "peft", "pycocotools", "rasterio", "shapely"}  # of an extra; imported where it is used
 DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}  # where they have other names
 WORK_AT_IMPORT = {
     "data.augmentations": {"os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')"},

@@ -140,6 +140,7 @@ def test_sdist_holds_tests_and_no_foreign_data(dist: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {"LICENSE", "NOTICE", "README.md", "CHANGELOG.md", "Makefile", "constraints.txt", "tests/conftest.py"}
     wanted |= {"constraints-lowest.txt", "docs/index.md", "mkdocs.yml", "scripts/recipes_in_docs.py"}
+    wanted |= {"benchmarks/compare_transformers.py", "benchmarks/loading.py", "benchmarks/metrics.py"}
     assert wanted <= names
     pictures = [name for name in names if name.endswith((".jpg", ".png"))]
     assert {name for name in pictures if not name.startswith("src/segtune/data/earth/")} == {

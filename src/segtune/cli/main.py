@@ -16,7 +16,6 @@ import typer
 
 import segtune
 from segtune.cli import (
-    cmd_bench,
     cmd_data,
     cmd_doctor,
     cmd_evaluate,
@@ -57,7 +56,6 @@ def _application() -> typer.Typer:
         cmd_doctor.doctor,
         cmd_hub.push,
         cmd_hub.convert,
-        cmd_bench.bench,
     )
     for command in commands:
         app.command()(command)
