@@ -18,6 +18,7 @@ import segtune
 from segtune.cli import (
     cmd_data,
     cmd_doctor,
+    cmd_env,
     cmd_evaluate,
     cmd_hub,
     cmd_predict,
@@ -56,6 +57,7 @@ def _application() -> typer.Typer:
         cmd_doctor.doctor,
         cmd_hub.push,
         cmd_hub.convert,
+        cmd_env.env,
     )
     for command in commands:
         app.command()(command)
