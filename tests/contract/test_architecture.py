@@ -46,6 +46,7 @@ FENCES = {
     "huggingface_hub": {"hub", "hub_errors", "data.formats.hub_parquet"},
     "jinja2": {"doctor", "hub", "report", "viz.html"},
     "peft": {"training.lora"},
+    "psutil": {"training.distributed"},
     "pycocotools": {"data.formats.shapes"},
     "rasterio": {"imageio"},
     "rich": {"viz.terminal"},
