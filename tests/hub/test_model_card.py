@@ -164,7 +164,7 @@ def test_non_commercial_use_is_loud() -> None:
     line = [Ancestor("nvidia/mit-b0", {})]
     data = DataFacts("CamVid", license="CC BY-NC 4.0", is_non_commercial=True)
     text = str(card(line=line, license=inherit(line, None), data=data))
-    top = text.split("# roads")[1].split("## Labels")[0]
+    top = text.split("# roads")[1].split("## Labels", maxsplit=1)[0]
     assert "> **Not for commercial use:** the weights are under [other (nvidia-source-code-license)](" in top
     assert "inherited from nvidia/mit-b0." in top
     assert "> **The training data is not for commercial use:** CC BY-NC 4.0." in top

@@ -67,9 +67,11 @@ def draw(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Drawn]:
 
     def draw_once(name: str) -> Drawn:
         if name not in drawn:
-            root = tmp_path_factory.mktemp(name.split("/")[0])
+            root = tmp_path_factory.mktemp(name.split("/", maxsplit=1)[0])
             drawn[name] = name, root, MINIATURES[name](root)
-            for command in re.findall(r"^#   ((?:awk|cd) .*)$", find_recipe(name).read_text(encoding="utf-8"), re.M):
+            for command in re.findall(
+                r"^#   ((?:awk|cd) .*)$", find_recipe(name).read_text(encoding="utf-8"), re.MULTILINE
+            ):
                 subprocess.run(["sh", "-c", command], cwd=root, check=True)
         return drawn[name]
 
