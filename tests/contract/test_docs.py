@@ -50,7 +50,7 @@ RECIPES = [example for example in EXAMPLES if example.kind == "yaml" and not exa
 DRIVER = """
 import json, sys
 import transformers
-from segtune import cli
+from segtune.cli.main import main
 
 published = transformers.SegformerForImageClassification(transformers.SegformerConfig(num_labels=1000))
 published.push_to_hub("nvidia/mit-b0", token="hf_nvidia")
@@ -61,7 +61,7 @@ for page, kind, example in json.load(open("examples.json")):
         exec(compile(example, page, "exec"), names.setdefault(page, {}))
         continue
     try:
-        cli.main(example[1:])
+        main(example[1:])
     except SystemExit as left:
         if left.code and not (left.code == 1 and "doctor" in example):  # which has found something
             sys.exit(f"exit code {left.code}")
