@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+
 from benchmarks import compare_transformers
 from benchmarks.compare_transformers import (
     Bench,
@@ -21,8 +23,6 @@ from benchmarks.compare_transformers import (
     saved_bytes,
     table,
 )
-from PIL import Image
-
 from segtune.errors import UsageError
 
 SMALL = Bench(size=64, labels=5, repeats=2)

@@ -14,12 +14,12 @@ from typing import NamedTuple
 import pytest
 import typer
 import yaml
-from support.examples import TINY, blocks, command_lines, make_workplace, smaller
-from support.minihub import environment, serve
 
 import segtune
 from segtune.cli.main import _application
 from segtune.recipe.recipe import load_recipe
+from support.examples import TINY, blocks, command_lines, make_workplace, smaller
+from support.minihub import environment, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 NAV = re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support.examples import blocks, command_lines, make_workplace, smaller
 
 ROOT = Path(__file__).resolve().parents[2]

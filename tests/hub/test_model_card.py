@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from support.run_folders import names, write_run
 
 from segtune.evaluation.evaluation import Evaluation
 from segtune.hub.licenses import Ancestor, License, inherit
 from segtune.hub.model_card import Card, DataFacts, Results, describe_run, lineage, read_front_matter
 from segtune.hub.stage import stage
 from segtune.labels.label_map import LabelMap
+from support.run_folders import names, write_run
 
 LABELS = LabelMap.from_ids({7: "road", 8: "road", 11: "a|b", 0: None}, colors=["#804080", "#000001"])
 CONFIG = {**LABELS.config_fields(), "num_channels": 3}

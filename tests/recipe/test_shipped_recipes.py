@@ -15,9 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import minihub
-from support.miniatures import MINIATURES, ON_THE_HUB
-from support.miniatures.drawing import Miniature
 
 from segtune.data.class_names import TABLES
 from segtune.data.dataset import open_dataset
@@ -27,6 +24,9 @@ from segtune.imageio.read import read_mask
 from segtune.labels.label_map import LabelMap
 from segtune.recipe.recipe import Recipe, load_recipe
 from segtune.recipe.shipped import HEADER_FIELDS, RecipeInfo, find_recipe, list_recipes
+from support import minihub
+from support.miniatures import MINIATURES, ON_THE_HUB
+from support.miniatures.drawing import Miniature
 
 RECIPES = list_recipes()
 TINY = "model.config={hidden_sizes: [8, 16, 20, 32], depths: [1, 1, 1, 1], decoder_hidden_size: 32}"
