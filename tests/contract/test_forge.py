@@ -109,7 +109,10 @@ def test_hooks_are_those_of_the_tools() -> None:
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     hooks = {hook["id"] for repository in config["repos"] for hook in repository["hooks"]}
     assert {"ruff-check", "ruff-format", "nbstripout", "check-yaml"} <= hooks
-    assert all(re.fullmatch(r"v?\d+(\.\d+)+", repository["rev"]) for repository in config["repos"])
+    revisions = {repository["repo"].rpartition("/")[2]: repository["rev"] for repository in config["repos"]}
+    assert all(re.fullmatch(r"v?\d+(\.\d+)+", revision) for revision in revisions.values())
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert f"ruff=={revisions['ruff-pre-commit'].lstrip('v')}" in constraints
 
 
 def test_citation_agrees_with_the_package() -> None:
