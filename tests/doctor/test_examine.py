@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support import plant_faults
 
 from segtune.cli import main
 from segtune.data.config import DatasetConfig
 from segtune.data.transforms import TransformConfig
 from segtune.doctor.examine import Diagnosis, examine
 from segtune.recipe.recipe import load_recipe_or_data
+from support import plant_faults
 
 # Climate zones have few edges in the pictures, and the tiles are square and no video.
 NOT_TOLD_OF_EARTH = {

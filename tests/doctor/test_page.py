@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support.html_reading import Page
 
 from segtune.data.config import DatasetConfig
 from segtune.data.transforms import TransformConfig
 from segtune.doctor.examine import Diagnosis, examine
 from segtune.doctor.page import NOT_NAMED, overlay_of, page, picture_of, write_doctor_page
 from segtune.errors import UsageError
+from support.html_reading import Page
 
 RED, BLUE = (200, 30, 30), (30, 60, 200)
 

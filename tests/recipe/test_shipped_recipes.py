@@ -15,9 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import minihub
-from support.miniatures import MINIATURES, ON_THE_HUB
-from support.miniatures.drawing import Miniature
 
 from segtune.data.class_names import TABLES
 from segtune.data.dataset import open_dataset
@@ -27,6 +24,9 @@ from segtune.imageio.read import read_mask
 from segtune.labels.label_map import LabelMap
 from segtune.recipe.recipe import Recipe, load_recipe
 from segtune.recipe.shipped import HEADER_FIELDS, RecipeInfo, find_recipe, list_recipes
+from support import minihub
+from support.miniatures import MINIATURES, ON_THE_HUB
+from support.miniatures.drawing import Miniature
 
 RECIPES = list_recipes()
 TINY = "model.config={hidden_sizes: [8, 16, 20, 32], depths: [1, 1, 1, 1], decoder_hidden_size: 32}"
@@ -67,9 +67,11 @@ def draw(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Drawn]:
 
     def draw_once(name: str) -> Drawn:
         if name not in drawn:
-            root = tmp_path_factory.mktemp(name.split("/")[0])
+            root = tmp_path_factory.mktemp(name.split("/", maxsplit=1)[0])
             drawn[name] = name, root, MINIATURES[name](root)
-            for command in re.findall(r"^#   ((?:awk|cd) .*)$", find_recipe(name).read_text(encoding="utf-8"), re.M):
+            for command in re.findall(
+                r"^#   ((?:awk|cd) .*)$", find_recipe(name).read_text(encoding="utf-8"), re.MULTILINE
+            ):
                 subprocess.run(["sh", "-c", command], cwd=root, check=True)
         return drawn[name]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from support.report_data import NAMES, RECORDS, Reader, write_data
 
 from segtune.data.checks import check_masks
 from segtune.data.dataset import load_segmentation_dataset
 from segtune.labels.label_map import LabelMap
 from segtune.report.gather import Facts, Place, gather
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+from support.report_data import NAMES, RECORDS, Reader, write_data
 
 
 @pytest.fixture(scope="session")
