@@ -55,14 +55,14 @@ def test_unnamed_id(one_odd: Any, stripes: np.ndarray) -> None:
     assert (found.code, found.severity) == ("unnamed-ids", "error")
     assert found.files == ("masks/train/train11.png",)
     assert found.numbers["values"] == {"42": 4}
-    assert found.mend[0] == 'dataset.labels: add "42": "<class>", or null instead of a name to ignore them'
+    assert found.fix[0] == 'dataset.labels: add "42": "<class>", or null instead of a name to ignore them'
     assert [sample.id for sample in found.drop] == ["train11"]
 
 
 def test_ids_from_one_are_recognised(all_like: Any, stripes: np.ndarray) -> None:
     found = all_like(stripes + 1)["unnamed-ids"]
     assert "their ids are 1 higher than named" in found.message
-    (line,) = found.mend
+    (line,) = found.fix
     labels = json.loads(line.removeprefix("dataset.labels="))
     assert labels == {"1": "sky", "2": "road", "3": "car"}
     assert found.drop == ()
@@ -73,7 +73,7 @@ def test_ids_from_one_in_a_part_of_the_masks(diagnose: Any, noise: Any, stripes:
     masks = [*[stripes] * 12, *[stripes + 1] * 5]
     found = faults(diagnose({"train": [(noise(), mask) for mask in masks]}, labels))["unnamed-ids"]
     assert found.numbers["values"] == {"3": 5 * 80}
-    assert found.mend == ("subtract 1 from the ids of these masks",)
+    assert found.fix == ("subtract 1 from the ids of these masks",)
 
 
 @pytest.mark.parametrize(("values", "held"), [((0, 255), "0 and 255"), ((0, 128, 255), "0, 128 and 255")])
@@ -81,7 +81,7 @@ def test_binary_masks_everywhere_get_their_labels(all_like: Any, values: tuple[i
     mask = np.resize(np.repeat(values, 8).astype(np.uint8), (16, 16))
     found = all_like(mask, ["ground", "ship"])["binary-mask"]
     assert found.severity == "error" and f"only {held}: 255 is ignored" in found.message
-    line, setting = found.mend[0].removeprefix("dataset.labels=").rsplit(" ", 1)
+    line, setting = found.fix[0].removeprefix("dataset.labels=").rsplit(" ", 1)
     expected = {"0": "ground", "255": "ship"} | ({"128": None} if 128 in values else {})
     assert (json.loads(line), setting) == (expected, "dataset.ignore_index=-100")
     label_map = LabelMap.from_dict(expected, -100)  # what the line makes of the mask
@@ -107,15 +107,15 @@ def test_rim_of_ignored_pixels_is_no_binary_mask(one_odd: Any) -> None:
 
 def test_colors_of_the_classes_get_their_labels(all_like: Any, stripes: np.ndarray) -> None:
     labels = {"classes": NAMES, "colors": [[70, 130, 180], [128, 64, 128], [0, 0, 142]]}
-    found = all_like(LabelMap.from_dict(labels).colorize(stripes), labels)["colour-mask"]
-    table = json.loads(found.mend[0].removeprefix("dataset.labels="))
+    found = all_like(LabelMap.from_dict(labels).colorize(stripes), labels)["color-mask"]
+    table = json.loads(found.fix[0].removeprefix("dataset.labels="))
     assert table == {"#4682b4": "sky", "#804080": "road", "#00008e": "car"}
 
 
 def test_one_color_mask_is_no_reason_to_change_the_labels(one_odd: Any, stripes: np.ndarray) -> None:
     table = np.array([[9, 9, 9], [200, 0, 0], [0, 200, 0]], dtype=np.uint8)
-    found = one_odd(table[stripes])["colour-mask"]
-    assert found.mend[0] == "convert these masks to ids by their colours"
+    found = one_odd(table[stripes])["color-mask"]
+    assert found.fix[0] == "convert these masks to ids by their colours"
     assert found.files == ("masks/train/train11.png",)
 
 
@@ -126,7 +126,7 @@ def test_color_off_the_table_is_compared_with_the_nearest(one_odd: Any, diagnose
     wrong = right.copy()
     wrong[0, :5] = (130, 64, 128)
     diagnosis = diagnose({"train": [(noise(), right)] * 1 + [(noise(), wrong)]}, labels)
-    found = faults(diagnosis)["unnamed-colours"]
+    found = faults(diagnosis)["unnamed-colors"]
     assert found.numbers["values"] == {"#824080": 5}
     assert "#824080 is near #804080 (road)" in found.message
 
@@ -136,7 +136,7 @@ def test_masks_written_as_bgr_are_recognised(all_like: Any) -> None:
     table = np.array([[128, 64, 0], [70, 130, 180]], dtype=np.uint8)
     mask = table[np.repeat([0, 1], 128).reshape(16, 16)]
     assert all_like(mask, labels) == {}
-    assert "with red and blue exchanged they are named" in all_like(mask[:, :, ::-1], labels)["unnamed-colours"].message
+    assert "with red and blue exchanged they are named" in all_like(mask[:, :, ::-1], labels)["unnamed-colors"].message
 
 
 @pytest.mark.parametrize("factor", [257, 127, 100])
@@ -144,7 +144,7 @@ def test_stretched_ids_are_recognised(all_like: Any, stripes: np.ndarray, factor
     mask = stripes.astype(np.uint16) * factor
     found = all_like(mask if factor == 257 else mask.astype(np.uint8))["scaled-mask"]
     assert set(found.numbers["factors"].values()) == {factor}
-    table = json.loads(found.mend[0].removeprefix("dataset.labels="))
+    table = json.loads(found.fix[0].removeprefix("dataset.labels="))
     assert {key: table[str(key * factor)] for key in range(3)} == dict(enumerate(NAMES))
 
 
@@ -252,7 +252,7 @@ def test_labels_are_proposed_where_there_are_none(diagnose: Any, noise: Any, str
     diagnosis = diagnose({"train": [(noise(), stripes * 2) for _ in range(6)]}, labels=None)
     (found,) = (finding for finding in diagnosis.findings if finding.severity == "error")
     assert found.code == "labels" and "does not say which classes its masks hold" in found.message
-    assert found.mend[0].startswith('dataset.labels={"0": "class 0", "2": "class 2", "4": "class 4"}')
+    assert found.fix[0].startswith('dataset.labels={"0": "class 0", "2": "class 2", "4": "class 4"}')
     assert not diagnosis.case.named
 
 

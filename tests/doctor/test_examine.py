@@ -88,7 +88,7 @@ def test_report_is_json_with_all_files(earth: Path, tmp_path: Path) -> None:
     assert (report["errors"], report["warnings"]) == (0, 1)
     (found,) = (item for item in report["findings"] if item["code"] == "channel-order")
     assert sorted(found["files"]) == sorted(planted[0])
-    assert found["mend"][-1].startswith("or leave these samples out")
+    assert found["fix"][-1].startswith("or leave these samples out")
     ocean = report["classes"][0]
     assert (ocean["name"], ocean["color"]) == ("ocean", "#2663a6")
     masks = [np.asarray(Image.open(path)) for path in (earth / "masks" / "train").glob("*.png")]
@@ -219,7 +219,7 @@ def test_a_trained_model_is_asked_for_its_doubts(doctor: Any, tiles: Path, tmp_p
     assert not left.value.code
     best = tmp_path / "run" / "best"
     report = json.loads(doctor(tiles, labels, "--checkpoint", best, "--device", "cpu", "--json")[1])
-    (found,) = (finding for finding in report["findings"] if finding["code"] == "label-noise")
+    (found,) = (finding for finding in report["findings"] if finding["code"] == "label-issues")
     assert len(found["numbers"]["shares"]) == 16
     code, _, err = doctor(tiles, 'dataset.labels={"0-3": "all", "77": "x"}', "--checkpoint", best)
     assert code == 2 and "has the labels ocean, humid, arid, polar; the data has all, x" in err

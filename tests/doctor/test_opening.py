@@ -65,7 +65,7 @@ def test_polygons_are_examined_as_masks(noise: Any, tmp_path: Path) -> None:
     (tmp_path / "annotations.json").write_text(json.dumps(coco))
     diagnosis = examine(DatasetConfig(path=str(tmp_path), val_fraction=0), TRANSFORMS)
     assert set(faults(diagnosis)) == {"unused-class"}
-    names = diagnosis.case.files(diagnosis.case.scan.samples, "mask")
+    names = diagnosis.case.files(diagnosis.case.index.samples, "mask")
     assert names == tuple(f"annotations.json#{i}" for i in range(3))
     classes = {row["name"]: row["pixels"]["train"] for row in diagnosis.to_dict()["classes"]}
     assert classes["ship"] == 3 * 64 and classes["pier"] == 0
@@ -94,7 +94,7 @@ def test_other_channels_need_their_statistics(tmp_path: Path, stripes: np.ndarra
     counted = TransformConfig(crop_size=16, mean="counted", std="counted")
     assert faults(examine(config, counted)) == {}
     given = TransformConfig(crop_size=16, mean=(0.5,) * 5, std=(0.02,) * 5)
-    assert set(faults(examine(config, given))) == {"normalisation"}
+    assert set(faults(examine(config, given))) == {"normalization"}
 
 
 def test_headers_say_what_pixels_do_not(noise: Any, tmp_path: Path, stripes: np.ndarray) -> None:
@@ -104,8 +104,8 @@ def test_headers_say_what_pixels_do_not(noise: Any, tmp_path: Path, stripes: np.
     mask.putpalette([1, 2, 3, 4, 5, 6, 7, 8, 9])
     mask.save(tmp_path / "masks" / "0.png")
     config = DatasetConfig(path=str(tmp_path))
-    scan = scan_dataset(config)
-    _, header = Opener(scan, config).mask(scan.samples[0])
+    index = scan_dataset(config)
+    _, header = Opener(index, config).mask(index.samples[0])
     assert (header.mode, header.format, header.orientation, header.lossy) == ("P", "PNG", 1, False)
     assert header.palette[:3] == ((1, 2, 3), (4, 5, 6), (7, 8, 9))
 

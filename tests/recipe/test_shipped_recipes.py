@@ -148,7 +148,7 @@ def test_the_doctor_proposes_the_names_of_an_annotation_file(draw: Callable[[str
     diagnosis = diagnose(recipe_of(*draw("my-coco"), "dataset.labels=[background, road, lorry]"))
     (found,) = [finding for finding in diagnosis.findings if finding.severity == "error"]
     assert found.message.startswith("dataset.labels: the data has no class 'lorry'")
-    assert found.mend == ('dataset.labels=["background", "road", "car"] in another order, or leave it out',)
+    assert found.fix == ('dataset.labels=["background", "road", "car"] in another order, or leave it out',)
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ def doctor(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Also try the recipe's model on a few samples.")] = False,
     device: DeviceOption = None,
 ) -> None:
-    """Look for faults in a data set before it is trained on; each finding says what mends it. Exit code 1: errors."""
+    """Look for faults in a data set before it is trained on; each finding says what fixes it. Exit code 1: errors."""
     from segtune.doctor import examine
     from segtune.doctor.page import COMMAND, write_doctor_page
     from segtune.recipe.recipe import load_recipe_or_data
@@ -59,7 +59,7 @@ def doctor(
 
 
 def _finding_lines(diagnosis: Diagnosis, limit: int = 3) -> Iterator[str]:
-    """The findings as text, each with its first files and what mends it."""
+    """The findings as text, each with its first files and what fixes it."""
     from segtune.doctor.findings import count, sentence
 
     width = max(60, shutil.get_terminal_size((100, 24)).columns)
@@ -71,10 +71,10 @@ def _finding_lines(diagnosis: Diagnosis, limit: int = 3) -> Iterator[str]:
         if finding.files:
             more = f" and {len(finding.files) - limit} more" if len(finding.files) > limit else ""
             yield from _indented(f"in {', '.join(finding.files[:limit])}{more}", width)
-        for line in finding.mend:
+        for line in finding.fix:
             yield from _indented(f"→ {line}", width)
         yield ""
-    yield f"{diagnosis.case.scan.root}: " + ", ".join(f"{n} {split}" for split, n in diagnosis.samples.items())
+    yield f"{diagnosis.case.index.root}: " + ", ".join(f"{n} {split}" for split, n in diagnosis.samples.items())
     yield f"{count(diagnosis.count('error'), 'error')}, {count(diagnosis.count('warning'), 'warning')}"
     if any(finding.drop for finding in diagnosis.findings):
         yield "faulty samples can be left out: --split-file FILE, then dataset.split_file=FILE"

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 COUNTED_MASKS = 100  # of these, spread evenly over the training samples, "auto" counts the pixels
 RARE_SHARE = 0.25  # of an equal share of the pixels
-DONOR_TRIES = 20
+SOURCE_TRIES = 20
 
 
 def training_transform(
@@ -45,8 +45,8 @@ def training_transform(
     rare_ids = find_rare_ids(config, dataset, label_map)
     if not config.copy_paste:
         return TrainTransform(config, label_map.ignore_index, rare_ids)
-    donors = Donors(dataset, label_map, rare_ids, len(config.mean), config.value_range is not None)
-    return TrainTransform(config, label_map.ignore_index, rare_ids, donors)
+    sources = PasteSources(dataset, label_map, rare_ids, len(config.mean), config.value_range is not None)
+    return TrainTransform(config, label_map.ignore_index, rare_ids, sources)
 
 
 def find_rare_ids(config: TransformConfig, dataset: Any, label_map: LabelMap) -> list[int]:
@@ -77,7 +77,7 @@ def _id_of(name: str, label_map: LabelMap) -> int:
     raise UsageError(f"transforms.rare_classes names {name!r}, which is no class; {hint}")
 
 
-class Donors:
+class PasteSources:
     """Draws training samples that hold a rare class.
 
     What is in a mask is noted when it is first read. The draws do not depend on what was noted, so that every worker
@@ -108,7 +108,7 @@ class Donors:
         Where none of the 20 has that class, the first one with another rare class; None where there is no such.
         """
         wanted = rng.choice(self.rare_ids)
-        drawn = [rng.randrange(len(self.dataset)) for _ in range(DONOR_TRIES)]
+        drawn = [rng.randrange(len(self.dataset)) for _ in range(SOURCE_TRIES)]
         second = None
         for index in drawn:
             held = self._held(index)

@@ -17,7 +17,7 @@ NEIGHBOURHOOD = 12  # radius of the local mean that is taken off, so that busy r
 LEAST_EDGES = 100  # boundary pixels below which nothing is said
 
 
-class Fit(NamedTuple):
+class Alignment(NamedTuple):
     """How well a mask lies on its image.
 
     Attributes:
@@ -77,7 +77,7 @@ def image_edges(grey: np.ndarray) -> np.ndarray:
     return np.sqrt(np.hypot(across, down))
 
 
-def fit(boundary: np.ndarray, gradient: np.ndarray, scale: int) -> Fit | None:
+def measure_alignment(boundary: np.ndarray, gradient: np.ndarray, scale: int) -> Alignment | None:
     """Compares `class_edges` with `image_edges` of one size (H, W); None where there is too little to compare."""
     if min(boundary.shape) <= 4 * REACH or boundary.sum() < LEAST_EDGES or not gradient.any():
         return None
@@ -86,7 +86,7 @@ def fit(boundary: np.ndarray, gradient: np.ndarray, scale: int) -> Fit | None:
     down, right = divmod(int(surface.argmax()), surface.shape[1])
     level = float(np.median(surface))
     noise = 1.4826 * float(np.median(np.abs(surface - level)))
-    return Fit(
+    return Alignment(
         shift=((down - REACH) * scale, (right - REACH) * scale),
         here=float(centre.max()) - level,
         best=float(surface.max()) - level,

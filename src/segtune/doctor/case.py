@@ -39,9 +39,9 @@ class Case:
     untrusted: frozenset[Sample] = frozenset()
 
     @property
-    def scan(self) -> DatasetIndex:
+    def index(self) -> DatasetIndex:
         """What the search for samples found."""
-        return self.opener.scan
+        return self.opener.index
 
     @cached_property
     def masks(self) -> list[tuple[Sample, MaskFacts]]:
@@ -107,7 +107,7 @@ class Case:
         for sample in samples:
             path, part = (sample.image, sample.image_part) if of == "image" else (sample.mask, sample.mask_part)
             is_shared = part and path.stem != sample.id.rpartition("/")[2]
-            found.append(self.scan.below(path) + (f"#{sample.id}" if is_shared else ""))
+            found.append(self.index.below(path) + (f"#{sample.id}" if is_shared else ""))
         return tuple(found)
 
     def finding(
@@ -117,14 +117,14 @@ class Case:
         message: str,
         samples: Sequence[Sample],
         of: Literal["image", "mask"],
-        mend: tuple[str, ...],
+        fix: tuple[str, ...],
         numbers: Mapping[str, Any] | None = None,
         drop: Sequence[Sample] | None = None,
     ) -> Finding:
         """A finding about the images or masks of samples; all of them are to be left out unless `drop` says other."""
         numbers = {"count": len(samples)} | dict(numbers or {})
         dropped = tuple(samples if drop is None else drop)
-        return Finding(code, severity, message, self.files(samples, of), numbers, mend, tuple(samples), dropped)
+        return Finding(code, severity, message, self.files(samples, of), numbers, fix, tuple(samples), dropped)
 
 
 def proposed_labels(facts: Sequence[Facts], ignore_index: int) -> LabelMap:

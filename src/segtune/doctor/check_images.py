@@ -10,7 +10,7 @@ import numpy as np
 from segtune.data.index import Sample
 from segtune.doctor.case import Case
 from segtune.doctor.findings import Finding, by, count, percent
-from segtune.doctor.sample_facts import TINT_BINS, Facts, ImageFacts
+from segtune.doctor.sample_facts import COLOR_BINS, Facts, ImageFacts
 
 UNUSUAL_AREA = 4.0  # times the median area, or a fourth of it, where most pictures have nearly the same size
 LEAST_IMAGES = 10  # for a size to be unusual
@@ -21,7 +21,7 @@ MINORITY = 0.1  # share of the images that are odd ones; more are a kind of thei
 PADDED_MUCH, PADDED = 0.5, 0.25  # share of a training crop that is padding in the median image, at scale 1
 
 
-def check_pictures(case: Case) -> Iterator[Finding]:
+def check_images(case: Case) -> Iterator[Finding]:
     """All findings about images."""
     yield from _unusual_sizes(case)
     yield from _crops(case)
@@ -72,7 +72,7 @@ def _crops(case: Case) -> Iterator[Finding]:
             f"training crops of {by(crop)} are larger than the images: at scale 1, {percent(padded)} of the median "
             "crop is padding",
             numbers={"padded_share": padded},
-            mend=(f"transforms.crop_size={side // 32 * 32 or side}",),
+            fix=(f"transforms.crop_size={side // 32 * 32 or side}",),
         )
 
 
@@ -143,7 +143,9 @@ def _kind(facts: Facts, image: ImageFacts) -> str | None:
     mode = image.header.mode
     if mode.startswith("I"):
         return "grey with 16 bits"
-    tints = sum(facts.tints.values(), np.zeros(TINT_BINS))
-    if mode in ("1", "L", "LA") or (tints.sum() and tints[TINT_BINS // 2] > GREY_SHARE * tints.sum()):
+    color_histograms = sum(facts.color_histograms.values(), np.zeros(COLOR_BINS))
+    if mode in ("1", "L", "LA") or (
+        color_histograms.sum() and color_histograms[COLOR_BINS // 2] > GREY_SHARE * color_histograms.sum()
+    ):
         return "grey"
     return {"RGBA": "RGB with transparency", "P": "RGB", "": f"{len(image.mean)} channels"}.get(mode, mode)

@@ -1,4 +1,4 @@
-"""Findings about values of masks: one for each cause, with the masks that it explains and the line that mends them."""
+"""Findings about values of masks: one for each cause, with the masks that it explains and the line that fixes them."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def _describe_colors(case: Case, masks: Masks) -> Finding:
     table = {shown(code, True): name for code, name in names.items()}
     return _finding(
         case,
-        "colour-mask",
+        "color-mask",
         masks,
-        f"{'the colors in which the classes are shown' if of_classes else 'colours'} ({_show(totals, True)}), where "
+        f"{'the colours in which the classes are shown' if of_classes else 'colours'} ({_show(totals, True)}), where "
         "the label map names ids",
         "convert these masks to ids by their colours",
         f"dataset.labels={json.dumps(table)}",
@@ -131,10 +131,10 @@ def _describe_unnamed(case: Case, masks: Masks) -> Finding:
     masks = sorted(masks, key=lambda item: -sum(case.unknown(item[1]).values()))
     entries = json.dumps({shown(code, is_color): "<class>" for code, _ in totals.most_common(8)})[1:-1]
     hint, advice = _explain_colors(case, totals) if is_color else _explain_ids(case, masks, totals)
-    word = "colours" if is_color else "ids"
+    code, word = ("unnamed-colors", "colours") if is_color else ("unnamed-ids", "ids")
     return _finding(
         case,
-        f"unnamed-{word}",
+        code,
         masks,
         f"{word} that the label map does not name: {_show(totals, is_color)}{hint}",
         advice or f"dataset.labels: add {entries}, or null instead of a name to ignore them",
@@ -143,7 +143,7 @@ def _describe_unnamed(case: Case, masks: Masks) -> Finding:
 
 
 def _explain_ids(case: Case, masks: Masks, totals: Counter[Any]) -> tuple[str, str]:
-    """Ids that start at 1 instead of 0, and what mends them."""
+    """Ids that start at 1 instead of 0, and what fixes them."""
     ids = case.label_map.ids or {}
     last = max(key for key, target in ids.items() if target is not None) if ids else 0
     last = max([last, *(key for key in ids if key == last + 1)])  # an ignored id may follow the classes
@@ -182,7 +182,7 @@ def _nearest(case: Case, code: int) -> str | None:
 
 DESCRIPTIONS = {
     "float-mask": _describe_floats,
-    "colour-mask": _describe_colors,
+    "color-mask": _describe_colors,
     "binary-mask": _describe_binary,
     "foreground-ignored": _describe_binary,
     "lossy-mask": _describe_lossy,
@@ -202,7 +202,7 @@ def _finding(
     numbers: Mapping[str, Any] | None = None,
     severity: Severity = "error",
 ) -> Finding:
-    """A finding of masks that hold a fault; where most have it, `line` mends the recipe instead of the files."""
+    """A finding of masks that hold a fault; where most have it, `line` fixes the recipe instead of the files."""
     everywhere = _is_usual(case, masks)
     return case.finding(
         code,
@@ -248,7 +248,7 @@ def cause_of(case: Case, mask: MaskFacts) -> str | None:
     if mask.header.lossy and values.distinct > 1:
         return None if names_every_grey(case) else "lossy-mask"
     if case.label_map.mask_colors is None and values.is_color and unknown:
-        return "smoothed-mask" if is_smoothed(case, mask) and values.distinct > 64 else "colour-mask"
+        return "smoothed-mask" if is_smoothed(case, mask) and values.distinct > 64 else "color-mask"
     if is_binary(case, mask):
         return "binary-mask" if unknown else "foreground-ignored"
     if is_smoothed(case, mask):

@@ -18,18 +18,18 @@ from segtune.data.index import Sample, in_threads
 from segtune.data.splits import SPLITS
 from segtune.data.transforms import TransformConfig
 from segtune.doctor.case import Case, proposed_labels
-from segtune.doctor.check_alignment import check_fits
+from segtune.doctor.check_alignment import check_alignment
 from segtune.doctor.check_classes import check_classes, class_table
-from segtune.doctor.check_colors import check_tints
-from segtune.doctor.check_duplicates import check_twins
+from segtune.doctor.check_colors import check_colors
+from segtune.doctor.check_duplicates import check_duplicates
 from segtune.doctor.check_files import check_files
-from segtune.doctor.check_images import check_pictures
+from segtune.doctor.check_images import check_images
 from segtune.doctor.check_label_issues import find_label_issues
 from segtune.doctor.check_masks import check_masks
 from segtune.doctor.check_values import describe_causes, find_causes
 from segtune.doctor.dry_run import dry_run
 from segtune.doctor.findings import SEVERITIES, Finding, ranked
-from segtune.doctor.sample_facts import Opener, gather
+from segtune.doctor.sample_facts import Opener, read_facts
 from segtune.errors import UsageError
 from segtune.inference.predict import to_device
 from segtune.inference.processor import processor_of
@@ -65,7 +65,7 @@ class Diagnosis:
         """JSON-able: what was looked at, the numbers of findings, the findings with all files, the classes."""
         case = self.case
         return {
-            "path": str(case.scan.root),
+            "path": str(case.index.root),
             "samples": self.samples,
             **{f"{severity}s" if severity != "info" else severity: self.count(severity) for severity in SEVERITIES},
             "findings": [finding.to_dict() for finding in self.findings],
@@ -80,18 +80,20 @@ def examine(config: DatasetConfig, transforms: TransformConfig) -> Diagnosis:
         UsageError: no such folder, or no layout that is known.
     """
     config = config.model_copy(update={"streaming": False})  # all rows are needed at hand
-    scan = scan_dataset(config)
-    samples = sorted([*scan.samples, *scan.rejected], key=lambda sample: (list(SPLITS).index(sample.split), sample.id))
-    opener = Opener(scan, config)
+    index = scan_dataset(config)
+    samples = sorted(
+        [*index.samples, *index.rejected], key=lambda sample: (list(SPLITS).index(sample.split), sample.id)
+    )
+    opener = Opener(index, config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of odd EXIF entries and very large pictures
-        facts = in_threads(lambda sample: gather(sample, opener, transforms), samples, "examining")
+        facts = in_threads(lambda sample: read_facts(sample, opener, transforms), samples, "examining")
     found: list[Finding] = []
     try:
-        label_map, named = find_label_map(config, scan), True
+        label_map, named = find_label_map(config, index), True
     except UsageError as error:
         label_map, named = proposed_labels(facts, config.ignore_index), False
-        found.append(_labels_finding(error, label_map, scan.classes))
+        found.append(_labels_finding(error, label_map, index.classes))
     case = Case(opener, facts, label_map, transforms, named)
     causes = find_causes(case)
     case = replace(case, untrusted=frozenset(sample for masks in causes.values() for sample, _ in masks))
@@ -100,7 +102,15 @@ def examine(config: DatasetConfig, transforms: TransformConfig) -> Diagnosis:
 
 
 def _all_checks(case: Case) -> Iterator[Finding]:
-    for check in (check_files, check_pictures, check_masks, check_classes, check_fits, check_twins, check_tints):
+    for check in (
+        check_files,
+        check_images,
+        check_masks,
+        check_classes,
+        check_alignment,
+        check_duplicates,
+        check_colors,
+    ):
         yield from check(case)
 
 
@@ -115,9 +125,9 @@ def _labels_finding(error: UsageError, proposed: LabelMap, classes: Mapping[int,
     message = f"{error}".partition(". Write ")[0]
     if classes:
         names = json.dumps([name for name in classes.values() if name])
-        return Finding("labels", "error", message, mend=(f"dataset.labels={names} in another order, or leave it out",))
+        return Finding("labels", "error", message, fix=(f"dataset.labels={names} in another order, or leave it out",))
     line = f"dataset.labels={json.dumps(table or colors)}"
-    return Finding("labels", "error", message, mend=(f"{line} with the names of the classes",))
+    return Finding("labels", "error", message, fix=(f"{line} with the names of the classes",))
 
 
 logger = logging.getLogger(__name__)
@@ -150,7 +160,7 @@ def _try_model(recipe: Recipe, diagnosis: Diagnosis, device: str | None) -> list
     if not samples:
         return [Finding("dry-run", "error", "no sample of train can be used, so that the model was not tried")]
     label_map = diagnosis.case.label_map
-    rows = rows_of(replace(diagnosis.case.scan, samples=samples), recipe.dataset)["train"]
+    rows = rows_of(replace(diagnosis.case.index, samples=samples), recipe.dataset)["train"]
     recipe = with_channels(recipe, rows)
     try:
         model = build_model(recipe.model, label_map, seed=recipe.training.seed)
@@ -178,9 +188,9 @@ def _ask(checkpoint: str, model: Any, diagnosis: Diagnosis) -> list[Finding]:
 
 
 def usable(diagnosis: Diagnosis) -> list[Sample]:
-    """The samples that no finding wants left out while it is not mended, and whose files fit the label map."""
+    """The samples that no finding wants left out while it is not fixed, and whose files fit the label map."""
     dropped = {sample for finding in diagnosis.findings for sample in finding.drop} | diagnosis.case.untrusted
-    return [sample for sample in diagnosis.case.scan.samples if sample not in dropped]
+    return [sample for sample in diagnosis.case.index.samples if sample not in dropped]
 
 
 def write_split(diagnosis: Diagnosis, path: Path) -> dict[str, int]:

@@ -30,7 +30,13 @@ SHOWN_FILES = 8
 SHOWN_PICTURES, SHOWN_OVERLAYS = 4, 6  # of a finding
 SHOWN_SAMPLES = 12
 SETTING = re.compile(r"((?:dataset|transforms|model|training)\.[\w.]+=(?:\{[^}]*\}|\[[^]]*\]|[^\s,]+))")
-SIDE_BY_SIDE = ("copies", "leaked-copies", "disputed-copies", "near-copies", "leaked-near-copies")  # images to compare
+SIDE_BY_SIDE = (
+    "duplicates",
+    "leaked-duplicates",
+    "conflicting-duplicates",
+    "near-duplicates",
+    "leaked-near-duplicates",
+)  # images to compare
 SPLIT_COLORS = {"train": "blue", "val": "orange", "test": "green"}
 SIDE = 400.0  # of the chart of sizes, pixels
 Item = TypeVar("Item")
@@ -49,7 +55,7 @@ def write_doctor_page(diagnosis: Diagnosis, path: Path) -> None:
 def page(diagnosis: Diagnosis) -> str:
     """The whole page."""
     case = diagnosis.case
-    title = f"{case.scan.root.name}: {_verdict(diagnosis)}"
+    title = f"{case.index.root.name}: {_verdict(diagnosis)}"
     card = partial(_card, case)
     body = "\n".join(
         [
@@ -85,7 +91,7 @@ def _headline(diagnosis: Diagnosis) -> str:
         for kind, (number, text) in zip(kinds, tiles, strict=True)
     )
     return (
-        f'<header><h1>{escape(case.scan.root.name)}</h1><p class="soft path">{escape(str(case.scan.root))}</p>'
+        f'<header><h1>{escape(case.index.root.name)}</h1><p class="soft path">{escape(str(case.index.root))}</p>'
         f'<div class="tiles">{shown}</div></header>'
     )
 
@@ -94,7 +100,7 @@ def _headline(diagnosis: Diagnosis) -> str:
 
 
 def _card(case: Case, finding: Finding) -> str:
-    mend = "".join(f"<li>{_mend(line)}</li>" for line in (*finding.mend, *([LEAVE_OUT] if finding.drop else [])))
+    fix = "".join(f"<li>{_mend(line)}</li>" for line in (*finding.fix, *([LEAVE_OUT] if finding.drop else [])))
     compared = finding.code in SIDE_BY_SIDE
     draw, limit = (overlay_of, SHOWN_OVERLAYS) if compared else (picture_of, SHOWN_PICTURES)
     pictures = "".join(_figures(case, finding.samples, draw, limit))
@@ -102,7 +108,7 @@ def _card(case: Case, finding: Finding) -> str:
         f'<article class="{finding.severity}"><h3><span class="badge">{finding.severity}</span> {finding.code}</h3>'
         f"<p>{escape(sentence(finding.message))}</p>{_files(finding.files)}"
         + (f'<div class="pictures">{pictures}</div>' if pictures else "")
-        + (f'<ul class="mend">{mend}</ul>' if mend else "")
+        + (f'<ul class="mend">{fix}</ul>' if fix else "")
         + "</article>"
     )
 

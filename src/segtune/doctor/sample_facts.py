@@ -19,7 +19,7 @@ from segtune.data.dataset import PLAIN, rows_of
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.lazy_rows import sample_ids
 from segtune.data.transforms import TransformConfig
-from segtune.doctor.alignment import Fit, class_edges, fit, image_edges, reduction
+from segtune.doctor.alignment import Alignment, class_edges, image_edges, measure_alignment, reduction
 from segtune.errors import DataError
 from segtune.imageio import geotiff
 from segtune.imageio.read import ORIENTATION, PICTURES, TIFFS, Pixels, for_display, read_image, read_mask, read_pixels
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     import datasets
 
 THUMBNAIL = 16
-TINT_BINS = 33  # of red minus blue, 8 wide, around 0
-TINT_PIXELS = 65_536  # looked at for the tint, about
-LEAST_TINT_SHARE = 0.005  # of the pixels, for a mask value to have a tint of its own
+COLOR_BINS = 33  # of red minus blue, 8 wide, around 0
+COLOR_PIXELS = 65_536  # looked at for these histograms, about
+LEAST_COLOR_SHARE = 0.005  # of the pixels, for a mask value to have a histogram of its own
 DOUBTFUL = 4.0  # evidence below which turned and mirrored masks are tried as well
 POSES: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # the last three can only be told of squares
     "mirrored left to right": lambda mask: mask[:, ::-1],
@@ -91,18 +91,18 @@ class Facts:
 
     Attributes:
         image, mask: None where it cannot be read; `faults` then says why ("image" or "mask" -> message).
-        fit: how the mask lies on the image; None where sizes differ or there is too little to compare.
-        poses: the fit of the turned or mirrored mask, by the words of `POSES`; only where `fit` is doubtful.
-        tints: mask code -> pixels by red minus blue (33,).
+        alignment: how the mask lies on the image; None where sizes differ or there is too little to compare.
+        poses: that of the turned or mirrored mask, by the words of `POSES`; only where `alignment` is doubtful.
+        color_histograms: mask code -> pixels by red minus blue (33,).
     """
 
     sample: Sample
     image: ImageFacts | None
     mask: MaskFacts | None
     faults: Mapping[str, str] = field(default_factory=dict)
-    fit: Fit | None = None
-    poses: Mapping[str, Fit] = field(default_factory=dict)
-    tints: Mapping[int, np.ndarray] = field(default_factory=dict)
+    alignment: Alignment | None = None
+    poses: Mapping[str, Alignment] = field(default_factory=dict)
+    color_histograms: Mapping[int, np.ndarray] = field(default_factory=dict)
 
     @property
     def is_turned(self) -> bool:
@@ -110,7 +110,7 @@ class Facts:
         return bool(self.image and self.mask and self.image.header.orientation != self.mask.header.orientation)
 
 
-def gather(sample: Sample, opener: Opener, transforms: TransformConfig) -> Facts:
+def read_facts(sample: Sample, opener: Opener, transforms: TransformConfig) -> Facts:
     """Read the image and the mask of a sample; what cannot be read becomes a fault."""
     faults: dict[str, str] = {}
     image = mask = pixels = codes = None
@@ -124,7 +124,7 @@ def gather(sample: Sample, opener: Opener, transforms: TransformConfig) -> Facts
     if image is None or pixels is None or codes is None or pixels.shape[:2] != codes.shape:
         return Facts(sample, image, mask, faults)
     found, poses = _align(pixels, codes)
-    return Facts(sample, image, mask, faults, found, poses, _tints(pixels, codes))
+    return Facts(sample, image, mask, faults, found, poses, _color_histograms(pixels, codes))
 
 
 def read_pair(sample: Sample, opener: Opener) -> tuple[np.ndarray, np.ndarray]:
@@ -210,28 +210,32 @@ def _thumbnail(pixels: np.ndarray) -> np.ndarray:
     return small / length if length > 1 else np.zeros_like(small)
 
 
-def _align(pixels: np.ndarray, codes: np.ndarray) -> tuple[Fit | None, dict[str, Fit]]:
-    """The fit of a mask (H, W) on its image (H, W, 3) and, where that is doubtful, of the turned and mirrored mask."""
+def _align(pixels: np.ndarray, codes: np.ndarray) -> tuple[Alignment | None, dict[str, Alignment]]:
+    """How a mask (H, W) lies on its image (H, W, 3) and, where that is doubtful, the turned and mirrored mask."""
     scale = reduction(codes.shape)
     grey = np.asarray(PIL.Image.fromarray(pixels).convert("L").reduce(scale))
     codes = codes[scale // 2 :: scale, scale // 2 :: scale][: grey.shape[0], : grey.shape[1]]
     grey = grey[: codes.shape[0], : codes.shape[1]]
     gradient, boundary = image_edges(grey), class_edges(codes)
-    found = fit(boundary, gradient, scale)
+    found = measure_alignment(boundary, gradient, scale)
     if found is None or found.evidence_here >= DOUBTFUL:
         return found, {}
     turned = {pose: turn(boundary) for pose, turn in POSES.items()}
-    fits = {pose: fit(other, gradient, scale) for pose, other in turned.items() if other.shape == boundary.shape}
-    return found, {pose: other for pose, other in fits.items() if other is not None}
+    alignments = {
+        pose: measure_alignment(other, gradient, scale)
+        for pose, other in turned.items()
+        if other.shape == boundary.shape
+    }
+    return found, {pose: other for pose, other in alignments.items() if other is not None}
 
 
-def _tints(pixels: np.ndarray, codes: np.ndarray) -> dict[int, np.ndarray]:
-    step = max(1, round((codes.size / TINT_PIXELS) ** 0.5))
+def _color_histograms(pixels: np.ndarray, codes: np.ndarray) -> dict[int, np.ndarray]:
+    step = max(1, round((codes.size / COLOR_PIXELS) ** 0.5))
     codes, pixels = codes[::step, ::step], pixels[::step, ::step].astype(np.int16)
-    bins = np.clip((pixels[:, :, 0] - pixels[:, :, 2] + 4) // 8 + TINT_BINS // 2, 0, TINT_BINS - 1)
+    bins = np.clip((pixels[:, :, 0] - pixels[:, :, 2] + 4) // 8 + COLOR_BINS // 2, 0, COLOR_BINS - 1)
     values, counts = np.unique(codes, return_counts=True)
-    large = values[counts >= LEAST_TINT_SHARE * codes.size].tolist()
-    return {value: np.bincount(bins[codes == value], minlength=TINT_BINS).astype(np.uint32) for value in large}
+    large = values[counts >= LEAST_COLOR_SHARE * codes.size].tolist()
+    return {value: np.bincount(bins[codes == value], minlength=COLOR_BINS).astype(np.uint32) for value in large}
 
 
 class Header(NamedTuple):
@@ -252,20 +256,20 @@ class Header(NamedTuple):
 
 
 class Opener:
-    """Opens the samples of a scan, those that it rejected too."""
+    """Opens the samples of an index, those that it rejected too."""
 
-    def __init__(self, scan: DatasetIndex, config: DatasetConfig) -> None:
-        self.scan, self.config = scan, config
+    def __init__(self, index: DatasetIndex, config: DatasetConfig) -> None:
+        self.index, self.config = index, config
 
     def image(self, sample: Sample) -> tuple[Pixels, Header]:
         """Raises OSError, DataError, … where it cannot be read: decoders raise what they like."""
-        if not sample.image_part and self.scan.tables is None and _is_for_pillow(sample.image):
+        if not sample.image_part and self.index.tables is None and _is_for_pillow(sample.image):
             return _open(sample.image)
         return self._cell(sample, "image"), Header()
 
     def mask(self, sample: Sample) -> tuple[Pixels, Header]:
         """Like `image`."""
-        plain = self.scan.format in PLAIN and not sample.mask_part and not self.config.one_hot
+        plain = self.index.format in PLAIN and not sample.mask_part and not self.config.one_hot
         if plain and _is_for_pillow(sample.mask):
             return _open(sample.mask)
         return self._cell(sample, "mask"), Header()
@@ -278,8 +282,8 @@ class Opener:
     @cached_property
     def _rows(self) -> dict[str, tuple[dict[str, datasets.Dataset], dict[str, int]]]:
         """Split -> its rows with an image or a mask only, and the number of each id in them."""
-        samples = [*self.scan.samples, *self.scan.rejected]
-        splits = rows_of(replace(self.scan, samples=samples), self.config)
+        samples = [*self.index.samples, *self.index.rejected]
+        splits = rows_of(replace(self.index, samples=samples), self.config)
         return {
             split: (
                 {name: rows.select_columns(name) for name in ("image", "mask")},

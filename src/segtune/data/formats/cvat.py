@@ -47,7 +47,7 @@ def scan_cvat(root: Path, config: DatasetConfig) -> DatasetIndex:
     used = [shape.get("label", "") for image in images for shape in image if shape.tag not in WITHOUT_AREA]
     classes = number_classes(dict.fromkeys([*labels, *sorted(set(used))]), config, root)
     values = {str(name): value for value, name in classes.items()}
-    scan, missing = DatasetIndex(root, classes=classes), Missing()
+    index, missing = DatasetIndex(root, classes=classes), Missing()
     finder = ImageFinder(root, config.images, all_names(names))
     samples, parts = [], []
     for image in images:
@@ -56,9 +56,9 @@ def scan_cvat(root: Path, config: DatasetConfig) -> DatasetIndex:
             size = int(image.attrib["height"]), int(image.attrib["width"])
             samples.append(Sample(sample_id(name), split_of(subset, names) or "train", found, file, size))
             parts.append({"shapes": _shapes(file, image, values)})
-    missing.report(scan)
-    keep_annotated(scan, samples, parts)
-    return scan
+    missing.report(index)
+    keep_annotated(index, samples, parts)
+    return index
 
 
 def _read(file: Path) -> tuple[list[str], list[ElementTree.Element]]:

@@ -63,8 +63,8 @@ class ImageFinder:
         return [path for path, score in zip(found, scores, strict=True) if score == max(scores)]
 
 
-def keep_annotated(scan: DatasetIndex, samples: Sequence[Sample], parts: Sequence[Mapping[str, Any]]) -> None:
-    """Give the scan the samples whose images can be read and have the annotated size.
+def keep_annotated(index: DatasetIndex, samples: Sequence[Sample], parts: Sequence[Mapping[str, Any]]) -> None:
+    """Give the index the samples whose images can be read and have the annotated size.
 
     Args:
         samples: with the size that the annotation states, or (0, 0).
@@ -76,16 +76,16 @@ def keep_annotated(scan: DatasetIndex, samples: Sequence[Sample], parts: Sequenc
     for sample, part, size in zip(samples, parts, sizes, strict=True):
         if isinstance(size, tuple) and (0 in sample.size or sample.size == size):
             text = json.dumps({**part, "size": size}, separators=(",", ":"))
-            scan.samples.append(sample._replace(size=size, mask_part=text))
+            index.samples.append(sample._replace(size=size, mask_part=text))
         elif isinstance(size, tuple):
-            name = scan.below(sample.image)
+            name = index.below(sample.image)
             different[name] = f"{name} ({size}), annotated as {sample.size}"
         else:
-            name = scan.below(sample.image)
+            name = index.below(sample.image)
             unreadable[name] = f"{name} ({size})"
     fix = "Replace these images, or export the annotations again (an image counts as its EXIF orientation turns it)"
-    scan.report("unreadable", "files that cannot be read", unreadable, fix)
-    scan.report("size_mismatch", "images of another (height, width) than annotated", different, fix)
+    index.report("unreadable", "files that cannot be read", unreadable, fix)
+    index.report("size_mismatch", "images of another (height, width) than annotated", different, fix)
 
 
 def _shown_size(sample: Sample) -> tuple[int, int] | Exception:
@@ -110,11 +110,11 @@ class Missing:
             self.none[name] = name
         return None
 
-    def report(self, scan: DatasetIndex) -> None:
-        """Make them problems of a scan."""
+    def report(self, index: DatasetIndex) -> None:
+        """Make them problems of an index."""
         fix = "Put the images below dataset.path, or name their folder in dataset.images"
-        scan.report("image_missing", "annotated images that are not there", self.none, fix)
-        scan.report("image_twice", "annotated images that are there several times", self.several, fix)
+        index.report("image_missing", "annotated images that are not there", self.none, fix)
+        index.report("image_twice", "annotated images that are there several times", self.several, fix)
 
 
 def sample_id(name: str) -> str:

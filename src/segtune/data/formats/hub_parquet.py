@@ -147,7 +147,7 @@ def scan_tables(
     features = next(iter(tables.values())).features
     image, mask = find_columns(features, config, str(root))
     logger.info("%s: images in the column %r, masks in %r", root, image, mask)
-    scan = DatasetIndex(root, classes=classes or _class_labels(features[mask]), tables={})
+    index = DatasetIndex(root, classes=classes or _class_labels(features[mask]), tables={})
     names = split_names(config.splits)
     for name, table in tables.items():
         split = split_of(name, names)
@@ -155,10 +155,10 @@ def scan_tables(
             logger.warning("%s: the split %r is none of ours and left out; dataset.splits can name it", root, name)
             continue
         ids = _ids(table)
-        assert scan.tables is not None
-        scan.tables[name] = with_columns(table, image, mask, ids)
-        scan.samples += [Sample(i, split, Path(name), Path(name), image_part=str(row)) for row, i in enumerate(ids)]
-    return scan
+        assert index.tables is not None
+        index.tables[name] = with_columns(table, image, mask, ids)
+        index.samples += [Sample(i, split, Path(name), Path(name), image_part=str(row)) for row, i in enumerate(ids)]
+    return index
 
 
 def find_columns(features: Features, config: DatasetConfig, where: str) -> tuple[str, str]:

@@ -51,7 +51,7 @@ def scan_label_studio(root: Path, config: DatasetConfig) -> DatasetIndex:
     classes = number_classes(sorted({name for found in regions for name, _, _ in found}), config, root)
     values = {name: value for value, name in classes.items()}
     names = split_names(config.splits)
-    scan, missing, finder = (
+    index, missing, finder = (
         DatasetIndex(root, classes=classes),
         Missing(),
         ImageFinder(root, config.images, all_names(names)),
@@ -64,9 +64,9 @@ def scan_label_studio(root: Path, config: DatasetConfig) -> DatasetIndex:
             size = found[0][1] if found else (0, 0)
             samples.append(Sample(sample_id(str(image.relative_to(root))), "train", image, file, size))
             parts.append({"shapes": [{"value": values[label], **outline} for label, _, outline in found]})
-    missing.report(scan)
-    keep_annotated(scan, samples, parts)
-    return scan
+    missing.report(index)
+    keep_annotated(index, samples, parts)
+    return index
 
 
 def _task(task: Mapping[str, Any]) -> tuple[str, Sequence[Mapping[str, Any]]] | None:

@@ -35,7 +35,7 @@ def scan_labelme(root: Path, config: DatasetConfig) -> DatasetIndex:
     Raises:
         UsageError: there are no such files.
     """
-    scan, names = DatasetIndex(root), split_names(config.splits)
+    index, names = DatasetIndex(root), split_names(config.splits)
     place = root / (config.masks or "")
     every = walk_files(place, ".json") if place.is_dir() else ()
     files = sorted(path for path in every if path.name not in LABEL_FILES)
@@ -44,9 +44,9 @@ def scan_labelme(root: Path, config: DatasetConfig) -> DatasetIndex:
     listed = listed_classes(config, root)
     read = [] if listed else in_threads(_try_json, files, "reading annotations")
     content = {path: data for path, data in zip(files, read, strict=False) if isinstance(data, dict)}
-    faults = {scan.below(path): str(error) for path, error in zip(files, read, strict=False) if path not in content}
-    scan.report("annotation_unreadable", "files that are none of LabelMe's", faults, "Repair or remove them")
-    scan.classes = number_classes(listed or class_names(list(content.values())), config, root)
+    faults = {index.below(path): str(error) for path, error in zip(files, read, strict=False) if path not in content}
+    index.report("annotation_unreadable", "files that are none of LabelMe's", faults, "Repair or remove them")
+    index.classes = number_classes(listed or class_names(list(content.values())), config, root)
     finder, missing = ImageFinder(root, config.images, all_names(names)), Missing()
     samples = []
     for path in files if listed else content:
@@ -56,9 +56,9 @@ def scan_labelme(root: Path, config: DatasetConfig) -> DatasetIndex:
             split = next((found for part in folders if (found := split_of(part, names))), "train")
             size = annotated_size(content[path]) if path in content else (0, 0)
             samples.append(Sample(_id(path, root, split, names), split, image, path, size))
-    missing.report(scan)
-    keep_annotated(scan, samples, [{} for _ in samples])
-    return scan
+    missing.report(index)
+    keep_annotated(index, samples, [{} for _ in samples])
+    return index
 
 
 def _find_image(path: Path, data: dict[str, Any] | None, finder: ImageFinder, missing: Missing) -> Path | None:

@@ -67,7 +67,7 @@ def scan_rows(
     Raises:
         UsageError: a column is missing.
     """
-    scan, names = DatasetIndex(root), split_names(config.splits)
+    index, names = DatasetIndex(root), split_names(config.splits)
     samples: list[Sample] = []
     absent: dict[str, str] = {}
     left_out: Counter[str] = Counter()
@@ -80,15 +80,15 @@ def scan_rows(
             continue
         image, mask = paths = [folder / str(row[column]) for column in columns]
         identity = next((str(row[column]) for column in ID_COLUMNS if row.get(column)), None)
-        missing = {scan.below(path): scan.below(path) for path in paths if not path.is_file()}
+        missing = {index.below(path): index.below(path) for path in paths if not path.is_file()}
         absent |= missing
         if not missing:
-            samples.append(Sample(identity or _id(scan.below(image)), split, image, mask))
+            samples.append(Sample(identity or _id(index.below(image)), split, image, mask))
     if left_out:
         logger.warning("%s: rows of other splits are left out: %s", root, dict(left_out))
-    scan.report("file_missing", "files of the table that are not there", absent, "Paths are relative to the table")
-    keep_same_sizes(scan, samples)
-    return scan
+    index.report("file_missing", "files of the table that are not there", absent, "Paths are relative to the table")
+    keep_same_sizes(index, samples)
+    return index
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
