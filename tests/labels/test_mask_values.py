@@ -4,12 +4,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from segtune.errors import UsageError
 from segtune.labels.mask_values import (
+    NO_DATA,
+    as_color,
     count_values,
+    decode_value,
     distinct_colors,
+    encode_value,
     id_range,
+    mask_codes,
     read_color,
     shorten,
     show_value,
@@ -23,6 +30,38 @@ def test_values_are_counted_ids_and_colors_apart_from_what_is_masked() -> None:
     masked = np.ma.masked_array(colors, (colors == 9))
     assert count_values(colors) == {(128, 64, 128): 2, (0, 0, 1): 1, (9, 9, 9): 1}
     assert count_values(masked) == {(128, 64, 128): 2, (0, 0, 1): 1}
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (1, 2, 3)])
+def test_pixels_without_data_have_a_code_of_their_own(shape: tuple[int, ...]) -> None:
+    mask = np.ma.masked_array(np.full(shape, 7, np.uint8), np.zeros(shape, bool))
+    mask[0, 1] = np.ma.masked
+    codes, is_color = mask_codes(mask)
+    assert (codes.tolist(), is_color) == ([[7, NO_DATA]], False)
+    assert decode_value(NO_DATA, True) == NO_DATA
+
+
+def test_colors_become_codes_and_grey_pictures_ids() -> None:
+    colors = np.array([[[128, 64, 32], [0, 0, 1]]], np.uint8)
+    for mask in (colors, np.dstack([colors, [[0, 255]]]).astype(np.uint8)):  # alpha is not looked at
+        codes, is_color = mask_codes(mask)
+        assert (codes.tolist(), is_color) == ([[0x804020, 1]], True)
+        assert [decode_value(code, is_color) for code in codes[0].tolist()] == [(128, 64, 32), (0, 0, 1)]
+    codes, is_color = mask_codes(np.full((2, 2, 3), 7, np.uint8))
+    assert (codes.tolist(), is_color) == ([[7, 7], [7, 7]], False)
+    assert mask_codes(np.array([[True, False]]))[0].tolist() == [[1, 0]]
+    assert mask_codes(np.array([[0.5, 2]]))[0].tolist() == [[0.5, 2]]
+
+
+@given(st.one_of(st.integers(-(2**31), 2**31), st.tuples(*[st.integers(0, 255)] * 3)))
+@settings(deadline=None, max_examples=30)
+def test_values_come_back_from_their_codes(value: Any) -> None:
+    assert decode_value(encode_value(value), isinstance(value, tuple)) == value
+
+
+def test_ids_stand_for_grey_colors() -> None:
+    assert [as_color(value) for value in (7, 255.0, (1, 2, 3))] == [(7, 7, 7), (255, 255, 255), (1, 2, 3)]
+    assert [as_color(value) for value in (256, -1, 0.5, NO_DATA)] == [256, -1, 0.5, NO_DATA]
 
 
 def test_values_are_shown_as_they_are_written() -> None:

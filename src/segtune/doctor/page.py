@@ -18,7 +18,7 @@ from segtune.doctor.case import Case
 from segtune.doctor.check_classes import class_table
 from segtune.doctor.examine import Diagnosis
 from segtune.doctor.findings import LEAVE_OUT, SEVERITIES, Finding, count, percent, sentence
-from segtune.doctor.sample_facts import COLOR, read_pair
+from segtune.doctor.sample_facts import read_for_display
 from segtune.labels.label_map import LabelMap
 from segtune.labels.mask_values import Color
 from segtune.viz.charts import Axis, Frame
@@ -225,10 +225,10 @@ def picture_of(case: Case, sample: Sample) -> str | None:
     Where the two differ in size, the right side is the mask alone.
     """
     try:
-        pixels, codes = read_pair(sample, case.opener)
+        pixels, mask = read_for_display(sample, case.opener)
     except Exception:  # decoders raise what they like, and the finding says it
         return None
-    labels, label_map = _labels(case, codes)
+    labels, label_map = _labels(case, mask)
     if pixels.shape[:2] == labels.shape:
         right = overlay(pixels, labels, label_map, legend=False)
     else:
@@ -239,25 +239,20 @@ def picture_of(case: Case, sample: Sample) -> str | None:
 def overlay_of(case: Case, sample: Sample) -> str | None:
     """The image with the mask over it, as a data URL; None where that cannot be made."""
     try:
-        pixels, codes = read_pair(sample, case.opener)
+        pixels, mask = read_for_display(sample, case.opener)
     except Exception:  # as above
         return None
-    labels, label_map = _labels(case, codes)
+    labels, label_map = _labels(case, mask)
     if pixels.shape[:2] != labels.shape:
         return None
     return _url(_scaled(overlay(pixels, labels, label_map, legend=False)))
 
 
-def _labels(case: Case, codes: np.ndarray) -> tuple[np.ndarray, LabelMap]:
+def _labels(case: Case, mask: np.ndarray) -> tuple[np.ndarray, LabelMap]:
     """Labels (H, W), and a label map that has one class more, for values without a name."""
     names, colors = case.label_map.names, case.label_map.colors
     extended = LabelMap((*names, NOT_NAMED[0]), (*colors, NOT_NAMED[1]), ignore_index=-1)
-    if case.label_map.mask_colors is not None and codes.max() <= 255:
-        codes = COLOR | codes.astype(np.int64) * 0x010101
-    values, inverse = np.unique(codes, return_inverse=True)
-    targets = [case.targets.get(value, len(names) + 1) for value in values.tolist()]
-    labels = np.array([{len(names): -1, len(names) + 1: len(names)}.get(t, t) for t in targets], dtype=np.int64)
-    return labels[inverse].reshape(codes.shape), extended
+    return case.labels(mask), extended
 
 
 def _scaled(picture: Image.Image) -> Image.Image:

@@ -14,9 +14,9 @@ from segtune.errors import DataError, UsageError
 from segtune.labels.label_file import FORMS, canonical, read_label_file
 from segtune.labels.mask_values import (
     Color,
-    code,
     count_codes,
     distinct_colors,
+    encode_value,
     id_range,
     is_color,
     masked_pixels,
@@ -319,7 +319,7 @@ class LabelMap:
 
     def _look_up(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Labels of mask codes, and which of them have a meaning at all; both of the codes' shape."""
-        targets = {code(key): target for key, target in self._targets().items()}
+        targets = {encode_value(key): target for key, target in self._targets().items()}
         small = 0 <= self.ignore_index <= 255 and self.num_labels <= 256
         keys = np.array(sorted(targets), dtype=np.int64)
         labels = np.array([targets[key] for key in sorted(targets)], dtype=np.uint8 if small else np.int32)

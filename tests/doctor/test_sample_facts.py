@@ -1,4 +1,4 @@
-"""Data sets that are no folders of pictures are examined as well."""
+"""Facts of samples: of data sets that are no folders of pictures too, of headers, and of the values of a mask."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from segtune.data.config import DatasetConfig
 from segtune.data.dataset import load_segmentation_dataset, scan_dataset
 from segtune.data.transforms import TransformConfig
 from segtune.doctor.examine import Diagnosis, examine
-from segtune.doctor.sample_facts import MOST_VALUES, NO_DATA, Opener, mask_codes, shown, value_facts
+from segtune.doctor.sample_facts import MOST_VALUES, Opener, value_facts
 
 TRANSFORMS = TransformConfig(crop_size=16)
 
@@ -108,23 +108,6 @@ def test_headers_say_what_pixels_do_not(noise: Any, tmp_path: Path, stripes: np.
     _, header = Opener(index, config).mask(index.samples[0])
     assert (header.mode, header.format, header.orientation, header.lossy) == ("P", "PNG", 1, False)
     assert header.palette[:3] == ((1, 2, 3), (4, 5, 6), (7, 8, 9))
-
-
-@pytest.mark.parametrize("shape", [(1, 2), (1, 2, 3)])
-def test_pixels_without_data_have_a_code_of_their_own(shape: tuple[int, ...]) -> None:
-    mask = np.ma.masked_array(np.full(shape, 7, np.uint8), np.zeros(shape, bool))
-    mask[0, 1] = np.ma.masked
-    np.testing.assert_array_equal(mask_codes(mask), [[7, NO_DATA]])
-
-
-def test_colors_become_numbers_and_grey_pictures_ids() -> None:
-    colors = np.array([[[128, 64, 32], [0, 0, 1]]], dtype=np.uint8)
-    np.testing.assert_array_equal(mask_codes(colors), [[0x1804020, 0x1000001]])  # 1 is no id
-    assert value_facts(mask_codes(colors)).is_color
-    grey = np.full((2, 2, 3), 7, dtype=np.uint8)
-    np.testing.assert_array_equal(mask_codes(grey), [[7, 7], [7, 7]])
-    np.testing.assert_array_equal(mask_codes(np.array([[True, False]])), [[1, 0]])
-    assert (shown(0x1804020, True), shown(11, False)) == ("#804020", "11")
 
 
 def test_values_are_counted_most_frequent_first() -> None:
