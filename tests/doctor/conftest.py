@@ -15,6 +15,7 @@ from segtune.data.config import DatasetConfig
 from segtune.data.transforms import TransformConfig
 from segtune.doctor.examine import Diagnosis, examine
 from segtune.doctor.findings import Finding
+from segtune.recipe.recipe import Recipe
 
 Pair = tuple[Any, Any]  # image and mask: arrays, or functions that write a file
 
@@ -38,7 +39,9 @@ def diagnose(tmp_path: Path) -> Callable[..., Diagnosis]:
         if labels is not None:
             (tmp_path / "labels.json").write_text(json.dumps(labels), encoding="utf-8")
         settings = {"path": str(tmp_path), "val_fraction": 0} | settings
-        return examine(DatasetConfig(**settings), transforms or TransformConfig(crop_size=16))
+        return examine(
+            Recipe(dataset=DatasetConfig(**settings), transforms=transforms or TransformConfig(crop_size=16))
+        )
 
     return run
 

@@ -17,6 +17,7 @@ from segtune.doctor.check_label_issues import find_label_issues
 from segtune.doctor.examine import examine
 from segtune.evaluation.label_issues import SURE
 from segtune.labels.label_map import LabelMap
+from segtune.recipe.recipe import Recipe
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 
 LABELS = LabelMap.from_names(["dark", "bright"])
@@ -44,7 +45,9 @@ def write_case(folder: Path, shares: Sequence[float]) -> Case:
             (folder / kind).mkdir(exist_ok=True)
             Image.fromarray(array).save(folder / kind / f"{number}.png")
     (folder / "labels.json").write_text(json.dumps(LABELS.names))
-    return examine(DatasetConfig(path=str(folder), val_fraction=0), TransformConfig(crop_size=16)).case
+    return examine(
+        Recipe(dataset=DatasetConfig(path=str(folder), val_fraction=0), transforms=TransformConfig(crop_size=16))
+    ).case
 
 
 def test_a_model_that_is_not_sure_contradicts_nothing(tmp_path: Path) -> None:

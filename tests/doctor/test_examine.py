@@ -16,7 +16,7 @@ from segtune.cli import main
 from segtune.data.config import DatasetConfig
 from segtune.data.transforms import TransformConfig
 from segtune.doctor.examine import Diagnosis, examine
-from segtune.recipe.recipe import load_recipe_or_data
+from segtune.recipe.recipe import Recipe, load_recipe_or_data
 
 # Climate zones have few edges in the pictures, and the tiles are square and no video.
 NOT_TOLD_OF_EARTH = {
@@ -29,7 +29,7 @@ NOT_TOLD_OF_EARTH = {
 
 
 def examined(path: Path | str, **settings: Any) -> Diagnosis:
-    return examine(DatasetConfig(path=str(path), **settings), TransformConfig(crop_size=128))
+    return examine(Recipe(dataset=DatasetConfig(path=str(path), **settings), transforms=TransformConfig(crop_size=128)))
 
 
 def codes(diagnosis: Diagnosis, *severities: str) -> list[str]:

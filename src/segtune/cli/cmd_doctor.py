@@ -45,14 +45,15 @@ def doctor(
     if html:
         check_page(html, COMMAND, "--html")
     if split_file:
-        examine.check_split(split_file)
-    diagnosis = examine.diagnose(settings, try_model=dry_run, checkpoint=checkpoint, device=device)
+        examine.refuse_split_file(split_file)
+    diagnosis = examine.examine(settings, try_model=dry_run, checkpoint=checkpoint, device=device)
     typer.echo(json.dumps(diagnosis.to_dict()) if as_json else "\n".join(_finding_lines(diagnosis)))
     if html:
         write_doctor_page(diagnosis, html)
         typer.echo(f"page: {html}", err=as_json)
     if split_file:
-        left = ", ".join(f"{number} {split}" for split, number in examine.write_split(diagnosis, split_file).items())
+        kept = examine.save_usable_split(diagnosis, split_file)
+        left = ", ".join(f"{number} {split}" for split, number in kept.items())
         typer.echo(f"split file: {split_file} ({left}); use it with dataset.split_file={split_file}", err=as_json)
     if diagnosis.count("error"):
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Where a training sample is cut from its image, and what of another image is pasted into it."""
+"""Random crops and copy-paste: where a training sample is cut from its image, and what is pasted into it."""
 
 from __future__ import annotations
 

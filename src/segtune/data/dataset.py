@@ -1,4 +1,4 @@
-"""Where the pictures come from: any format as an index, as a `datasets.DatasetDict`, and with its label map."""
+"""Data set loading: any format as an index, as a `datasets.DatasetDict`, and with its label map."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from segtune.data.formats.table import scan_manifest
 from segtune.data.formats.yolo import scan_yolo
 from segtune.data.index import DatasetIndex, Problem, Sample, first
 from segtune.data.lazy_rows import Reader, sample_ids, to_dataset
-from segtune.data.splits import SPLITS, draw_val, read_split_file, read_split_lists, split_names
+from segtune.data.splits import SPLITS, draw_val, read_split_file, read_split_lists, split_names, write_split_file
 from segtune.data.streaming import open_stream
 from segtune.data.tiles import tiled, without_tile
 from segtune.errors import UsageError
@@ -177,7 +177,7 @@ def load_segmentation_dataset(path: str | Path, **options: Any) -> DatasetDict:
 def save_split(dataset: DatasetDict, path: str | Path) -> None:
     """Write which id is in which split, as a `split_file` that loads the same splits again."""
     ids = {split: list(dict.fromkeys(map(without_tile, sample_ids(rows)))) for split, rows in dataset.items()}
-    Path(path).write_text(json.dumps(ids, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_split_file(Path(path), ids)
 
 
 def find_label_map(config: DatasetConfig, index: DatasetIndex | None = None) -> LabelMap:

@@ -1,4 +1,4 @@
-"""What a search for samples found: the samples, and what is wrong with the others."""
+"""Data set index: the samples that a search found, and what is wrong with the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which classes are rare in a data set, and the samples that hold them: for crops around them and for copy-paste."""
+"""Rare classes: which ones they are, crops around them, and the samples that copy-paste takes them from."""
 
 from __future__ import annotations
 

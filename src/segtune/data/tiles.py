@@ -1,4 +1,4 @@
-"""Large images as tiles that are read one at a time, without writing them."""
+"""Tiling: large images as tiles that are read one at a time, without writing them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a mask lie on its image? Boundaries of classes are compared with edges of the image, over small shifts.
+"""Mask-to-image alignment: boundaries of classes are correlated with edges of the image, over small shifts.
 
 Where classes change, images mostly change too. So the correlation of the two maps, each freed of its local mean, has a
 sharp peak at the shift between them; for a mask that belongs to another image it has none.

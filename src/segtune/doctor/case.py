@@ -1,4 +1,4 @@
-"""What the checks look at: the samples of one data set, what their files told, and the recipe they are meant for."""
+"""A data set under examination: its samples, what their files told, and the recipe that they are meant for."""
 
 from __future__ import annotations
 

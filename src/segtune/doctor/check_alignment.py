@@ -1,4 +1,4 @@
-"""Checks whether masks lie on their images: shifted, mirrored, or belonging to another one."""
+"""Misaligned masks: those that are shifted, mirrored or turned, or belong to another image."""
 
 from __future__ import annotations
 

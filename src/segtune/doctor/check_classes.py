@@ -1,4 +1,4 @@
-"""Checks over all masks: which classes occur where, how often, and what to weigh them with."""
+"""Class balance: which classes occur where and how often, and the class weights that this suggests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of colours: red and blue exchanged in some images, and the normalisation against what the images hold."""
+"""Colour channels: images whose red and blue are exchanged, and normalization that does not suit the images."""
 
 from __future__ import annotations
 

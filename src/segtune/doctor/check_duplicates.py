@@ -1,4 +1,4 @@
-"""Checks of pictures against each other: copies, near copies, and frames of one sequence in several splits."""
+"""Near-duplicate images and leakage: copies, near copies, and frames of one sequence in several splits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of the files themselves: partners, damage, sizes that differ, orientation."""
+"""File integrity: missing partners, damaged files, sizes that differ, EXIF orientations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of the images: sizes against each other and the crop, ranges of values, kinds of pictures."""
+"""Image outliers: unusual sizes, crops that are mostly padding, dark value ranges, blank images, odd colour modes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""After a run: which masks a trained model doubts."""
+"""Label issues: mislabelled masks, ranked by how much of each a trained model contradicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks for masks that say little, or something odd: ignored or one class all over, specks, renumbered palettes."""
+"""Mask outliers: masks that are ignored or of one class all over, full of specks, or with a renumbered palette."""
 
 from __future__ import annotations
 

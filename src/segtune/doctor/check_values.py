@@ -1,4 +1,4 @@
-"""Mask values that the label map does not expect: found by their cause, described with the line that fixes them."""
+"""Unexpected mask values: what causes them, and the recipe line or the work on files that fixes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Before a run: one step at the recipe's size, and a few samples learned by heart.
+"""Dry run: one training step at the recipe's size, then a few samples overfitted, before a run is started.
 
 A model that cannot learn eight samples by heart will not learn a thousand: the masks do not belong to the images, most
 labels are ignored, or something in the learning is broken.

@@ -1,4 +1,7 @@
-"""Reads a data set once, in threads, and runs all checks over what was read."""
+"""Data set diagnosis: reads every file once, runs all checks over what was read, and may ask a model.
+
+`examine` is the one way in; commands and pages show its `Diagnosis`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ import torch
 from segtune.data.config import DatasetConfig
 from segtune.data.dataset import find_label_map, rows_of, scan_dataset
 from segtune.data.index import Sample, in_threads
-from segtune.data.splits import SPLITS
+from segtune.data.splits import SPLITS, write_split_file
 from segtune.data.transforms import TransformConfig
 from segtune.doctor.case import Case, proposed_labels
 from segtune.doctor.check_alignment import check_alignment
@@ -40,6 +43,8 @@ from segtune.segformer.loading import load_model
 from segtune.training.losses import SegmentationLoss
 from segtune.training.model import build_model
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -57,10 +62,6 @@ class Diagnosis:
         """Findings of a severity."""
         return sum(finding.severity == severity for finding in self.findings)
 
-    def with_findings(self, more: list[Finding]) -> Diagnosis:
-        """Together with what else was found."""
-        return Diagnosis(self.case, tuple(ranked([*self.findings, *more])))
-
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: what was looked at, the numbers of findings, the findings with all files, the classes."""
         case = self.case
@@ -73,12 +74,30 @@ class Diagnosis:
         }
 
 
-def examine(config: DatasetConfig, transforms: TransformConfig) -> Diagnosis:
+def examine(
+    recipe: Recipe, *, try_model: bool = False, checkpoint: str | None = None, device: str | None = None
+) -> Diagnosis:
     """Examine the data set of a recipe; every image and mask is read once.
 
+    Args:
+        try_model: the recipe's model also runs for a step, and learns a few samples by heart.
+        checkpoint: names a trained model, which is asked for masks with label issues.
+        device: runs the models; None takes the best there is.
+
     Raises:
-        UsageError: no such folder, or no layout that is known.
+        UsageError: no such folder, or no layout that is known; a checkpoint that is missing or has other labels.
     """
+    trained = to_device(load_model(checkpoint), device) if checkpoint else None  # before the data: it may be missing
+    diagnosis = _examine_data(recipe.dataset, recipe.transforms)
+    more: list[Finding] = []
+    if try_model:
+        more += _try_model(recipe, diagnosis, device)
+    if checkpoint and trained is not None:
+        more += _ask(checkpoint, trained, diagnosis)
+    return replace(diagnosis, findings=tuple(ranked([*diagnosis.findings, *more])))
+
+
+def _examine_data(config: DatasetConfig, transforms: TransformConfig) -> Diagnosis:
     config = config.model_copy(update={"streaming": False})  # all rows are needed at hand
     index = scan_dataset(config)
     samples = sorted(
@@ -130,31 +149,6 @@ def _labels_finding(error: UsageError, proposed: LabelMap, classes: Mapping[int,
     return Finding("labels", "error", message, fix=(f"{line} with the names of the classes",))
 
 
-logger = logging.getLogger(__name__)
-
-
-def diagnose(
-    recipe: Recipe, *, try_model: bool = False, checkpoint: str | None = None, device: str | None = None
-) -> Diagnosis:
-    """Examine the data set of a recipe.
-
-    Args:
-        try_model: also run the recipe's model for a step, and let it learn a few samples by heart.
-        checkpoint: a trained model that is asked which masks it doubts.
-
-    Raises:
-        UsageError: no such data set; a checkpoint that is missing or has other labels.
-    """
-    trained = to_device(load_model(checkpoint), device) if checkpoint else None
-    diagnosis = examine(recipe.dataset, recipe.transforms)
-    more: list[Finding] = []
-    if try_model:
-        more += _try_model(recipe, diagnosis, device)
-    if checkpoint and trained is not None:
-        more += _ask(checkpoint, trained, diagnosis)
-    return diagnosis.with_findings(more)
-
-
 def _try_model(recipe: Recipe, diagnosis: Diagnosis, device: str | None) -> list[Finding]:
     samples = [sample for sample in usable(diagnosis) if sample.split == "train"]
     if not samples:
@@ -193,21 +187,20 @@ def usable(diagnosis: Diagnosis) -> list[Sample]:
     return [sample for sample in diagnosis.case.index.samples if sample not in dropped]
 
 
-def write_split(diagnosis: Diagnosis, path: Path) -> dict[str, int]:
+def save_usable_split(diagnosis: Diagnosis, path: Path) -> dict[str, int]:
     """Write a `dataset.split_file` of the usable samples; returns how many each split has.
 
     Raises:
         UsageError: the file is there already.
     """
-    check_split(path)
+    refuse_split_file(path)
     samples = usable(diagnosis)
     splits = {split: [s.id for s in samples if s.split == split] for split in diagnosis.case.splits}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(splits, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_split_file(path, splits)
     return {split: len(ids) for split, ids in splits.items()}
 
 
-def check_split(path: Path) -> None:
+def refuse_split_file(path: Path) -> None:
     """Raises UsageError where a split file would overwrite another file."""
     if path.exists():
         raise UsageError(f"--split-file {path} is there already: name another file")

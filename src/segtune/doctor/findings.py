@@ -1,4 +1,4 @@
-"""What the doctor says: one finding for each kind of fault, with its files and the recipe line that fixes it."""
+"""Findings: one for each kind of fault, with its severity, its files, and what fixes it; and the words they use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads the image and the mask of a sample once and keeps what the checks need: small numbers, no pixels."""
+"""Sample facts: the image and mask of a sample are read once, and what the checks need is kept: numbers, no pixels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import PIL.Image
 
-from segtune.data.checks import channels_of
+from segtune.data.checks import channel_sums, channels_of, mean_and_std
 from segtune.data.config import DatasetConfig
 from segtune.data.dataset import PLAIN, rows_of
 from segtune.data.index import DatasetIndex, Sample
@@ -178,9 +178,10 @@ def _note(faults: dict[str, str], what: str) -> Iterator[None]:
 
 def _image_facts(shown: Pixels, pixels: np.ndarray, header: Header, transforms: TransformConfig) -> ImageFacts:
     raw = transforms.value_range is not None
-    values = read_image(shown, _channels(shown, transforms), raw)  # (H, W, C)
+    channels = channels_of(shown) if isinstance(transforms.mean, str) else len(transforms.mean)
+    values = read_image(shown, channels, raw)  # (H, W, C)
     low, high = transforms.value_range or (0, 255)
-    mean, std = _moments(values.reshape(-1, values.shape[2]))
+    mean, std = mean_and_std(channel_sums(values.reshape(-1, values.shape[2])))
     array = np.asarray(shown)
     white = {"B": 255, "H": 65535, "i": 65535}.get(array.dtype.char) if not raw else None
     return ImageFacts(
@@ -193,23 +194,6 @@ def _image_facts(shown: Pixels, pixels: np.ndarray, header: Header, transforms: 
         std=std / (high - low),
         thumbnail=_thumbnail(pixels),
     )
-
-
-def _channels(shown: Pixels, transforms: TransformConfig) -> int:
-    """As many as `transforms.mean` has; where that is yet to be counted, those that training reads."""
-    if not isinstance(transforms.mean, str):
-        return len(transforms.mean)
-    return channels_of(shown)
-
-
-def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (C,) of values (N, C)."""
-    if values.dtype != np.uint8:
-        return values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
-    counts = np.stack([np.bincount(channel, minlength=256) for channel in values.T])  # (C, 256)
-    levels = np.arange(256)
-    mean = counts @ levels / len(values)
-    return mean, np.sqrt(np.maximum(counts @ levels**2 / len(values) - mean**2, 0))
 
 
 def _mask_facts(codes: np.ndarray, is_color: bool, header: Header) -> MaskFacts:

@@ -1,4 +1,4 @@
-"""A data set written anew, as a folder or as parquet files: id masks, images as they are, label map and data card."""
+"""Data set conversion: a folder or parquet files with id masks, images as they are, label map and data card."""
 
 from __future__ import annotations
 

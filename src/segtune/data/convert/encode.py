@@ -1,4 +1,4 @@
-"""A sample in the form in which a converted data set holds it: stored as it is where that serves, else as PNG."""
+"""Encoding of samples: images and masks as file contents, kept as they are stored where that serves, else PNG."""
 
 from __future__ import annotations
 

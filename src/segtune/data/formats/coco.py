@@ -1,4 +1,4 @@
-"""COCO: one JSON file of a split, with polygons and run lengths of things and stuff, or panoptic PNGs beside it."""
+"""COCO annotations: a JSON file for each split, with polygons and run lengths, or panoptic PNGs beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CVAT: one XML file ("CVAT for images 1.1") with polygons, boxes, ellipses and masks."""
+"""CVAT annotations: one XML file ("CVAT for images 1.1") with polygons, boxes, ellipses and masks."""
 
 from __future__ import annotations
 

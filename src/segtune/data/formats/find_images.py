@@ -1,4 +1,4 @@
-"""The images that an annotation file names, wherever they lie below the data set's folder."""
+"""Annotated images: those that an annotation file names, wherever they lie below the data set's folder."""
 
 from __future__ import annotations
 

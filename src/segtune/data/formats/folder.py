@@ -1,4 +1,4 @@
-"""Folders of images and masks: where they lie, which files belong together, and what is wrong with the others."""
+"""Image and mask folders: where they lie, also by glob patterns, and the layout of Pascal VOC."""
 
 from __future__ import annotations
 

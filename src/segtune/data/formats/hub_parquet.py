@@ -1,4 +1,4 @@
-"""Data sets that `datasets` opens itself: repositories of the Hub, `save_to_disk` folders, parquet files."""
+"""Hub data sets and parquet: what `datasets` opens itself, `save_to_disk` folders among them."""
 
 from __future__ import annotations
 

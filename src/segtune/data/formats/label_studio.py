@@ -1,4 +1,4 @@
-"""Label Studio: one JSON export (JSON or JSON-MIN) with polygons, brush strokes, boxes and ellipses."""
+"""Label Studio annotations: a JSON export (JSON or JSON-MIN) with polygons, brush strokes, boxes and ellipses."""
 
 from __future__ import annotations
 

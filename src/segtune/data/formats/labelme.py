@@ -1,4 +1,4 @@
-"""LabelMe: one JSON file beside each image, with polygons, rectangles, circles and bitmaps."""
+"""LabelMe annotations: one JSON file beside each image, with polygons, rectangles, circles and bitmaps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which image and which mask belong together: by their names, of one size, and on one grid."""
+"""Pairing images with masks: by their names, of one size, and on one grid."""
 
 from __future__ import annotations
 

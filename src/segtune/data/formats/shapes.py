@@ -1,4 +1,4 @@
-"""Shapes to masks, by one rule for every format: a pixel belongs to a shape whose outline encloses its centre.
+"""Rasterization of annotations: shapes to masks, by one rule for every format.
 
 Coordinates are those of the picture's corner: pixel (row, column) covers x from column to column + 1. Polygons and
 run lengths are drawn by pycocotools, which rounds outlines to a fifth of a pixel, as COCO's own masks are drawn.

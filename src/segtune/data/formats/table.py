@@ -1,4 +1,4 @@
-"""Tables of paths: CSV, JSON lines and text files with an image and its mask in each row."""
+"""Table manifests: CSV, JSON lines and text files with the paths of an image and its mask in each row."""
 
 from __future__ import annotations
 

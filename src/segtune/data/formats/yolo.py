@@ -1,4 +1,4 @@
-"""YOLO's segmentation data: data.yaml, images, and for each image a text file with a polygon in each line."""
+"""YOLO segmentation annotations: data.yaml, images, and for each image a text file with a polygon in each line."""
 
 from __future__ import annotations
 
