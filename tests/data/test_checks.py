@@ -234,7 +234,7 @@ def test_pictures_are_rgb(tmp_path: Path, earth: Path) -> None:
 
 
 def test_only_so_many_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segtune.data.checks.MOST", 3)
+    monkeypatch.setattr("segtune.data.checks.COUNTED_IMAGES", 3)
     levels = [np.array([[value, 255 - value]] * 2, np.uint8) for value in (0, 250, 20, 250, 40)]
     counted = with_statistics(TransformConfig(**COUNTED), arrays(tmp_path, *levels))
     assert counted.mean == (0.5, 0.5, 0.5)

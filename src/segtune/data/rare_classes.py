@@ -6,6 +6,8 @@ import difflib
 import logging
 import random
 from collections.abc import Sized
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,30 +79,28 @@ def _id_of(name: str, label_map: LabelMap) -> int:
     raise UsageError(f"transforms.rare_classes names {name!r}, which is no class; {hint}")
 
 
+@dataclass
 class PasteSources:
     """Draws training samples that hold a rare class.
 
     What is in a mask is noted when it is first read. The draws do not depend on what was noted, so that every worker
     process gives the same samples.
 
-    Args:
+    Attributes:
         channels: of the images, and `raw` likewise: see `read_image`.
+        held: row -> the rare classes in it, of the rows that were read.
     """
 
-    def __init__(
-        self,
-        dataset: datasets.Dataset,
-        label_map: LabelMap,
-        rare_ids: list[int],
-        channels: int = 3,
-        raw: bool = False,
-    ) -> None:
-        self.dataset = dataset
-        self.masks = dataset.select_columns(["mask"])
-        self.label_map = label_map
-        self.rare_ids = rare_ids
-        self.channels, self.raw = channels, raw
-        self.held: dict[int, frozenset[int]] = {}  # row -> the rare classes in it
+    dataset: datasets.Dataset
+    label_map: LabelMap
+    rare_ids: list[int]
+    channels: int = 3
+    raw: bool = False
+    held: dict[int, frozenset[int]] = field(default_factory=dict)
+
+    @cached_property
+    def _masks(self) -> datasets.Dataset:
+        return self.dataset.select_columns(["mask"])
 
     def __call__(self, rng: random.Random) -> tuple[Windows, Windows] | None:
         """An image (H, W, C) with its labels (H, W): one of 20 drawn, with a class drawn from the rare ones.
@@ -119,7 +119,7 @@ class PasteSources:
 
     def _held(self, index: int) -> frozenset[int]:
         if index not in self.held:
-            labels = self.label_map.encode(read_mask(self.masks[index]["mask"]))
+            labels = self.label_map.encode(read_mask(self._masks[index]["mask"]))
             self.held[index] = frozenset(i for i in self.rare_ids if (labels == i).any())
         return self.held[index]
 

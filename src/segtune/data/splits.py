@@ -61,6 +61,8 @@ def read_split_file(path: Path) -> dict[str, list[str]]:
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
         given = {split: data[split] for split in SPLITS if split in data}
+        if not isinstance(data, dict):
+            raise ValueError("it holds no object")
         if unknown := set(data) - set(SPLITS):
             raise ValueError(f"it holds {first(sorted(map(repr, unknown)))}")
         if any(not isinstance(ids, list) or not all(isinstance(i, str) for i in ids) for ids in given.values()):

@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict, Features, Image, Value
 from tqdm.auto import tqdm
 
 from segtune.data.convert.dataset_card import Count, Origin, data_card, hub_split
-from segtune.data.convert.encode import EncodedSample, Pieces, Target
+from segtune.data.convert.encode import EncodedSample, MaskEncoding, SampleEncoder
 from segtune.data.index import first
 from segtune.data.lazy_rows import sample_ids
 from segtune.errors import DataError, UsageError
@@ -27,7 +27,7 @@ from segtune.labels.label_map import LabelMap
 LABELS, CARD = "labels.json", "README.md"
 FEATURES = Features({"id": Value("string"), "image": Image(), "mask": Image()})
 SHARD_BYTES = 250_000_000
-SAMPLED = 16  # rows whose pieces tell how many rows make a shard
+SAMPLED = 16  # rows whose encoded samples tell how many rows make a shard
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def convert(conversion: Conversion, progress: bool = True) -> dict[str, Count]:
         UsageError: the folder holds other things, or the conversion of something else.
         DataError: a sample that cannot be read, or that the label map does not fit.
     """
-    target = Target.of(conversion.label_map)
+    target = MaskEncoding.of(conversion.label_map)
     journal = Journal(conversion.output, _settings(conversion))
     units = list((_samples if conversion.form == "folder" else _shards)(conversion, target))
     remaining = [unit for unit in units if not journal.has(unit.name)]
@@ -111,13 +111,13 @@ def _settings(conversion: Conversion) -> dict[str, Any]:
     }
 
 
-def _pieces(conversion: Conversion, target: Target, split: str) -> Pieces:
+def _encoder(conversion: Conversion, target: MaskEncoding, split: str) -> SampleEncoder:
     overlap = conversion.overlap if split == "train" else None
-    return Pieces(conversion.dataset[split], conversion.label_map, target, conversion.tile, overlap)
+    return SampleEncoder(conversion.dataset[split], conversion.label_map, target, conversion.tile, overlap)
 
 
-def _count(pieces: Sequence[EncodedSample]) -> Count:
-    return Count(len(pieces), _sums(piece.counts for piece in pieces))
+def _count(samples: Sequence[EncodedSample]) -> Count:
+    return Count(len(samples), _sums(sample.counts for sample in samples))
 
 
 def _total(records: Iterable[Mapping[str, Any]]) -> Count:
@@ -143,21 +143,21 @@ def _in_threads(units: Iterable[Unit], workers: int) -> Iterator[tuple[Unit, tup
 # -- folder -----------------------------------------------------------------------------------------------------------
 
 
-def _samples(conversion: Conversion, target: Target) -> Iterator[Unit]:
+def _samples(conversion: Conversion, target: MaskEncoding) -> Iterator[Unit]:
     for split, rows in conversion.dataset.items():
-        pieces = _pieces(conversion, target, split)
+        encode = _encoder(conversion, target, split)
         for number, sample_id in enumerate(sample_ids(rows)):
-            run = partial(_write_sample, conversion.output, split, pieces, number)
+            run = partial(_write_sample, conversion.output, split, encode, number)
             yield Unit(f"{split}/{sample_id}", split, run)
 
 
-def _write_sample(output: Path, split: str, pieces: Pieces, number: int) -> tuple[list[str], Count]:
-    files, made = [], pieces(number)
-    for piece in made:
-        _check_id(piece.id)
+def _write_sample(output: Path, split: str, encode: SampleEncoder, number: int) -> tuple[list[str], Count]:
+    files, made = [], encode(number)
+    for sample in made:
+        _check_id(sample.id)
         for name, content in (
-            (f"images/{split}/{piece.id}{piece.suffix}", piece.image),
-            (f"masks/{split}/{piece.id}.png", piece.mask),
+            (f"images/{split}/{sample.id}{sample.suffix}", sample.image),
+            (f"masks/{split}/{sample.id}.png", sample.mask),
         ):
             write_atomic(output / name, content)
             files.append(name)
@@ -174,33 +174,33 @@ def _check_id(sample_id: str) -> None:
 # -- parquet ----------------------------------------------------------------------------------------------------------
 
 
-def _shards(conversion: Conversion, target: Target) -> Iterator[Unit]:
+def _shards(conversion: Conversion, target: MaskEncoding) -> Iterator[Unit]:
     for split, rows in conversion.dataset.items():
-        pieces = _pieces(conversion, target, split)
-        count = -(-len(rows) // _rows_of_a_shard(pieces, len(rows)))
+        encode = _encoder(conversion, target, split)
+        count = -(-len(rows) // _rows_of_a_shard(encode, len(rows)))
         for shard in range(count):
             part = range(len(rows) * shard // count, len(rows) * (shard + 1) // count)
             name = f"data/{hub_split(split)}-{shard:05d}-of-{count:05d}.parquet"
-            run = partial(_write_shard, conversion.output / name, name, pieces, part, conversion.workers)
+            run = partial(_write_shard, conversion.output / name, name, encode, part, conversion.workers)
             yield Unit(name, split, run)
 
 
-def _rows_of_a_shard(pieces: Pieces, rows: int) -> int:
-    """So many rows that a shard has about 250 MB, by the pieces of a few."""
+def _rows_of_a_shard(encode: SampleEncoder, rows: int) -> int:
+    """So many rows that a shard has about 250 MB, by the encoded samples of a few."""
     sampled = range(0, rows, max(1, rows // SAMPLED))
-    size = sum(len(piece.image) + len(piece.mask) for number in sampled for piece in pieces(number))
+    size = sum(len(sample.image) + len(sample.mask) for number in sampled for sample in encode(number))
     return max(1, SHARD_BYTES * len(sampled) // size)
 
 
-def _write_shard(path: Path, name: str, pieces: Pieces, rows: range, workers: int) -> tuple[list[str], Count]:
+def _write_shard(path: Path, name: str, encode: SampleEncoder, rows: range, workers: int) -> tuple[list[str], Count]:
     with ThreadPoolExecutor(workers) as pool:
-        made = [piece for found in pool.map(pieces, rows) for piece in found]
-    if odd := next((piece for piece in made if piece.suffix == ".npy"), None):
+        made = [sample for found in pool.map(encode, rows) for sample in found]
+    if odd := next((sample for sample in made if sample.suffix == ".npy"), None):
         raise DataError(f"{odd.id!r} is no picture that parquet readers can decode: convert it to a folder")
     columns = {
-        "id": [piece.id for piece in made],
-        "image": [{"bytes": piece.image, "path": f"{piece.id}{piece.suffix}"} for piece in made],
-        "mask": [{"bytes": piece.mask, "path": f"{piece.id}.png"} for piece in made],
+        "id": [sample.id for sample in made],
+        "image": [{"bytes": sample.image, "path": f"{sample.id}{sample.suffix}"} for sample in made],
+        "mask": [{"bytes": sample.mask, "path": f"{sample.id}.png"} for sample in made],
     }
     with atomic_path(path) as temporary, _without_bars():
         Dataset.from_dict(columns, features=FEATURES).to_parquet(str(temporary))

@@ -11,11 +11,11 @@ from typing import Any
 
 from segtune.data.class_names import number_classes
 from segtune.data.config import DatasetConfig
-from segtune.data.formats.find_images import ImageFinder, Missing, keep_annotated, sample_id
+from segtune.data.formats.find_images import AnnotatedImages, sample_id
 from segtune.data.formats.shapes import Shape
 from segtune.data.formats.sniff import json_kind
 from segtune.data.index import DatasetIndex, Sample, first
-from segtune.data.splits import Names, all_names, split_in, split_names, split_of
+from segtune.data.splits import Names, split_in, split_names, split_of
 from segtune.errors import UsageError
 from segtune.imageio.read import walk_files
 
@@ -38,8 +38,7 @@ def scan_coco(root: Path, config: DatasetConfig) -> DatasetIndex:
     by_name = {name: value for value, name in classes.items()}
     values = {i: by_name[name] for i, name in categories.items()}
     index = DatasetIndex(root, classes=classes)
-    finder = ImageFinder(root, config.images, all_names(names))
-    missing, samples, parts = Missing(), [], []
+    images = AnnotatedImages(index, config)
     for split, path in files.items():
         is_panoptic = any("segments_info" in annotation for annotation in content[split]["annotations"][:1])
         if is_panoptic:
@@ -47,15 +46,13 @@ def scan_coco(root: Path, config: DatasetConfig) -> DatasetIndex:
         make = _panoptic_parts if is_panoptic else _shape_parts
         hints = {*names[split], *re.findall("[a-z]+[0-9]*", path.stem.lower())}
         for image, mask, part in make(index, path, content[split], values, config):
-            found = missing.only(image["file_name"], finder.find(image["file_name"], path.parent, hints))
+            found = images.only(image["file_name"], images.find(image["file_name"], path.parent, hints))
             if found and mask:
                 size = image.get("height") or 0, image.get("width") or 0
-                samples.append(Sample(sample_id(image["file_name"]), split, found, mask, size))
-                parts.append(part)
-    missing.report(index)
-    if bare := sum(part.get("shapes") == [] for part in parts):
-        logger.info("%s: %d of %d images have no annotation; all of them is background", root, bare, len(parts))
-    keep_annotated(index, samples, parts)
+                images.add(Sample(sample_id(image["file_name"]), split, found, mask, size), part)
+    if bare := sum(part.get("shapes") == [] for part in images.parts):
+        logger.info("%s: %d of %d images have no annotation; all of them is background", root, bare, len(images.parts))
+    images.finish()
     return index
 
 

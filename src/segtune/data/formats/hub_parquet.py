@@ -106,7 +106,10 @@ def scan_held_out(root: Path, name: str, config: DatasetConfig) -> DatasetIndex:
         held = datasets.load_dataset("parquet", data_files=files)
         return scan_tables(root, _as_dict(held), None, config.model_copy(update={"splits": None}))
     streams = open_streams(root, name, config, ("val", "test"))
-    held = {split: Dataset.from_generator(_Rows(stream), features=stream.features) for split, stream in streams.items()}
+    held = {
+        split: Dataset.from_generator(_rows, features=stream.features, gen_kwargs={"stream": undecoded(stream)})
+        for split, stream in streams.items()
+    }
     classes = _hub_classes(root.as_posix(), config)
     if not held:
         return DatasetIndex(root, classes=classes, tables={})
@@ -114,14 +117,8 @@ def scan_held_out(root: Path, name: str, config: DatasetConfig) -> DatasetIndex:
     return scan_tables(root, DatasetDict(held), classes, usual)
 
 
-class _Rows:
-    """What `Dataset.from_generator` calls: a stream's rows, once, with pictures as their bytes."""
-
-    def __init__(self, stream: datasets.IterableDataset) -> None:
-        self.stream = undecoded(stream)
-
-    def __call__(self) -> Iterator[dict[str, Any]]:
-        yield from self.stream
+def _rows(stream: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
+    yield from stream
 
 
 def scan_parquet(root: Path, config: DatasetConfig) -> DatasetIndex:
