@@ -6,15 +6,26 @@ sharp peak at the shift between them; for a mask that belongs to another image i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import PIL.Image
 
 LONGEST_SIDE = 512  # pictures are reduced to this for the comparison; a shift is known to a pixel of that
 REACH = 16  # the largest shift looked at, in those pixels
 TOLERANCE = 1  # shifts up to this count as none: a boundary lies between two pixels
 NEIGHBOURHOOD = 12  # radius of the local mean that is taken off, so that busy regions do not count more than calm ones
 LEAST_EDGES = 100  # boundary pixels below which nothing is said
+DOUBTFUL = 4.0  # evidence below which turned and mirrored masks are tried as well
+POSES: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # the last three can only be told of squares
+    "mirrored left to right": lambda mask: mask[:, ::-1],
+    "mirrored top to bottom": lambda mask: mask[::-1],
+    "turned by 180 degrees": lambda mask: mask[::-1, ::-1],
+    "transposed": lambda mask: mask.T,
+    "turned by 90 degrees to the left": lambda mask: mask.T[::-1],
+    "turned by 90 degrees to the right": lambda mask: mask.T[:, ::-1],
+}
 
 
 class Alignment(NamedTuple):
@@ -50,6 +61,23 @@ class Alignment(NamedTuple):
     def distance(self) -> int:
         """The larger part of the shift, in reduced pixels."""
         return max(map(abs, self.shift)) // self.scale
+
+
+def align(pixels: np.ndarray, codes: np.ndarray) -> tuple[Alignment | None, dict[str, Alignment]]:
+    """How a mask (H, W) lies on its image (H, W, 3) and, where that is doubtful, the turned and mirrored mask."""
+    scale = reduction(codes.shape)
+    grey = np.asarray(PIL.Image.fromarray(pixels).convert("L").reduce(scale))
+    codes = codes[scale // 2 :: scale, scale // 2 :: scale][: grey.shape[0], : grey.shape[1]]
+    gradient, boundary = image_edges(grey[: codes.shape[0], : codes.shape[1]]), class_edges(codes)
+    found = measure_alignment(boundary, gradient, scale)
+    if found is None or found.evidence_here >= DOUBTFUL:
+        return found, {}
+    poses = {}
+    for pose, turn in POSES.items():
+        other = turn(boundary)
+        if other.shape == boundary.shape and (turned := measure_alignment(other, gradient, scale)):
+            poses[pose] = turned
+    return found, poses
 
 
 def reduction(size: tuple[int, ...]) -> int:

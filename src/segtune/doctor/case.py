@@ -126,15 +126,15 @@ class Case:
         severity: Severity,
         message: str,
         samples: Sequence[Sample],
-        of: Literal["image", "mask"],
-        fix: tuple[str, ...],
+        fix: str,
         numbers: Mapping[str, Any] | None = None,
+        of: Literal["image", "mask"] = "mask",
         drop: Sequence[Sample] | None = None,
     ) -> Finding:
-        """A finding about the images or masks of samples; all of them are to be left out unless `drop` says other."""
+        """A finding about the masks or images of samples; all of them are to be left out unless `drop` says other."""
         numbers = {"count": len(samples)} | dict(numbers or {})
         dropped = tuple(samples if drop is None else drop)
-        return Finding(code, severity, message, self.files(samples, of), numbers, fix, tuple(samples), dropped)
+        return Finding(code, severity, message, self.files(samples, of), numbers, (fix,), tuple(samples), dropped)
 
 
 def proposed_labels(facts: Sequence[Facts], ignore_index: int) -> LabelMap:

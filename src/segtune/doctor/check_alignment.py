@@ -106,32 +106,18 @@ def common_shift(alignments: Sequence[Alignment]) -> tuple[int, int] | None:
 
 
 def _describe_common_shift(case: Case, samples: Sequence[Sample], shift: tuple[int, int]) -> Finding:
-    return case.finding(
-        "shifted-masks",
-        "error",
-        f"the masks lie {_place(shift)} of where the images have their edges, in most of {len(samples)} samples",
-        samples,
-        "mask",
-        (_roll(shift),),
-        {"shift": list(shift)},
-        drop=(),
-    )
+    message = f"the masks lie {_place(shift)} of where the images have their edges, in most of {len(samples)} samples"
+    return case.finding("shifted-masks", "error", message, samples, _roll(shift), {"shift": list(shift)}, drop=())
 
 
 def _describe_shifts(case: Case, shifted: Sequence[Facts]) -> Finding:
-    alignments = {facts.sample: facts.alignment for facts in shifted if facts.alignment}
-    ordered = sorted(alignments, key=lambda sample: -alignments[sample].evidence_best)
-    clearest = alignments[ordered[0]].shift
-    return case.finding(
-        "shifted-masks",
-        "warning",
-        f"{count(len(ordered), 'mask')} beside the edges of the image: {'' if len(ordered) == 1 else 'the clearest '}"
-        f"{_place(clearest)}",
-        ordered,
-        "mask",
-        (_roll(clearest),),
-        {"shifts": {sample.id: list(alignments[sample].shift) for sample in ordered}},
-    )
+    found = {facts.sample: facts.alignment for facts in shifted if facts.alignment}
+    ordered = sorted(found, key=lambda sample: -found[sample].evidence_best)
+    clearest = found[ordered[0]].shift
+    message = f"{count(len(ordered), 'mask')} beside the edges of the image: "
+    message += f"{'' if len(ordered) == 1 else 'the clearest '}{_place(clearest)}"
+    shifts = {"shifts": {sample.id: list(found[sample].shift) for sample in ordered}}
+    return case.finding("shifted-masks", "warning", message, ordered, _roll(clearest), shifts)
 
 
 def _place(shift: tuple[int, int]) -> str:
@@ -155,8 +141,7 @@ def _describe_pose(case: Case, samples: Sequence[Sample], pose: str, total: int)
         "error" if everywhere else "warning",
         f"{count(len(samples), 'mask')} of {total} {'fits' if len(samples) == 1 else 'fit'} the image only {pose}",
         samples,
-        "mask",
-        (f"store these masks {pose}",),
+        f"store these masks {pose}",
         {"pose": pose, "of": total},
         drop=() if everywhere else None,
     )
@@ -187,8 +172,7 @@ def _describe_misfits(case: Case, samples: Sequence[Sample], total: int) -> Find
         f"{count(len(samples), 'mask')} of {total} without boundaries where the image has edges: "
         + ("do the names belong to each other?" if everywhere else "drawn for another image, or damaged"),
         samples,
-        "mask",
-        ("look at them, and give each image its own mask",),
+        "look at them, and give each image its own mask",
         {"of": total},
         drop=() if everywhere else None,
     )

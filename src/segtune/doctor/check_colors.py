@@ -46,9 +46,9 @@ def _exchanged(case: Case) -> Iterator[Finding]:
             f"{count(len(odd), 'image')} whose classes have the colours of the other images only with red and blue "
             "exchanged: written as BGR",
             odd,
-            "image",
-            ("write these images as RGB: cv2.imwrite takes BGR, Pillow takes RGB",),
+            "write these images as RGB: cv2.imwrite takes BGR, Pillow takes RGB",
             {"scores": {facts[i].sample.id: round(float(scores[i]), 3) for i in order}},
+            of="image",
         )
 
 

@@ -68,9 +68,9 @@ def _exact_duplicates(case: Case) -> Iterator[Finding]:
                 severity,
                 f"{count(len(found), 'image')} stored {len(samples)} times in all, {what}",
                 samples,
-                "image",
-                ("keep one of each, with the better mask" if code == "conflicting-duplicates" else "keep one of each",),
+                "keep one of each, with the better mask" if code == "conflicting-duplicates" else "keep one of each",
                 {"groups": [list(case.files((facts.sample for facts in group), "image")) for group in found]},
+                of="image",
                 drop=samples
                 if code == "conflicting-duplicates"
                 else [facts.sample for group in found for facts in group[:-1]],
@@ -95,13 +95,11 @@ def _near_duplicates(case: Case) -> Iterator[Finding]:
             + (f", {mirrored} of them mirrored" if mirrored else "")
             + f", of {len(samples)} images",
             samples,
-            "image",
-            (
-                "keep one of each, or both in one split"
-                if leaked
-                else "keep one of each, unless they are a video's frames",
-            ),
+            "keep one of each, or both in one split"
+            if leaked
+            else "keep one of each, unless they are a video's frames",
             {"pairs": pairs_of_files},
+            of="image",
             drop=[pair.first.sample for pair in found] if leaked else (),
         )
 
@@ -199,8 +197,8 @@ def _describe_sequences(case: Case, leaks: dict[str, dict[str, int]], near: list
         f"good by what is alike; {len(near)} of {outside} images outside of train ({percent(len(near) / outside)}) are "
         "next to one of train",
         near,
-        "image",
-        ("dataset.split_file=FILE with every sequence in one split",),
+        "dataset.split_file=FILE with every sequence in one split",
         {"sequences": leaks, "outside_train": outside, "next_to_train": len(near)},
+        of="image",
         drop=(),
     )

@@ -49,9 +49,9 @@ def _unreadable(case: Case) -> Iterator[Finding]:
                 "error",
                 f"{count(len(faulty), what)} cannot be read: {shown}",
                 [facts.sample for facts in faulty],
-                "image" if what == "image" else "mask",
-                ("replace these files",),
+                "replace these files",
                 {"faults": {facts.sample.id: facts.faults[what] for facts in faulty}},
+                of="image" if what == "image" else "mask",
             )
 
 
@@ -70,8 +70,7 @@ def _sizes(case: Case) -> Iterator[Finding]:
             f"{count(len(different), 'image')} of another size than {'its mask' if len(different) == 1 else 'the mask'}"
             f", such as {by(image)} and {by(mask)} (height x width){_explain_sizes(different)}",
             [sample for sample, _, _ in different],
-            "mask",
-            ("bring the masks to their images' size with nearest-neighbour resampling, or replace them",),
+            "bring the masks to their images' size with nearest-neighbour resampling, or replace them",
             {"sizes": {sample.id: {"image": list(a), "mask": list(b)} for sample, a, b in different}},
         )
 
@@ -105,9 +104,9 @@ def _orientations(case: Case) -> Iterator[Finding]:
                 severity,
                 f"{count(len(group), 'image')} {what}",
                 [facts.sample for facts in group],
-                "image",
-                ("remove the entry from these images: exiftool -Orientation= -overwrite_original FILES",),
+                "remove the entry from these images: exiftool -Orientation= -overwrite_original FILES",
                 {"orientations": {facts.sample.id: facts.image.header.orientation for facts in group if facts.image}},
+                of="image",
             )
 
 

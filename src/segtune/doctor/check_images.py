@@ -46,9 +46,9 @@ def _unusual_sizes(case: Case) -> Iterator[Finding]:
             f"{count(len(odd), 'image')} of an unusual size, such as {by(next(iter(odd.values())))} where most are "
             f"{by(usual)} (height x width)",
             list(odd),
-            "image",
-            (f"transforms.short_side={min(usual)} brings all images to one scale before the crop",),
+            f"transforms.short_side={min(usual)} brings all images to one scale before the crop",
             {"sizes": {sample.id: list(size) for sample, size in odd.items()}},
+            of="image",
         )
 
 
@@ -90,9 +90,9 @@ def _ranges(case: Case) -> Iterator[Finding]:
             "error",
             f"{count(len(images), 'image')} with values up to {highest:.0f} where {white} is white: nearly black",
             [sample for sample, _ in images],
-            "image",
-            (f"transforms.value_range=[0, {limit}]" if everywhere else f"spread their values over 0 to {white}",),
+            f"transforms.value_range=[0, {limit}]" if everywhere else f"spread their values over 0 to {white}",
             {"highest": {sample.id: image.highest for sample, image in images}},
+            of="image",
             drop=() if everywhere else None,
         )
 
@@ -110,8 +110,8 @@ def _blank(case: Case) -> Iterator[Finding]:
             "warning",
             f"{count(len(blank), 'image')} of a single colour",
             blank,
-            "image",
-            ("replace these files",),
+            "replace these files",
+            of="image",
         )
 
 
@@ -129,9 +129,9 @@ def _modes(case: Case) -> Iterator[Finding]:
             "info",
             f"most images are {usual}, but {', '.join(f'{number} {kind}' for kind, number in found.items())}",
             odd,
-            "image",
-            ("all are read as RGB: look whether that is what these show",),
+            "all are read as RGB: look whether that is what these show",
             {"kinds": dict(Counter(kinds.values()))},
+            of="image",
             drop=(),
         )
 

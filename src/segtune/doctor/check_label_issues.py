@@ -46,8 +46,7 @@ def find_label_issues(case: Case, samples: Sequence[Sample], model: nn.Module, p
         "warning" if found else "info",
         told,
         found or ordered[:LISTED],
-        "mask",
-        ("look at these masks first",),
+        "look at these masks first",
         {"shares": {sample.id: round(issues[sample].share, 5) for sample in ordered}},
         drop=(),
     )

@@ -273,8 +273,7 @@ def _finding(
         severity,
         f"{count(len(masks), 'mask')} of {len(case.masks)} with {fault}",
         [sample for sample, _ in masks],
-        "mask",
-        (line if line and everywhere else advice,),
+        line if line and everywhere else advice,
         {"of": len(case.masks)} | dict(numbers or {}),
         drop=() if everywhere else None,
     )

@@ -73,37 +73,28 @@ def _batch(
 
 def _try_step(model: Model, batch: dict[str, Any], loss: Loss) -> Finding:
     """One forward and backward pass: do the loss and every gradient come out as numbers?"""
-    crops = f"{count(len(batch['labels']), 'crop')} of {by(tuple(batch['labels'].shape[1:]))}"
+    step = f"a step of {count(len(batch['labels']), 'crop')} of {by(tuple(batch['labels'].shape[1:]))}"
     started = time.perf_counter()
     try:
         value = _backward(model.train(), batch, loss)
     except RuntimeError as error:  # torch.OutOfMemoryError is one, and so is that of the CPU's allocator
         fix = "training.batch_size=1 training.accumulation_steps=N, or a smaller transforms.crop_size"
-        return Finding("dry-run", "error", f"a step of {crops} fails: {str(error).splitlines()[0]}", fix=(fix,))
+        return Finding("dry-run", "error", f"{step} fails: {str(error).splitlines()[0]}", fix=(fix,))
     seconds = time.perf_counter() - started
     missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     broken = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     model.zero_grad()
     numbers = {"loss": value, "seconds": seconds, "without_gradient": missing, "not_finite": broken}
     if not math.isfinite(value) or broken:
-        return Finding(
-            "dry-run",
-            "error",
-            f"a step of {crops} gives the loss {value:.4g}, and {count(len(broken), 'gradient')} that are no numbers",
-            numbers=numbers,
-            fix=("training.mixed_precision=no, and look at transforms.mean and std",),
-        )
-    if missing:
-        return Finding(
-            "dry-run",
-            "error",
-            f"a step of {crops} leaves {count(len(missing), 'parameter')} without a gradient, such as {missing[0]}",
-            numbers=numbers,
-            fix=("training.freeze names what is not meant to learn",),
-        )
-    return Finding(
-        "dry-run", "info", f"a step of {crops} took {seconds:.1f} s; its loss is {value:.3f}", numbers=numbers
-    )
+        what = f"gives the loss {value:.4g}, and {count(len(broken), 'gradient')} that are no numbers"
+        fix = "training.mixed_precision=no, and look at transforms.mean and std"
+    elif missing:
+        what = f"leaves {count(len(missing), 'parameter')} without a gradient, such as {missing[0]}"
+        fix = "training.freeze names what is not meant to learn"
+    else:
+        what = f"took {seconds:.1f} s; its loss is {value:.3f}"
+        return Finding("dry-run", "info", f"{step} {what}", numbers=numbers)
+    return Finding("dry-run", "error", f"{step} {what}", numbers=numbers, fix=(fix,))
 
 
 def _learn_by_heart(model: Model, batch: dict[str, Any], label_map: LabelMap) -> Finding:

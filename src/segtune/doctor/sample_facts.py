@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,7 +19,7 @@ from segtune.data.dataset import PLAIN, rows_of
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.lazy_rows import sample_ids
 from segtune.data.transforms import TransformConfig
-from segtune.doctor.alignment import Alignment, class_edges, image_edges, measure_alignment, reduction
+from segtune.doctor.alignment import Alignment, align
 from segtune.errors import DataError
 from segtune.imageio import geotiff
 from segtune.imageio.read import ORIENTATION, PICTURES, TIFFS, Pixels, for_display, read_image, read_mask, read_pixels
@@ -33,15 +33,6 @@ MOST_VALUES = 512  # of one mask, that are kept with their counts
 COLOR_BINS = 33  # of red minus blue, 8 wide, around 0
 COLOR_PIXELS = 65_536  # looked at for these histograms, about
 LEAST_COLOR_SHARE = 0.005  # of the pixels, for a mask value to have a histogram of its own
-DOUBTFUL = 4.0  # evidence below which turned and mirrored masks are tried as well
-POSES: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # the last three can only be told of squares
-    "mirrored left to right": lambda mask: mask[:, ::-1],
-    "mirrored top to bottom": lambda mask: mask[::-1],
-    "turned by 180 degrees": lambda mask: mask[::-1, ::-1],
-    "transposed": lambda mask: mask.T,
-    "turned by 90 degrees to the left": lambda mask: mask.T[::-1],
-    "turned by 90 degrees to the right": lambda mask: mask.T[:, ::-1],
-}
 
 
 class ValueFacts(NamedTuple):
@@ -122,7 +113,7 @@ class Facts:
     Attributes:
         image, mask: None where it cannot be read; `faults` then says why ("image" or "mask" -> message).
         alignment: how the mask lies on the image; None where sizes differ or there is too little to compare.
-        poses: that of the turned or mirrored mask, by the words of `POSES`; only where `alignment` is doubtful.
+        poses: that of the turned or mirrored mask, by the words of `alignment.POSES`; only where that is doubtful.
         color_histograms: mask value -> pixels by red minus blue (33,).
     """
 
@@ -155,7 +146,7 @@ def read_facts(sample: Sample, opener: Opener, transforms: TransformConfig) -> F
         mask = _mask_facts(codes, is_color, header)
     if image is None or pixels is None or codes is None or pixels.shape[:2] != codes.shape:
         return Facts(sample, image, mask, faults)
-    found, poses = _align(pixels, codes)
+    found, poses = align(pixels, codes)
     return Facts(sample, image, mask, faults, found, poses, _color_histograms(pixels, codes, is_color))
 
 
@@ -263,25 +254,6 @@ def _thumbnail(pixels: np.ndarray) -> np.ndarray:
     small = small - means  # (16, 16)
     length = float(np.linalg.norm(small))
     return small / length if length > 1 else np.zeros_like(small)
-
-
-def _align(pixels: np.ndarray, codes: np.ndarray) -> tuple[Alignment | None, dict[str, Alignment]]:
-    """How a mask (H, W) lies on its image (H, W, 3) and, where that is doubtful, the turned and mirrored mask."""
-    scale = reduction(codes.shape)
-    grey = np.asarray(PIL.Image.fromarray(pixels).convert("L").reduce(scale))
-    codes = codes[scale // 2 :: scale, scale // 2 :: scale][: grey.shape[0], : grey.shape[1]]
-    grey = grey[: codes.shape[0], : codes.shape[1]]
-    gradient, boundary = image_edges(grey), class_edges(codes)
-    found = measure_alignment(boundary, gradient, scale)
-    if found is None or found.evidence_here >= DOUBTFUL:
-        return found, {}
-    turned = {pose: turn(boundary) for pose, turn in POSES.items()}
-    alignments = {
-        pose: measure_alignment(other, gradient, scale)
-        for pose, other in turned.items()
-        if other.shape == boundary.shape
-    }
-    return found, {pose: other for pose, other in alignments.items() if other is not None}
 
 
 def _color_histograms(pixels: np.ndarray, codes: np.ndarray, is_color: bool) -> dict[Any, np.ndarray]:
