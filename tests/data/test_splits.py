@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from segtune.data.splits import (
@@ -62,6 +62,8 @@ def test_words_with_their_digits_come_first() -> None:
 
 
 @given(IDS, FRACTIONS, st.integers(0, 9))
+@example(["a", "b", "c"], 0.0, 0)
+@example(["a"], 0.5, 0)
 @settings(deadline=None, max_examples=60)
 def test_val_is_the_share_that_is_asked_for_and_train_keeps_one(ids: list[str], fraction: float, seed: int) -> None:
     val = draw_val(ids, fraction, seed)
@@ -95,9 +97,15 @@ def test_seeds_draw_other_samples() -> None:
 @given(st.dictionaries(st.sampled_from(list(SPLITS)), IDS))
 @settings(deadline=None, max_examples=20)
 def test_split_files_come_back(tmp_path_factory: pytest.TempPathFactory, splits: dict[str, list[str]]) -> None:
-    path = tmp_path_factory.mktemp("split") / "below" / "split.json"
-    write_split_file(path, splits)
+    path = tmp_path_factory.mktemp("split") / "far" / "below" / "split.json"
+    write_split_file(path, {})
+    write_split_file(path, splits)  # what is there already is replaced
     assert read_split_file(path) == {split: sorted(ids) for split, ids in splits.items()}
+
+
+def test_split_files_are_for_people_too(tmp_path: Path) -> None:
+    write_split_file(tmp_path / "split.json", {"val": ["K\u00f6ln"]})
+    assert (tmp_path / "split.json").read_text(encoding="utf-8") == '{\n "val": [\n  "K\u00f6ln"\n ]\n}\n'
 
 
 def test_split_files_are_read_in_composed_letters(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def doctor(
 
 def _finding_lines(diagnosis: Diagnosis, limit: int = 3) -> Iterator[str]:
     """The findings as text, each with its first files and what fixes it."""
+    from segtune.data.index import first
     from segtune.doctor.findings import count, sentence
 
     width = max(60, shutil.get_terminal_size((100, 24)).columns)
@@ -70,8 +71,7 @@ def _finding_lines(diagnosis: Diagnosis, limit: int = 3) -> Iterator[str]:
         yield title + typer.style(finding.code, bold=True)
         yield from _indented(sentence(finding.message), width)
         if finding.files:
-            more = f" and {len(finding.files) - limit} more" if len(finding.files) > limit else ""
-            yield from _indented(f"in {', '.join(finding.files[:limit])}{more}", width)
+            yield from _indented(f"in {first(finding.files, limit)}", width)
         for line in finding.fix:
             yield from _indented(f"→ {line}", width)
         yield ""

@@ -14,20 +14,20 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from pydantic import ValidationError
 
 from segtune.data.checks import without_unreadable
-from segtune.data.class_names import LABEL_FILES, PACKAGED, find_file, label_map_of
+from segtune.data.class_names import LABEL_FILES, PACKAGED, label_map_of
 from segtune.data.config import DatasetConfig
 from segtune.data.formats import hub_parquet
 from segtune.data.formats.coco import scan_coco
 from segtune.data.formats.cvat import scan_cvat
 from segtune.data.formats.detect import HUB, format_of_file, format_of_folder, is_hub
-from segtune.data.formats.folder import is_pattern, scan_folders, scan_voc
+from segtune.data.formats.folder import listed_ids, scan_folders, scan_voc
 from segtune.data.formats.label_studio import scan_label_studio
 from segtune.data.formats.labelme import scan_labelme
 from segtune.data.formats.table import scan_manifest
 from segtune.data.formats.yolo import scan_yolo
 from segtune.data.index import DatasetIndex, Problem, Sample, first
 from segtune.data.lazy_rows import Reader, sample_ids, to_dataset
-from segtune.data.splits import SPLITS, draw_val, read_split_file, read_split_lists, split_names, write_split_file
+from segtune.data.splits import SPLITS, draw_val, write_split_file
 from segtune.data.streaming import open_stream
 from segtune.data.tiles import tiled, without_tile
 from segtune.errors import UsageError
@@ -231,15 +231,10 @@ def _scan(root: Path, name: str, config: DatasetConfig) -> DatasetIndex:
 
 def _follow_split_file(index: DatasetIndex, config: DatasetConfig) -> None:
     """Put the samples into the splits of `config.split_file` and leave out those that it does not list."""
-    names = split_names(config.splits)
-    if is_pattern(config.split_file):
-        ids = read_split_lists(index.root, str(config.split_file), names)
-    else:
-        ids = read_split_file(find_file(str(config.split_file), index.root))
     own = {(sample.split, sample.id): sample for sample in index.samples}
     anywhere = {sample.id: sample for sample in reversed(index.samples)}
     samples, absent = [], {}
-    for split, members in ids.items():
+    for split, members in listed_ids(config, index.root).items():
         for i in members:
             sample = own.get((split, i)) or anywhere.get(i)
             if sample is None:

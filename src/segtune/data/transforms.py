@@ -115,7 +115,7 @@ class TrainTransform:
 
     Args:
         rare_ids: training ids that `config.rare_crop` looks for.
-        paste_source: draws the sample from which `config.copy_paste` takes those.
+        source: draws the sample from which `config.copy_paste` takes those.
     """
 
     def __init__(
@@ -123,12 +123,10 @@ class TrainTransform:
         config: TransformConfig,
         ignore_index: int,
         rare_ids: Sequence[int] = (),
-        paste_source: PasteSource | None = None,
+        source: PasteSource | None = None,
     ) -> None:
-        if (config.rare_crop and not rare_ids) or (config.copy_paste and (paste_source is None or not rare_ids)):
-            raise UsageError(
-                "transforms.rare_crop and copy_paste need rare classes and a source: see training_transform"
-            )
+        if (config.rare_crop and not rare_ids) or (config.copy_paste and (source is None or not rare_ids)):
+            raise UsageError("transforms.rare_crop and copy_paste need rare classes and a source: training_transform")
         self.config = config
         self.size = (config.crop_size,) * 2 if isinstance(config.crop_size, int) else config.crop_size
         self.ignore_index = ignore_index
@@ -142,7 +140,7 @@ class TrainTransform:
             ignore_index,
             sorted(rare_ids),
         )
-        self.paste_source = paste_source
+        self.source = source
         if isinstance(config.mean, str) or isinstance(config.std, str):
             raise UsageError("transforms.mean and std are not counted yet: see segtune.data.checks")
         self.channels, self.raw = len(config.mean), config.value_range is not None
@@ -190,13 +188,9 @@ class TrainTransform:
         geometry, colors = Stream.several(seed, 2)  # so that colour changes leave the crops as they are
         rng = geometry.python
         pixels, mask = self._cropped(image, labels, rng, colors, around_rare=rng.random() < self.config.rare_crop)
-        if (
-            self.paste_source is not None
-            and rng.random() < self.config.copy_paste
-            and (pair := self.paste_source(rng)) is not None
-        ):
-            paste_source = self._mirrored(*self._cropped(*pair, rng, colors, around_rare=True), rng)
-            pixels, mask = paste(pixels, mask, *paste_source, self.crop.rare_ids, rng)
+        if self.source is not None and rng.random() < self.config.copy_paste and (pair := self.source(rng)) is not None:
+            pasted = self._mirrored(*self._cropped(*pair, rng, colors, around_rare=True), rng)
+            pixels, mask = paste(pixels, mask, *pasted, self.crop.rare_ids, rng)
         sample = apply(self.others, {"image": pixels, "mask": mask}, geometry)
         self._finish(sample["image"], sample["mask"], pixel_values, target)
 

@@ -79,10 +79,7 @@ def _ids_of_splits(index: DatasetIndex, files: Pairs, config: DatasetConfig, nam
     """Split -> the ids that it should have."""
     if not config.split_file:
         return {split: sorted(images.keys() | masks.keys()) for split, (images, masks) in files.items()}
-    if is_pattern(config.split_file):
-        ids = read_split_lists(index.root, config.split_file, names)
-    else:
-        ids = read_split_file(find_file(config.split_file, index.root))
+    ids = listed_ids(config, index.root)
     own = Counter((split if split in files else "train", i) for split, members in ids.items() for i in members)
     if twice := tuple(i for (_, i), count in own.items() if count > 1):
         message = f"{config.split_file} lists ids more than once: {first(twice)}"
@@ -91,6 +88,13 @@ def _ids_of_splits(index: DatasetIndex, files: Pairs, config: DatasetConfig, nam
     if ids.get("test") and not masks.keys() & set(ids["test"]):
         logger.warning("%s: no masks for the %d samples of test: it is left out", index.root, len(ids.pop("test")))
     return ids
+
+
+def listed_ids(config: DatasetConfig, root: Path) -> dict[str, list[str]]:
+    """Split -> the ids that `dataset.split_file` lists, which is a JSON file or a pattern of text files."""
+    if is_pattern(config.split_file):
+        return read_split_lists(root, str(config.split_file), split_names(config.splits))
+    return read_split_file(find_file(str(config.split_file), root))
 
 
 def _match_pairs(root: Path, config: DatasetConfig, names: Names) -> tuple[Pairs, dict[Path, dict[str, str]]]:
