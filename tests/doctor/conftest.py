@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from support.faults import faults
 
 from segtune.data.config import DatasetConfig
 from segtune.data.transforms import TransformConfig
@@ -73,3 +74,24 @@ def noise() -> Callable[..., np.ndarray]:
 def stripes() -> np.ndarray:
     """A mask (16, 16) of ids 0, 1 and 2 in columns of 6, 5 and 5."""
     return np.repeat(np.repeat(np.arange(3, dtype=np.uint8), (6, 5, 5))[None], 16, axis=0)
+
+
+@pytest.fixture
+def one_odd(diagnose: Any, noise: Any, stripes: np.ndarray) -> Callable[..., dict[str, Any]]:
+    """The faults of eleven sound samples and a mask."""
+
+    def run(mask: Any, labels: Any = ("sky", "road", "car"), **settings: Any) -> dict[str, Any]:
+        pairs = [(noise(), stripes) for _ in range(11)] + [(noise(), mask)]
+        return faults(diagnose({"train": pairs}, labels, **settings))
+
+    return run
+
+
+@pytest.fixture
+def all_like(diagnose: Any, noise: Any) -> Callable[..., dict[str, Any]]:
+    """The faults of six samples with one mask."""
+
+    def run(mask: Any, labels: Any = ("sky", "road", "car"), **settings: Any) -> dict[str, Any]:
+        return faults(diagnose({"train": [(noise(), mask) for _ in range(6)]}, labels, **settings))
+
+    return run

@@ -231,3 +231,10 @@ def test_a_folder_is_a_data_set_with_defaults(tiles: Path, monkeypatch: pytest.M
     assert recipe.training.output_dir == "runs/tiles"
     assert load_recipe_or_data("demo").dataset.path == "segtune://earth"
     assert load_recipe_or_data("segtune://earth").model.name is None
+
+
+def test_labels_that_contradict_the_recipe_are_an_error(diagnose: Any, noise: Any, stripes: np.ndarray) -> None:
+    labels = {"classes": ["sky", "road", "car"], "ignore_index": 200}
+    diagnosis = diagnose({"train": [(noise(), stripes) for _ in range(3)]}, labels)
+    (found,) = (finding for finding in diagnosis.findings if finding.severity == "error")
+    assert "set dataset.ignore_index=200" in found.message

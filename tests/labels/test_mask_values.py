@@ -71,6 +71,10 @@ def test_values_are_shown_as_they_are_written() -> None:
     assert show_values({(1, 2, 3): 4, 5: 2, 6: 1}, limit=1) == "colour #010203 (4 pixels) and 2 more values"
     assert shorten([2, 0, 1]) == "0 to 2"
     assert shorten([0, 2, 3], limit=2) == "0, 2 ..."
+    assert shorten([0, 2, 3], limit=3) == "0, 2, 3"
+    assert shorten([(1, 2, 3)]) == "#010203"
+    assert shorten([5, 6]) == "5, 6"
+    assert shorten([7, (1, 2, 3)], limit=2) == "7, #010203"
 
 
 @pytest.mark.parametrize("value", ["#804080", [128, 64, 128], (128, 64, 128)])
@@ -84,6 +88,11 @@ def test_what_is_no_color_is_refused(value: Any) -> None:
         read_color(value)
 
 
+def test_black_and_white_are_colors() -> None:
+    assert read_color("#000000") == (0, 0, 0)
+    assert read_color([255, 255, 255]) == (255, 255, 255)
+
+
 def test_ranges_of_ids() -> None:
     assert list(id_range("3-5")) == [3, 4, 5]
     assert list(id_range("3")) == list(id_range(3.0)) == [3]
@@ -95,4 +104,5 @@ def test_ranges_of_ids() -> None:
 def test_colors_for_display_are_distinct() -> None:
     colors = distinct_colors(171)
     assert len(set(colors)) == 171
-    assert colors[:3] == distinct_colors(3)
+    assert colors[:3] == distinct_colors(3) == ((242, 170, 61), (52, 8, 153), (119, 217, 121))
+    assert colors[20:22] == ((119, 217, 194), (153, 76, 8))  # other tones where the hues come back

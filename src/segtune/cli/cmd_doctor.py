@@ -29,7 +29,7 @@ def doctor(
         Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write a split without the faulty samples.")
     ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="A trained model that is asked which masks it doubts: runs/demo/best.")
+        str | None, typer.Option(help="A trained model that is asked for label issues: runs/demo/best.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Also try the recipe's model on a few samples.")] = False,
     device: DeviceOption = None,

@@ -25,7 +25,7 @@ from segtune.data.formats.label_studio import scan_label_studio
 from segtune.data.formats.labelme import scan_labelme
 from segtune.data.formats.table import scan_manifest
 from segtune.data.formats.yolo import scan_yolo
-from segtune.data.index import DatasetIndex, Problem, Sample, first
+from segtune.data.index import DatasetIndex, Sample
 from segtune.data.lazy_rows import Reader, sample_ids, to_dataset
 from segtune.data.splits import SPLITS, draw_val, write_split_file
 from segtune.data.streaming import open_stream
@@ -248,9 +248,9 @@ def _follow_split_file(index: DatasetIndex, config: DatasetConfig) -> None:
 
 def _report_repeated_ids(index: DatasetIndex) -> None:
     counts = Counter((sample.split, sample.id) for sample in index.samples)
-    if repeated := tuple(i for (_, i), count in counts.items() if count > 1):
-        message = f"several samples have one id ({len(repeated)}): {first(repeated)}"
-        index.problems.append(Problem("id_twice", repeated, message, "Rename them, or give them ids of their own"))
+    repeated = {i: i for (_, i), count in counts.items() if count > 1}
+    fix = "Rename them, or give them ids of their own"
+    index.report("id_twice", "several samples have one id", repeated, fix)
 
 
 def _table_rows(tables_by_name: dict[str, Dataset], samples: list[Sample]) -> Dataset:

@@ -46,7 +46,7 @@ class Sample(NamedTuple):
         image: the file that holds it.
         mask: the file that holds it or describes it.
         size: (height, width) as both are shown; (0, 0) where that is not known without reading them.
-        image_part: which part of the file is meant, see `references.Reader`; `mask_part` likewise.
+        image_part: which part of the file is meant, see `lazy_rows.Reader`; `mask_part` likewise.
     """
 
     id: str

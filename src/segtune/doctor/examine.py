@@ -93,7 +93,7 @@ def examine(
     if try_model:
         more += _try_model(recipe, diagnosis, device)
     if checkpoint and trained is not None:
-        more += _ask(checkpoint, trained, diagnosis)
+        more += _find_issues(checkpoint, trained, diagnosis)
     return replace(diagnosis, findings=tuple(ranked([*diagnosis.findings, *more])))
 
 
@@ -172,7 +172,7 @@ def _try_model(recipe: Recipe, diagnosis: Diagnosis, device: str | None) -> list
     return dry_run(to_device(model, device), rows, label_map, recipe.transforms, loss, recipe.training.batch_size)
 
 
-def _ask(checkpoint: str, model: Any, diagnosis: Diagnosis) -> list[Finding]:
+def _find_issues(checkpoint: str, model: Any, diagnosis: Diagnosis) -> list[Finding]:
     own, names = LabelMap.from_config(model.config).names, diagnosis.case.label_map.names
     if own != names:
         raise UsageError(f"--checkpoint {checkpoint} has the labels {', '.join(own)}; the data has {', '.join(names)}")

@@ -81,9 +81,8 @@ def _ids_of_splits(index: DatasetIndex, files: Pairs, config: DatasetConfig, nam
         return {split: sorted(images.keys() | masks.keys()) for split, (images, masks) in files.items()}
     ids = listed_ids(config, index.root)
     own = Counter((split if split in files else "train", i) for split, members in ids.items() for i in members)
-    if twice := tuple(i for (_, i), count in own.items() if count > 1):
-        message = f"{config.split_file} lists ids more than once: {first(twice)}"
-        index.problems.append(Problem("id_twice", twice, message, "A sample belongs to one split"))
+    twice = {i: i for (_, i), count in own.items() if count > 1}
+    index.report("id_twice", f"{config.split_file} lists ids more than once", twice, "A sample belongs to one split")
     masks = (files.get("test") or files.get("train") or ({}, {}))[1]
     if ids.get("test") and not masks.keys() & set(ids["test"]):
         logger.warning("%s: no masks for the %d samples of test: it is left out", index.root, len(ids.pop("test")))
