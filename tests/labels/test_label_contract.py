@@ -79,6 +79,8 @@ def test_ignored_pixels_are_no_class(table: dict[int, str | None], ignore_index:
     assert not 0 <= label_map.ignore_index < label_map.num_labels
     assert set(labels.ravel().tolist()) <= {*range(label_map.num_labels), ignore_index}
     assert (label_map.colorize(labels)[labels == ignore_index] == 0).all()
+    counts = [int((labels == label).sum()) for label in (*range(label_map.num_labels), ignore_index)]
+    assert label_map.count_pixels(labels).tolist() == counts
 
 
 @given(st.integers(1, 6), st.integers(-3, 9))

@@ -96,9 +96,7 @@ def _check_row(rows: Dataset, number: int, label_map: LabelMap | None) -> tuple[
             raise DataError(f"the image is {size} (height, width), its mask {stored.shape[:2]}")
         if label_map is None:
             return None, nothing
-        labels = label_map.encode(stored)
-        labels[labels == label_map.ignore_index] = label_map.num_labels
-        return None, np.bincount(labels.ravel(), minlength=len(nothing))
+        return None, label_map.count_pixels(label_map.encode(stored))
     except LabelError as error:
         message = f"{name}: {error}"
         if lossy:

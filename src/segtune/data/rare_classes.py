@@ -59,8 +59,7 @@ def find_rare_ids(config: TransformConfig, dataset: Any, label_map: LabelMap) ->
     rows = range(0, len(masks), max(1, len(masks) // COUNTED_MASKS))
     counts = np.zeros(label_map.num_labels, dtype=np.int64)
     for row in rows:
-        labels = label_map.encode(read_mask(masks[row]["mask"]))
-        counts += np.bincount(labels[labels != label_map.ignore_index], minlength=label_map.num_labels)
+        counts += label_map.count_pixels(label_map.encode(read_mask(masks[row]["mask"])))[:-1]
     found = np.flatnonzero(counts).tolist()
     if not found:
         raise UsageError(f"transforms.rare_classes: there is no labelled pixel in {len(rows)} masks")

@@ -273,6 +273,11 @@ class LabelMap:
             raise LabelError(f"the mask holds {show_values(values)}: not one of the {self}{hint}", values)
         return labels
 
+    def count_pixels(self, labels: np.ndarray) -> np.ndarray:
+        """How many pixels of labels (H, W) each training id has and, last, `ignore_index`: int64 (K + 1,)."""
+        places = np.where(labels == self.ignore_index, self.num_labels, labels)
+        return np.bincount(places.ravel(), minlength=self.num_labels + 1)
+
     def unknown(self, mask: np.ndarray) -> dict[Any, int]:
         """Ids or colours of a stored mask that the label map does not name, each with its pixel count."""
         codes = self._codes(np.asarray(mask)).astype(np.int64)  # (H, W)

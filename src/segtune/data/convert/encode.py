@@ -129,14 +129,16 @@ class SampleEncoder:
         if self.tile is None or max(height, width) <= self.tile:
             image, suffix = _content(cells["image"]) or encode_image(pixels_of(picture))
             content = self._mask_as_it_was(cells["mask"], mask) or encode_png(stored)
-            yield EncodedSample(row["id"], image, suffix, content, self._counts(labels))
+            yield EncodedSample(row["id"], image, suffix, content, self.source.count_pixels(labels).tolist())
             return
         pixels = pixels_of(picture)
         for top, left, rows, columns in tile_windows((height, width), self.tile, self.overlap):
             area = slice(top, top + rows), slice(left, left + columns)
             name = f"{row['id']}_y{top:05d}_x{left:05d}"
             image, suffix = encode_image(pixels[area])
-            yield EncodedSample(name, image, suffix, encode_png(stored[area]), self._counts(labels[area]))
+            yield EncodedSample(
+                name, image, suffix, encode_png(stored[area]), self.source.count_pixels(labels[area]).tolist()
+            )
 
     def _mask_as_it_was(self, cell: Any, mask: np.ndarray) -> bytes | None:
         """The content of a mask's file, where that is a PNG of the ids that are to be stored."""
@@ -146,11 +148,6 @@ class SampleEncoder:
         with PIL.Image.open(io.BytesIO(content)) as picture:
             found = read_mask(picture)
         return content if found.ndim == 2 and np.array_equal(found, mask) else None
-
-    def _counts(self, labels: np.ndarray) -> list[int]:
-        ignored = labels == self.source.ignore_index
-        counts = np.bincount(labels[~ignored], minlength=self.source.num_labels).tolist()
-        return [*counts, int(ignored.sum())]
 
 
 def pixels_of(image: Any) -> np.ndarray:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from segtune.data.config import DatasetConfig
+from segtune.data.formats.find_images import sample_id
 from segtune.data.formats.pairing import keep_same_sizes
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.splits import split_names, split_of
@@ -83,7 +84,7 @@ def scan_rows(
         missing = {index.below(path): index.below(path) for path in paths if not path.is_file()}
         absent |= missing
         if not missing:
-            samples.append(Sample(identity or _id(index.below(image)), split, image, mask))
+            samples.append(Sample(identity or sample_id(index.below(image)), split, image, mask))
     if left_out:
         logger.warning("%s: rows of other splits are left out: %s", root, dict(left_out))
     index.report("file_missing", "files of the table that are not there", absent, "Paths are relative to the table")
@@ -136,7 +137,3 @@ def _has_both_columns(path: Path, config: DatasetConfig) -> bool:
     except (UsageError, ValueError, TypeError):
         return False
     return True
-
-
-def _id(path: str) -> str:
-    return Path(path.lstrip("./")).with_suffix("").as_posix()
