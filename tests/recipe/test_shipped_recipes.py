@@ -18,7 +18,7 @@ import pytest
 
 from segtune.data.class_names import TABLES
 from segtune.data.dataset import open_dataset
-from segtune.doctor.examine import diagnose
+from segtune.doctor.examine import examine
 from segtune.finetune import train
 from segtune.imageio.read import read_mask
 from segtune.labels.label_map import LabelMap
@@ -142,15 +142,15 @@ def test_images_have_the_size_of_their_masks(drawn: Drawn) -> None:
 
 
 def test_the_doctor_finds_no_errors(drawn: Drawn) -> None:
-    diagnosis = diagnose(recipe_of(*drawn))
+    diagnosis = examine(recipe_of(*drawn))
     assert [finding for finding in diagnosis.findings if finding.severity == "error"] == []
 
 
 def test_the_doctor_proposes_the_names_of_an_annotation_file(draw: Callable[[str], Drawn]) -> None:
-    diagnosis = diagnose(recipe_of(*draw("my-coco"), "dataset.labels=[background, road, lorry]"))
+    diagnosis = examine(recipe_of(*draw("my-coco"), "dataset.labels=[background, road, lorry]"))
     (found,) = [finding for finding in diagnosis.findings if finding.severity == "error"]
     assert found.message.startswith("dataset.labels: the data has no class 'lorry'")
-    assert found.mend == ('dataset.labels=["background", "road", "car"] in another order, or leave it out',)
+    assert found.fix == ('dataset.labels=["background", "road", "car"] in another order, or leave it out',)
 
 
 @pytest.mark.slow
