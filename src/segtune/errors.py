@@ -21,7 +21,7 @@ class DataError(SegtuneError, ValueError):
     """An image, a mask or a checkpoint is not what it should be."""
 
 
-def listed(names: Sequence[object], limit: int = 5) -> str:
+def listed(names: Sequence[object], limit: int = 5, separator: str = ", ") -> str:
     """The first of many names for a message, and how many more there are: 'a, b, c, d, e and 7 more'."""
-    shown = ", ".join(map(str, names[:limit]))
+    shown = separator.join(map(str, names[:limit]))
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown

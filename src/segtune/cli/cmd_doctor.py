@@ -13,6 +13,7 @@ import typer
 
 from segtune.cli.common import hide_bars_of_libraries
 from segtune.cli.options import DeviceOption, JsonOption, OverridesArgument
+from segtune.errors import listed
 
 if TYPE_CHECKING:
     from segtune.doctor.examine import Diagnosis
@@ -69,8 +70,7 @@ def _finding_lines(diagnosis: Diagnosis, limit: int = 3) -> Iterator[str]:
         yield title + typer.style(finding.code, bold=True)
         yield from _indented(sentence(finding.message), width)
         if finding.files:
-            more = f" and {len(finding.files) - limit} more" if len(finding.files) > limit else ""
-            yield from _indented(f"in {', '.join(finding.files[:limit])}{more}", width)
+            yield from _indented(f"in {listed(finding.files, limit)}", width)
         for line in finding.mend:
             yield from _indented(f"→ {line}", width)
         yield ""

@@ -25,12 +25,12 @@ from segtune.data.formats.label_studio import scan_label_studio
 from segtune.data.formats.labelme import scan_labelme
 from segtune.data.formats.table import scan_manifest
 from segtune.data.formats.yolo import scan_yolo
-from segtune.data.index import DatasetIndex, Problem, Sample, first
+from segtune.data.index import DatasetIndex, Problem, Sample
 from segtune.data.lazy_rows import Reader, sample_ids, to_dataset
 from segtune.data.splits import SPLITS, draw_val, read_split_file, read_split_lists, split_names
 from segtune.data.streaming import open_stream
 from segtune.data.tiles import tiled, without_tile
-from segtune.errors import UsageError
+from segtune.errors import UsageError, listed
 from segtune.imageio.read import read_mask
 from segtune.labels.label_map import LabelMap
 from segtune.labels.mask_values import count_values, show_value, show_values
@@ -254,7 +254,7 @@ def _follow_split_file(scan: DatasetIndex, config: DatasetConfig) -> None:
 def _refuse_twins(scan: DatasetIndex) -> None:
     counts = Counter((sample.split, sample.id) for sample in scan.samples)
     if twins := tuple(i for (_, i), count in counts.items() if count > 1):
-        message = f"several samples have one id ({len(twins)}): {first(twins)}"
+        message = f"several samples have one id ({len(twins)}): {listed(twins)}"
         scan.problems.append(Problem("id_twice", twins, message, "Rename them, or give them ids of their own"))
 
 

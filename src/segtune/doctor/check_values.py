@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from segtune.data.index import Sample, first
+from segtune.data.index import Sample
 from segtune.doctor.case import Case
 from segtune.doctor.findings import Finding, Severity, count, percent
 from segtune.doctor.sample_facts import NO_DATA, MaskFacts, pack, shown
+from segtune.errors import listed
 
 NEAR_COLOR = 48  # sum over three channels, up to which an unknown colour is taken for a named one
 SHOWN_VALUES = 6
@@ -228,7 +229,7 @@ def _totals(masks: Masks) -> Counter[Any]:
 
 
 def _show(totals: Counter[Any], is_color: bool = False) -> str:
-    return first([shown(code, is_color) for code, _ in totals.most_common()], SHOWN_VALUES)
+    return listed([shown(code, is_color) for code, _ in totals.most_common()], SHOWN_VALUES)
 
 
 # A mask reduced or turned with interpolation has a rim on at least 0.29 of its boundaries, a JPEG on 0.19; clean ones

@@ -8,13 +8,13 @@ images, in 91 to 94 % of 40, and in 91 to 93 % of 20.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
-from segtune.errors import UsageError
+from segtune.errors import UsageError, listed
 from segtune.evaluation import bootstrap
 from segtune.evaluation.evaluation import PIXELS, Evaluation
 from segtune.evaluation.scores import mean, plain, ratio
@@ -168,7 +168,7 @@ def _paired(first: Evaluation, second: Evaluation) -> tuple[Evaluation, Evaluati
     own, theirs = (set(evaluation.counts.ids) for evaluation in (first, second))
     if own != theirs:
         parts = [
-            f"only in the {name}: {_few(ids)}"
+            f"only in the {name}: {listed(sorted(ids))}"
             for name, ids in (("first", own - theirs), ("second", theirs - own))
             if ids
         ]
@@ -180,11 +180,6 @@ def _paired(first: Evaluation, second: Evaluation) -> tuple[Evaluation, Evaluati
         differing = np.flatnonzero((truths[0] != truths[1]).any(axis=1))
         ids = [first.counts.ids[index] for index in differing]
         raise UsageError(
-            f"the masks that the runs were evaluated on differ: {_few(ids)}; evaluate both on the same data"
+            f"the masks that the runs were evaluated on differ: {listed(ids)}; evaluate both on the same data"
         )
     return first, second
-
-
-def _few(ids: Collection[str]) -> str:
-    shown = ", ".join(sorted(ids)[:5])
-    return f"{shown} and {len(ids) - 5} more" if len(ids) > 5 else shown

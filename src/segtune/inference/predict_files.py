@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from segtune.errors import UsageError
+from segtune.errors import UsageError, listed
 from segtune.files import atomic_path, write_folder
 from segtune.imageio.geotiff import Georeference
 from segtune.imageio.raster import ArrayRaster, FileRaster, Raster, is_georeferenced, read_ahead
@@ -263,8 +263,9 @@ def plan_targets(sources: Sequence[Path], output: Path, wanted: Wanted, overwrit
         raise UsageError(f"--output {output}: {clash} would lie among the input images; name another folder")
     there = [path for path in written if path.exists()]
     if there and not overwrite:
-        more = f" and {len(there) - 1} more of the files to write" if len(there) > 1 else ""
-        raise UsageError(f"{there[0]}{more} exists already; name another folder, or say --overwrite")
+        raise UsageError(
+            f"{listed(there, 1)} exist{'s' * (len(there) == 1)} already; name another folder, or say --overwrite"
+        )
     return targets
 
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 from segtune.data.class_names import find_file, listed_classes, number_classes
 from segtune.data.config import DatasetConfig
 from segtune.data.formats.pairing import Files, Pairs, keep_same_sizes, match_affixes, pair_up
-from segtune.data.index import DatasetIndex, Problem, first
+from segtune.data.index import DatasetIndex, Problem
 from segtune.data.splits import SPLITS, Names, read_split_file, read_split_lists, split_names, split_of
-from segtune.errors import UsageError
+from segtune.errors import UsageError, listed
 from segtune.imageio.read import is_picture
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def _ids_of_splits(scan: DatasetIndex, files: Pairs, config: DatasetConfig, name
         ids = read_split_file(find_file(config.split_file, scan.root))
     own = Counter((split if split in files else "train", i) for split, members in ids.items() for i in members)
     if twice := tuple(i for (_, i), count in own.items() if count > 1):
-        message = f"{config.split_file} lists ids more than once: {first(twice)}"
+        message = f"{config.split_file} lists ids more than once: {listed(twice)}"
         scan.problems.append(Problem("id_twice", twice, message, "A sample belongs to one split"))
     masks = (files.get("test") or files.get("train") or ({}, {}))[1]
     if ids.get("test") and not masks.keys() & set(ids["test"]):
@@ -196,7 +196,7 @@ def _remark_rest(scan: DatasetIndex, parent: Path, splits: Mapping[str, Path]) -
         others = [entry for entry in entries if entry.name not in taken and entry.name[0] != "."]
         rest = sorted(entry.name for entry in others if is_picture(entry.name) or entry.is_dir())
     if rest:
-        scan.remarks.append(f"{parent}: left out, since no split has these names: {first(rest)}")
+        scan.remarks.append(f"{parent}: left out, since no split has these names: {listed(rest)}")
 
 
 def list_files(folder: Path, other: Path) -> Files:
