@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from segtune.errors import UsageError
-from segtune.inference.predict_files import COCO_FILE, Wanted, find_images, plan_targets
+from segtune.inference.outputs import COCO_FILE, Wanted, find_images, plan_targets
 from segtune.labels.label_map import LabelMap
 from segtune.viz.comparisons import Comparisons
 

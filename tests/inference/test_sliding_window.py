@@ -117,12 +117,12 @@ def test_equal_logits_stay_equal_to_the_last_bit(height: int, width: int) -> Non
 
 
 @pytest.mark.parametrize("target", [96, 101, 24, 7, 300])
-@pytest.mark.parametrize("band", [1, 10, 1000])
-def test_bands_are_rows_of_the_upsampled_map(target: int, band: int) -> None:
+@pytest.mark.parametrize("step", [1, 10, 1000])
+def test_strips_are_rows_of_the_upsampled_map(target: int, step: int) -> None:
     torch.manual_seed(0)
     full = torch.randn(2, 3, 24, 5)
     rows = UpsampledRows(iter(full.split([5, 1, 10, 8], dim=-2)), 24, target)
-    found = torch.cat([rows.band(top, min(top + band, target)) for top in range(0, target, band)], dim=-2)
+    found = torch.cat([rows.read(top, min(top + step, target)) for top in range(0, target, step)], dim=-2)
     torch.testing.assert_close(found, F.interpolate(full, (target, 5), mode="bilinear", align_corners=False))
 
 
@@ -130,7 +130,7 @@ def test_rows_above_are_forgotten() -> None:
     rows = UpsampledRows((torch.full((1, 1, 4, 1), float(i)) for i in range(100)), 400, 1600)
     held = []
     for top in range(0, 1600, 40):
-        rows.band(top, top + 40)
-        assert rows.rows is not None
-        held.append(rows.rows.shape[-2])
+        rows.read(top, top + 40)
+        assert rows.held is not None
+        held.append(rows.held.shape[-2])
     assert max(held) <= 10 + 4 + 2

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from segtune.cli.common import load_checkpoint
+from segtune.cli.common import hide_bars_of_libraries
 from segtune.cli.options import (
     BatchOption,
     CheckpointArgument,
@@ -47,19 +47,22 @@ def predict(
     Of a georeferenced TIFF, the mask is a TIFF in the same place. Of a video, there is a folder of masks.
     """
     from segtune.imageio.raster import any_size
-    from segtune.inference import predict_files as files
+    from segtune.inference import outputs
+    from segtune.inference.device import to_device
     from segtune.inference.predict_files import predict_files
-    from segtune.inference.processor import processor_of
+    from segtune.inference.processor import load_processor
     from segtune.inference.protocol import InferenceProtocol
     from segtune.inference.segmenter import Segmenter
     from segtune.labels.label_map import LabelMap
+    from segtune.segformer.loading import load_model
 
-    wanted = files.Wanted(overlay, confidence, polygons, simplify, min_region)
-    paths = files.find_images(images)
+    wanted = outputs.Wanted(overlay, confidence, polygons, simplify, min_region)
+    paths = outputs.find_images(images)
     with any_size():
-        targets = files.plan_targets(paths, output, wanted, overwrite)
-        model = load_checkpoint(checkpoint, device)
-        processor = processor_of(model)
+        targets = outputs.plan_targets(paths, output, wanted, overwrite)
+        hide_bars_of_libraries()
+        model = to_device(load_model(checkpoint), device)
+        processor = load_processor(model)
         protocol = InferenceProtocol.choose(processor, window, _stride(window, stride, overlap), tta)
         segmenter = Segmenter(model, processor, protocol, batch_size)
         masks = predict_files(segmenter, LabelMap.from_config(model.config), paths, targets, output, wanted)

@@ -1,4 +1,4 @@
-"""Label maps as polygons that annotation tools and GIS read: GeoJSON, COCO, LabelMe (the extra `geo`).
+"""Polygons: label maps as regions that annotation tools and GIS read: GeoJSON, COCO, LabelMe (the extra `geo`).
 
 Regions are traced along the edges of pixels by GDAL (rasterio.features), so that nothing is lost: rasterised, they give
 the label map back. Their coordinates are x to the right and y down, (0, 0) being the upper left corner of the image.
@@ -63,7 +63,7 @@ def geojson(regions: Sequence[Region], label_map: LabelMap, georeference: Georef
     features = []
     for label, polygon in regions:
         if georeference is not None:
-            polygon = shapely.transform(polygon, lambda points: _placed(points, georeference))
+            polygon = shapely.transform(polygon, lambda points: _to_coordinates(points, georeference))
         properties = {"label": label_map.names[label], "id": label, "area": polygon.area}
         geometry = shapely.geometry.mapping(shapely.orient_polygons(polygon, exterior_cw=False))
         features.append({"type": "Feature", "properties": properties, "geometry": geometry})
@@ -94,8 +94,8 @@ def labelme(
         for label, polygon in outlines
     ]
     image = PurePath(image).as_posix()
-    place = {"imagePath": image, "imageData": None, "imageHeight": size[0], "imageWidth": size[1]}
-    return {"version": LABELME_VERSION, "flags": {}, "shapes": shapes, **place}
+    fields = {"imagePath": image, "imageData": None, "imageHeight": size[0], "imageWidth": size[1]}
+    return {"version": LABELME_VERSION, "flags": {}, "shapes": shapes, **fields}
 
 
 class CocoFile:
@@ -150,7 +150,7 @@ def _polygon(shapely: Any, rings: Sequence[Any]) -> Any:
     return shapely.Polygon(rings[0], rings[1:])
 
 
-def _placed(points: np.ndarray, georeference: Georeference) -> np.ndarray:
+def _to_coordinates(points: np.ndarray, georeference: Georeference) -> np.ndarray:
     """Pixels `(n, 2)` in the coordinates of the reference system."""
     a, b, c, d, e, f = tuple(georeference.transform)[:6]
     x, y = points.T

@@ -13,8 +13,9 @@ from torch import nn
 from segtune.data.lazy_rows import sample_ids
 from segtune.evaluation.evaluation import Evaluation
 from segtune.evaluation.label_issues import LabelIssue, clearest_pair, doubt, ranked, suspects
-from segtune.inference.evaluate import Evaluated, evaluated_images
+from segtune.inference.evaluate import EvaluatedImage, evaluated_images
 from segtune.labels.label_map import LabelMap
+from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.viz.layers import Layers, layers
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def examine(
     model: nn.Module,
     dataset: datasets.Dataset,
     label_map: LabelMap,
-    processor: Any,
+    processor: SegformerImageProcessor,
     *,
     counted: Evaluation | None = None,
     at_most: int | None = None,
@@ -125,7 +126,7 @@ def _drawn(images: Sequence[str], without: Collection[str], number: int) -> list
     return sorted(left[index] for index in order.tolist())
 
 
-def _picture(found: Evaluated, iou: float, label_map: LabelMap) -> Picture:
+def _picture(found: EvaluatedImage, iou: float, label_map: LabelMap) -> Picture:
     assert found.confidence is not None
     valid = found.labels != label_map.ignore_index
     wrong = valid & (found.prediction != found.labels)
