@@ -11,7 +11,7 @@ from segtune.data.index import Sample
 from segtune.data.samples import read_pair
 from segtune.doctor.case import Case
 from segtune.doctor.findings import Finding, count, percent
-from segtune.evaluation.label_issues import doubt, median_share, ranked, suspects
+from segtune.evaluation.label_issues import label_issue, median_share, ranked, suspects
 from segtune.inference.segmenter import Segmenter, eval_mode
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 
@@ -30,7 +30,7 @@ def find_label_issues(
             image, labels = read_pair(row, case.label_map, *segmenter.form)  # (H, W, C), (H, W)
             prediction, confidence = segmenter(image, confidence=True)  # (H, W) each
             assert confidence is not None
-            doubts[sample] = doubt(labels, prediction, confidence, case.label_map.ignore_index)
+            doubts[sample] = label_issue(labels, prediction, confidence, case.label_map.ignore_index)
     if not doubts:
         return None
     ordered, found = ranked(doubts), suspects(doubts)

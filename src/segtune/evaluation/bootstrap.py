@@ -1,7 +1,7 @@
-"""Error bars by resampling images: bootstrap intervals and paired permutation tests of scores that are ratios of sums.
+"""Bootstrap confidence intervals and paired permutation tests: error bars by resampling images.
 
-A score such as the IoU of a class is a function of counts that are added over images. So a resample of the images is a
-vector of multiplicities, many resamples are a matrix, and their counts one matrix product.
+The scores are ratios of sums: the IoU of a class is a function of counts that are added over images. So a resample of
+the images is a vector of multiplicities, many resamples are a matrix, and their counts one matrix product.
 
 Sources: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapters 13 to 15 (percentile, BCa, permutation
 tests); Benjamini and Hochberg 1995 (false discovery rate).
@@ -98,7 +98,10 @@ def permutation_test(
 
 
 def false_discovery_rate(p_values: np.ndarray) -> np.ndarray:
-    """The q-value of each p-value (Benjamini and Hochberg): the false discovery rate if it and all below it count."""
+    """The q-value of each p-value (Benjamini and Hochberg): the false discovery rate if it and all below it count.
+
+    As SciPy's `false_discovery_control`, but nan stays nan, and `segtune compare` does not wait for all of scipy.stats.
+    """
     q_values = np.full(p_values.shape, np.nan)
     known = np.flatnonzero(~np.isnan(p_values))
     order = known[np.argsort(-p_values[known])]  # the largest first

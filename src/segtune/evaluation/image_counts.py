@@ -1,4 +1,4 @@
-"""Counts kept image by image, so that errors can be estimated and runs compared later.
+"""Counts of each image: kept one by one, so that errors can be estimated and runs compared later.
 
 Of each image only the classes that occur in it, in the reference or predicted, have a row of counts: 200,000 images
 with a dozen classes each take some tens of megabytes, whatever the size of the images.

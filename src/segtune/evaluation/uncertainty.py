@@ -1,4 +1,4 @@
-"""How sure an evaluation is: error bars of its scores, and whether two runs on the same images differ.
+"""Uncertainty of an evaluation: confidence intervals of its scores, and whether two runs on the same images differ.
 
 Bootstrap intervals of few images are too narrow, so they are taken at a level that grows as the number of images falls
 (`expanded_level`; Hesterberg 2015, "What Teachers Should Know About the Bootstrap", arXiv 1411.5279). Simulated with a
