@@ -8,6 +8,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from segtune.inference.sliding_window import UpsampledRows, blend_across, blend_down, spans
 
@@ -21,6 +23,13 @@ GRIDS = [
     (200, 64, 64),
     (130, 64, 8),
 ]
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> tuple[int, int, int]:
+    """A length, a window and a stride that a protocol may have."""
+    window = 32 * draw(st.integers(1, 4))
+    return draw(st.integers(1, 500)), window, 4 * draw(st.integers(1, window // 4))
 
 
 def test_windows_are_those_of_mmseg() -> None:
@@ -134,3 +143,30 @@ def test_rows_above_are_forgotten() -> None:
         assert rows.held is not None
         held.append(rows.held.shape[-2])
     assert max(held) <= 10 + 4 + 2
+
+
+@settings(deadline=None, max_examples=60)
+@given(grids())
+def test_each_logit_is_covered_and_its_weights_sum_to_one(grid: tuple[int, int, int]) -> None:
+    length, window, stride = grid
+    found, size = spans(length, window, stride), math.ceil(length / 4)
+    assert all(0 <= span.start < span.stop <= length and span.stop - span.start <= window for span in found)
+    total = torch.zeros(size, dtype=torch.float64)
+    for chosen, span in enumerate(found):
+        maps = [(s, torch.full((1, len(s.share)), float(i == chosen))) for i, s in enumerate(found)]
+        weight = blend_across(maps, size)[0].double()
+        outside = torch.ones(size, dtype=torch.bool)
+        outside[span.logits] = False
+        assert (weight >= 0).all() and not weight[outside].any()
+        total += weight
+    torch.testing.assert_close(total, torch.ones(size, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(grids(), grids(), st.floats(-1e4, 1e4, width=32))
+def test_a_constant_stays_what_it_is(down: tuple[int, int, int], across: tuple[int, int, int], value: float) -> None:
+    rows, columns = spans(*down), spans(*across)
+    size = (math.ceil(down[0] / 4), math.ceil(across[0] / 4))
+    maps = ([(c, torch.full((1, len(r.share), len(c.share)), value)) for c in columns] for r in rows)
+    blended = torch.cat(list(blend_down((blend_across(row, size[1]) for row in maps), rows)), dim=-2)
+    assert torch.equal(blended, torch.full((1, *size), value))
