@@ -8,44 +8,32 @@ from typing import Annotated
 
 import typer
 
+from segtune.cli import options
 from segtune.cli.common import hide_bars_of_libraries
-from segtune.cli.options import (
-    BatchOption,
-    CheckpointArgument,
-    DeviceOption,
-    GroupOption,
-    JsonOption,
-    OverlaysOption,
-    OverridesArgument,
-    RecipeArgument,
-    StrideOption,
-    TtaOption,
-    WindowOption,
-)
 from segtune.errors import UsageError
 
 
 def evaluate(
-    checkpoint: CheckpointArgument,
-    recipe: RecipeArgument,
-    overrides: OverridesArgument = None,
+    checkpoint: options.CheckpointArgument,
+    recipe: options.RecipeArgument,
+    overrides: options.OverridesArgument = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
     save: Annotated[
         Path | None,
         typer.Option(metavar="PATH", help="Keep the counts of each image: a run folder, or a file ending in .npz."),
     ] = None,
-    group_by: GroupOption = None,
+    group_by: options.GroupOption = None,
     boundary_width: Annotated[
         float, typer.Option(min=0, max=1, help="Margin of boundary IoU, as a share of the image's diagonal.")
     ] = 0.02,
-    overlays: OverlaysOption = None,
+    overlays: options.OverlaysOption = None,
     limit_overlays: Annotated[int, typer.Option(min=1, help="How many overlays, spread over the split.")] = 12,
-    window: WindowOption = None,
-    stride: StrideOption = None,
-    tta: TtaOption = False,
-    batch_size: BatchOption = 1,
-    device: DeviceOption = None,
+    window: options.WindowOption = None,
+    stride: options.StrideOption = None,
+    tta: options.TtaOption = False,
+    batch_size: options.BatchOption = 1,
+    device: options.DeviceOption = None,
 ) -> None:
     """Score a checkpoint on one split of a recipe's dataset, at the masks' own size, with error bars.
 
@@ -104,8 +92,8 @@ def compare(
     split: Annotated[
         str | None, typer.Option(help="Of run folders; by default test where both have it, else val.")
     ] = None,
-    group_by: GroupOption = None,
-    as_json: JsonOption = False,
+    group_by: options.GroupOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Tell whether two runs differ on the same images: the difference of mIoU, its interval, what classes changed."""
     from segtune.evaluation import uncertainty
@@ -123,12 +111,12 @@ def compare(
 
 
 def calibrate(
-    checkpoint: CheckpointArgument,
-    recipe: RecipeArgument,
-    overrides: OverridesArgument = None,
+    checkpoint: options.CheckpointArgument,
+    recipe: options.RecipeArgument,
+    overrides: options.OverridesArgument = None,
     split: Annotated[str, typer.Option(help="train, val or test; one that the model was not trained on.")] = "val",
-    as_json: JsonOption = False,
-    device: DeviceOption = None,
+    as_json: options.JsonOption = False,
+    device: options.DeviceOption = None,
 ) -> None:
     """Fit a temperature that makes confidences honest, and store it in the checkpoint's config.json.
 

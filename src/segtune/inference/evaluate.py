@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,12 +43,8 @@ def evaluate_model(
     processor: SegformerImageProcessor,
     *,
     evaluation: Evaluation | None = None,
-    protocol: InferenceProtocol | None = None,
-    batch_size: int = 1,
-    device: str | torch.device | None = None,
-    progress: bool = True,
-    indices: Sequence[int] | None = None,
     on_image: OnImage | None = None,
+    **options: Any,
 ) -> Evaluation:
     """Compare predictions with masks, pixel by pixel at the size of the stored masks; no logits are kept.
 
@@ -56,7 +52,7 @@ def evaluate_model(
         evaluation: what the images are added to; default is a new one of the label map's classes. A detailed one is
             given confidences too, with the temperature of the model's configuration.
         on_image: called with `(id, image, labels, prediction)` for every image: `(H, W, 3)` uint8, `(H, W)`, `(H, W)`.
-        model, dataset, label_map, processor, protocol, batch_size, device, progress, indices: see `evaluated_images`.
+        model, dataset, label_map, processor, options: see `evaluated_images`.
 
     Raises:
         DataError: a file that cannot be read, or a mask that the label map does not fit; the message names the sample.
@@ -64,18 +60,8 @@ def evaluate_model(
     """
     if evaluation is None:
         evaluation = Evaluation(label_map.names, label_map.ignore_index)
-    for found in evaluated_images(
-        model,
-        dataset,
-        label_map,
-        processor,
-        protocol=protocol,
-        confidence=evaluation.detailed,
-        batch_size=batch_size,
-        device=device,
-        progress=progress,
-        indices=indices,
-    ):
+    options["confidence"] = evaluation.detailed
+    for found in evaluated_images(model, dataset, label_map, processor, **options):
         evaluation.add(found.id, found.labels, found.prediction, found.confidence)
         if on_image is not None:
             on_image(found.id, found.image, found.labels, found.prediction)
