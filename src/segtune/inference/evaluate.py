@@ -30,7 +30,7 @@ class EvaluatedImage(NamedTuple):
     """One image of a labelled dataset, with what the model answers: maps of one size."""
 
     id: str
-    image: np.ndarray  # (H, W, 3) uint8, see `for_display`
+    image: np.ndarray  # (H, W, C) as read; see `for_display`
     labels: np.ndarray  # (H, W), may hold the ignore index
     prediction: np.ndarray  # (H, W)
     confidence: np.ndarray | None  # (H, W)
@@ -64,7 +64,7 @@ def evaluate_model(
     for found in evaluated_images(model, dataset, label_map, processor, **options):
         evaluation.add(found.id, found.labels, found.prediction, found.confidence)
         if on_image is not None:
-            on_image(found.id, found.image, found.labels, found.prediction)
+            on_image(found.id, for_display(found.image), found.labels, found.prediction)
     return evaluation
 
 
@@ -105,7 +105,7 @@ def evaluated_images(
     images = ((sample, ArrayRaster(sample.image)) for sample in samples)
     with eval_mode(model), tqdm(total=len(rows), desc="evaluate", disable=not progress, leave=False) as bar:
         for sample, strips in segmenter.segment(images, confidence):
-            yield EvaluatedImage(sample.id, for_display(sample.image), sample.labels, *joined(strips))
+            yield EvaluatedImage(sample.id, sample.image, sample.labels, *joined(strips))
             bar.update()
 
 

@@ -45,7 +45,10 @@ def trace(labels: np.ndarray, label_map: LabelMap, *, simplify: float = 0, min_r
     known = ids != label_map.ignore_index
     if min_region > 1:
         ids = rasterio.features.sieve(ids, min_region, mask=known, connectivity=4)
-    found = [Region(int(value), _polygon(shapely, rings)) for rings, value in _shapes(rasterio, ids, known)]
+    found = []
+    for geometry, value in rasterio.features.shapes(ids, mask=known, connectivity=4):
+        exterior, *holes = geometry["coordinates"]
+        found.append(Region(int(value), shapely.Polygon(exterior, holes)))
     if simplify > 0 and found:
         polygons = np.array([region.polygon for region in found])
         polygons = shapely.coverage_simplify(polygons, simplify, simplify_boundary=False)
@@ -139,15 +142,6 @@ def coco_file(path: Path, label_map: LabelMap) -> Iterator[CocoFile]:
         coco = CocoFile(file, label_map)
         yield coco
         coco.close()
-
-
-def _shapes(rasterio: Any, ids: np.ndarray, known: np.ndarray) -> Iterator[tuple[list[Any], float]]:
-    for geometry, value in rasterio.features.shapes(ids, mask=known, connectivity=4):
-        yield geometry["coordinates"], value
-
-
-def _polygon(shapely: Any, rings: Sequence[Any]) -> Any:
-    return shapely.Polygon(rings[0], rings[1:])
 
 
 def _to_coordinates(points: np.ndarray, georeference: Georeference) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch import nn
 from segtune.data.lazy_rows import sample_ids
 from segtune.evaluation.evaluation import Evaluation
 from segtune.evaluation.label_issues import LabelIssue, clearest_pair, label_issue, ranked, suspects
+from segtune.imageio.read import for_display
 from segtune.inference.evaluate import EvaluatedImage, evaluated_images
 from segtune.labels.label_map import LabelMap
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
@@ -139,5 +140,5 @@ def _picture(found: EvaluatedImage, iou: float, label_map: LabelMap) -> Picture:
         float(wrong.sum() / total),
         mistake,
         label_issue(found.labels, found.prediction, found.confidence, label_map.ignore_index),
-        layers(found.image, found.labels, found.prediction, found.confidence, label_map),
+        layers(for_display(found.image), found.labels, found.prediction, found.confidence, label_map),
     )
