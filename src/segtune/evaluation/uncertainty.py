@@ -8,6 +8,7 @@ images, in 91 to 94 % of 40, and in 91 to 93 % of 20.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -148,6 +149,9 @@ def _difference(sums: np.ndarray) -> np.ndarray:
 def units_of(ids: Sequence[str], group_by: str | None) -> tuple[str, np.ndarray]:
     """What is resampled, "image" or "group", and the number of the one that each image belongs to, `(N,)`.
 
+    Args:
+        group_by: a regular expression; images are grouped by what its groups find or, without any, by all it finds.
+
     Raises:
         UsageError: no images, or `group_by` does not make groups of them.
     """
@@ -155,10 +159,17 @@ def units_of(ids: Sequence[str], group_by: str | None) -> tuple[str, np.ndarray]
         raise UsageError("the evaluation has no images")
     if group_by is None:
         return "image", np.arange(len(ids))
-    names, groups = bootstrap.group_ids(ids, group_by)
+    try:
+        matches = [re.search(group_by, image_id) for image_id in ids]
+    except re.error as error:
+        raise UsageError(f"--group-by {group_by}: no regular expression ({error})") from error
+    if missing := [image_id for image_id, match in zip(ids, matches, strict=True) if match is None]:
+        raise UsageError(f"--group-by {group_by}: does not occur in {len(missing)} ids, such as {missing[0]!r}")
+    keys = ["/".join(map(str, match.groups())) or match[0] for match in matches if match]
+    names, groups = np.unique(keys, return_inverse=True)
     if len(names) < 2:
         raise UsageError(f"--group-by {group_by}: all images are one group ({names[0]}); at least two are needed")
-    return "group", groups
+    return "group", groups.reshape(-1)
 
 
 def _paired(first: Evaluation, second: Evaluation) -> tuple[Evaluation, Evaluation]:
