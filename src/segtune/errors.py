@@ -1,6 +1,8 @@
-"""What segtune raises when the fault lies in the input: one message that names the file, the value and the fix."""
+"""Exceptions raised when the fault lies in the input: one message that names the file, the value and the fix."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class SegtuneError(Exception):
@@ -17,3 +19,9 @@ class UsageError(SegtuneError, ValueError):
 
 class DataError(SegtuneError, ValueError):
     """An image, a mask or a checkpoint is not what it should be."""
+
+
+def listed(names: Sequence[object], limit: int = 5, separator: str = ", ") -> str:
+    """The first of many names for a message, and how many more there are: 'a, b, c, d, e and 7 more'."""
+    shown = separator.join(map(str, names[:limit]))
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown

@@ -68,7 +68,7 @@ def test_values_are_shown_as_they_are_written() -> None:
     assert show_value(42) == "42"
     assert show_value((128, 64, 128)) == "#804080"
     assert show_values({43: 1, 42: 17}) == "id 42 (17 pixels), id 43 (1 pixel)"
-    assert show_values({(1, 2, 3): 4, 5: 2, 6: 1}, limit=1) == "colour #010203 (4 pixels) and 2 more values"
+    assert show_values({(1, 2, 3): 4, 5: 2, 6: 1}, limit=1) == "colour #010203 (4 pixels) and 2 more"
     assert shorten([2, 0, 1]) == "0 to 2"
     assert shorten([0, 2, 3], limit=2) == "0, 2 ..."
     assert shorten([0, 2, 3], limit=3) == "0, 2, 3"

@@ -8,6 +8,7 @@ import pytest
 
 from segtune.data.checks import check_masks
 from segtune.data.dataset import load_segmentation_dataset
+from segtune.inference.evaluate_checkpoint import OpenedCheckpoint
 from segtune.labels.label_map import LabelMap
 from segtune.report.gather import Facts, Place, gather
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
@@ -37,4 +38,5 @@ def facts(tmp_path_factory: pytest.TempPathFactory, processor: SegformerImagePro
     label_map = LabelMap.from_names(NAMES)
     pixels = check_masks(data, label_map)
     place = Place(run, str(run / "best"))
-    return gather(place, Reader(), processor, data, label_map, "a: <b>\n", split="test", pixels=pixels)
+    opened = OpenedCheckpoint(place.checkpoint, Reader(), processor, label_map, data, "test")
+    return gather(place, opened, "a: <b>\n", pixels=pixels)

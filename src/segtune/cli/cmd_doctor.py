@@ -13,6 +13,7 @@ import typer
 
 from segtune.cli.common import hide_bars_of_libraries
 from segtune.cli.options import DeviceOption, JsonOption, OverridesArgument
+from segtune.errors import listed
 
 if TYPE_CHECKING:
     from segtune.doctor.examine import Diagnosis
@@ -61,7 +62,6 @@ def doctor(
 
 def _finding_lines(diagnosis: Diagnosis, limit: int = 3) -> Iterator[str]:
     """The findings as text, each with its first files and what fixes it."""
-    from segtune.data.index import first
     from segtune.doctor.findings import count, sentence
 
     width = max(60, shutil.get_terminal_size((100, 24)).columns)
@@ -71,7 +71,7 @@ def _finding_lines(diagnosis: Diagnosis, limit: int = 3) -> Iterator[str]:
         yield title + typer.style(finding.code, bold=True)
         yield from _indented(sentence(finding.message), width)
         if finding.files:
-            yield from _indented(f"in {first(finding.files, limit)}", width)
+            yield from _indented(f"in {listed(finding.files, limit)}", width)
         for line in finding.fix:
             yield from _indented(f"→ {line}", width)
         yield ""

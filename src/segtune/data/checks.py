@@ -17,10 +17,10 @@ import PIL.Image
 import PIL.ImageOps
 from datasets import Dataset, DatasetDict
 
-from segtune.data.index import first, in_threads
+from segtune.data.index import in_threads
 from segtune.data.lazy_rows import undecoded
 from segtune.data.transforms import TransformConfig
-from segtune.errors import DataError
+from segtune.errors import DataError, listed
 from segtune.imageio.read import ORIENTATION, TURNED, Pixels, read_image, read_mask
 from segtune.labels.label_map import LabelError, LabelMap
 from segtune.labels.mask_values import show_value
@@ -70,7 +70,7 @@ def without_unreadable(dataset: DatasetDict) -> DatasetDict:
         skipped += [str(fault) for fault in faults if fault]
         kept[split] = rows.select([i for i, fault in enumerate(faults) if not fault])
     if skipped:
-        logger.warning("skipped %d samples that cannot be read: %s", len(skipped), first(skipped))
+        logger.warning("skipped %d samples that cannot be read: %s", len(skipped), listed(skipped))
     return DatasetDict({split: rows for split, rows in kept.items() if len(rows)})
 
 

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segtune.data.index import first
-from segtune.errors import UsageError
+from segtune.errors import UsageError, listed
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 Names = Mapping[str, tuple[str, ...]]  # split -> its names in the data
@@ -64,7 +63,7 @@ def read_split_file(path: Path) -> dict[str, list[str]]:
         if not isinstance(data, dict):
             raise ValueError("it holds no object")
         if unknown := set(data) - set(SPLITS):
-            raise ValueError(f"it holds {first(sorted(map(repr, unknown)))}")
+            raise ValueError(f"it holds {listed(sorted(map(repr, unknown)))}")
         if any(not isinstance(ids, list) or not all(isinstance(i, str) for i in ids) for ids in given.values()):
             raise ValueError("ids are lists of texts")
     except (ValueError, TypeError) as error:

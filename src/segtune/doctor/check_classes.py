@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from segtune.data.index import first
 from segtune.doctor.case import Case
 from segtune.doctor.findings import Finding, count, percent
+from segtune.errors import listed
 from segtune.labels.mask_values import show_value
 from segtune.training.class_weights import counted_weights
 
@@ -50,7 +50,7 @@ def _unused(case: Case) -> Iterator[Finding]:
         yield Finding(
             "unused-class",
             "warning",
-            f"{count(len(unused), 'class', 'classes')} that no mask holds: {first(unused, SHOWN)}",
+            f"{count(len(unused), 'class', 'classes')} that no mask holds: {listed(unused, SHOWN)}",
             numbers={"classes": unused},
             fix=("remove the names from dataset.labels, or look for the masks that should hold them",),
         )
@@ -68,7 +68,7 @@ def _missing_in_splits(case: Case) -> Iterator[Finding]:
                 "class-missing-in-split",
                 "error" if learned else "warning",
                 f"{split} lacks {count(len(missing), 'class', 'classes')} that other splits have: "
-                f"{first(missing, SHOWN)}, which cannot be {'learned' if learned else 'measured there'}",
+                f"{listed(missing, SHOWN)}, which cannot be {'learned' if learned else 'measured there'}",
                 numbers={"split": split, "classes": missing},
                 fix=(
                     "dataset.split_file=split.json with samples of these classes in every split, or another "

@@ -13,6 +13,7 @@ from segtune.data.index import Sample
 from segtune.doctor.case import Case
 from segtune.doctor.findings import Finding, Severity, count, percent
 from segtune.doctor.sample_facts import THUMBNAIL, Facts
+from segtune.errors import listed
 
 # Correlation of two thumbnails, each free of its local mean. A copy that was compressed again, resized, brightened or
 # given another contrast keeps at least 0.96, mostly 0.99. Different tiles of earth reach 0.46, different splits of
@@ -185,17 +186,16 @@ def _neighbours_of_train(indices: Sequence[int], splits: Sequence[str]) -> list[
 
 def _describe_sequences(case: Case, leaks: dict[str, dict[str, int]], near: list[Sample], total: int) -> Finding:
     outside = sum(number for splits in leaks.values() for split, number in splits.items() if split != "train")
-    shown = "; ".join(
+    shown = [
         f"{key}: " + ", ".join(f"{number} in {split}" for split, number in splits.items())
-        for key, splits in list(leaks.items())[:4]
-    )
-    more = f" and {len(leaks) - 4} more" if len(leaks) > 4 else ""
+        for key, splits in leaks.items()
+    ]
     return case.finding(
         "leaked-sequence",
         "warning",
-        f"{count(len(leaks), 'sequence')}, by name and looks, in more than one split ({shown}{more}): scores are too "
-        f"good by what is alike; {len(near)} of {outside} images outside of train ({percent(len(near) / outside)}) are "
-        "next to one of train",
+        f"{count(len(leaks), 'sequence')}, by name and looks, in more than one split ({listed(shown, 4, '; ')}): "
+        f"scores are too good by what is alike; {len(near)} of {outside} images outside of train "
+        f"({percent(len(near) / outside)}) are next to one of train",
         near,
         "dataset.split_file=FILE with every sequence in one split",
         {"sequences": leaks, "outside_train": outside, "next_to_train": len(near)},

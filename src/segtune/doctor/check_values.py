@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from segtune.data.index import Sample, first
+from segtune.data.index import Sample
 from segtune.doctor.case import Case
 from segtune.doctor.findings import Finding, Severity, count, percent
 from segtune.doctor.sample_facts import MaskFacts
+from segtune.errors import listed
 from segtune.labels.mask_values import NO_DATA, Color, show_value
 
 # A mask reduced or turned with interpolation has a rim on at least 0.29 of its boundaries, a JPEG on 0.19; clean ones
@@ -291,4 +292,4 @@ def _totals(masks: Masks) -> Counter[Any]:
 
 
 def _show(totals: Counter[Any]) -> str:
-    return first([show_value(value) for value, _ in totals.most_common()], SHOWN_VALUES)
+    return listed([show_value(value) for value, _ in totals.most_common()], SHOWN_VALUES)

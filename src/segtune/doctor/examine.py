@@ -34,8 +34,8 @@ from segtune.doctor.dry_run import dry_run
 from segtune.doctor.findings import SEVERITIES, Finding, ranked
 from segtune.doctor.sample_facts import Opener, read_facts
 from segtune.errors import UsageError
-from segtune.inference.predict import to_device
-from segtune.inference.processor import processor_of
+from segtune.inference.device import to_device
+from segtune.inference.processor import load_processor
 from segtune.labels.label_map import LabelMap
 from segtune.labels.mask_values import show_value
 from segtune.recipe.recipe import Recipe, with_channels
@@ -177,7 +177,7 @@ def _find_issues(checkpoint: str, model: Any, diagnosis: Diagnosis) -> list[Find
     if own != names:
         raise UsageError(f"--checkpoint {checkpoint} has the labels {', '.join(own)}; the data has {', '.join(names)}")
     samples = usable(diagnosis)
-    found = find_label_issues(diagnosis.case, samples, model, processor_of(model))
+    found = find_label_issues(diagnosis.case, samples, model, load_processor(model))
     return [found] if found else []
 
 

@@ -325,7 +325,7 @@ class LabelMap:
     def _look_up(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Labels of mask codes, and which of them have a meaning at all; both of the codes' shape."""
         targets = {encode_value(key): target for key, target in self._targets().items()}
-        small = 0 <= self.ignore_index <= 255 and self.num_labels <= 256
+        small = self.num_labels <= self.ignore_index <= 255  # all training ids are below it, or it is negative
         keys = np.array(sorted(targets), dtype=np.int64)
         labels = np.array([targets[key] for key in sorted(targets)], dtype=np.uint8 if small else np.int32)
         position = np.searchsorted(keys, codes).clip(max=len(keys) - 1)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from segtune.errors import UsageError
+from segtune.errors import UsageError, listed
 from segtune.labels.label_file import FORMS
 
 Color = tuple[int, int, int]
@@ -37,9 +37,9 @@ def show_values(values: Mapping[Any, int], limit: int = 5) -> str:
     ranked = sorted(values.items(), key=lambda item: -item[1])
     shown = [
         f"{'colour' if isinstance(key, tuple) else 'id'} {show_value(key)} ({count} pixel{'s' if count != 1 else ''})"
-        for key, count in ranked[:limit]
+        for key, count in ranked
     ]
-    return ", ".join(shown) + (f" and {len(ranked) - limit} more values" if len(ranked) > limit else "")
+    return listed(shown, limit)
 
 
 def shorten(keys: Sequence[Any], limit: int = 12) -> str:

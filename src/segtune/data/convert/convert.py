@@ -25,9 +25,8 @@ from tqdm.auto import tqdm
 
 from segtune.data.convert.dataset_card import Count, Origin, data_card, hub_split
 from segtune.data.convert.encode import EncodedSample, MaskEncoding, SampleEncoder
-from segtune.data.index import first
 from segtune.data.lazy_rows import sample_ids
-from segtune.errors import DataError, UsageError
+from segtune.errors import DataError, UsageError, listed
 from segtune.files import atomic_path, read_json_lines, write_atomic
 from segtune.labels.label_map import LabelMap
 
@@ -239,7 +238,7 @@ class Journal:
         if self.path.is_file():
             self._read(dict(settings))
         elif held := self._held():
-            raise UsageError(f"{folder} holds other things ({first(held)}): name a new folder")
+            raise UsageError(f"{folder} holds other things ({listed(held)}): name a new folder")
         lines = [dict(settings), *({"name": name, **record} for name, record in self.done.items())]
         write_atomic(self.path, "".join(f"{json.dumps(line)}\n" for line in lines))  # without a torn last line
 

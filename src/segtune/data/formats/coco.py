@@ -14,9 +14,9 @@ from segtune.data.config import DatasetConfig
 from segtune.data.formats.find_images import AnnotatedImages, sample_id
 from segtune.data.formats.shapes import Shape
 from segtune.data.formats.sniff import json_kind
-from segtune.data.index import DatasetIndex, Sample, first
+from segtune.data.index import DatasetIndex, Sample
 from segtune.data.splits import Names, split_in, split_names, split_of
-from segtune.errors import UsageError
+from segtune.errors import UsageError, listed
 from segtune.imageio.read import walk_files
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def find_files(root: Path, given: str | None, names: Names) -> dict[str, Path]:
             )
     files = {split: paths[0] for split, paths in found.items() if paths}
     if not files:
-        there = first([path.relative_to(root).as_posix() for path in walk_files(root, ".json", depth=1)])
+        there = listed([path.relative_to(root).as_posix() for path in walk_files(root, ".json", depth=1)])
         raise UsageError(
             f"{root}: no COCO file {given or 'below it or in annotations/'}; name one in dataset.masks"
             + (f" (there are {there})" if there else "")

@@ -15,9 +15,9 @@ from typing import NamedTuple
 from segtune.data.class_names import find_file, listed_classes, number_classes
 from segtune.data.config import DatasetConfig
 from segtune.data.formats.pairing import Files, Pairs, keep_same_sizes, match_affixes, pair_up
-from segtune.data.index import DatasetIndex, Problem, first
+from segtune.data.index import DatasetIndex, Problem
 from segtune.data.splits import SPLITS, Names, read_split_file, read_split_lists, split_names, split_of
-from segtune.errors import UsageError
+from segtune.errors import UsageError, listed
 from segtune.imageio.read import is_picture
 
 logger = logging.getLogger(__name__)
@@ -199,7 +199,7 @@ def _remark_rest(index: DatasetIndex, parent: Path, splits: Mapping[str, Path]) 
         others = [entry for entry in entries if entry.name not in taken and entry.name[0] != "."]
         rest = sorted(entry.name for entry in others if is_picture(entry.name) or entry.is_dir())
     if rest:
-        index.remarks.append(f"{parent}: left out, since no split has these names: {first(rest)}")
+        index.remarks.append(f"{parent}: left out, since no split has these names: {listed(rest)}")
 
 
 def list_files(folder: Path, other: Path) -> Files:
