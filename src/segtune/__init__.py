@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from segtune.data.transforms import TrainTransform, TransformConfig
     from segtune.evaluation.metrics import MeanIoU
     from segtune.finetune import train
+    from segtune.inference.evaluate_checkpoint import evaluate_checkpoint
     from segtune.inference.predict import predict
     from segtune.labels.label_map import LabelMap
     from segtune.recipe.recipe import Recipe, load_recipe
@@ -43,6 +44,7 @@ __all__ = [
     "TrainingConfig",
     "TransformConfig",
     "__version__",
+    "evaluate_checkpoint",
     "from_transformers",
     "load_recipe",
     "load_segmentation_dataset",
@@ -64,6 +66,7 @@ _HOME = {
     "TrainTransform": "segtune.data.transforms",
     "TrainingConfig": "segtune.training.config",
     "TransformConfig": "segtune.data.transforms",
+    "evaluate_checkpoint": "segtune.inference.evaluate_checkpoint",
     "from_transformers": "segtune.segformer.conversion",
     "load_recipe": "segtune.recipe.recipe",
     "load_segmentation_dataset": "segtune.data.dataset",

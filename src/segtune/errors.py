@@ -1,8 +1,8 @@
-"""What segtune raises when the fault lies in the input: one message that names the file, the value and the fix."""
+"""Exceptions raised when the fault lies in the input: one message that names the file, the value and the fix."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -35,3 +35,9 @@ def naming(what: str) -> Iterator[None]:
         if str(error).startswith(what):
             raise
         raise error.named(what) from error
+
+
+def listed(names: Sequence[object], limit: int = 5, separator: str = ", ") -> str:
+    """The first of many names for a message, and how many more there are: 'a, b, c, d, e and 7 more'."""
+    shown = separator.join(map(str, names[:limit]))
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown

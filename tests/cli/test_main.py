@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from support.command_runs import HEAVY, TINY
 
 import segtune
 from segtune.cli import main
 from segtune.data.transforms import TrainTransform
 from segtune.errors import DataError
 from segtune.recipe.shipped import recipe_folder
+from support.command_runs import HEAVY, TINY
 
 
 @pytest.mark.parametrize(

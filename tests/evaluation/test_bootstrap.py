@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from segtune.errors import UsageError
-from segtune.evaluation.bootstrap import bootstrap, false_discovery_rate, group_ids, permutation_test
+from segtune.evaluation.bootstrap import bootstrap, false_discovery_rate, permutation_test
 from segtune.evaluation.scores import ratio
 
 
@@ -115,14 +114,3 @@ def test_false_discovery_rate_is_that_of_scipy():
     assert math.isnan(with_gap[-1])
     np.testing.assert_allclose(with_gap[:-1], false_discovery_rate(p_values))
     assert false_discovery_rate(np.array([np.nan])).shape == (1,)
-
-
-def test_groups():
-    ids = ["drive2/7", "drive1/3", "drive2/1"]
-    for pattern in ("^[^/]+", r"drive(\d)", "(drive)(.)"):
-        names, groups = group_ids(ids, pattern)
-        assert len(names) == 2 and groups.tolist() == [1, 0, 1]
-    with pytest.raises(UsageError, match="--group-by x: does not occur in 3 ids, such as 'drive2/7'"):
-        group_ids(ids, "x")
-    with pytest.raises(UsageError, match=r"--group-by \(: no regular expression"):
-        group_ids(ids, "(")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from segtune.evaluation.boundary import TOLERANCE, band, boundary_counts, boundary_scores, pixels_of
+from segtune.evaluation.boundary import TOLERANCE, boundary_counts, boundary_scores, margin, pixels_of
 
 
 def blocks(seed: int, num_labels: int, shape: tuple[int, int], cell: int = 6, ignored: float = 0.1):
@@ -40,15 +40,15 @@ def brute_force(ids: np.ndarray, truth: np.ndarray, num_labels: int, width: floa
     frame[1:-1, 1:-1] = False
     near_frame = distance_to(frame)[1:-1, 1:-1] <= distance
     for k in range(num_labels):
-        bands, contours = [], []
+        margins, contours = [], []
         for values in (truth, ids):
             mask, outside = valid & (values == k), valid & (values != k)
-            bands.append(mask & ((distance_to(outside) <= distance) | near_frame))
+            margins.append(mask & ((distance_to(outside) <= distance) | near_frame))
             padded = np.pad(outside, 1)
             touching = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
             contours.append(mask & touching)
         found = [own & (distance_to(other) <= reach) for own, other in itertools.permutations(contours)]
-        maps = [bands[0] & bands[1], *bands, contours[0], found[0], contours[1], found[1]]
+        maps = [margins[0] & margins[1], *margins, contours[0], found[0], contours[1], found[1]]
         counts.append([int(values.sum()) for values in maps])
     return np.array(counts)
 
@@ -61,9 +61,9 @@ def brute_force(ids: np.ndarray, truth: np.ndarray, num_labels: int, width: floa
     ((5, 4), 2, 2.0),
     ((150, 160), 4, 0.02),  # a tolerance of 2 pixels
 ])  # fmt: skip
-@pytest.mark.parametrize("pixels", [1, 1 << 17])  # of a band
+@pytest.mark.parametrize("pixels", [1, 1 << 17])  # of a strip
 def test_equals_brute_force_by_distance(shape, num_labels, width, pixels, monkeypatch):
-    monkeypatch.setattr("segtune.evaluation.boundary._BAND", pixels)
+    monkeypatch.setattr("segtune.evaluation.boundary._STRIP", pixels)
     ids, truth = blocks(num_labels, num_labels, shape)
     counts = boundary_counts(ids, truth, num_labels, width=width)
     np.testing.assert_array_equal(counts, brute_force(ids, truth, num_labels, width))
@@ -116,11 +116,11 @@ def test_many_classes(num_labels):
     np.testing.assert_array_equal(boundary_counts(ids, truth, num_labels, ignore_index=-100), expected)
 
 
-def test_band_and_width():
+def test_margin_and_width():
     ids = np.array([[1, 1, 1, 2, 0, 3]], np.uint8)
-    assert band(ids, 1).tolist() == [[False, False, True, True, False, False]]
-    assert band(ids, 2).tolist() == [[False, True, True, True, False, True]]
-    assert band(ids, 1, frame=True).tolist() == [[True, True, True, True, False, True]]
+    assert margin(ids, 1).tolist() == [[False, False, True, True, False, False]]
+    assert margin(ids, 2).tolist() == [[False, True, True, True, False, True]]
+    assert margin(ids, 1, frame=True).tolist() == [[True, True, True, True, False, True]]
     corner = np.array([[1, 1], [1, 2]], np.uint8)
-    assert band(corner, 1)[0, 0] and not band(corner, 1, corners=False)[0, 0]
+    assert margin(corner, 1)[0, 0] and not margin(corner, 1, corners=False)[0, 0]
     assert pixels_of(0.02, (1024, 2048)) == 46 and pixels_of(0.001, (10, 10)) == 1

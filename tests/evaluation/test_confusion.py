@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 
 from segtune.errors import DataError
-from segtune.evaluation.confusion import as_maps, count_pairs, pairs_of_maps
+from segtune.evaluation.confusion import as_maps, check_ids, count_pairs, pairs_of_maps
 
 
 def random_maps(seed: int, num_labels: int, ignore_index: int, shape: tuple[int, ...], dtype: str, cell: int = 1):
@@ -114,3 +117,26 @@ def test_arrays_tensors_lists_and_batches_are_the_same_maps():
 def test_maps_that_do_not_fit_are_refused(predictions, references, message):
     with pytest.raises(DataError, match=message):
         list(pairs_of_maps(predictions, references))
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_counts_are_those_of_one_pixel_after_another(data: st.DataObject) -> None:
+    num_labels = data.draw(st.integers(1, 300))
+    ignore_index = data.draw(st.sampled_from([-100, num_labels, 255 if num_labels <= 255 else 999]))
+    shape = data.draw(array_shapes(min_dims=1, max_dims=3, max_side=8))
+    ids = st.integers(0, num_labels - 1)
+    prediction = data.draw(arrays(np.int64, shape, elements=ids | st.integers(-1000, 1000).filter(lambda i: i != 0)))
+    reference = data.draw(arrays(np.int64, shape, elements=ids | st.just(ignore_index)))
+    prediction = np.where(reference == ignore_index, prediction, prediction % num_labels)
+    naive = np.zeros((num_labels, num_labels), int)
+    for row, column in zip(reference.flat, prediction.flat, strict=True):
+        if row != ignore_index:
+            naive[row, column] += 1
+    np.testing.assert_array_equal(count_pairs(prediction, reference, num_labels, ignore_index), naive)
+    check_ids(prediction, reference, num_labels, ignore_index)
+    wrong = data.draw(st.integers(num_labels, 2000).filter(lambda i: i != ignore_index) | st.integers(-90, -1))
+    reference.flat[data.draw(st.integers(0, reference.size - 1))] = wrong
+    for refuse in (count_pairs, check_ids):
+        with pytest.raises(DataError, match=rf"references hold id {wrong} \(1 pixels\)"):
+            refuse(prediction.clip(0, num_labels - 1), reference, num_labels, ignore_index)

@@ -3,19 +3,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segtune.evaluation.label_issues import SURE, LabelIssue, clearest_pair, doubt, median_share, ranked, suspects
+from segtune.evaluation.label_issues import SURE, LabelIssue, clearest_pair, label_issue, median_share, ranked, suspects
 
 
 def test_sure_contradictions_are_counted_among_labelled_pixels() -> None:
     labels = np.array([[1, 1, 1, 0, 0], [2, 2, 0, 255, 255]])
     prediction = np.array([[0, 0, 1, 2, 0], [0, 2, 0, 0, 1]])
     confidence = np.full((2, 5), SURE)
-    assert doubt(labels, prediction, confidence) == (4 / 8, (1, 0))
+    assert label_issue(labels, prediction, confidence) == (4 / 8, (1, 0))
     confidence[0, 0] = SURE - 0.01  # not sure enough
-    assert doubt(labels, prediction, confidence) == (3 / 8, (0, 2))  # of equally many, the first
-    assert doubt(labels, prediction, np.zeros((2, 5))) == (0.0, None)
-    assert doubt(labels, labels, confidence) == (0.0, None)
-    assert doubt(np.full((2, 2), 9), np.zeros((2, 2), int), np.ones((2, 2)), ignore_index=9) == (0.0, None)
+    assert label_issue(labels, prediction, confidence) == (3 / 8, (0, 2))  # of equally many, the first
+    assert label_issue(labels, prediction, np.zeros((2, 5))) == (0.0, None)
+    assert label_issue(labels, labels, confidence) == (0.0, None)
+    assert label_issue(np.full((2, 2), 9), np.zeros((2, 2), int), np.ones((2, 2)), ignore_index=9) == (0.0, None)
 
 
 def test_clearest_pair_is_the_most_frequent_one() -> None:

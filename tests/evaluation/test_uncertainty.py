@@ -9,7 +9,7 @@ from segtune.errors import UsageError
 from segtune.evaluation.bootstrap import bootstrap
 from segtune.evaluation.evaluation import Evaluation
 from segtune.evaluation.scores import ratio
-from segtune.evaluation.uncertainty import compare, expanded_level, intervals
+from segtune.evaluation.uncertainty import compare, expanded_level, intervals, units_of
 
 NAMES = ("sky", "road", "car", "bus")
 
@@ -145,10 +145,8 @@ def test_the_order_of_the_images_does_not_matter():
     shuffled = evaluated(0.4, ids=range(0))
     labels_of = evaluated(0.4)
     order = np.random.default_rng(0).permutation(30)
-    for index in order:
-        shuffled.counts._append(
-            labels_of.counts.ids[index], labels_of.counts._classes[index], labels_of.counts._counts[index]
-        )
+    for image_id in np.array(labels_of.counts.ids)[order]:
+        shuffled.counts._append(image_id, labels_of.counts._rows[image_id])
     assert compare(shuffled, second, resamples=99)["mean_iou"] == compare(first, second, resamples=99)["mean_iou"]
 
 
@@ -167,3 +165,14 @@ def test_other_images_masks_and_classes_are_refused():
         compare(run, other)
     with pytest.raises(UsageError, match="the classes differ: sky, road, car, bus and a, b, c, d"):
         compare(run, Evaluation(("a", "b", "c", "d")))
+
+
+def test_groups():
+    ids = ["drive2/7", "drive1/3", "drive2/1"]
+    for pattern in ("^[^/]+", r"drive(\d)", "(drive)(.)"):
+        unit, groups = units_of(ids, pattern)
+        assert unit == "group" and groups.tolist() == [1, 0, 1]
+    with pytest.raises(UsageError, match="--group-by x: does not occur in 3 ids, such as 'drive2/7'"):
+        units_of(ids, "x")
+    with pytest.raises(UsageError, match=r"--group-by \(: no regular expression"):
+        units_of(ids, "(")

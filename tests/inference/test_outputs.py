@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from segtune.errors import UsageError
-from segtune.inference.predict_files import COCO_FILE, Wanted, find_images, plan_targets
+from segtune.inference.outputs import COCO_FILE, Wanted, find_images, plan_targets
 from segtune.labels.label_map import LabelMap
 from segtune.viz.comparisons import Comparisons
 
@@ -122,7 +122,7 @@ def test_what_is_there_is_not_overwritten_unasked(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"out/b\.png exists already; name another folder, or say --overwrite"):
         plan_targets(images, out, Wanted())
     (out / COCO_FILE).touch()
-    with pytest.raises(UsageError, match=r"b\.png and 1 more of the files to write exists already"):
+    with pytest.raises(UsageError, match=r"b\.png and 1 more exist already"):
         plan_targets(images, out, Wanted(polygons="coco"))
     assert len(plan_targets(images, out, Wanted(polygons="coco"), overwrite=True)) == 2
 

@@ -426,12 +426,12 @@ def test_a_temperature_changes_confidences_only(protocol):
     assert found.confidence.mean() < plain.confidence.mean()
 
 
-def test_bands_are_the_prediction():
+def test_strips_are_the_prediction():
     model, photo = _tiny(), _photo(600, 70)
     segmenter = Segmenter(model, SegformerImageProcessor(do_resize=False), InferenceProtocol(64))
-    bands = list(segmenter.bands(ArrayRaster(photo)))
-    assert [len(band.labels) for band in bands] == [256, 256, 88]
-    np.testing.assert_array_equal(np.concatenate([band.labels for band in bands]), segmenter(photo).labels)
+    strips = list(segmenter.strips(ArrayRaster(photo)))
+    assert [len(strip.labels) for strip in strips] == [256, 256, 88]
+    np.testing.assert_array_equal(np.concatenate([strip.labels for strip in strips]), segmenter(photo).labels)
 
 
 @pytest.mark.parametrize("protocol", [None, InferenceProtocol(64, 48), InferenceProtocol(scales=(0.5, 1.0), flip=True)])

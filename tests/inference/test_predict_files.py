@@ -23,7 +23,8 @@ from torch import nn
 from segtune.errors import DataError, UsageError
 from segtune.imageio.raster import any_size
 from segtune.imageio.video import VideoReader, VideoWriter
-from segtune.inference.predict_files import Wanted, plan_targets, predict_files
+from segtune.inference.outputs import Wanted, plan_targets
+from segtune.inference.predict_files import predict_files
 from segtune.inference.protocol import InferenceProtocol
 from segtune.inference.segmenter import Segmenter
 from segtune.labels.label_map import LabelMap
@@ -233,7 +234,7 @@ def test_a_video_becomes_masks_and_a_video(tmp_path: Path) -> None:
     assert (shown.num_frames, shown.rate) == (4, 10)
     assert next(iter(shown)).shape == (480, 320, 3)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clip", "clip_overlay.mp4"]
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="exist already"):
         plan_targets(sources, tmp_path / "out", wanted)
 
 

@@ -8,6 +8,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from segtune.inference.sliding_window import UpsampledRows, blend_across, blend_down, spans
 
@@ -21,6 +23,13 @@ GRIDS = [
     (200, 64, 64),
     (130, 64, 8),
 ]
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> tuple[int, int, int]:
+    """A length, a window and a stride that a protocol may have."""
+    window = 32 * draw(st.integers(1, 4))
+    return draw(st.integers(1, 500)), window, 4 * draw(st.integers(1, window // 4))
 
 
 def test_windows_are_those_of_mmseg() -> None:
@@ -117,12 +126,12 @@ def test_equal_logits_stay_equal_to_the_last_bit(height: int, width: int) -> Non
 
 
 @pytest.mark.parametrize("target", [96, 101, 24, 7, 300])
-@pytest.mark.parametrize("band", [1, 10, 1000])
-def test_bands_are_rows_of_the_upsampled_map(target: int, band: int) -> None:
+@pytest.mark.parametrize("step", [1, 10, 1000])
+def test_strips_are_rows_of_the_upsampled_map(target: int, step: int) -> None:
     torch.manual_seed(0)
     full = torch.randn(2, 3, 24, 5)
     rows = UpsampledRows(iter(full.split([5, 1, 10, 8], dim=-2)), 24, target)
-    found = torch.cat([rows.band(top, min(top + band, target)) for top in range(0, target, band)], dim=-2)
+    found = torch.cat([rows.read(top, min(top + step, target)) for top in range(0, target, step)], dim=-2)
     torch.testing.assert_close(found, F.interpolate(full, (target, 5), mode="bilinear", align_corners=False))
 
 
@@ -130,7 +139,34 @@ def test_rows_above_are_forgotten() -> None:
     rows = UpsampledRows((torch.full((1, 1, 4, 1), float(i)) for i in range(100)), 400, 1600)
     held = []
     for top in range(0, 1600, 40):
-        rows.band(top, top + 40)
-        assert rows.rows is not None
-        held.append(rows.rows.shape[-2])
+        rows.read(top, top + 40)
+        assert rows.held is not None
+        held.append(rows.held.shape[-2])
     assert max(held) <= 10 + 4 + 2
+
+
+@settings(deadline=None, max_examples=60)
+@given(grids())
+def test_each_logit_is_covered_and_its_weights_sum_to_one(grid: tuple[int, int, int]) -> None:
+    length, window, stride = grid
+    found, size = spans(length, window, stride), math.ceil(length / 4)
+    assert all(0 <= span.start < span.stop <= length and span.stop - span.start <= window for span in found)
+    total = torch.zeros(size, dtype=torch.float64)
+    for chosen, span in enumerate(found):
+        maps = [(s, torch.full((1, len(s.share)), float(i == chosen))) for i, s in enumerate(found)]
+        weight = blend_across(maps, size)[0].double()
+        outside = torch.ones(size, dtype=torch.bool)
+        outside[span.logits] = False
+        assert (weight >= 0).all() and not weight[outside].any()
+        total += weight
+    torch.testing.assert_close(total, torch.ones(size, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(grids(), grids(), st.floats(-1e4, 1e4, width=32))
+def test_a_constant_stays_what_it_is(down: tuple[int, int, int], across: tuple[int, int, int], value: float) -> None:
+    rows, columns = spans(*down), spans(*across)
+    size = (math.ceil(down[0] / 4), math.ceil(across[0] / 4))
+    maps = ([(c, torch.full((1, len(r.share), len(c.share)), value)) for c in columns] for r in rows)
+    blended = torch.cat(list(blend_down((blend_across(row, size[1]) for row in maps), rows)), dim=-2)
+    assert torch.equal(blended, torch.full((1, *size), value))

@@ -87,6 +87,7 @@ def test_default_colors_are_distinct_and_not_black() -> None:
         (lambda: LabelMap.from_ids({1.5: "sky"}), r"1\.5 is no mask id"),
         (lambda: LabelMap.from_ids({0: None}), "list of class names"),
         (lambda: LabelMap.from_names(["sky"], ignore_ids=[0]), "mask value 0 is both ignored and the class 'sky'"),
+        (lambda: LabelMap.from_names(["sky", "car"], ignore_index=0), "ignore_index 0 is the training id of 'sky'"),
         (lambda: LabelMap.from_names(["sky", "car"], ignore_index=1), "ignore_index 1 is the training id of 'car'"),
         (lambda: LabelMap.from_names([f"class {i}" for i in range(300)]), "ignore_index 255 .* such as -100"),
         (lambda: LabelMap.from_names(["sky"], [ROAD, CAR]), "2 colours for 1 classes"),
@@ -189,7 +190,8 @@ def test_config_without_a_saved_map() -> None:
     labels = LabelMap.from_config(config)
     assert (labels.names, labels.ignore_index) == (("sky", "road"), 254)
     twins = SimpleNamespace(id2label={0: "door", 1: "door", 2: "sky"})
-    assert LabelMap.from_config(twins).names == ("door (0)", "door (1)", "sky")
+    named = LabelMap.from_config(twins)
+    assert (named.names, named.ignore_index) == (("door (0)", "door (1)", "sky"), 255)
 
 
 def test_saved_map_of_a_replaced_head_is_passed_over() -> None:

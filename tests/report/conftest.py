@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
-from support.report_data import NAMES, RECORDS, Reader, write_data
 
 from segtune.data.checks import check_masks
 from segtune.data.dataset import load_segmentation_dataset
+from segtune.inference.evaluate_checkpoint import OpenedCheckpoint
 from segtune.labels.label_map import LabelMap
 from segtune.report.gather import Facts, Place, gather
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+from support.report_data import NAMES, RECORDS, Reader, write_data
 
 
 @pytest.fixture(scope="session")
@@ -37,4 +38,5 @@ def facts(tmp_path_factory: pytest.TempPathFactory, processor: SegformerImagePro
     label_map = LabelMap.from_names(NAMES)
     pixels = check_masks(data, label_map)
     place = Place(run, str(run / "best"))
-    return gather(place, Reader(), processor, data, label_map, "a: <b>\n", split="test", pixels=pixels)
+    opened = OpenedCheckpoint(place.checkpoint, Reader(), processor, label_map, data, "test")
+    return gather(place, opened, "a: <b>\n", pixels=pixels)

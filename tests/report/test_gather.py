@@ -5,14 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.report_data import RECORDS, Reader, write_data
-from support.run_folders import write_run
 
 from segtune.data.dataset import load_segmentation_dataset
 from segtune.errors import UsageError
+from segtune.inference.evaluate_checkpoint import OpenedCheckpoint
 from segtune.labels.label_map import LabelMap
 from segtune.report.gather import Facts, Place, find_place, gather
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+from support.report_data import RECORDS, Reader, write_data
+from support.run_folders import write_run
 
 
 def test_places(tmp_path: Path) -> None:
@@ -44,7 +45,8 @@ def test_a_checkpoint_without_a_run_tells_where_it_was_looked_at(
 ) -> None:
     write_data(tmp_path)
     data = load_segmentation_dataset(str(tmp_path), val_fraction=0)
-    found = gather(Place(None, "user/name"), Reader(), processor, data, label_map, "", split=None)
+    place = Place(None, "user/name")
+    found = gather(place, OpenedCheckpoint("user/name", Reader(), processor, label_map, data, None), "")
     assert found.records == [] and found.evaluation is None and found.scores == {}
     assert found.environment["device"] == "cpu" and "torch" in found.environment
     json.dumps(found.environment)
@@ -55,8 +57,8 @@ def test_what_was_counted_before_gives_the_scores(
 ) -> None:
     write_data(tmp_path)
     data = load_segmentation_dataset(str(tmp_path), val_fraction=0)
-    place = Place(None, "user/name")
-    found = gather(place, Reader(), processor, data, label_map, "", split="test", counted=facts.evaluation, at_most=2)
+    opened = OpenedCheckpoint("user/name", Reader(), processor, label_map, data, "test")
+    found = gather(Place(None, "user/name"), opened, "", counted=facts.evaluation, at_most=2)
     assert found.scores["num_images"] == 12 and found.examination is not None
     assert len(found.examination.evaluation) == 2
     np.testing.assert_array_equal(found.scores["mean_iou"], facts.scores["mean_iou"])

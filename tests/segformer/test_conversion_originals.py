@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import segtune
 from segtune.errors import DataError, UsageError
-from segtune.inference.processor import processor_of
+from segtune.inference.processor import load_processor
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.conversion_originals import convert_original, read_original
 from segtune.segformer.modeling_segformer import (
@@ -206,7 +206,7 @@ def test_converted_folder_is_read_by_transformers_and_trained_from(tmp_path: Pat
     with torch.no_grad():
         torch.testing.assert_close(theirs(pixels(3)).logits, model(pixels(3)).logits, rtol=1e-4, atol=1e-5)
     ours = segtune.SegformerForSemanticSegmentation.from_pretrained(tmp_path / "out")
-    assert not processor_of(ours).do_resize
+    assert not load_processor(ours).do_resize
     assert "non-commercial" in (tmp_path / "out" / "README.md").read_text()
     with pytest.raises(UsageError, match="exists already"):
         convert_original(tmp_path / "a.pth", tmp_path / "out")

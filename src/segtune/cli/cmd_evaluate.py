@@ -8,92 +8,69 @@ from typing import Annotated
 
 import typer
 
-from segtune.cli.common import check_same_labels, load_checkpoint, load_processor, open_split
-from segtune.cli.options import (
-    BatchOption,
-    CheckpointArgument,
-    DeviceOption,
-    GroupOption,
-    JsonOption,
-    OverlaysOption,
-    OverridesArgument,
-    RecipeArgument,
-    StrideOption,
-    TtaOption,
-    WindowOption,
-)
+from segtune.cli import options
+from segtune.cli.common import hide_bars_of_libraries
 from segtune.errors import UsageError
 
 
 def evaluate(
-    checkpoint: CheckpointArgument,
-    recipe: RecipeArgument,
-    overrides: OverridesArgument = None,
+    checkpoint: options.CheckpointArgument,
+    recipe: options.RecipeArgument,
+    overrides: options.OverridesArgument = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
     save: Annotated[
         Path | None,
         typer.Option(metavar="PATH", help="Keep the counts of each image: a run folder, or a file ending in .npz."),
     ] = None,
-    group_by: GroupOption = None,
+    group_by: options.GroupOption = None,
     boundary_width: Annotated[
-        float, typer.Option(min=0, max=1, help="Of the band of boundary IoU, as a share of the image's diagonal.")
+        float, typer.Option(min=0, max=1, help="Margin of boundary IoU, as a share of the image's diagonal.")
     ] = 0.02,
-    overlays: OverlaysOption = None,
+    overlays: options.OverlaysOption = None,
     limit_overlays: Annotated[int, typer.Option(min=1, help="How many overlays, spread over the split.")] = 12,
-    window: WindowOption = None,
-    stride: StrideOption = None,
-    tta: TtaOption = False,
-    batch_size: BatchOption = 1,
-    device: DeviceOption = None,
+    window: options.WindowOption = None,
+    stride: options.StrideOption = None,
+    tta: options.TtaOption = False,
+    batch_size: options.BatchOption = 1,
+    device: options.DeviceOption = None,
 ) -> None:
     """Score a checkpoint on one split of a recipe's dataset, at the masks' own size, with error bars.
 
     Intervals are bootstrap intervals over images or, with --group-by, over groups of them.
     """
-    from segtune.data.lazy_rows import sample_ids
-    from segtune.evaluation import uncertainty
-    from segtune.evaluation.evaluation import Evaluation
-    from segtune.inference.evaluate import evaluate_model
-    from segtune.inference.protocol import InferenceProtocol
+    from segtune.inference.evaluate_checkpoint import evaluate_checkpoint
     from segtune.recipe.recipe import load_recipe
     from segtune.viz import terminal
-    from segtune.viz.comparisons import Comparisons
 
     settings = load_recipe(recipe, overrides or ())
-    rows, label_map = open_split(settings.dataset, split)
-    ids = sample_ids(rows)
-    uncertainty.units_of(ids, group_by)
     kept = _file_to_save(save, split)
-    model = load_checkpoint(checkpoint, device)
-    check_same_labels(checkpoint, model.config, settings.dataset.path, label_map)
-    pictures = Comparisons(overlays, label_map, ids, limit_overlays) if overlays else None
-    processor = load_processor(checkpoint, settings.transforms)
-    protocol = InferenceProtocol.choose(processor, window, stride, tta)
-    about = {"checkpoint": checkpoint, "recipe": recipe, "split": split, "protocol": str(protocol)}
-    evaluation = Evaluation(label_map.names, label_map.ignore_index, detailed=True, boundary_width=boundary_width)
-    evaluation.about = about | {"calibration_temperature": model.config.calibration_temperature}
-    evaluate_model(
-        model,
-        rows,
-        label_map,
-        processor,
-        evaluation=evaluation,
-        protocol=protocol,
+    hide_bars_of_libraries()
+    found = evaluate_checkpoint(
+        checkpoint,
+        settings,
+        split=split,
+        window=window,
+        stride=stride,
+        tta=tta,
+        group_by=group_by,
+        boundary_width=boundary_width,
+        overlays=overlays,
+        limit_overlays=limit_overlays,
         batch_size=batch_size,
-        on_image=pictures.save if pictures else None,
+        device=device,
     )
-    result = about | evaluation.scores() | {"intervals": uncertainty.intervals(evaluation, group_by=group_by)}
+    result = {"checkpoint": checkpoint, "recipe": recipe} | found.to_dict()
     if kept:
-        evaluation.save(kept)
+        found.evaluation.about["recipe"] = recipe
+        found.save(kept)
     if as_json:
         typer.echo(json.dumps(result))
     else:
         terminal.show(terminal.evaluation_table(result), *terminal.evaluation_lines(result))
     if kept:
         typer.echo(f"counts of each image: {kept}", err=as_json)
-    if pictures:
-        pictures.save_overview()
+    if overlays:
         typer.echo(f"overlays: {overlays} (overview.png first)", err=as_json)
 
 
@@ -115,8 +92,8 @@ def compare(
     split: Annotated[
         str | None, typer.Option(help="Of run folders; by default test where both have it, else val.")
     ] = None,
-    group_by: GroupOption = None,
-    as_json: JsonOption = False,
+    group_by: options.GroupOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Tell whether two runs differ on the same images: the difference of mIoU, its interval, what classes changed."""
     from segtune.evaluation import uncertainty
@@ -134,26 +111,26 @@ def compare(
 
 
 def calibrate(
-    checkpoint: CheckpointArgument,
-    recipe: RecipeArgument,
-    overrides: OverridesArgument = None,
+    checkpoint: options.CheckpointArgument,
+    recipe: options.RecipeArgument,
+    overrides: options.OverridesArgument = None,
     split: Annotated[str, typer.Option(help="train, val or test; one that the model was not trained on.")] = "val",
-    as_json: JsonOption = False,
-    device: DeviceOption = None,
+    as_json: options.JsonOption = False,
+    device: options.DeviceOption = None,
 ) -> None:
     """Fit a temperature that makes confidences honest, and store it in the checkpoint's config.json.
 
     Predictions stay as they are. Confidences (segtune evaluate, predict) are taken of logits divided by it.
     """
     from segtune.inference.calibrate import config_file, fit_temperature, store_temperature
+    from segtune.inference.evaluate_checkpoint import open_checkpoint
     from segtune.recipe.recipe import load_recipe
 
     settings = load_recipe(recipe, overrides or ())
-    rows, label_map = open_split(settings.dataset, split)
     config = config_file(checkpoint)
-    model = load_checkpoint(checkpoint, device).eval()
-    check_same_labels(checkpoint, model.config, settings.dataset.path, label_map)
-    fit = fit_temperature(model, rows, label_map, load_processor(checkpoint, settings.transforms))
+    hide_bars_of_libraries()
+    opened = open_checkpoint(checkpoint, settings, split=split, device=device)
+    fit = fit_temperature(opened.model, opened.rows, opened.label_map, opened.processor)
     temperature = round(fit.temperature(), 4)
     store_temperature(config, temperature)
     result = {"checkpoint": checkpoint, "split": split, "pixels": fit.pixels, "temperature": temperature}

@@ -7,29 +7,22 @@ from typing import Annotated, Literal
 
 import typer
 
-from segtune.cli.common import load_checkpoint
-from segtune.cli.options import (
-    BatchOption,
-    CheckpointArgument,
-    DeviceOption,
-    StrideOption,
-    TtaOption,
-    WindowOption,
-)
+from segtune.cli import options
+from segtune.cli.common import hide_bars_of_libraries
 from segtune.errors import UsageError
 
 
 def predict(
-    checkpoint: CheckpointArgument,
+    checkpoint: options.CheckpointArgument,
     images: Annotated[
         list[str], typer.Argument(metavar="IMAGE", help="Image files, folders of them, quoted globs, or videos.")
     ],
     output: Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Where the masks go.")],
     overlay: Annotated[bool, typer.Option("--overlay", help="Also save NAME_overlay.png, of a video .mp4.")] = False,
-    window: WindowOption = None,
-    stride: StrideOption = None,
+    window: options.WindowOption = None,
+    stride: options.StrideOption = None,
     overlap: Annotated[int | None, typer.Option(min=0, help="Instead of --stride: pixels that windows share.")] = None,
-    tta: TtaOption = False,
+    tta: options.TtaOption = False,
     confidence: Annotated[
         Literal["png", "tif"] | None, typer.Option(help="Also save NAME_confidence: 8-bit png or 32-bit tif.")
     ] = None,
@@ -39,27 +32,30 @@ def predict(
     simplify: Annotated[float, typer.Option(min=0, help="Let polygons' borders move by so many pixels.")] = 0.0,
     min_region: Annotated[int, typer.Option(min=0, help="Give smaller regions to a neighbour, in polygons.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
-    batch_size: BatchOption = 1,
-    device: DeviceOption = None,
+    batch_size: options.BatchOption = 1,
+    device: options.DeviceOption = None,
 ) -> None:
     """Save a mask of class ids for each image: a palette PNG in the labels' colours, at the image's own size.
 
     Of a georeferenced TIFF, the mask is a TIFF in the same place. Of a video, there is a folder of masks.
     """
     from segtune.imageio.raster import any_size
-    from segtune.inference import predict_files as files
+    from segtune.inference import outputs
+    from segtune.inference.device import to_device
     from segtune.inference.predict_files import predict_files
-    from segtune.inference.processor import processor_of
+    from segtune.inference.processor import load_processor
     from segtune.inference.protocol import InferenceProtocol
     from segtune.inference.segmenter import Segmenter
     from segtune.labels.label_map import LabelMap
+    from segtune.segformer.loading import load_model
 
-    wanted = files.Wanted(overlay, confidence, polygons, simplify, min_region)
-    paths = files.find_images(images)
+    wanted = outputs.Wanted(overlay, confidence, polygons, simplify, min_region)
+    paths = outputs.find_images(images)
     with any_size():
-        targets = files.plan_targets(paths, output, wanted, overwrite)
-        model = load_checkpoint(checkpoint, device)
-        processor = processor_of(model)
+        targets = outputs.plan_targets(paths, output, wanted, overwrite)
+        hide_bars_of_libraries()
+        model = to_device(load_model(checkpoint), device)
+        processor = load_processor(model)
         protocol = InferenceProtocol.choose(processor, window, _stride(window, stride, overlap), tta)
         segmenter = Segmenter(model, processor, protocol, batch_size)
         masks = predict_files(segmenter, LabelMap.from_config(model.config), paths, targets, output, wanted)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segtune.cli.common import check_same_labels, load_checkpoint, load_processor, open_data
+from segtune.cli.common import hide_bars_of_libraries
 from segtune.cli.options import BatchOption, DeviceOption, GroupOption, OverridesArgument
 from segtune.errors import UsageError
 
@@ -33,10 +33,8 @@ def report(
     The page holds all it shows: it needs no server and no network.
     """
     from segtune.data.checks import check_masks
-    from segtune.data.lazy_rows import sample_ids
-    from segtune.data.splits import choose_split
     from segtune.data.streaming import is_stream
-    from segtune.evaluation import uncertainty
+    from segtune.inference.evaluate_checkpoint import open_checkpoint
     from segtune.recipe.recipe import load_recipe
     from segtune.report.gather import find_place, gather
     from segtune.report.page import COMMAND, write_report
@@ -51,24 +49,11 @@ def report(
     path = output or place.page
     check_page(path, COMMAND, "--output")
     settings = load_recipe(recipe, overrides or ())
-    dataset, label_map = open_data(settings.dataset, split)
-    split = choose_split(split, dataset, settings.dataset.path)
-    uncertainty.units_of(sample_ids(dataset[split]), group_by)
-    model = load_checkpoint(place.checkpoint, device)
-    check_same_labels(place.checkpoint, model.config, settings.dataset.path, label_map)
-    at_hand = {name: rows for name, rows in dataset.items() if not is_stream(rows)}
-    facts = gather(
-        place,
-        model,
-        load_processor(place.checkpoint, settings.transforms),
-        dataset,
-        label_map,
-        settings.to_yaml(),
-        split=split,
-        group_by=group_by,
-        pixels=check_masks(at_hand, label_map) if settings.dataset.check_masks else None,
-        batch_size=batch_size,
-    )
+    hide_bars_of_libraries()
+    opened = open_checkpoint(place.checkpoint, settings, split=split, group_by=group_by, device=device)
+    at_hand = {name: rows for name, rows in opened.dataset.items() if not is_stream(rows)}
+    pixels = check_masks(at_hand, opened.label_map) if settings.dataset.check_masks else None
+    facts = gather(place, opened, settings.to_yaml(), group_by=group_by, pixels=pixels, batch_size=batch_size)
     write_report(facts, path)
     typer.echo(f"{facts.split} mIoU {number(facts.scores['mean_iou'])} over {facts.scores['num_images']} images")
     typer.echo(f"report: {path}")

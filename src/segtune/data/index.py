@@ -1,4 +1,4 @@
-"""What a search for samples found: the samples, and what is wrong with the others."""
+"""Data set index: the samples that a search found, and what is wrong with the others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from tqdm.auto import tqdm
 
-from segtune.errors import DataError
+from segtune.errors import DataError, listed
 
 if TYPE_CHECKING:
     import datasets
@@ -46,7 +46,7 @@ class Sample(NamedTuple):
         image: the file that holds it.
         mask: the file that holds it or describes it.
         size: (height, width) as both are shown; (0, 0) where that is not known without reading them.
-        image_part: which part of the file is meant, see `references.Reader`; `mask_part` likewise.
+        image_part: which part of the file is meant, see `lazy_rows.Reader`; `mask_part` likewise.
     """
 
     id: str
@@ -99,7 +99,7 @@ class DatasetIndex:
     def report(self, kind: str, what: str, files: Mapping[str, str], fix: str) -> None:
         """Note a problem of `files` (file -> how it is shown), if there are any, as "what (count): the first files"."""
         if files:
-            message = f"{what} ({len(files)}): {first(list(files.values()))}"
+            message = f"{what} ({len(files)}): {listed(list(files.values()))}"
             self.problems.append(Problem(kind, tuple(files), message, fix))
 
     def raise_or_skip(self, on_error: Literal["raise", "skip"] = "raise") -> None:
@@ -115,11 +115,6 @@ class DatasetIndex:
     def below(self, path: Path) -> str:
         """A path as messages show it."""
         return str(path.relative_to(self.root) if path.is_relative_to(self.root) else path)
-
-
-def first(names: Sequence[str], limit: int = 5) -> str:
-    """The first of many names, and how many more there are."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def in_threads(function: Callable[[Item], Result], items: Sequence[Item], title: str) -> list[Result]:

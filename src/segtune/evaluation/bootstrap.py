@@ -1,7 +1,7 @@
-"""Error bars by resampling images: bootstrap intervals and paired permutation tests of scores that are ratios of sums.
+"""Bootstrap confidence intervals and paired permutation tests: error bars by resampling images.
 
-A score such as the IoU of a class is a function of counts that are added over images. So a resample of the images is a
-vector of multiplicities, many resamples are a matrix, and their counts one matrix product.
+The scores are ratios of sums: the IoU of a class is a function of counts that are added over images. So a resample of
+the images is a vector of multiplicities, many resamples are a matrix, and their counts one matrix product.
 
 Sources: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapters 13 to 15 (percentile, BCa, permutation
 tests); Benjamini and Hochberg 1995 (false discovery rate).
@@ -9,15 +9,12 @@ tests); Benjamini and Hochberg 1995 (false discovery rate).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 from tqdm.auto import tqdm
-
-from segtune.errors import UsageError
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -98,33 +95,16 @@ def permutation_test(
 
 
 def false_discovery_rate(p_values: np.ndarray) -> np.ndarray:
-    """The q-value of each p-value (Benjamini and Hochberg): the false discovery rate if it and all below it count."""
+    """The q-value of each p-value (Benjamini and Hochberg): the false discovery rate if it and all below it count.
+
+    As SciPy's `false_discovery_control`, but nan stays nan, and `segtune compare` does not wait for all of scipy.stats.
+    """
     q_values = np.full(p_values.shape, np.nan)
     known = np.flatnonzero(~np.isnan(p_values))
     order = known[np.argsort(-p_values[known])]  # the largest first
     ranked = p_values[order] * len(order) / np.arange(len(order), 0, -1)
     q_values[order] = np.minimum.accumulate(ranked)
     return q_values
-
-
-def group_ids(ids: Sequence[str], pattern: str) -> tuple[list[str], np.ndarray]:
-    """Groups of images whose ids agree in what a regular expression finds: its groups or, without any, all of it.
-
-    Returns:
-        The names of the groups, sorted, and the group of each id as an index, `(N,)`.
-
-    Raises:
-        UsageError: the expression is none, or does not occur in an id.
-    """
-    try:
-        matches = [re.search(pattern, image_id) for image_id in ids]
-    except re.error as error:
-        raise UsageError(f"--group-by {pattern}: no regular expression ({error})") from error
-    if missing := [image_id for image_id, match in zip(ids, matches, strict=True) if match is None]:
-        raise UsageError(f"--group-by {pattern}: does not occur in {len(missing)} ids, such as {missing[0]!r}")
-    keys = ["/".join(map(str, match.groups())) or match[0] for match in matches if match]
-    names, index = np.unique(keys, return_inverse=True)
-    return names.tolist(), index.reshape(-1)
 
 
 def _multiplicities(size: int, resamples: int, seed: int) -> Iterator[np.ndarray]:

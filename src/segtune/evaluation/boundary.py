@@ -1,4 +1,4 @@
-"""Quality along the boundaries of classes: boundary IoU and boundary F1.
+"""Boundary IoU and boundary F1: quality along the boundaries of classes.
 
 Distances are those of the chessboard: a pixel is within d of another when neither row nor column differ by more than
 d. Ignored pixels say nothing: they belong to no class, count nowhere, and a class that ends at them has no boundary
@@ -17,9 +17,9 @@ import numpy as np
 
 from segtune.evaluation.scores import class_scores, mean, ratio
 
-WIDTH = 0.02  # of the band of boundary IoU, as a share of the image's diagonal (Cheng et al.; 0.005 for Cityscapes)
+WIDTH = 0.02  # of the margin of boundary IoU, as a share of the image's diagonal (Cheng et al.; 0.005 for Cityscapes)
 TOLERANCE = 0.0075  # of boundary F1, as a share of the image's diagonal (Csurka et al.)
-_BAND = 1 << 17  # pixels
+_STRIP = 1 << 17  # pixels that are looked at together, so that they stay in the cache
 COLUMNS = (
     "boundary_correct",
     "boundary_reference",
@@ -44,19 +44,19 @@ def boundary_counts(
     Args:
         prediction: ids `(H, W)`.
         labels: ids or `ignore_index` `(H, W)`.
-        width: of the band inside each class along its boundary, as a share of the diagonal.
+        width: of the margin inside each class along its boundary, as a share of the diagonal.
 
     Returns:
-        int64 `(K, 7)`, in the order of `COLUMNS`: pixels that are in the band of both maps and of one class there, of
-        the reference's band, of the prediction's; contour pixels of the reference, those of them within `TOLERANCE`
+        int64 `(K, 7)`, in the order of `COLUMNS`: pixels that are in the margin of both maps and of one class there, of
+        the reference's margin, of the prediction's; contour pixels of the reference, those of them within `TOLERANCE`
         of a contour pixel of the same class of the prediction, and the same the other way round. The image's frame
-        counts as a boundary for the band, as in Cheng et al.'s code, but not as a contour.
+        counts as a boundary for the margin, as in Cheng et al.'s code, but not as a contour.
     """
     ignored = labels == ignore_index
     ids, truth = (from_one(values, ignored, num_labels) for values in (prediction, labels))
-    in_truth, in_ids = (band(values, pixels_of(width, ids.shape), frame=True) for values in (truth, ids))
+    in_truth, in_ids = (margin(values, pixels_of(width, ids.shape), frame=True) for values in (truth, ids))
     picked = [truth[in_truth & in_ids & (truth == ids)], truth[in_truth], ids[in_ids]]
-    contours = [np.where(band(values, 1, corners=False), values, 0) for values in (truth, ids)]
+    contours = [np.where(margin(values, 1, corners=False), values, 0) for values in (truth, ids)]
     for own, other in (contours, reversed(contours)):
         picked += [own[own > 0], own[_has_like_within(own, other, pixels_of(TOLERANCE, ids.shape))]]
     counts = [np.bincount(values, minlength=num_labels + 1)[1:] for values in picked]
@@ -76,8 +76,8 @@ def boundary_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
     return means | {"boundary_iou": iou, "boundary_f1": f1}
 
 
-def band(ids: np.ndarray, distance: int, frame: bool = False, corners: bool = True) -> np.ndarray:
-    """Where a pixel of another class is within `distance`, bool `(H, W)`.
+def margin(ids: np.ndarray, distance: int, frame: bool = False, corners: bool = True) -> np.ndarray:
+    """The margin along boundaries: where a pixel of another class is within `distance`, bool `(H, W)`.
 
     Args:
         ids: classes from 1; 0 is ignored, `(H, W)`.
@@ -123,13 +123,13 @@ def _running(values: np.ndarray, distance: int, axis: int, function: np.ufunc) -
 def _has_like_within(own: np.ndarray, other: np.ndarray, distance: int) -> np.ndarray:
     """Where `own` has a class that `other` has within `distance`, bool `(H, W)`; 0 is no class.
 
-    One bit a class, so that up to 64 classes are looked for at once; in bands of rows that stay in the cache.
+    One bit a class, so that up to 64 classes are looked for at once; in strips of rows that stay in the cache.
     """
     found = np.zeros(own.shape, dtype=bool)
     number = int(max(own.max(), other.max())) + 1
     present = [np.bincount(ids[ids > 0], minlength=number) for ids in (own, other)]
     shared = np.flatnonzero(np.minimum(*present))
-    step = max(4 * distance, _BAND // own.shape[1])
+    step = max(4 * distance, _STRIP // own.shape[1])
     for start in range(0, len(shared), 64):
         group = shared[start : start + 64]
         dtype = np.dtype(next(f"u{size}" for size in (1, 2, 4, 8) if len(group) <= 8 * size))

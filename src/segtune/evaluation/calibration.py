@@ -1,4 +1,4 @@
-"""Whether a confidence of 0.9 is right nine times in ten: reliability, calibration error, temperature scaling.
+"""Calibration: expected calibration error and temperature scaling. Is a confidence of 0.9 right nine times in ten?
 
 Source: Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599). A confidence is the probability
 of the predicted class; a pixel is right when that is the reference's class.
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from segtune.evaluation.boundary import WIDTH, band, from_one, pixels_of
+from segtune.evaluation.boundary import WIDTH, from_one, margin, pixels_of
 from segtune.evaluation.scores import ratio
 
 BINS = 15  # of equal width over confidences from 0 to 1; the upper limit belongs to a bin only in the last
@@ -42,7 +42,7 @@ def reliability_counts(
         confidences in units of 1 / `UNIT`.
     """
     ignored = labels == ignore_index
-    near = band(from_one(labels, ignored, num_labels), pixels_of(width, labels.shape))
+    near = margin(from_one(labels, ignored, num_labels), pixels_of(width, labels.shape))
     codes = np.minimum(confidence * np.float32(BINS), BINS - 1).astype(np.uint8)  # (H, W)
     codes = codes << 2 | (prediction == labels).view(np.uint8) << 1 | near.view(np.uint8)
     codes, sure = codes[~ignored], confidence[~ignored]

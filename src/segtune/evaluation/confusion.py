@@ -1,4 +1,4 @@
-"""Counting pixels of every pair of classes: the one place where ids of predictions and references meet."""
+"""Confusion matrix: pixels of every pair of classes, the one place where ids of predictions and references meet."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from segtune.errors import DataError
+from segtune.errors import DataError, listed
 
 _CHUNK = 1 << 18  # pixels counted at a time, so that what is made of them stays in the cache
 
@@ -36,7 +36,14 @@ def count_pairs(prediction: np.ndarray, reference: np.ndarray, num_labels: int, 
             return _count_wide(prediction, reference, num_labels, ignore_index)
         found = _pairs_of_bytes(pred, ref - np.uint8(shift))
         pairs[: len(found)] += found
-    return _checked_pairs(np.roll(pairs.reshape(256, 256), shift, axis=0), num_labels, ignore_index)
+    table = np.roll(pairs.reshape(256, 256), shift, axis=0)
+    if 0 <= ignore_index < 256:
+        table[ignore_index] = 0
+    if table[num_labels:].any() or table[:, num_labels:].any():
+        check_ids(prediction, reference, num_labels, ignore_index)
+    counts = np.zeros((num_labels, num_labels), dtype=np.int64)
+    counts[:256, :256] = table[:num_labels, :num_labels]
+    return counts
 
 
 def pairs_of_maps(predictions: Any, references: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -60,16 +67,19 @@ def pairs_of_maps(predictions: Any, references: Any) -> Iterator[tuple[np.ndarra
         yield prediction, reference
 
 
-def _checked_pairs(pairs: np.ndarray, num_labels: int, ignore_index: int) -> np.ndarray:
-    """Counts `(K, K)` out of those of all pairs of bytes `(256, 256)`."""
-    if 0 <= ignore_index < 256:
-        pairs[ignore_index] = 0
-    k = min(num_labels, 256)
-    _check_ids("references", dict(enumerate(pairs[k:].sum(axis=1), start=k)), num_labels, ignore_index)
-    _check_ids("predictions", dict(enumerate(pairs[:, k:].sum(axis=0), start=k)), num_labels)
-    counts = np.zeros((num_labels, num_labels), dtype=np.int64)
-    counts[:k, :k] = pairs[:k, :k]
-    return counts
+def check_ids(prediction: np.ndarray, reference: np.ndarray, num_labels: int, ignore_index: int = 255) -> None:
+    """Refuse ids that are no class; the maps are those of `count_pairs`.
+
+    Raises:
+        DataError: an id that is no class, named with its number of pixels.
+    """
+    valid = reference != ignore_index
+    fix = f"; pixels that do not count need {ignore_index}"
+    for name, ids, hint in (("references", reference[valid], fix), ("predictions", prediction[valid], "")):
+        values, counts = np.unique(ids[(ids < 0) | (ids >= num_labels)], return_counts=True)
+        if values.size:
+            found = listed([f"{value} ({count} pixels)" for value, count in zip(values, counts, strict=True)])
+            raise DataError(f"{name} hold id {found}, but classes are 0 to {num_labels - 1}{hint}")
 
 
 def _pairs_of_bytes(prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -92,26 +102,10 @@ def _pairs_of_bytes(prediction: np.ndarray, reference: np.ndarray) -> np.ndarray
 
 def _count_wide(prediction: np.ndarray, reference: np.ndarray, num_labels: int, ignore_index: int) -> np.ndarray:
     """Ids of any size: checked first, then counted as one number per pair."""
+    check_ids(prediction, reference, num_labels, ignore_index)
     valid = reference != ignore_index
-    kept: list[np.ndarray] = []
-    for name, ids in (("references", reference), ("predictions", prediction)):
-        ids = ids[valid]
-        wrong = ids[(ids < 0) | (ids >= num_labels)]
-        found = dict(zip(*np.unique(wrong, return_counts=True), strict=True))
-        _check_ids(name, found, num_labels, ignore_index if name == "references" else None)
-        kept.append(ids.astype(np.int64))
-    codes = kept[0] * num_labels + kept[1]
+    codes = reference[valid].astype(np.int64) * num_labels + prediction[valid].astype(np.int64)
     return np.bincount(codes, minlength=num_labels**2).reshape(num_labels, num_labels)
-
-
-def _check_ids(name: str, found: dict[Any, Any], num_labels: int, ignore_index: int | None = None) -> None:
-    wrong = {int(value): int(count) for value, count in found.items() if count}
-    if not wrong:
-        return
-    listed = ", ".join(f"{value} ({count} pixels)" for value, count in list(wrong.items())[:5])
-    more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-    fix = "" if ignore_index is None else f"; pixels that do not count need {ignore_index}"
-    raise DataError(f"{name} hold id {listed}{more}, but classes are 0 to {num_labels - 1}{fix}")
 
 
 def _as_bytes(ids: np.ndarray) -> np.ndarray | None:

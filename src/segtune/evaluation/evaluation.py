@@ -1,4 +1,4 @@
-"""What a model got right and wrong on a set of images: counted image by image, added up, saved, read back."""
+"""Evaluation of predictions: pixels counted image by image, added up to scores, saved, read back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts kept image by image, so that errors can be estimated and runs compared later.
+"""Counts of each image: kept one by one, so that errors can be estimated and runs compared later.
 
 Of each image only the classes that occur in it, in the reference or predicted, have a row of counts: 200,000 images
 with a dozen classes each take some tens of megabytes, whatever the size of the images.
@@ -20,20 +20,19 @@ class ImageCounts:
     Args:
         num_labels: number of classes K.
         columns: what is counted; the first three are "correct", "reference" and "prediction", pixels of each class.
-
-    Attributes:
-        ids: of the images, in the order in which they came.
     """
 
     def __init__(self, num_labels: int, columns: Sequence[str]) -> None:
         self.num_labels, self.columns = num_labels, tuple(columns)
-        self.ids: list[str] = []
-        self._known: set[str] = set()
-        self._classes: list[np.ndarray] = []  # of each image: (n,)
-        self._counts: list[np.ndarray] = []  # of each image: (n, columns)
+        self._rows: dict[str, np.ndarray] = {}  # of each image: uint32 (n, 1 + columns), the class and its counts
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self._rows)
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the images, in the order in which they came."""
+        return list(self._rows)
 
     def append(self, image_id: str, counts: np.ndarray) -> None:
         """Keep the counts `(K, columns)` of one more image.
@@ -44,7 +43,7 @@ class ImageCounts:
         present = np.flatnonzero(counts[:, 1:3].any(axis=1))
         if counts.max(initial=0) > np.iinfo(np.uint32).max:
             raise DataError(f"image {image_id!r} has more than 2^32 pixels of a class: evaluate it in parts")
-        self._append(image_id, present.astype(np.uint32), counts[present].astype(np.uint32))
+        self._append(image_id, np.column_stack([present, counts[present]]).astype(np.uint32))
 
     def extend(self, other: ImageCounts) -> None:
         """Add the images of another process or part.
@@ -55,38 +54,37 @@ class ImageCounts:
         """
         if (self.num_labels, self.columns) != (other.num_labels, other.columns):
             raise ValueError("two sets of counts have different classes or columns")
-        for image_id, classes, counts in zip(other.ids, other._classes, other._counts, strict=True):
-            self._append(image_id, classes, counts)
+        for image_id, rows in other._rows.items():
+            self._append(image_id, rows)
 
-    def _append(self, image_id: str, classes: np.ndarray, counts: np.ndarray) -> None:
-        if image_id in self._known:
+    def _append(self, image_id: str, rows: np.ndarray) -> None:
+        if image_id in self._rows:
             raise DataError(f"image {image_id!r} was counted twice: every image needs an id of its own")
-        self.ids.append(image_id)
-        self._known.add(image_id)
-        self._classes.append(classes)
-        self._counts.append(counts)
+        self._rows[image_id] = rows
+
+    def _all_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """How many rows each image has, `(images,)`, and all rows, uint32 `(rows, 1 + columns)`."""
+        rows = np.concatenate([np.zeros((0, 1 + len(self.columns)), np.uint32), *self._rows.values()])
+        return np.array([len(rows) for rows in self._rows.values()], dtype=np.int64), rows
 
     def rows(self, *columns: str) -> tuple[np.ndarray, ...]:
         """All rows: the image's number in `ids`, the class, and int64 counts of each column, all `(rows,)`."""
-        image = np.repeat(np.arange(len(self)), [len(classes) for classes in self._classes])
-        classes = np.concatenate([np.zeros(0, np.uint32), *self._classes]).astype(np.int64)
-        counts = np.concatenate([np.zeros((0, len(self.columns)), np.uint32), *self._counts])
-        return image, classes, *(counts[:, self.columns.index(name)].astype(np.int64) for name in columns)
+        numbers, rows = self._all_rows()
+        wanted = [0, *(1 + self.columns.index(name) for name in columns)]
+        return np.repeat(np.arange(len(self)), numbers), *rows[:, wanted].astype(np.int64).T
 
     def dense(self, *columns: str) -> tuple[np.ndarray, ...]:
         """Each column as float64 `(images, K)`, whole numbers, images in the order of `ids`."""
         image, classes, *counts = self.rows(*columns)
-        tables = tuple(np.zeros((len(self), self.num_labels)) for _ in columns)
-        for table, values in zip(tables, counts, strict=True):
-            table[image, classes] = values
-        return tables
+        tables = np.zeros((len(columns), len(self), self.num_labels))
+        tables[:, image, classes] = counts
+        return tuple(tables)
 
     def total(self, *columns: str) -> np.ndarray:
         """The sum of each column over all images, int64 `(K, columns)`."""
         total = np.zeros((self.num_labels, len(columns)), dtype=np.int64)
         _, classes, *counts = self.rows(*columns)
-        for column, values in enumerate(counts):
-            np.add.at(total[:, column], classes, values)
+        np.add.at(total, classes, np.stack(counts, axis=1))
         return total
 
     def images_of_class(self) -> np.ndarray:
@@ -96,34 +94,23 @@ class ImageCounts:
 
     def sort(self) -> None:
         """Bring the images into the order of their ids, so that it does not depend on the number of processes."""
-        order = sorted(range(len(self)), key=self.ids.__getitem__)
-        self.ids = [self.ids[index] for index in order]
-        self._classes = [self._classes[index] for index in order]
-        self._counts = [self._counts[index] for index in order]
+        self._rows = dict(sorted(self._rows.items()))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All content as arrays for a file; `from_arrays` reads them."""
-        counts = np.concatenate([np.zeros((0, len(self.columns)), np.uint32), *self._counts])
-        return {
-            "ids": np.array(self.ids, dtype=np.str_),
-            "rows": np.array([len(classes) for classes in self._classes], dtype=np.int64),
-            "classes": np.concatenate([np.zeros(0, np.uint32), *self._classes]),
-            "counts": counts,
-            "columns": np.array(self.columns, dtype=np.str_),
-        }
+        numbers, rows = self._all_rows()
+        names = {"ids": np.array(self.ids, dtype=np.str_), "columns": np.array(self.columns, dtype=np.str_)}
+        return names | {"rows": numbers, "classes": rows[:, 0], "counts": rows[:, 1:]}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], num_labels: int) -> ImageCounts:
         """Raises ValueError where the arrays do not fit together."""
         counts = cls(num_labels, arrays["columns"].tolist())
-        ends = np.cumsum(arrays["rows"])
-        if arrays["counts"].shape != (len(arrays["classes"]), len(counts.columns)) or ends[-1:].sum() != len(
-            arrays["classes"]
-        ):
+        rows, ends = np.column_stack([arrays["classes"], arrays["counts"]]), np.cumsum(arrays["rows"])
+        if rows.shape[1] != 1 + len(counts.columns) or ends[-1:].sum() != len(rows):
             raise ValueError("numbers of rows differ")
-        parts = (np.split(arrays[name], ends[:-1]) for name in ("classes", "counts"))
-        for image_id, classes, values in zip(arrays["ids"].tolist(), *parts, strict=True):
-            counts._append(image_id, classes, values)
+        for image_id, part in zip(arrays["ids"].tolist(), np.split(rows, ends[:-1]), strict=True):
+            counts._append(image_id, part)
         return counts
 
     def fingerprint(self) -> str:
@@ -132,9 +119,7 @@ class ImageCounts:
         The order of the images and the predictions do not matter.
         """
         digest = hashlib.sha256(f"{self.num_labels}".encode())
-        for index in sorted(range(len(self)), key=self.ids.__getitem__):
-            reference = self._counts[index][:, 1]
-            classes = self._classes[index][reference > 0]
-            digest.update(self.ids[index].encode() + b"\0")
-            digest.update(np.stack([classes, reference[reference > 0]]).astype("<u4").tobytes())
+        for image_id, rows in sorted(self._rows.items()):
+            digest.update(image_id.encode() + b"\0")
+            digest.update(rows[rows[:, 2] > 0][:, [0, 2]].T.astype("<u4").tobytes())  # classes, then their pixels
         return digest.hexdigest()

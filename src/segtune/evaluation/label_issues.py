@@ -1,4 +1,4 @@
-"""Where a model is sure of another class than the mask says: most such pixels are its mistakes, some are the mask's.
+"""Label issues: pixels where a model is sure of another class than the mask. Most are its mistakes, some the mask's.
 
 An image where they cover much more than elsewhere is worth a look. Compare confident learning (Northcutt et al. 2021,
 arXiv 1911.00068), which counts labels against confident predictions for each class.
@@ -30,7 +30,9 @@ class LabelIssue(NamedTuple):
     pair: tuple[int, int] | None
 
 
-def doubt(labels: np.ndarray, prediction: np.ndarray, confidence: np.ndarray, ignore_index: int = 255) -> LabelIssue:
+def label_issue(
+    labels: np.ndarray, prediction: np.ndarray, confidence: np.ndarray, ignore_index: int = 255
+) -> LabelIssue:
     """Compare a mask with what a model is sure of.
 
     Args:

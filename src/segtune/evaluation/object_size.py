@@ -1,4 +1,4 @@
-"""Intersection over union by the size of objects: connected components of one class, eight neighbours a pixel.
+"""IoU by object size: objects are connected components of one class, eight neighbours a pixel.
 
 An object is small below 32² pixels, medium below 96², else large: the limits of COCO (Lin et al. 2014, arXiv
 1405.0312), in pixels of the mask. A pixel of the reference belongs to the size of the reference's object that it is

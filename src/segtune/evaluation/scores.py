@@ -1,4 +1,4 @@
-"""From counts to scores: what intersection over union and its kin make of pixel counts.
+"""Segmentation scores: IoU, accuracy, precision, recall, Dice and kappa out of counts of pixels.
 
 Everything here takes three counts a class, the last axis being the classes: `correct` (pixels of the class that are
 predicted as it), `reference` (pixels of the class) and `prediction` (pixels predicted as it). A class without the

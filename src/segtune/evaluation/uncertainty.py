@@ -1,4 +1,4 @@
-"""How sure an evaluation is: error bars of its scores, and whether two runs on the same images differ.
+"""Uncertainty of an evaluation: confidence intervals of its scores, and whether two runs on the same images differ.
 
 Bootstrap intervals of few images are too narrow, so they are taken at a level that grows as the number of images falls
 (`expanded_level`; Hesterberg 2015, "What Teachers Should Know About the Bootstrap", arXiv 1411.5279). Simulated with a
@@ -8,13 +8,14 @@ images, in 91 to 94 % of 40, and in 91 to 93 % of 20.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
-from segtune.errors import UsageError
+from segtune.errors import UsageError, listed
 from segtune.evaluation import bootstrap
 from segtune.evaluation.evaluation import PIXELS, Evaluation
 from segtune.evaluation.scores import mean, plain, ratio
@@ -148,6 +149,9 @@ def _difference(sums: np.ndarray) -> np.ndarray:
 def units_of(ids: Sequence[str], group_by: str | None) -> tuple[str, np.ndarray]:
     """What is resampled, "image" or "group", and the number of the one that each image belongs to, `(N,)`.
 
+    Args:
+        group_by: a regular expression; images are grouped by what its groups find or, without any, by all it finds.
+
     Raises:
         UsageError: no images, or `group_by` does not make groups of them.
     """
@@ -155,10 +159,17 @@ def units_of(ids: Sequence[str], group_by: str | None) -> tuple[str, np.ndarray]
         raise UsageError("the evaluation has no images")
     if group_by is None:
         return "image", np.arange(len(ids))
-    names, groups = bootstrap.group_ids(ids, group_by)
+    try:
+        matches = [re.search(group_by, image_id) for image_id in ids]
+    except re.error as error:
+        raise UsageError(f"--group-by {group_by}: no regular expression ({error})") from error
+    if missing := [image_id for image_id, match in zip(ids, matches, strict=True) if match is None]:
+        raise UsageError(f"--group-by {group_by}: does not occur in {len(missing)} ids, such as {missing[0]!r}")
+    keys = ["/".join(map(str, match.groups())) or match[0] for match in matches if match]
+    names, groups = np.unique(keys, return_inverse=True)
     if len(names) < 2:
         raise UsageError(f"--group-by {group_by}: all images are one group ({names[0]}); at least two are needed")
-    return "group", groups
+    return "group", groups.reshape(-1)
 
 
 def _paired(first: Evaluation, second: Evaluation) -> tuple[Evaluation, Evaluation]:
@@ -168,7 +179,7 @@ def _paired(first: Evaluation, second: Evaluation) -> tuple[Evaluation, Evaluati
     own, theirs = (set(evaluation.counts.ids) for evaluation in (first, second))
     if own != theirs:
         parts = [
-            f"only in the {name}: {_few(ids)}"
+            f"only in the {name}: {listed(sorted(ids))}"
             for name, ids in (("first", own - theirs), ("second", theirs - own))
             if ids
         ]
@@ -180,11 +191,6 @@ def _paired(first: Evaluation, second: Evaluation) -> tuple[Evaluation, Evaluati
         differing = np.flatnonzero((truths[0] != truths[1]).any(axis=1))
         ids = [first.counts.ids[index] for index in differing]
         raise UsageError(
-            f"the masks that the runs were evaluated on differ: {_few(ids)}; evaluate both on the same data"
+            f"the masks that the runs were evaluated on differ: {listed(ids)}; evaluate both on the same data"
         )
     return first, second
-
-
-def _few(ids: Collection[str]) -> str:
-    shown = ", ".join(sorted(ids)[:5])
-    return f"{shown} and {len(ids) - 5} more" if len(ids) > 5 else shown

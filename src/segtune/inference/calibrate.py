@@ -1,10 +1,10 @@
-"""Fitting the temperature that makes a model's confidences honest, on images it was not trained on."""
+"""Temperature scaling: one number, fitted to images that a model was not trained on, makes its confidences honest."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,10 +14,11 @@ from tqdm.auto import tqdm
 from segtune.errors import DataError, UsageError
 from segtune.evaluation.calibration import TemperatureFit
 from segtune.files import write_atomic
-from segtune.imageio.raster import read_ahead
-from segtune.inference.evaluate import labelled_sample
-from segtune.inference.segmenter import Segmenter
+from segtune.imageio.raster import ArrayRaster, read_ahead
+from segtune.inference.evaluate import labelled_image
+from segtune.inference.segmenter import Segmenter, eval_mode
 from segtune.labels.label_map import LabelMap
+from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.upsampling import upsampled_at
 
 if TYPE_CHECKING:
@@ -26,12 +27,11 @@ if TYPE_CHECKING:
 PIXELS = 200_000  # that the temperature is fitted to, spread over the images
 
 
-@torch.inference_mode()
 def fit_temperature(
     model: nn.Module,
     dataset: datasets.Dataset,
     label_map: LabelMap,
-    processor: Any,
+    processor: SegformerImageProcessor,
     *,
     pixels: int = PIXELS,
     progress: bool = True,
@@ -39,7 +39,7 @@ def fit_temperature(
     """Fit the temperature to a random sample of the labelled pixels; images are seen whole, one at a time.
 
     Args:
-        model: its output has `.logits` `(1, K, h, w)`; in evaluation mode.
+        model: its output has `.logits` `(1, K, h, w)`; it is put into evaluation mode for the call.
         dataset: rows with `id`, `image` and `mask`.
         pixels: how many, over all images; drawn by the number of the image, the same in each run.
 
@@ -47,17 +47,16 @@ def fit_temperature(
         DataError: a mask that the label map does not fit; or no labelled pixel at all.
     """
     fit, share = TemperatureFit(), max(1, -(-pixels // max(len(dataset), 1)))
-    segmenter = Segmenter(model, processor)  # says in which form the processor takes images
-    weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
-    samples = read_ahead(labelled_sample(dataset, number, label_map, segmenter.form) for number in range(len(dataset)))
+    segmenter = Segmenter(model, processor)
+    samples = read_ahead(labelled_image(dataset, number, label_map, segmenter.form) for number in range(len(dataset)))
     bar = tqdm(samples, desc="calibrate", total=len(dataset), disable=not progress, leave=False)
-    for number, (_, image, labels) in enumerate(bar):
-        places = np.flatnonzero(labels != label_map.ignore_index)
-        picked = np.random.default_rng(number).permutation(places)[:share]
-        pixel_values = processor(image, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
-        logits = model(pixel_values=pixel_values.to(weight.device, weight.dtype)).logits.float().cpu()
-        rows, columns = (torch.from_numpy(at) for at in np.divmod(picked, labels.shape[1]))
-        fit.add(upsampled_at(logits, labels.shape, rows, columns).numpy(), labels.reshape(-1)[picked])
+    with eval_mode(model):
+        for number, (_, image, labels) in enumerate(bar):
+            positions = np.flatnonzero(labels != label_map.ignore_index)
+            picked = np.random.default_rng(number).permutation(positions)[:share]
+            rows, columns = (torch.from_numpy(at) for at in np.divmod(picked, labels.shape[1]))
+            logits = segmenter.logits(ArrayRaster(image)).cpu()
+            fit.add(upsampled_at(logits, labels.shape, rows, columns).numpy(), labels.reshape(-1)[picked])
     if not fit.pixels:
         raise DataError("there is no labelled pixel to fit the temperature to")
     return fit

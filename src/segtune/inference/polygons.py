@@ -1,4 +1,4 @@
-"""Label maps as polygons that annotation tools and GIS read: GeoJSON, COCO, LabelMe (the extra `geo`).
+"""Polygons: label maps as regions that annotation tools and GIS read: GeoJSON, COCO, LabelMe (the extra `geo`).
 
 Regions are traced along the edges of pixels by GDAL (rasterio.features), so that nothing is lost: rasterised, they give
 the label map back. Their coordinates are x to the right and y down, (0, 0) being the upper left corner of the image.
@@ -45,7 +45,10 @@ def trace(labels: np.ndarray, label_map: LabelMap, *, simplify: float = 0, min_r
     known = ids != label_map.ignore_index
     if min_region > 1:
         ids = rasterio.features.sieve(ids, min_region, mask=known, connectivity=4)
-    found = [Region(int(value), _polygon(shapely, rings)) for rings, value in _shapes(rasterio, ids, known)]
+    found = []
+    for geometry, value in rasterio.features.shapes(ids, mask=known, connectivity=4):
+        exterior, *holes = geometry["coordinates"]
+        found.append(Region(int(value), shapely.Polygon(exterior, holes)))
     if simplify > 0 and found:
         polygons = np.array([region.polygon for region in found])
         polygons = shapely.coverage_simplify(polygons, simplify, simplify_boundary=False)
@@ -63,7 +66,7 @@ def geojson(regions: Sequence[Region], label_map: LabelMap, georeference: Georef
     features = []
     for label, polygon in regions:
         if georeference is not None:
-            polygon = shapely.transform(polygon, lambda points: _placed(points, georeference))
+            polygon = shapely.transform(polygon, lambda points: _to_coordinates(points, georeference))
         properties = {"label": label_map.names[label], "id": label, "area": polygon.area}
         geometry = shapely.geometry.mapping(shapely.orient_polygons(polygon, exterior_cw=False))
         features.append({"type": "Feature", "properties": properties, "geometry": geometry})
@@ -94,8 +97,8 @@ def labelme(
         for label, polygon in outlines
     ]
     image = PurePath(image).as_posix()
-    place = {"imagePath": image, "imageData": None, "imageHeight": size[0], "imageWidth": size[1]}
-    return {"version": LABELME_VERSION, "flags": {}, "shapes": shapes, **place}
+    fields = {"imagePath": image, "imageData": None, "imageHeight": size[0], "imageWidth": size[1]}
+    return {"version": LABELME_VERSION, "flags": {}, "shapes": shapes, **fields}
 
 
 class CocoFile:
@@ -141,16 +144,7 @@ def coco_file(path: Path, label_map: LabelMap) -> Iterator[CocoFile]:
         coco.close()
 
 
-def _shapes(rasterio: Any, ids: np.ndarray, known: np.ndarray) -> Iterator[tuple[list[Any], float]]:
-    for geometry, value in rasterio.features.shapes(ids, mask=known, connectivity=4):
-        yield geometry["coordinates"], value
-
-
-def _polygon(shapely: Any, rings: Sequence[Any]) -> Any:
-    return shapely.Polygon(rings[0], rings[1:])
-
-
-def _placed(points: np.ndarray, georeference: Georeference) -> np.ndarray:
+def _to_coordinates(points: np.ndarray, georeference: Georeference) -> np.ndarray:
     """Pixels `(n, 2)` in the coordinates of the reference system."""
     a, b, c, d, e, f = tuple(georeference.transform)[:6]
     x, y = points.T

@@ -1,41 +1,31 @@
-"""A trained network on images: predictions at the original size, by whichever protocol, and evaluation."""
+"""Prediction: images in, masks of class ids at the original size out."""
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from segtune.errors import UsageError
 from segtune.imageio.raster import is_image, read_ahead
 from segtune.imageio.read import ImageLike
-from segtune.inference.processor import processor_of
+from segtune.inference.device import best_device
+from segtune.inference.processor import load_processor
 from segtune.inference.protocol import InferenceProtocol
-from segtune.inference.segmenter import Segmenter, joined
+from segtune.inference.segmenter import Segmenter, eval_mode, joined
+from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.loading import load_model
-
-if TYPE_CHECKING:
-    pass
-
-logger = logging.getLogger(__name__)
-Network = TypeVar("Network", bound=nn.Module)
-
-
-# ---- predictions ----
 
 
 def predict(
     model: nn.Module | str | os.PathLike[str],
     images: ImageLike | Iterable[ImageLike],
     *,
-    processor: Any = None,
+    processor: SegformerImageProcessor | None = None,
     window: int | None = None,
     stride: int | None = None,
     tta: bool = False,
@@ -54,7 +44,7 @@ def predict(
             `SegformerImageProcessor(do_resize=False)`.
         window: side of the windows, a multiple of 32, in which an image is segmented and from which it is blended;
             0 for the whole image at once. Default is what the processor says.
-        stride: from one window to the next; default is the processor's or three quarters of the window.
+        stride: pixels from one window to the next; default is the processor's or three quarters of the window.
         tta: average the probabilities over six scales from 0.5 to 1.75, each with and without a flip.
         batch_size: images of one size, or windows of one image, that run at once.
         device: moves the model there first; default is where the model is or, for a path, the GPU if there is one.
@@ -70,54 +60,20 @@ def predict(
     """
     single = is_image(images)
     items: list[Any] = [images] if single else list(images)  # type: ignore[arg-type]
-    network, processor = _prepared(model, processor, device)
+    network = _on_device(model, device)
+    processor = load_processor(network) if processor is None else processor
     segmenter = Segmenter(network, processor, InferenceProtocol.choose(processor, window, stride, tta), batch_size)
     masks: list[np.ndarray] = [np.empty(0)] * len(items)
     rasters = read_ahead((number, segmenter.open(item)) for number, item in enumerate(items))
-    with evaluating(network), tqdm(total=len(items), desc="predict", disable=not progress) as bar:
-        for number, bands in segmenter.segment(rasters):
-            masks[number] = joined(bands).labels
+    with eval_mode(network), tqdm(total=len(items), desc="predict", disable=not progress) as bar:
+        for number, strips in segmenter.segment(rasters):
+            masks[number] = joined(strips).labels
             bar.update()
     return masks[0] if single else masks
 
 
-# ---- data sets ----
-
-
-# ---- models ----
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the block; afterwards every module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _prepared(model: Any, processor: Any, device: str | torch.device | None) -> tuple[nn.Module, Any]:
-    """The model on its device and the processor that belongs to it."""
-    network = model
+def _on_device(model: nn.Module | str | os.PathLike[str], device: str | torch.device | None) -> nn.Module:
+    """The model, loaded if it is a path; a loaded one goes to the best device, another one stays where it is."""
     if isinstance(model, (str, os.PathLike)):
-        network = load_model(os.fspath(model))
-        device = device or best_device()
-    if device is not None:
-        network.to(device)
-    return network, processor if processor is not None else processor_of(network)
-
-
-def best_device() -> str:
-    """The accelerator that is there, or the CPU."""
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def to_device(model: Network, device: str | None) -> Network:
-    """The model on a device that a user has named, by default on the best; UsageError where there is none such."""
-    try:
-        return model.to(device or best_device())
-    except (RuntimeError, AssertionError) as error:  # of a torch without that kind of device
-        raise UsageError(f"--device {device}: {str(error).splitlines()[0]}") from error
+        return load_model(os.fspath(model)).to(device or best_device())
+    return model if device is None else model.to(device)

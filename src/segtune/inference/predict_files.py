@@ -1,30 +1,24 @@
-"""`segtune predict`: files in, masks and what else is wanted out, one image after the other."""
+"""Prediction of files: images and videos in, masks and what else is wanted out, one input after the other."""
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from segtune.errors import UsageError
 from segtune.files import atomic_path, write_folder
-from segtune.imageio.geotiff import Georeference, is_georeferenced
+from segtune.imageio.geotiff import Georeference
 from segtune.imageio.raster import ArrayRaster, FileRaster, Raster, read_ahead
 from segtune.imageio.video import VideoReader, VideoWriter, is_video
 from segtune.imageio.writers import confidence_writer, mask_writer
 from segtune.inference import polygons
-from segtune.inference.polygons import PolygonFormat
-from segtune.inference.predict import evaluating
-from segtune.inference.segmenter import BAND, Prediction, Segmenter
+from segtune.inference.outputs import COCO_FILE, Targets, Wanted
+from segtune.inference.segmenter import STRIP, Prediction, Segmenter, eval_mode, joined
 from segtune.labels.label_map import LabelMap
 from segtune.viz.overlay import overlay
 
@@ -42,7 +36,7 @@ def predict_files(
     output: Path,
     wanted: Wanted,
 ) -> int:
-    """Segments images and videos and writes what is wanted to `targets` (see `plan_targets`), each file all or nothing.
+    """Segment images and videos and write what is wanted to `targets` (see `plan_targets`), each file all or nothing.
 
     The next image is read while one is segmented. Memory does not depend on the number of images; nor, with windows, on
     the height of those that are read by rows, unless polygons are wanted: they need the whole mask, a byte a pixel.
@@ -56,17 +50,17 @@ def predict_files(
     jobs = list(zip(sources, targets, strict=True))
     coco = polygons.coco_file(output / COCO_FILE, label_map) if wanted.polygons == "coco" else nullcontext()
     bar = tqdm(total=len(jobs), desc="predict", disable=len(jobs) < 2)
-    with evaluating(segmenter.model), bar, coco as collection:
-        files = _Files(label_map, wanted, collection)
+    with eval_mode(segmenter.model), bar, coco as collection:
+        writer = _OutputWriter(label_map, wanted, collection)
         opened = read_ahead(_opened((job for job in jobs if not is_video(job[0])), segmenter))
-        for ((source, target), raster), bands in segmenter.segment(opened, wanted.confidence is not None):
-            files.write_image(source, target, raster, bands)
+        for ((source, target), raster), strips in segmenter.segment(opened, wanted.confidence is not None):
+            writer.write_image(source, target, raster, strips)
             bar.update()
         for source, target in jobs:
             if is_video(source):
-                files.write_video(source, target, segmenter)
+                writer.write_video(source, target, segmenter)
                 bar.update()
-    return files.masks
+    return writer.masks
 
 
 def _opened(jobs: Iterable[Job], segmenter: Segmenter) -> Iterator[tuple[tuple[Job, Raster], Raster]]:
@@ -75,26 +69,26 @@ def _opened(jobs: Iterable[Job], segmenter: Segmenter) -> Iterator[tuple[tuple[J
         yield (job, raster), raster
 
 
-class _Files:
+class _OutputWriter:
     """Writes what is wanted of one input after the other."""
 
     def __init__(self, label_map: LabelMap, wanted: Wanted, collection: polygons.CocoFile | None) -> None:
         self.label_map, self.wanted, self.collection = label_map, wanted, collection
         self.masks = 0
 
-    def write_image(self, source: Path, target: Targets, raster: Raster, bands: Iterator[Prediction]) -> None:
+    def write_image(self, source: Path, target: Targets, raster: Raster, strips: Iterator[Prediction]) -> None:
         size = (raster.height, raster.width)
-        place = raster.file.georeference if isinstance(raster, FileRaster) else None
+        georeference = raster.file.georeference if isinstance(raster, FileRaster) else None
         step = -(-max(size) // PICTURE_SIDE)
         shown: list[np.ndarray] = []
         kept: list[np.ndarray] = []
         top = 0
         with ExitStack() as stack:
             bar = stack.enter_context(_row_bar(source, size))
-            write_mask = stack.enter_context(mask_writer(target.mask, size, self.label_map, place))
-            writer = confidence_writer(target.confidence, size, place) if target.confidence else nullcontext()
+            write_mask = stack.enter_context(mask_writer(target.mask, size, self.label_map, georeference))
+            writer = confidence_writer(target.confidence, size, georeference) if target.confidence else nullcontext()
             write_confidence = stack.enter_context(writer)
-            for prediction in bands:
+            for prediction in strips:
                 labels = _without_gaps(prediction.labels, raster, top, self.label_map.ignore_index)
                 write_mask(labels)
                 if write_confidence is not None and prediction.confidence is not None:
@@ -111,9 +105,11 @@ class _Files:
             with atomic_path(target.overlay) as temporary:
                 picture.save(temporary, format="PNG")
         if kept:
-            self._write_polygons(source, target, np.concatenate(kept), place)
+            self._write_polygons(source, target, np.concatenate(kept), georeference)
 
-    def _write_polygons(self, source: Path, target: Targets, labels: np.ndarray, place: Georeference | None) -> None:
+    def _write_polygons(
+        self, source: Path, target: Targets, labels: np.ndarray, georeference: Georeference | None
+    ) -> None:
         wanted, (height, width) = self.wanted, labels.shape
         regions = polygons.trace(labels, self.label_map, simplify=wanted.simplify, min_region=wanted.min_region)
         if self.collection is not None:
@@ -121,7 +117,7 @@ class _Files:
         if target.polygons is None:
             return
         if wanted.polygons == "geojson":
-            content = polygons.geojson(regions, self.label_map, place)
+            content = polygons.geojson(regions, self.label_map, georeference)
         else:
             image = os.path.relpath(source, target.polygons.parent)
             content = polygons.labelme(regions, self.label_map, (height, width), image)
@@ -141,8 +137,8 @@ class _Files:
                     writer = stack.enter_context(
                         VideoWriter(stack.enter_context(atomic_path(target.overlay)), video.rate)
                     )
-                for number, (frame, bands) in enumerate(segmenter.segment(frames)):
-                    labels = np.concatenate([band.labels for band in bands])
+                for number, (frame, strips) in enumerate(segmenter.segment(frames)):
+                    labels = joined(strips).labels
                     with mask_writer(folder / f"{number:06d}.png", labels.shape, self.label_map) as write_mask:
                         write_mask(labels)
                     self.masks += 1
@@ -168,120 +164,6 @@ def _without_gaps(labels: np.ndarray, raster: Raster, top: int, ignore_index: in
 
 def _every(raster: Raster, step: int) -> np.ndarray:
     """Each `step`-th pixel of each `step`-th row."""
-    again, rows = raster.again(), BAND * step
-    bands = (again.read(top, min(top + rows, raster.height)) for top in range(0, raster.height, rows))
-    return np.concatenate([band[::step, ::step] for band in bands])
-
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".npy", ".npz", ".png", ".tif", ".tiff", ".webp"})
-COCO_FILE = "annotations.coco.json"
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What `segtune predict` writes beside the masks.
-
-    Attributes:
-        overlay: the classes in their colours over the image.
-        confidence: probabilities as 8-bit PNG or 32-bit TIFF.
-        polygons: in this format; `simplify` and `min_region` as for `polygons.trace`.
-    """
-
-    overlay: bool = False
-    confidence: Literal["png", "tif"] | None = None
-    polygons: PolygonFormat | None = None
-    simplify: float = 0.0
-    min_region: int = 0
-
-
-def find_images(patterns: Iterable[str]) -> list[Path]:
-    """The images of files, folders (not their sub-folders) and globs (`**` included), each once, in this order.
-
-    Raises UsageError for a pattern without any image.
-    """
-    found: dict[str, Path] = {}
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            matches = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-        elif path.is_file():
-            matches = [path]
-        else:
-            matches = sorted(file for file in map(Path, glob.glob(pattern, recursive=True)) if file.is_file())
-        if not matches:
-            raise UsageError(f"{pattern}: {'no images in this folder' if path.is_dir() else 'no such image'}")
-        for match in matches:
-            found.setdefault(os.path.abspath(match), match)
-    return list(found.values())
-
-
-class Targets(NamedTuple):
-    """The files that come of one input; None for what is not wanted.
-
-    Attributes:
-        name: of the input, its path below the folder that all inputs have in common.
-        mask: of a video, a folder of masks.
-    """
-
-    name: str
-    mask: Path
-    overlay: Path | None = None
-    confidence: Path | None = None
-    polygons: Path | None = None
-
-    @property
-    def paths(self) -> list[Path]:
-        return [path for path in self[1:] if path is not None]
-
-
-def plan_targets(sources: Sequence[Path], output: Path, wanted: Wanted, overwrite: bool = False) -> list[Targets]:
-    """Where everything goes: the paths of the inputs below the folder that all have in common, with other endings.
-
-    `a.jpg` and `a.bmp` of one folder become `a.jpg.png` and `a.bmp.png`. A mask is a PNG; of a georeferenced TIFF, a
-    TIFF; of a video, a folder.
-
-    Raises:
-        UsageError: something would lie in a folder of inputs, would be written twice, or exists.
-    """
-    absolute = [Path(os.path.abspath(path)) for path in sources]
-    common = os.path.commonpath([path.parent for path in absolute])
-    names = [path.relative_to(common) for path in absolute]
-    stems = [name.with_suffix("") for name in names]
-    uses = Counter(stems)
-    targets = [
-        _targets(source, name, output / (stem if uses[stem] == 1 else name), wanted)
-        for source, stem, name in zip(absolute, stems, names, strict=True)
-    ]
-    written = [path for target in targets for path in target.paths]
-    if wanted.polygons == "coco":
-        written.append(output / COCO_FILE)
-    counts = Counter(written)
-    if twice := next((path for path in written if counts[path] > 1), None):
-        raise UsageError(f"{twice} would be written twice: predict these images one after the other")
-    folders = {path.parent.resolve() for path in absolute}
-    if clash := next((path for path in written if path.parent.resolve() in folders), None):
-        raise UsageError(f"--output {output}: {clash} would lie among the input images; name another folder")
-    there = [path for path in written if path.exists()]
-    if there and not overwrite:
-        more = f" and {len(there) - 1} more of the files to write" if len(there) > 1 else ""
-        raise UsageError(f"{there[0]}{more} exists already; name another folder, or say --overwrite")
-    return targets
-
-
-def _targets(source: Path, name: Path, base: Path, wanted: Wanted) -> Targets:
-    def beside(ending: str, is_wanted: bool = True) -> Path | None:
-        return base.with_name(base.name + ending) if is_wanted else None
-
-    if is_video(source):
-        if wanted.confidence or wanted.polygons:
-            raise UsageError(f"{source}: --confidence and --polygons are for images, this is a video")
-        return Targets(name.as_posix(), base, beside("_overlay.mp4", wanted.overlay))
-    mask = base.with_name(base.name + (".tif" if is_georeferenced(source) else ".png"))
-    endings = {"geojson": ".geojson", "labelme": ".json"}
-    return Targets(
-        name.as_posix(),
-        mask,
-        beside("_overlay.png", wanted.overlay),
-        beside(f"_confidence.{wanted.confidence}", wanted.confidence is not None),
-        beside(endings.get(wanted.polygons or "", ""), wanted.polygons in endings),
-    )
+    again, rows = raster.again(), STRIP * step
+    strips = (again.read(top, min(top + rows, raster.height)) for top in range(0, raster.height, rows))
+    return np.concatenate([strip[::step, ::step] for strip in strips])

@@ -1,11 +1,11 @@
-"""TODO."""
+"""Image processors: the one saved beside a checkpoint, or one made from a recipe's transforms."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -13,8 +13,6 @@ from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 
-if TYPE_CHECKING:
-    pass
 logger = logging.getLogger(__name__)
 
 
@@ -39,16 +37,30 @@ def processor_from_transforms(transforms: TransformConfig) -> SegformerImageProc
     )
 
 
-def processor_of(model: nn.Module) -> SegformerImageProcessor:
-    """The image processor saved beside the weights; where there is none, one that keeps the image's size."""
+def load_processor(
+    model: nn.Module, default: Callable[[], SegformerImageProcessor] | None = None
+) -> SegformerImageProcessor:
+    """The image processor saved beside the weights of a model, at the revision that they are of.
+
+    Args:
+        model: was loaded from a checkpoint, whose folder or Hub id is its `name_or_path`.
+        default: makes the processor where none was saved. Without it, that is one that keeps the image's size, which
+            is warned of where the checkpoint is on the Hub.
+
+    Raises:
+        UsageError: none was saved, there is no default, and the model reads other than three channels.
+    """
     name = getattr(model, "name_or_path", "")
     commit = getattr(getattr(model, "config", None), "_commit_hash", None)  # of the weights, where they are the Hub's
     if name and (not os.path.isdir(name) or (Path(name) / "preprocessor_config.json").is_file()):
         try:
             return SegformerImageProcessor.from_pretrained(name, **({"revision": commit} if commit else {}))
         except OSError as error:  # a repository on the Hub that has none, or that is out of reach
-            reason = str(error).strip().splitlines()[0]
-            logger.warning("%s: no preprocessor_config.json, so images keep their size (%s)", name, reason)
+            if default is None:
+                reason = str(error).strip().splitlines()[0]
+                logger.warning("%s: no preprocessor_config.json, so images keep their size (%s)", name, reason)
+    if default is not None:
+        return default()
     channels = getattr(getattr(model, "config", None), "num_channels", 3)
     if channels != 3:
         raise UsageError(

@@ -1,10 +1,11 @@
-"""From images to predictions: a model, a processor and a protocol, in bands of rows and in bounded memory."""
+"""Segmentation of images by a model, a processor and a protocol: in strips of rows, and in bounded memory."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,16 +17,17 @@ from segtune.imageio.raster import Raster, open_raster, read_ahead, resized
 from segtune.imageio.read import ImageLike
 from segtune.inference.protocol import LOGIT_STRIDE, InferenceProtocol
 from segtune.inference.sliding_window import Span, UpsampledRows, blend_across, blend_down, spans
+from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.upsampling import band_rows, upsample, upsampled_confidence, upsampled_prediction
 
-BAND = 256  # rows of a prediction that are made at a time
+STRIP = 256  # rows of a prediction that are made at a time
 
 Key = TypeVar("Key")
 Prepared = tuple[Any, tuple[int, int], Tensor]  # key, size of the image, pixel_values (1, C, h, w)
 
 
 class Prediction(NamedTuple):
-    """What a model answers for an image, or for a band of its rows.
+    """What a model answers for an image, or for a strip of its rows.
 
     Attributes:
         labels: training ids `(H, W)`, uint8 (int32 where the model has more than 256 labels).
@@ -40,8 +42,8 @@ class Segmenter:
     """A model, its processor and a protocol: from images to predictions.
 
     Args:
-        model: anything whose output has `.logits` `(B, K, h/4, w/4)`, in evaluation mode (see `evaluating`).
-        processor: prepares the images; one of ours.
+        model: anything whose output has `.logits` `(B, K, h/4, w/4)`, in evaluation mode (see `eval_mode`).
+        processor: prepares the images.
         protocol: default is the one that the processor carries.
         batch_size: images of one size, or windows of one image, in a forward pass.
         num_labels: UsageError where the model tells another number of classes apart; None does not check.
@@ -50,7 +52,7 @@ class Segmenter:
     def __init__(
         self,
         model: nn.Module,
-        processor: Any,
+        processor: SegformerImageProcessor,
         protocol: InferenceProtocol | None = None,
         batch_size: int = 1,
         num_labels: int | None = None,
@@ -64,7 +66,7 @@ class Segmenter:
 
     def __call__(self, image: ImageLike, confidence: bool = False) -> Prediction:
         """The prediction of one image, in memory, at its own size."""
-        return joined(self.bands(self.open(image), confidence))
+        return joined(self.strips(self.open(image), confidence))
 
     def open(self, image: ImageLike) -> Raster:
         """A path, PIL image or array as the raster that the processor takes."""
@@ -73,13 +75,13 @@ class Segmenter:
     def segment(
         self, images: Iterable[tuple[Key, Raster]], confidence: bool = False
     ) -> Iterator[tuple[Key, Iterator[Prediction]]]:
-        """Images to predictions, each as bands from top to bottom that are made when they are asked for.
+        """Images to predictions, each as strips from top to bottom that are made when they are asked for.
 
         Images of one size are joined to batches where the protocol sees them whole; their order is then that of
         finished batches.
         """
         if not self.protocol.is_plain:
-            yield from ((key, self.bands(raster, confidence)) for key, raster in images)
+            yield from ((key, self.strips(raster, confidence)) for key, raster in images)
             return
         prepared = ((key, (raster.height, raster.width), self._prepared(raster)) for key, raster in images)
         for batch in _batches(prepared, self.batch_size):
@@ -88,16 +90,21 @@ class Segmenter:
             yield from ((key, iter([prediction])) for key, prediction in zip(keys, predictions, strict=True))
 
     @torch.inference_mode()
-    def bands(self, raster: Raster, confidence: bool = False) -> Iterator[Prediction]:
+    def strips(self, raster: Raster, confidence: bool = False) -> Iterator[Prediction]:
         """The prediction of an image from top to bottom, 256 rows at a time, its logits never in memory as a whole."""
         views = [self._view(raster, scale) for scale in self.protocol.scales]
-        first = views[0].band(0, 1)  # (flips, K, 1, w)
-        step = min(BAND, band_rows(first.numel() * len(views), first.device))
-        for top in range(0, raster.height, BAND):
-            bottom = min(top + BAND, raster.height)
+        first = views[0].read(0, 1)  # (flips, K, 1, w)
+        step = min(STRIP, band_rows(first.numel() * len(views), first.device))
+        for top in range(0, raster.height, STRIP):
+            bottom = min(top + STRIP, raster.height)
             parts = ((row, min(row + step, bottom)) for row in range(top, bottom, step))
-            maps = ([view.band(*part) for view in views] for part in parts)
+            maps = ([view.read(*part) for view in views] for part in parts)
             yield joined(_decide(rows, raster.width, self._temperature(confidence)) for rows in maps)
+
+    @torch.inference_mode()
+    def logits(self, raster: Raster) -> Tensor:
+        """Logits `(1, K, h/4, w/4)`, float32, of a whole image as the processor resizes it, whatever the protocol."""
+        return self._forward(self._prepared(raster))
 
     def _prepared(self, raster: Raster) -> Tensor:
         """The whole image, `(1, C, h, w)`."""
@@ -136,11 +143,11 @@ class Segmenter:
             height, width = (-(-max(1, round(scale * side)) // divisor) * divisor for side in (height, width))
         seen = resized(raster.again(), (height, width), self.processor.resample)
         down, across = (spans(side, self.protocol.window, self.protocol.stride) for side in (height, width))
-        pixels = read_ahead(seen.read(place.start, place.stop) for place in down)
-        strips = (self._strip(rows, across) for rows in pixels)
-        return UpsampledRows(blend_down(strips, down), -(-height // LOGIT_STRIDE), raster.height)
+        pixels = read_ahead(seen.read(span.start, span.stop) for span in down)
+        rows_of_windows = (self._blended_row(rows, across) for rows in pixels)
+        return UpsampledRows(blend_down(rows_of_windows, down), -(-height // LOGIT_STRIDE), raster.height)
 
-    def _strip(self, pixels: np.ndarray, across: Sequence[Span]) -> Tensor:
+    def _blended_row(self, pixels: np.ndarray, across: Sequence[Span]) -> Tensor:
         """The blended logits `(flips, K, n/4, w/4)` of one row of windows, pixels `(n, w, C)`."""
 
         def windows() -> Iterator[tuple[Span, Tensor]]:
@@ -161,7 +168,19 @@ class Segmenter:
         return torch.stack(logits)
 
 
-def form_of(processor: Any) -> tuple[int, bool]:
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the block; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def form_of(processor: SegformerImageProcessor) -> tuple[int, bool]:
     """The number of channels that a processor takes, and whether in the numbers of the file (see `read_image`)."""
     # A processor says which range of values was declared in training. Where it says nothing, as published checkpoints,
     # it takes 8-bit pictures if it multiplies by 1/255 (which may be stored with few digits), else the file's numbers.
@@ -183,9 +202,9 @@ def _decide(maps: Sequence[Tensor], width: int, temperature: float | None) -> Pr
     return _predict_mean(maps, width, temperature)
 
 
-def joined(bands: Iterable[Prediction]) -> Prediction:
-    """Bands one below the other."""
-    parts = list(bands)
+def joined(strips: Iterable[Prediction]) -> Prediction:
+    """Strips one below the other."""
+    parts = list(strips)
     confidence = [part.confidence for part in parts if part.confidence is not None]
     labels = np.concatenate([part.labels for part in parts])
     return Prediction(labels, np.concatenate(confidence) if confidence else None)

@@ -1,4 +1,4 @@
-"""Overlapping windows along an image, and the blending of their logits, row after row.
+"""Sliding window: overlapping windows along an image, and the blending of their logits, row after row.
 
 Windows start at multiples of 4 pixels, so that the quarter-size logits of all of them lie on one grid: that of the
 logits of the whole image. They are blended there and upsampled once, as those of the whole image are. Along each axis
@@ -82,69 +82,69 @@ def _rise(overlap: int) -> Tensor:
 
 
 def blend_across(maps: Iterable[tuple[Span, Tensor]], width: int) -> Tensor:
-    """The windows of one row of them, maps `(…, n, m)` from left to right, as one strip `(…, n, width)`."""
-    strip = torch.empty(0)
+    """The windows of one row of them, maps `(…, n, m)` from left to right, blended: `(…, n, width)`."""
+    blended = torch.empty(0)
     for span, logits in maps:
-        if not strip.numel():
-            strip = logits.new_zeros((*logits.shape[:-1], width))
-        strip[..., span.logits].lerp_(logits, span.share.to(logits))
-    return strip
+        if not blended.numel():
+            blended = logits.new_zeros((*logits.shape[:-1], width))
+        blended[..., span.logits].lerp_(logits, span.share.to(logits))
+    return blended
 
 
-def blend_down(strips: Iterable[Tensor], places: Sequence[Span]) -> Iterator[Tensor]:
-    """Strips `(…, n, w)` from top to bottom, one for each of `places`, as consecutive rows `(…, rows, w)`."""
-    kept: Tensor | None = None
-    source = iter(strips)
-    for index, place in enumerate(places):
-        strip = next(source)
-        if kept is not None:
-            rows = kept.shape[-2]
-            share = place.share[:rows, None].to(strip)
-            strip[..., :rows, :] = torch.lerp(kept, strip[..., :rows, :], share)
-        final = strip.shape[-2]
-        if index + 1 < len(places):
-            final = places[index + 1].logits.start - place.logits.start
-        yield from strip[..., :final, :].split(ROWS, dim=-2)
-        kept = strip[..., final:, :].clone()
-        del strip  # let it go before the next one is made
+def blend_down(maps: Iterable[Tensor], spans: Sequence[Span]) -> Iterator[Tensor]:
+    """Maps `(…, n, w)` from top to bottom, one for each of `spans`, blended: consecutive rows `(…, rows, w)`."""
+    overlap: Tensor | None = None  # the blend so far of the rows that the next map also covers
+    source = iter(maps)
+    for index, span in enumerate(spans):
+        blended = next(source)
+        if overlap is not None:
+            rows = overlap.shape[-2]
+            share = span.share[:rows, None].to(blended)
+            blended[..., :rows, :] = torch.lerp(overlap, blended[..., :rows, :], share)
+        final = blended.shape[-2]
+        if index + 1 < len(spans):
+            final = spans[index + 1].logits.start - span.logits.start
+        yield from blended[..., :final, :].split(ROWS, dim=-2)
+        overlap = blended[..., final:, :].clone()
+        del blended  # let it go before the next one is made
 
 
 class UpsampledRows:
-    """Reads bands of the upsampled rows out of a stream of map rows, and forgets what is above.
+    """Reads the upsampled rows out of a stream of map rows, strip by strip, and forgets what is above.
 
     Args:
         chunks: consecutive rows `(…, n, w)` of maps of `height` rows.
-        target: rows that the maps are upsampled to.
+        target: number of rows that the maps are upsampled to.
     """
 
     def __init__(self, chunks: Iterator[Tensor], height: int, target: int) -> None:
         self.chunks = chunks
         self.above, self.below, self.way = neighbours(height, target, torch.device("cpu"))
         self.first = self.end = 0
-        self.rows = torch.empty(0, 0)
+        self.held = torch.empty(0, 0)  # rows `first` to `end` of the maps
 
-    def band(self, top: int, bottom: int) -> Tensor:
+    def read(self, top: int, bottom: int) -> Tensor:
         """Rows `top` to `bottom` of the result, `(…, bottom - top, w)`: upsampled in height, not yet in width.
 
-        Bands are asked for from top to bottom.
+        Strips are asked for from top to bottom.
         """
         above, below = self.above[top:bottom], self.below[top:bottom]
         rows = self._take(int(above[0]), int(below[-1]) + 1)
-        place = [(near - self.first).to(rows.device) for near in (above, below)]
+        above, below = ((near - self.first).to(rows.device) for near in (above, below))
         way = self.way[top:bottom, None].to(rows)
-        return torch.lerp(rows.index_select(-2, place[0]), rows.index_select(-2, place[1]), way)
+        return torch.lerp(rows.index_select(-2, above), rows.index_select(-2, below), way)
 
     def _take(self, first: int, last: int) -> Tensor:
         """Rows `first` and below, at least up to `last`; what is above is let go before more is made."""
-        rows = self.rows[..., first - self.first :, :]
+        rows = self.held[..., first - self.first :, :]
         if self.end < last:
             rows = rows.clone()
-            del self.rows
+            del self.held
         while self.end < last:
             chunk = next(self.chunks)
             missed = max(0, first - self.end)
             self.end += chunk.shape[-2]
             below = chunk[..., missed:, :]
             rows = torch.cat([rows, below], dim=-2) if rows.numel() else below
-        self.rows, self.first = rows, first
+        self.held, self.first = rows, first
         return rows

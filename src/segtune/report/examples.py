@@ -1,4 +1,4 @@
-"""One look of a model at a labelled split: what it gets right, what it doubts, and which images are worth showing."""
+"""Examples for the report: one look of a model at a labelled split, and which of its images are worth showing."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from torch import nn
 
 from segtune.data.lazy_rows import sample_ids
 from segtune.evaluation.evaluation import Evaluation
-from segtune.evaluation.label_issues import LabelIssue, clearest_pair, doubt, ranked, suspects
-from segtune.inference.evaluate import Evaluated, evaluated_images
+from segtune.evaluation.label_issues import LabelIssue, clearest_pair, label_issue, ranked, suspects
+from segtune.imageio.read import for_display
+from segtune.inference.evaluate import EvaluatedImage, evaluated_images
 from segtune.labels.label_map import LabelMap
+from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.viz.layers import Layers, layers
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def examine(
     model: nn.Module,
     dataset: datasets.Dataset,
     label_map: LabelMap,
-    processor: Any,
+    processor: SegformerImageProcessor,
     *,
     counted: Evaluation | None = None,
     at_most: int | None = None,
@@ -91,11 +93,11 @@ def examine(
     for found in evaluated_images(model, dataset, label_map, processor, indices=looked_at, **options):
         assert found.confidence is not None
         evaluation.add(found.id, found.labels, found.prediction, found.confidence)
-        doubts[found.id] = doubt(found.labels, found.prediction, found.confidence, label_map.ignore_index)
+        doubts[found.id] = label_issue(found.labels, found.prediction, found.confidence, label_map.ignore_index)
     evaluation.counts.sort()
     doubts = dict(sorted(doubts.items()))
     whole = evaluation if counted is None else counted
-    iou = {image: value for image, value in zip(whole.counts.ids, whole.image_iou().tolist(), strict=True)}
+    iou = dict(zip(whole.counts.ids, whole.image_iou().tolist(), strict=True))
     chosen, standing_out = _choose(iou, doubts)
     shown = {image for images in chosen.values() for image in images}
     again = [index for index, image in enumerate(sample_ids(dataset)) if image in shown]
@@ -125,7 +127,7 @@ def _drawn(images: Sequence[str], without: Collection[str], number: int) -> list
     return sorted(left[index] for index in order.tolist())
 
 
-def _picture(found: Evaluated, iou: float, label_map: LabelMap) -> Picture:
+def _picture(found: EvaluatedImage, iou: float, label_map: LabelMap) -> Picture:
     assert found.confidence is not None
     valid = found.labels != label_map.ignore_index
     wrong = valid & (found.prediction != found.labels)
@@ -137,6 +139,6 @@ def _picture(found: Evaluated, iou: float, label_map: LabelMap) -> Picture:
         iou,
         float(wrong.sum() / total),
         mistake,
-        doubt(found.labels, found.prediction, found.confidence, label_map.ignore_index),
-        layers(found.image, found.labels, found.prediction, found.confidence, label_map),
+        label_issue(found.labels, found.prediction, found.confidence, label_map.ignore_index),
+        layers(for_display(found.image), found.labels, found.prediction, found.confidence, label_map),
     )

@@ -16,7 +16,8 @@ from segtune.data.streaming import is_stream
 from segtune.evaluation import uncertainty
 from segtune.evaluation.evaluation import Evaluation, file_name
 from segtune.files import read_json_lines
-from segtune.inference.processor import processor_of
+from segtune.inference.evaluate_checkpoint import OpenedCheckpoint
+from segtune.inference.processor import load_processor
 from segtune.inference.protocol import InferenceProtocol
 from segtune.labels.label_map import LabelMap
 from segtune.report.examples import Examination, examine
@@ -96,13 +97,9 @@ def find_place(name: str) -> Place:
 
 def gather(
     place: Place,
-    model: Any,
-    processor: Any,
-    dataset: Mapping[str, datasets.Dataset],
-    label_map: LabelMap,
+    opened: OpenedCheckpoint,
     recipe: str,
     *,
-    split: str | None,
     counted: Evaluation | None = None,
     at_most: int | None = None,
     group_by: str | None = None,
@@ -112,7 +109,7 @@ def gather(
     """Look at a split with a model, and put everything together.
 
     Args:
-        split: None: none is looked at.
+        opened: where its `split` is None, none is looked at.
         counted: an earlier evaluation of the same weights on the whole split, which then gives the scores.
         at_most: see `examine`.
         group_by: see `uncertainty.intervals`.
@@ -120,6 +117,7 @@ def gather(
     """
     records = read_json_lines(place.run / METRICS_FILE) if place.run and (place.run / METRICS_FILE).is_file() else []
     environments = [record["environment"] for record in records if "environment" in record]
+    model, processor, label_map, split = opened.model, opened.processor, opened.label_map, opened.split
     facts = Facts(
         place,
         label_map,
@@ -128,14 +126,14 @@ def gather(
         protocol=str(InferenceProtocol.choose(processor)),
         temperature=model.config.calibration_temperature,
         records=records,
-        images={name: None if is_stream(rows) else len(rows) for name, rows in dataset.items()},
+        images={name: None if is_stream(rows) else len(rows) for name, rows in opened.dataset.items()},
         pixels={name: counts.sum(axis=0) for name, counts in (pixels or {}).items()},
         environment=environments[-1] if environments else _environment(model),
     )
     if split is not None:
         options: dict[str, Any] = {"counted": counted, "at_most": at_most, "batch_size": batch_size}
         facts.split = split
-        facts.examination = examine(model, dataset[split], label_map, processor, **options)
+        facts.examination = examine(model, opened.rows, label_map, processor, **options)
         facts.evaluation = counted or facts.examination.evaluation
         facts.details = facts.examination.evaluation.scores()
         facts.scores = facts.details if counted is None else counted.scores()
@@ -159,14 +157,11 @@ def of_training(
     place = find_place(str(run))
     counts = run / file_name("val")
     model = load_model(place.checkpoint).to(device)
+    split = "val" if "val" in dataset else None
     return gather(
         place,
-        model,
-        processor_of(model),
-        dataset,
-        label_map,
+        OpenedCheckpoint(place.checkpoint, model, load_processor(model), label_map, dataset, split),
         (run / RECIPE).read_text(encoding="utf-8"),
-        split="val" if "val" in dataset else None,
         counted=Evaluation.load(counts) if counts.is_file() else None,
         at_most=AT_MOST,
         pixels=pixels,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 
-from segtune.errors import UsageError
+from segtune.errors import UsageError, listed
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.modeling_segformer import (
     SegformerForImageClassification,
@@ -89,7 +88,7 @@ def _check_layers(ours: nn.Module, modules: dict[str, nn.Module]) -> None:
     ]
     if replaced:
         raise UsageError(
-            f"not a plain SegFormer: {_listed(replaced)}; merge adapters first, and convert layers after "
+            f"not a plain SegFormer: {listed(replaced, _SHOWN)}; merge adapters first, and convert layers after "
             "from_transformers"
         )
 
@@ -105,7 +104,7 @@ def _share_tensors(ours: nn.Module, theirs: nn.Module) -> None:
         ),
     }
     if any(faults.values()):
-        found = "; ".join(f"{what}: {_listed(names)}" for what, names in faults.items() if names)
+        found = "; ".join(f"{what}: {listed(names, _SHOWN)}" for what, names in faults.items() if names)
         raise UsageError(f"the parameters are not those of a SegFormer with this configuration: {found}")
     for key in wanted:
         path, _, leaf = key.rpartition(".")
@@ -122,8 +121,3 @@ def _published(name: str) -> str:
     for pattern, replacement in _PUBLISHED_NAMES:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = [f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
-    return ", ".join([*names[:_SHOWN], *more])

@@ -1,4 +1,4 @@
-"""Numbers of an evaluation that only the report shows, and how numbers are written there."""
+"""Number formatting, and numbers of an evaluation that only the report shows: confusions, boundary and interior."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables for the terminal: of an evaluation, of a comparison, of the shipped recipes."""
+"""Terminal tables: of an evaluation, of a comparison, of the shipped recipes."""
 
 from __future__ import annotations
 
@@ -22,23 +22,21 @@ def show(*parts: RenderableType) -> None:
 
 
 def evaluation_table(result: Row) -> Table:
-    """The scores of each class, of `Evaluation.scores()` with the intervals of `uncertainty.intervals` in it."""
+    """The scores of each class, of `Evaluation.scores()` (detailed) with `uncertainty.intervals` in it."""
     level = f"{100 * result['intervals']['level']:g} %"
-    detailed = "mean_boundary_iou" in result
-    extra = ["boundary IoU"] if detailed else []
-    names = ["IoU", level, "accuracy", "precision", "recall", "Dice", *extra, "pixels", "images"]
-    table = _table("class", names)
+    columns = ["IoU", level, "accuracy", "precision", "recall", "Dice", "boundary IoU", "pixels", "images"]
+    table = _table("class", columns)
     pixels = sum(row["pixels"] for row in result["per_class"].values())
     for name, row in result["per_class"].items():
-        scores = [row[key] for key in ("accuracy", "precision", "recall", "dice", *["boundary_iou"][: len(extra)])]
+        scores = (row[key] for key in ("accuracy", "precision", "recall", "dice", "boundary_iou"))
         share = f"{100 * row['pixels'] / pixels:.2f} %" if pixels else "0"
         interval = _interval(result["intervals"]["per_class"][name]["bca"])
         iou = "absent" if row["iou"] is None else _number(row["iou"])
         table.add_row(name, iou, interval, *map(_number, scores), share, f"{row['images']}")
     table.add_section()
-    means = ("mean_accuracy", "mean_precision", "mean_accuracy", "mean_dice", *["mean_boundary_iou"][: len(extra)])
+    means = (result[f"mean_{key}"] for key in ("accuracy", "precision", "accuracy", "dice", "boundary_iou"))
     interval = _interval(result["intervals"]["mean_iou"]["bca"])
-    table.add_row("mean", _number(result["mean_iou"]), interval, *(_number(result[key]) for key in means), "", "")
+    table.add_row("mean", _number(result["mean_iou"]), interval, *map(_number, means), "", "")
     return table
 
 
@@ -50,12 +48,10 @@ def evaluation_lines(result: Row) -> Iterable[str]:
         ("Cohen's kappa", result["kappa"]),
         ("mean over images of their mIoU", result["mean_image_iou"]),
     )
-    if "mean_boundary_iou" in result:
-        sizes = [(f"mIoU of {size} objects", result[f"mean_iou_{size}"]) for size in ("small", "medium", "large")]
-        yield _line(("boundary IoU", result["mean_boundary_iou"]), ("boundary F1", result["mean_boundary_f1"]), *sizes)
-    if "calibration" in result:
-        ece = {region: values["ece"] for region, values in result["calibration"].items()}
-        yield _line(("calibration error", ece["all"]), ("near boundaries", ece["boundary"]))
+    sizes = ((f"mIoU of {size} objects", result[f"mean_iou_{size}"]) for size in ("small", "medium", "large"))
+    yield _line(("boundary IoU", result["mean_boundary_iou"]), ("boundary F1", result["mean_boundary_f1"]), *sizes)
+    error = {region: values["ece"] for region, values in result["calibration"].items()}
+    yield _line(("calibration error", error["all"]), ("near boundaries", error["boundary"]))
     yield _headline(result)
 
 
@@ -76,12 +72,9 @@ def comparison_table(result: Row) -> Table:
     table = _table("class", ["A", "B", "B - A", level, "p", "q", "images"])
     changed = [(name, row) for name, row in result["per_class"].items() if row["changed"]]
     for name, row in sorted(changed, key=lambda item: -abs(item[1]["difference"])):
-        cells = [_number(row["first"]), _number(row["second"]), _signed(row["difference"]), _interval(row["bca"], True)]
-        table.add_row(name, *cells, _number(row["p_value"]), _number(row["q_value"]), f"{row['images']}")
+        table.add_row(name, *_difference(row), _number(row["q_value"]), f"{row['images']}")
     table.add_section()
-    row = result["mean_iou"]
-    cells = [_number(row["first"]), _number(row["second"]), _signed(row["difference"]), _interval(row["bca"], True)]
-    table.add_row("mean IoU", *cells, _number(row["p_value"]), "", f"{result['num_images']}")
+    table.add_row("mean IoU", *_difference(result["mean_iou"]), "", f"{result['num_images']}")
     return table
 
 
@@ -119,6 +112,12 @@ def _table(first: str, others: Sequence[str]) -> Table:
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
     return table
+
+
+def _difference(row: Row) -> list[str]:
+    """The cells of both runs' scores, their difference, its interval and p-value."""
+    scores = [_number(row["first"]), _number(row["second"]), _signed(row["difference"])]
+    return [*scores, _interval(row["bca"], True), _number(row["p_value"])]
 
 
 def _line(*parts: tuple[str, float | None]) -> str:

@@ -1,0 +1,199 @@
+"""Evaluation of a checkpoint: scores with error bars on one split of a data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from segtune.data.config import DatasetConfig
+from segtune.data.dataset import open_dataset
+from segtune.data.lazy_rows import sample_ids
+from segtune.data.splits import choose_split
+from segtune.data.transforms import TransformConfig
+from segtune.errors import UsageError
+from segtune.evaluation import uncertainty
+from segtune.evaluation.evaluation import Evaluation
+from segtune.inference.device import to_device
+from segtune.inference.evaluate import evaluate_model
+from segtune.inference.processor import load_processor, processor_from_transforms
+from segtune.inference.protocol import InferenceProtocol
+from segtune.labels.label_map import LabelMap
+from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+from segtune.segformer.loading import load_model
+from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+from segtune.viz.comparisons import Comparisons
+
+if TYPE_CHECKING:
+    import datasets
+
+
+class DataSettings(Protocol):
+    """What evaluation needs of a recipe."""
+
+    @property
+    def dataset(self) -> DatasetConfig: ...
+
+    @property
+    def transforms(self) -> TransformConfig: ...
+
+
+@dataclass
+class CheckpointEvaluation:
+    """The scores of a checkpoint on a split, with error bars.
+
+    Attributes:
+        checkpoint: its folder or Hub id.
+        split: that was evaluated.
+        protocol: how images were seen, such as "whole" or "slide 1024 stride 768".
+        evaluation: the counts of each image, which `save` keeps for `segtune compare`.
+        scores: see `Evaluation.scores`.
+        intervals: see `uncertainty.intervals`.
+    """
+
+    checkpoint: str
+    split: str
+    protocol: str
+    evaluation: Evaluation
+    scores: dict[str, Any]
+    intervals: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: the scores with `checkpoint`, `split`, `protocol` before them and `intervals` behind."""
+        about = {"checkpoint": self.checkpoint, "split": self.split, "protocol": self.protocol}
+        return about | self.scores | {"intervals": self.intervals}
+
+    def save(self, path: str | Path) -> None:
+        """Keep the counts of each image in a file (.npz) that `segtune compare` and `Evaluation.load` read."""
+        self.evaluation.save(path)
+
+
+class OpenedCheckpoint(NamedTuple):
+    """A checkpoint, ready to run over a split of a data set whose classes are its own.
+
+    Attributes:
+        name: its folder or Hub id.
+        dataset: the rows of all splits; `rows` are those of `split`.
+        split: None where the data has none to evaluate.
+    """
+
+    name: str
+    model: SegformerForSemanticSegmentation
+    processor: SegformerImageProcessor
+    label_map: LabelMap
+    dataset: Mapping[str, Any]
+    split: str | None
+
+    @property
+    def rows(self) -> datasets.Dataset:
+        rows: datasets.Dataset = self.dataset[self.split or "val"]
+        return rows
+
+
+def evaluate_checkpoint(
+    checkpoint: str | os.PathLike[str],
+    data: str | os.PathLike[str] | DataSettings,
+    *,
+    split: str = "test",
+    window: int | None = None,
+    stride: int | None = None,
+    tta: bool = False,
+    group_by: str | None = None,
+    boundary_width: float | None = None,
+    overlays: str | os.PathLike[str] | None = None,
+    limit_overlays: int = 12,
+    batch_size: int = 1,
+    device: str | None = None,
+    progress: bool = True,
+) -> CheckpointEvaluation:
+    """Score a checkpoint on one split of a data set, at the masks' own size, with bootstrap intervals.
+
+    Args:
+        checkpoint: a folder such as "runs/demo/best", or a Hub id "user/name" or "user/name@revision".
+        data: a recipe, as `load_recipe` returns it; or the path of a data set whose masks hold what the checkpoint was
+            trained on.
+        split: "train", "val" or "test".
+        window: side of the windows, a multiple of 32; 0 for the whole image at once. Default is what the checkpoint's
+            processor says.
+        stride: pixels from one window to the next; default is the processor's or three quarters of the window.
+        tta: average the probabilities over six scales from 0.5 to 1.75, each with and without a flip.
+        group_by: a regular expression; images whose ids agree in what it finds are resampled together.
+        boundary_width: the margin that boundary IoU looks at, as a share of the image's diagonal; default is 0.02.
+        overlays: a folder for pictures image | truth | prediction of `limit_overlays` samples, spread over the split.
+        batch_size: images of one size, or windows of one image, that run at once.
+        device: "cpu", "cuda", "mps", …; default is the best there is.
+        progress: show a bar on stderr.
+
+    Raises:
+        UsageError: no such checkpoint, data set, split or device; the labels of both differ; no such window or groups.
+        DataError: a file that cannot be read, or a mask that the label map does not fit; the message names the sample.
+    """
+    opened = open_checkpoint(checkpoint, data, split=split, group_by=group_by, device=device)
+    label_map = opened.label_map
+    pictures = None
+    if overlays is not None:
+        pictures = Comparisons(Path(overlays), label_map, sample_ids(opened.rows), limit_overlays)
+    protocol = InferenceProtocol.choose(opened.processor, window, stride, tta)
+    evaluation = Evaluation(label_map.names, label_map.ignore_index, detailed=True, boundary_width=boundary_width)
+    evaluate_model(
+        opened.model,
+        opened.rows,
+        label_map,
+        opened.processor,
+        evaluation=evaluation,
+        protocol=protocol,
+        batch_size=batch_size,
+        progress=progress,
+        on_image=pictures.save if pictures else None,
+    )
+    if pictures:
+        pictures.save_overview()
+    about = {"checkpoint": opened.name, "split": split, "protocol": str(protocol)}
+    evaluation.about = about | {"calibration_temperature": opened.model.config.calibration_temperature}
+    intervals = uncertainty.intervals(evaluation, group_by=group_by)
+    return CheckpointEvaluation(**about, evaluation=evaluation, scores=evaluation.scores(), intervals=intervals)
+
+
+def open_checkpoint(
+    checkpoint: str | os.PathLike[str],
+    data: str | os.PathLike[str] | DataSettings,
+    *,
+    split: str | None = "test",
+    group_by: str | None = None,
+    device: str | None = None,
+) -> OpenedCheckpoint:
+    """Load a checkpoint and open the data that it is to be run on.
+
+    Args:
+        split: default is test where the data has it, else val.
+        group_by: is checked before the checkpoint is loaded, see `uncertainty.units_of`.
+        checkpoint, data, device: see `evaluate_checkpoint`.
+
+    Raises:
+        UsageError: see `evaluate_checkpoint`.
+    """
+    name, model, default = os.fspath(checkpoint), None, None
+    if isinstance(data, (str, os.PathLike)):
+        model = load_model(name)
+        labels = LabelMap.from_config(model.config)
+        config = DatasetConfig(path=os.fspath(data), labels=labels.to_dict(), ignore_index=labels.ignore_index)
+    else:
+        config, default = data.dataset, partial(processor_from_transforms, data.transforms)
+    at_hand = config.model_copy(update={"streaming": config.streaming and split != "train"})
+    dataset, label_map = open_dataset(at_hand)
+    split = choose_split(split, dataset, config.path)
+    uncertainty.units_of(sample_ids(dataset[split]), group_by)
+    model = to_device(model or load_model(name), device)
+    _check_same_labels(name, LabelMap.from_config(model.config), config.path, label_map)
+    return OpenedCheckpoint(name, model, load_processor(model, default), label_map, dataset, split)
+
+
+def _check_same_labels(checkpoint: str, own: LabelMap, path: str, label_map: LabelMap) -> None:
+    if own.names != label_map.names:
+        raise UsageError(
+            f"the labels disagree: {checkpoint} has {own.num_labels} ({', '.join(own.names)}), {path} has "
+            f"{label_map.num_labels} ({', '.join(label_map.names)}); dataset.labels can name the checkpoint's"
+        )

@@ -1,0 +1,130 @@
+"""Output files of a prediction: which inputs are meant, what is wanted of each, and where it goes."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from segtune.errors import UsageError, listed
+from segtune.imageio.geotiff import is_georeferenced
+from segtune.imageio.video import is_video
+from segtune.inference.polygons import PolygonFormat
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".npy", ".npz", ".png", ".tif", ".tiff", ".webp"})
+COCO_FILE = "annotations.coco.json"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What `segtune predict` writes beside the masks.
+
+    Attributes:
+        overlay: the classes in their colours over the image.
+        confidence: probabilities as 8-bit PNG or 32-bit TIFF.
+        polygons: in this format; `simplify` and `min_region` as for `polygons.trace`.
+    """
+
+    overlay: bool = False
+    confidence: Literal["png", "tif"] | None = None
+    polygons: PolygonFormat | None = None
+    simplify: float = 0.0
+    min_region: int = 0
+
+
+def find_images(patterns: Iterable[str]) -> list[Path]:
+    """The images of files, folders (not their sub-folders) and globs (`**` included), each once, in this order.
+
+    Raises UsageError for a pattern without any image.
+    """
+    found: dict[str, Path] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            matches = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        elif path.is_file():
+            matches = [path]
+        else:
+            matches = sorted(file for file in map(Path, glob.glob(pattern, recursive=True)) if file.is_file())
+        if not matches:
+            raise UsageError(f"{pattern}: {'no images in this folder' if path.is_dir() else 'no such image'}")
+        for match in matches:
+            found.setdefault(os.path.abspath(match), match)
+    return list(found.values())
+
+
+class Targets(NamedTuple):
+    """The files that come of one input; None for what is not wanted.
+
+    Attributes:
+        name: of the input, its path below the folder that all inputs have in common.
+        mask: of a video, a folder of masks.
+    """
+
+    name: str
+    mask: Path
+    overlay: Path | None = None
+    confidence: Path | None = None
+    polygons: Path | None = None
+
+    @property
+    def paths(self) -> list[Path]:
+        return [path for path in self[1:] if path is not None]
+
+
+def plan_targets(sources: Sequence[Path], output: Path, wanted: Wanted, overwrite: bool = False) -> list[Targets]:
+    """Where everything goes: the paths of the inputs below the folder that all have in common, with other endings.
+
+    `a.jpg` and `a.bmp` of one folder become `a.jpg.png` and `a.bmp.png`. A mask is a PNG; of a georeferenced TIFF, a
+    TIFF; of a video, a folder.
+
+    Raises:
+        UsageError: something would lie in a folder of inputs, would be written twice, or exists.
+    """
+    absolute = [Path(os.path.abspath(path)) for path in sources]
+    common = os.path.commonpath([path.parent for path in absolute])
+    names = [path.relative_to(common) for path in absolute]
+    stems = [name.with_suffix("") for name in names]
+    uses = Counter(stems)
+    targets = [
+        _targets(source, name, output / (stem if uses[stem] == 1 else name), wanted)
+        for source, stem, name in zip(absolute, stems, names, strict=True)
+    ]
+    written = [path for target in targets for path in target.paths]
+    if wanted.polygons == "coco":
+        written.append(output / COCO_FILE)
+    counts = Counter(written)
+    if twice := next((path for path in written if counts[path] > 1), None):
+        raise UsageError(f"{twice} would be written twice: predict these images one after the other")
+    folders = {path.parent.resolve() for path in absolute}
+    if clash := next((path for path in written if path.parent.resolve() in folders), None):
+        raise UsageError(f"--output {output}: {clash} would lie among the input images; name another folder")
+    there = [path for path in written if path.exists()]
+    if there and not overwrite:
+        raise UsageError(
+            f"{listed(there, 1)} exist{'s' * (len(there) == 1)} already; name another folder, or say --overwrite"
+        )
+    return targets
+
+
+def _targets(source: Path, name: Path, base: Path, wanted: Wanted) -> Targets:
+    def beside(ending: str, is_wanted: bool = True) -> Path | None:
+        return base.with_name(base.name + ending) if is_wanted else None
+
+    if is_video(source):
+        if wanted.confidence or wanted.polygons:
+            raise UsageError(f"{source}: --confidence and --polygons are for images, this is a video")
+        return Targets(name.as_posix(), base, beside("_overlay.mp4", wanted.overlay))
+    mask = base.with_name(base.name + (".tif" if is_georeferenced(source) else ".png"))
+    endings = {"geojson": ".geojson", "labelme": ".json"}
+    return Targets(
+        name.as_posix(),
+        mask,
+        beside("_overlay.png", wanted.overlay),
+        beside(f"_confidence.{wanted.confidence}", wanted.confidence is not None),
+        beside(endings.get(wanted.polygons or "", ""), wanted.polygons in endings),
+    )
