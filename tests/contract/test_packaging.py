@@ -105,11 +105,12 @@ def test_wheel_contents(wheel: Path) -> None:
     assert packaged == wanted | recipes
     assert {
         "py.typed",
-        "model_card.md",
-        "doctor_page.css",
-        "page.css",
-        "report/report.css",
-        "report/report.js",
+        "doctor/templates/page.html",
+        "hub/templates/model_card.md",
+        "report/templates/page.html",
+        "report/templates/report.js",
+        "viz/templates/base.html",
+        "viz/templates/page.css",
         "data/earth/README.md",
         "data/earth/LICENSE.md",
         "data/earth/classes.json",

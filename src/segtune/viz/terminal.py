@@ -10,6 +10,8 @@ from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from segtune.viz.numbers import interval, number
+
 Row = dict[str, Any]
 
 
@@ -32,13 +34,13 @@ def evaluation_table(result: Row) -> Table:
     for name, row in result["per_class"].items():
         scores = [row[key] for key in ("accuracy", "precision", "recall", "dice", *["boundary_iou"][: len(extra)])]
         share = f"{100 * row['pixels'] / pixels:.2f} %" if pixels else "0"
-        interval = _interval(result["intervals"]["per_class"][name]["bca"])
+        ends = _interval(result["intervals"]["per_class"][name]["bca"])
         iou = "absent" if row["iou"] is None else _number(row["iou"])
-        table.add_row(name, iou, interval, *map(_number, scores), share, f"{row['images']}")
+        table.add_row(name, iou, ends, *map(_number, scores), share, f"{row['images']}")
     table.add_section()
     means = ("mean_accuracy", "mean_precision", "mean_accuracy", "mean_dice", *["mean_boundary_iou"][: len(extra)])
-    interval = _interval(result["intervals"]["mean_iou"]["bca"])
-    table.add_row("mean", _number(result["mean_iou"]), interval, *(_number(result[key]) for key in means), "", "")
+    ends = _interval(result["intervals"]["mean_iou"]["bca"])
+    table.add_row("mean", _number(result["mean_iou"]), ends, *(_number(result[key]) for key in means), "", "")
     return table
 
 
@@ -60,11 +62,11 @@ def evaluation_lines(result: Row) -> Iterable[str]:
 
 
 def _headline(result: Row) -> str:
-    score = "undefined" if result["mean_iou"] is None else f"{result['mean_iou']:.4f}"
-    interval = _interval(result["intervals"]["mean_iou"]["bca"])
+    score = number(result["mean_iou"], 4, undefined="undefined")
+    ends = _interval(result["intervals"]["mean_iou"]["bca"])
     how = result["intervals"]
-    text = f"{result['split']} mIoU {score} {interval}".rstrip() + f" over {result['num_images']} images"
-    if not interval:
+    text = f"{result['split']} mIoU {score} {ends}".rstrip() + f" over {result['num_images']} images"
+    if not ends:
         return text
     units = f"{how['units']} groups" if how["unit"] == "group" else "images"
     return f"{text} ({100 * how['level']:g} % BCa interval, {how['resamples']} resamples of {units})"
@@ -76,13 +78,21 @@ def comparison_table(result: Row) -> Table:
     table = _table("class", ["A", "B", "B - A", level, "p", "q", "images"])
     changed = [(name, row) for name, row in result["per_class"].items() if row["changed"]]
     for name, row in sorted(changed, key=lambda item: -abs(item[1]["difference"])):
-        cells = [_number(row["first"]), _number(row["second"]), _signed(row["difference"]), _interval(row["bca"], True)]
-        table.add_row(name, *cells, _number(row["p_value"]), _number(row["q_value"]), f"{row['images']}")
+        table.add_row(name, *_compared(row), _number(row["p_value"]), _number(row["q_value"]), f"{row['images']}")
     table.add_section()
     row = result["mean_iou"]
-    cells = [_number(row["first"]), _number(row["second"]), _signed(row["difference"]), _interval(row["bca"], True)]
-    table.add_row("mean IoU", *cells, _number(row["p_value"]), "", f"{result['num_images']}")
+    table.add_row("mean IoU", *_compared(row), _number(row["p_value"]), "", f"{result['num_images']}")
     return table
+
+
+def _compared(row: Row) -> list[str]:
+    """The cells of A, B, and their difference with its interval."""
+    return [
+        _number(row["first"]),
+        _number(row["second"]),
+        _number(row["difference"], signed=True),
+        _interval(row["bca"], signed=True),
+    ]
 
 
 def comparison_lines(result: Row) -> Iterable[str]:
@@ -91,8 +101,8 @@ def comparison_lines(result: Row) -> Iterable[str]:
     changed = sum(row["changed"] for row in known)
     yield f"{changed} of {len(known)} classes changed (false discovery rate 5 %: q at most 0.05)"
     row, units = result["mean_iou"], f"{result['units']} {result['unit']}s"
-    interval = _interval(row["bca"], True)
-    text = f"mIoU of B - A: {_signed(row['difference'])} {interval}".rstrip()
+    ends = _interval(row["bca"], signed=True)
+    text = f"mIoU of B - A: {_number(row['difference'], signed=True)} {ends}".rstrip()
     yield (
         f"{text}, p = {_number(row['p_value'])} ({100 * result['level']:g} % BCa interval of a paired bootstrap, "
         f"paired permutation test; {result['resamples']} resamples of {units})"
@@ -106,8 +116,8 @@ def recipe_table(recipes: Sequence[Row]) -> Table:
     for name, ratio in (("data set", 5), ("images", 4), ("licence of the data", 4)):
         table.add_column(name, overflow="fold", ratio=ratio)
     table.add_column("checked")
-    for number, row in enumerate(recipes):
-        if row["template"] and number and not recipes[number - 1]["template"]:
+    for index, row in enumerate(recipes):
+        if row["template"] and index and not recipes[index - 1]["template"]:
             table.add_section()
         table.add_row(*(row[key] for key in ("name", "data", "size", "license", "checked")))
     return table
@@ -125,15 +135,9 @@ def _line(*parts: tuple[str, float | None]) -> str:
     return ", ".join(f"{name} {_number(value)}" for name, value in parts)
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.4f}"
+def _number(value: float | None, signed: bool = False) -> str:
+    return number(value, 4, signed=signed, undefined="-")
 
 
 def _interval(ends: Sequence[float | None], signed: bool = False) -> str:
-    if None in ends:
-        return ""
-    return "[{}, {}]".format(*(f"{end:+.3f}" if signed else f"{end:.3f}" for end in ends))
+    return interval(ends, "[{}, {}]", signed=signed)
