@@ -43,7 +43,7 @@ FENCES = {
     "cv2": {"data.augmentations"},
     "datasets": {"data"},
     "evaluate": {"evaluation.metrics"},
-    "huggingface_hub": {"hub", "hub_errors", "data.formats.hub_parquet"},
+    "huggingface_hub": {"hub", "hub_errors", "data.convert.dataset_card", "data.formats.hub_parquet"},
     "jinja2": {"doctor", "hub", "report", "viz.html"},
     "matplotlib": {"bench"},
     "peft": {"training.lora"},

@@ -111,6 +111,7 @@ def test_wheel_contents(wheel: Path) -> None:
         "report/templates/report.js",
         "viz/templates/base.html",
         "viz/templates/page.css",
+        "data/convert/templates/dataset_card.md",
         "data/earth/README.md",
         "data/earth/LICENSE.md",
         "data/earth/classes.json",

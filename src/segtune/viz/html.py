@@ -1,4 +1,4 @@
-"""HTML pages from Jinja2 templates: each is one file that works from anywhere and loads nothing."""
+"""Jinja2 templates, and HTML pages made of them: each is one file that works from anywhere and loads nothing."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from PIL import Image
 import segtune
 from segtune.errors import UsageError
 from segtune.files import write_atomic
+from segtune.labels.markdown import escape_markdown
 from segtune.viz import numbers
 
 
 @cache
 def environment() -> Environment:
-    """The templates of the package by their paths, such as "viz/templates/base.html"; what is put in is escaped.
+    """The templates of the package by their paths, such as "viz/templates/base.html".
 
-    A name that a template uses and nobody gives is an error.
+    What is put into HTML is escaped; in Markdown, the filter `md` escapes what others wrote. A name that a template
+    uses and nobody gives is an error.
     """
     made = Environment(
         loader=PackageLoader("segtune", ""),
-        autoescape=True,
+        autoescape=lambda name: not (name or "").endswith(".md"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -36,6 +38,7 @@ def environment() -> Environment:
         "by": numbers.by,
         "count": numbers.count,
         "interval": numbers.interval,
+        "md": escape_markdown,
         "number": numbers.number,
         "percent": lambda share: _unbroken(numbers.percent(share)),
         "column_percent": lambda share: _unbroken(numbers.column_percent(share)),
