@@ -96,8 +96,8 @@ def _write_report(
         write_report(facts, facts.place.page)
     except Exception as error:  # whatever it is, the run is done; a bug is told with its traceback
         reason, command = f"{type(error).__name__}: {error}", shlex.join(["segtune", "report", str(run)])
-        text, is_bug = "the run is done, but has no report (%s); %s writes it", not isinstance(error, SegtuneError)
-        logger.warning(text, reason, command, exc_info=is_bug)
+        is_bug = not isinstance(error, (SegtuneError, OSError))
+        logger.warning("the run is done, but has no report (%s); %s writes it", reason, command, exc_info=is_bug)
         return None
     return str(facts.place.page)
 

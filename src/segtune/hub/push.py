@@ -184,7 +184,7 @@ class RunPush:
                     self._url = _push(self.run, self.config, staged=staged, example=self._example)
                 logger.info("pushed %s to %s", self.run, self._url)
             except Exception as error:  # whatever it is, it must not end the run; a bug is told with its traceback
-                logger.warning("%s", error, exc_info=not isinstance(error, SegtuneError))
+                logger.warning("%s", error, exc_info=not isinstance(error, (SegtuneError, OSError)))
 
     def _example(self, staged: Path) -> bytes | None:
         """The same picture at every push, looked for once."""
