@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,11 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
+from segtune.data.convert.dataset_card import Origin
+from segtune.data.dataset import resolve_path
 from segtune.errors import SegtuneError
+from segtune.evaluation.evaluation import Evaluation, file_name
+from segtune.evaluation.uncertainty import intervals
 from segtune.files import read_json_lines
 from segtune.hub.licenses import Ancestor, License, describe, hub_id, is_non_commercial, trace
 from segtune.hub.stage import CODE_FILES, EXAMPLE, find_overlays, read_recipe
@@ -311,30 +316,16 @@ def _data_facts(path: str, split_file: Path, read: ReadCard) -> DataFacts:
 
 
 def _facts_in_folder(path: str) -> dict[str, Any]:
-    """What README.md and the label file of a folder say about the data."""
-    from segtune.data.dataset import LABEL_FILES, resolve_path
-
-    try:
-        root = resolve_path(path)
-    except SegtuneError:  # the data is not on this machine
-        return {}
-    facts: dict[str, Any] = {}
-    for name in LABEL_FILES:
-        content = _read_json(root / name) if (root / name).is_file() else {}
-        if isinstance(content, dict):
-            facts |= {key: content[key] for key in ("name", "source") if isinstance(content.get(key), str)}
-            licenses = [value for key, value in content.items() if re.match("licen[cs]e", key)]
-            facts |= {"license": licenses[0]} if licenses else {}
-    if (root / "README.md").is_file():
-        facts |= read_front_matter((root / "README.md").read_text(encoding="utf-8"))
+    """What the label file and README.md of a folder say about the data; where they differ, what README.md says."""
+    facts: dict[str, Any] = dict(Origin.of(path).entries())
+    with suppress(SegtuneError):  # the data is not on this machine
+        card = resolve_path(path) / "README.md"
+        facts |= read_front_matter(card.read_text(encoding="utf-8")) if card.is_file() else {}
     return facts
 
 
 def _counted(staged: Path) -> Results | None:
     """The evaluation on the test split, else the validation split, with intervals."""
-    from segtune.evaluation.evaluation import Evaluation, file_name
-    from segtune.evaluation.uncertainty import intervals
-
     split = next((split for split in ("test", "val") if (staged / file_name(split)).is_file()), None)
     if split is None:
         return None

@@ -1,4 +1,4 @@
-"""Pushing to the Hub: what a run has made, in the foreground or while it goes on; folders of data."""
+"""Pushes to the Hub: of a run, in the foreground or from a thread while it goes on; of folders of data."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def comparison_lines(result: Row) -> Iterable[str]:
 
 
 def recipe_table(recipes: Sequence[Row]) -> Table:
-    """Which recipes there are, of `name`, `data`, `size`, `licence`, `checked`; those of `template` in a part below."""
+    """Which recipes there are, of `name`, `data`, `size`, `license`, `checked`; those of `template` in a part below."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("recipe", no_wrap=True)
     for name, ratio in (("data set", 5), ("images", 4), ("licence of the data", 4)):
