@@ -15,12 +15,13 @@ from segtune.data.index import Sample
 from segtune.doctor.case import Case
 from segtune.doctor.check_classes import class_table
 from segtune.doctor.examine import Diagnosis
-from segtune.doctor.findings import SEVERITIES, Finding, count, sentence
+from segtune.doctor.findings import SEVERITIES, Finding, sentence
 from segtune.doctor.sample_facts import COLOR, read_pair
 from segtune.labels.label_map import LabelMap
 from segtune.labels.mask_values import Color
 from segtune.viz.charts import Axis, Frame
 from segtune.viz.html import check_page, data_url, render, write_page
+from segtune.viz.numbers import count
 from segtune.viz.overlay import overlay
 
 COMMAND = "doctor"
