@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -207,24 +207,17 @@ def _public_name(name: str) -> str:
 
 def without_local_paths(recipe: str) -> str:
     """A recipe's text with the last part of each absolute path only: where files lie, or whose they are, stays here."""
-    found = [node for node in _scalars(yaml.compose(recipe)) if _is_absolute(node.value)]
-    last_part = {node.value: re.split(r"[/\\]", node.value.rstrip("/\\"))[-1] for node in found}
-    for node in reversed(found):  # from the end, so that the places of those before stay right
-        name = yaml.safe_dump([last_part[node.value]], default_flow_style=True, allow_unicode=True, width=10_000)[1:-2]
-        recipe = recipe[: node.start_mark.index] + name + recipe[node.end_mark.index :]
-    for path in sorted(last_part, key=len, reverse=True):  # in comments
-        recipe = recipe.replace(path, last_part[path])
+    found = []  # value, start and end in the text
+    for event in yaml.parse(recipe):
+        if isinstance(event, yaml.ScalarEvent) and _is_absolute(event.value) and event.start_mark and event.end_mark:
+            found.append((event.value, event.start_mark.index, event.end_mark.index))
+    names = {value: re.split(r"[/\\]", value.rstrip("/\\"))[-1] for value, _, _ in found}
+    for value, start, end in reversed(found):  # from the end, so that the places of those before stay right
+        name = yaml.safe_dump([names[value]], default_flow_style=True, allow_unicode=True, width=10_000)[1:-2]
+        recipe = recipe[:start] + name + recipe[end:]
+    for value in sorted(names, key=len, reverse=True):
+        recipe = re.sub(rf"(#.*){re.escape(value)}", rf"\g<1>{names[value]}", recipe)  # in a comment
     return recipe
-
-
-def _scalars(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
-    """The single values in a YAML document, in the order of their text."""
-    if isinstance(node, yaml.ScalarNode):
-        yield node
-    elif isinstance(node, yaml.CollectionNode):
-        for item in node.value:
-            for part in item if isinstance(item, tuple) else (item,):
-                yield from _scalars(part)
 
 
 def _is_absolute(text: str) -> bool:

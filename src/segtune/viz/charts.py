@@ -94,14 +94,8 @@ class Frame(NamedTuple):
     y: Scale
     width: int = WIDTH
     height: int = HEIGHT
-
-    @property
-    def left(self) -> int:
-        return LEFT
-
-    @property
-    def top(self) -> int:
-        return TOP
+    left: int = LEFT
+    top: int = TOP
 
     @property
     def right(self) -> int:
