@@ -221,7 +221,7 @@ def without_local_paths(recipe: str) -> str:
 
 
 def _is_absolute(text: str) -> bool:
-    return re.match(r"/.|~|[A-Za-z]:[/\\]|\\\\", text) is not None
+    return re.match(r"/.|~[^/\\]*[/\\]|[A-Za-z]:[/\\]|\\\\", text) is not None
 
 
 # --- what is known ----------------------------------------------------------------------------------------------------
