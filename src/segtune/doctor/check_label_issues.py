@@ -11,7 +11,7 @@ from segtune.data.index import Sample
 from segtune.data.samples import read_pair
 from segtune.doctor.case import Case
 from segtune.doctor.findings import Finding, count, percent
-from segtune.evaluation.label_issues import median_share, ranked, suspects
+from segtune.evaluation.label_issues import label_issue, median_share, ranked, suspects
 from segtune.inference.segmenter import Segmenter, eval_mode
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 
