@@ -116,6 +116,7 @@ def test_b2_at_rank_8(tmp_path: Path) -> None:
     assert head + 4 * adapters < (tmp_path / ADAPTER_FILE).stat().st_size < head + 4 * adapters + 50_000
 
 
+@pytest.mark.slow
 def test_same_outputs_in_a_fresh_process(base: Path, tmp_path: Path) -> None:
     model, adapter = trained(base), tmp_path / "adapter"
     save_adapter(model, adapter)

@@ -297,7 +297,7 @@ def test_it_learns(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
 
 
-@pytest.mark.parametrize("num_labels", [1, 4])
+@pytest.mark.parametrize("num_labels", [pytest.param(1, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize(
     "loss",
     [{"focal": 1}, {"ohem": 1}, {"dice": 1}, {"tversky": 1}, {"lovasz": 1}, {"cross_entropy": 1, "boundary": 0.02}],
