@@ -17,6 +17,7 @@ from segtune.labels.mask_values import (
     encode_value,
     id_range,
     mask_codes,
+    pack,
     read_color,
     shorten,
     show_value,
@@ -50,6 +51,7 @@ def test_colors_become_codes_and_grey_pictures_ids() -> None:
     codes, is_color = mask_codes(np.full((2, 2, 3), 7, np.uint8))
     assert (codes.tolist(), is_color) == ([[7, 7], [7, 7]], False)
     assert mask_codes(np.array([[True, False]]))[0].tolist() == [[1, 0]]
+    assert pack(np.array([[[7]]])).tolist() == [[0x070707]]
     assert mask_codes(np.array([[0.5, 2]]))[0].tolist() == [[0.5, 2]]
 
 
