@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,6 +22,7 @@ from segtune.doctor.sample_facts import COLOR, read_pair
 from segtune.labels.label_map import LabelMap
 from segtune.labels.mask_values import Color
 from segtune.viz.charts import Axis, Frame
+from segtune.viz.comparisons import evenly_spaced
 from segtune.viz.html import asset, bar, check_page, data_url, document, section, swatch, tile, write_page
 from segtune.viz.overlay import overlay
 
@@ -33,7 +34,6 @@ SETTING = re.compile(r"((?:dataset|transforms|model|training)\.[\w.]+=(?:\{[^}]*
 SIDE_BY_SIDE = ("copies", "leaked-copies", "disputed-copies", "near-copies", "leaked-near-copies")  # images to compare
 SPLIT_COLORS = {"train": "blue", "val": "orange", "test": "green"}
 SIDE = 400.0  # of the chart of sizes, pixels
-Item = TypeVar("Item")
 
 
 def write_doctor_page(diagnosis: Diagnosis, path: Path) -> None:
@@ -196,14 +196,9 @@ def _samples(case: Case) -> str:
     figures: list[str] = []
     for split in case.splits:
         samples = [facts.sample for facts in case.facts if facts.sample.split == split and not facts.faults]
-        spread = _spread(samples, SHOWN_SAMPLES // len(case.splits))
+        spread = evenly_spaced(samples, SHOWN_SAMPLES // len(case.splits))
         figures += _figures(case, spread, overlay_of, len(spread))
     return f'<div class="pictures">{"".join(figures)}</div>'
-
-
-def _spread(items: Sequence[Item], limit: int) -> list[Item]:
-    number = min(limit, len(items))
-    return [items[index * len(items) // number] for index in range(number)]
 
 
 HEIGHT = 240  # of a picture, pixels

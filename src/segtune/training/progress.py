@@ -21,7 +21,7 @@ from segtune.errors import SegtuneError
 from segtune.training.distributed import DeferredScalars, peak_memory_mb
 from segtune.training.run_folder import RunFolder
 from segtune.training.trackers import Trackers
-from segtune.viz.comparisons import Overlays
+from segtune.viz.comparisons import Comparisons
 
 logger = logging.getLogger(__name__)
 
@@ -108,12 +108,12 @@ class TrainingProgress:
         """Wait for the last step and check it; before its weights are evaluated or saved."""
         self._check(self.late.take())
 
-    def scores(self, scores: dict[str, Any], overlays: Overlays) -> None:
+    def scores(self, scores: dict[str, Any], overlays: Comparisons) -> None:
         """Write the result of an evaluation of this step, and send the pictures that were drawn."""
         record = {"step": self.step, "split": "val", **scores}
         self.run.write(record)
         self.trackers.log("val", record)
-        for name, path in overlays.drawn():
+        for name, path in overlays.saved():
             self.trackers.log_picture(f"overlays/{name}", path, self.step)
 
     def finish(self, reason: str) -> None:

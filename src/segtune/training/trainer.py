@@ -43,12 +43,14 @@ from segtune.training.optim import adamw, freeze, parameter_groups, schedule_fac
 from segtune.training.progress import TrainingProgress
 from segtune.training.run_folder import RunFolder
 from segtune.training.trackers import Trackers, flat
-from segtune.viz.comparisons import Overlays
+from segtune.viz.comparisons import Comparisons
 
 if TYPE_CHECKING:
     import datasets
 
 logger = logging.getLogger(__name__)
+
+OVERLAY_SIDE = 1800  # pixels, at most, of a picture in overlays/
 
 
 class SegmentationTrainer:
@@ -123,7 +125,9 @@ class SegmentationTrainer:
         )
         self.place: State | None = None  # in a stream
         ids = [] if eval_dataset is None else sample_ids(eval_dataset)
-        self.overlays = Overlays(self.run.path / "overlays", ids, config.overlays, label_map)
+        self.overlays = Comparisons(
+            self.run.path / "overlays", label_map, ids, config.overlays, suffix=".jpg", longest_side=OVERLAY_SIDE
+        )
         self.step = 0
         self.best: dict[str, Any] = {}
         self.evaluations_since_best = 0
@@ -275,8 +279,8 @@ class SegmentationTrainer:
         config = self.config
         watch.flush()
         with self._averaged():
-            self.overlays.step = self.step
-            evaluation = self.count(self.eval_dataset, self.overlays.draw)
+            self.overlays.folder = self.run.path / "overlays" / f"step-{self.step:06d}"
+            evaluation = self.count(self.eval_dataset, self.overlays.save)
             scores = evaluation.scores()
             watch.scores(scores, self.overlays)
             value, best = dict(flat(scores))[config.best_metric], self.best.get(config.best_metric)
