@@ -173,14 +173,14 @@ def test_the_images_of_a_step_must_be_as_many_as_before(
 ) -> None:
     state = tmp_path / "checkpoints" / "step-000001"
     run = folder(tmp_path, accelerator, resume="auto")
-    run.check_division(state, (4, 2, 2), (4, 2, 2))
+    run.check_batch_layout(state, (4, 2, 2), (4, 2, 2))
     assert caplog.text == ""
-    run.check_division(state, (4, 2, 2), (4, 4, 1))
+    run.check_batch_layout(state, (4, 2, 2), (4, 4, 1))
     assert (
         "a step took 16 images, 4 x 2 x 2 (batch_size x accumulation_steps x processes), now 16, 4 x 4 x 1"
         in caplog.text
     )
     with pytest.raises(UsageError, match=r"took 16 images, 4 x 2 x 2 .* now 8, 4 x 2 x 1: change training.batch_size"):
-        run.check_division(state, (4, 2, 2), (4, 2, 1))
-    folder(tmp_path / "new", accelerator, resume=str(state)).check_division(state, (4, 2, 2), (4, 2, 1))
+        run.check_batch_layout(state, (4, 2, 2), (4, 2, 1))
+    folder(tmp_path / "new", accelerator, resume=str(state)).check_batch_layout(state, (4, 2, 2), (4, 2, 1))
     assert "now 8" in caplog.text  # where a new run starts, it is only said

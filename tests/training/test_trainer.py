@@ -338,16 +338,16 @@ def test_non_finite_loss_stops(data: tuple[Any, LabelMap], tmp_path: Path) -> No
     """At once, not at the next line of the log; the samples are kept, and what was best before as well."""
     run = trainer(data, tmp_path / "run", eval_every=1, log_every=100, max_steps=3)
     best = []
-    evaluate = run._evaluate
+    validate = run._validate
 
-    def spoil(watch: Any) -> dict[str, Any]:
-        scores = evaluate(watch)
+    def spoil() -> dict[str, Any]:
+        scores = validate()
         best.append((tmp_path / "run" / "best" / "model.safetensors").read_bytes())
         with torch.no_grad():
             run.model.decode_head.classifier.bias.fill_(float("nan"))
         return scores
 
-    run._evaluate = spoil
+    run._validate = spoil
     with pytest.raises(SegtuneError, match="the loss is nan at step 2, whose samples are kept in") as caught:
         run.train()
     assert caught.value.exit_code == 1
@@ -380,8 +380,8 @@ def test_the_best_weights_by_any_number_in_either_direction(
         overall = {key: values[key][run.step - 1] for key in ("mean_iou", "overall_accuracy")}
         return overall | {"per_class": {"arid": {"iou": values["arid"][run.step - 1]}}}
 
-    run.count = lambda dataset, on_image: counted(scores)
-    run._save_model = lambda name: saved.append(run.step) if name == "best" else None
+    run.validation.count = lambda model, dataset, on_image: counted(scores)
+    run.run.save_model = lambda name, model, processor: saved.append(run.step) if name == "best" else None
     result = run.train()
     assert saved == steps and result["best"]["step"] == steps[-1] and set(result["best"]) == {"step", metric}
 
@@ -400,7 +400,7 @@ def test_a_run_ends_early_when_it_gets_no_better(data: tuple[Any, LabelMap], tmp
 
     def start(folder: str, **more: Any) -> dict[str, Any]:
         run = trainer(data, tmp_path / folder, **fields, **more)
-        run.count = lambda dataset, on_image: counted(lambda: {"mean_iou": values[run.step - 1]})
+        run.validation.count = lambda model, dataset, on_image: counted(lambda: {"mean_iou": values[run.step - 1]})
         return run.train()
 
     result = start("run")
