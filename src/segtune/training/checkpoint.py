@@ -1,4 +1,4 @@
-"""From settings and files to a model, and back: the start of a run, its `best/` and `final/`, its training states."""
+"""Checkpoints: models as `from_pretrained` reads them, and training states from which a run resumes exactly."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ def save_state(
         "random": accelerator.gather_for_metrics([_random_state()], use_gather_object=True),
         "state": gather_full(state),
     }
+    # Gathering is collective: every process takes part, though only the main one has a use for the result.
     weights = gather_full(accelerator.unwrap_model(model).state_dict())
     if not accelerator.is_main_process:
         return
@@ -68,6 +69,7 @@ def save_state(
         torch.save(content, target / STATE_FILE)
         if recipe is not None:
             (target / RECIPE_FILE).write_text(recipe, encoding="utf-8")
+        # The manifest comes last: a folder that has one was written to its end; its checksums tell bits that rotted.
         files = {file.name: _fingerprint(file) for file in sorted(target.iterdir())}
         (target / MANIFEST_FILE).write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
 
@@ -82,19 +84,24 @@ def load_state(
     Raises:
         DataError: a file is missing or torn (see `check_state`).
     """
+    # Exact means bit for bit: the next step must see the weights, AdamW's moments and step counts, the loss scale, and
+    # the random numbers (dropout, drop path) that the uninterrupted run would have seen. Sample order and augmentation
+    # are functions of seed, epoch and index, the learning rate one of the step: neither has a state.
     check_state(folder)
     weights = load_file(folder / WEIGHTS_FILE)
     content = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
     network = accelerator.unwrap_model(model)
-    own = network.state_dict()
-    network.load_state_dict({name: shard_like(value, own.get(name, value)) for name, value in weights.items()})
+    current = network.state_dict()
+    network.load_state_dict({name: shard_like(value, current.get(name, value)) for name, value in weights.items()})
     optimizer.load_state_dict(content["optimizer"])
+    # AdamW's moments have the shape of their parameter and are sharded with it; its step count is a scalar in each.
     for parameter, slots in optimizer.state.items():
         for name, value in slots.items():
             if value.shape == parameter.shape:
                 slots[name] = shard_like(value, parameter)
     if accelerator.scaler is not None and content["scaler"] is not None:
         accelerator.scaler.load_state_dict(content["scaler"])
+    # With another number of processes no generator continues one of before: dropout then draws other numbers.
     if len(content["random"]) == accelerator.num_processes:
         _set_random_state(content["random"][accelerator.process_index])
     return dict(content["state"])

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The model of a run: built from a recipe's `model` section, with the input channels that the data has."""
 
 from __future__ import annotations
 
@@ -70,6 +70,7 @@ def build_model(config: ModelConfig, label_map: LabelMap, seed: int = 0) -> Segf
             )
         name = label_map.names[1]
         fields |= {"id2label": {0: name}, "label2id": {name: 0}}
+    # What is drawn here must not shift the draws of the training, nor theirs depend on what is drawn here.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if config.name is None:
@@ -125,8 +126,10 @@ def adapt_input_channels(weight: Tensor, num_channels: int, how: Literal["inflat
     old = weight.shape[1]
     if how == "average":
         return weight.mean(1, keepdim=True).repeat(1, num_channels, 1, 1) * (old / num_channels)
-    places = torch.arange(max(old, num_channels), device=weight.device)
+    # W'[:, n] = sum_i W[:, i] S[i, n]. Both sets of channels are gone round in turn, S[i, n] = 1 where they meet. A row
+    # is divided by its sum, so that sum_n S[i, n] = 1: the response to equal channels, sum_n W'[:, n] x, stays.
+    pairs = torch.arange(max(old, num_channels), device=weight.device)
     shares = weight.new_zeros(old, num_channels)
-    shares[places % old, places % num_channels] = 1
+    shares[pairs % old, pairs % num_channels] = 1
     shares /= shares.sum(1, keepdim=True)
     return torch.einsum("oihw,in->onhw", weight, shares).contiguous()
