@@ -37,7 +37,8 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def test_lines_of_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")  # the width of the bar
-    with progress_of(tmp_path) as progress:
+    progress = progress_of(tmp_path)
+    with progress.logged_from(0):
         for step, micro_batches in enumerate(progress.timed(batches(12)), start=1):
             progress.add(torch.tensor(float(step)), torch.tensor(0.5), 0.01, micro_batches)
         progress.finish("done")
@@ -56,7 +57,8 @@ def test_lines_of_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
 
 def test_a_line_names_the_bottleneck(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The loader takes nearly all of the time; said once, and not before there is enough to judge by."""
-    with progress_of(tmp_path) as progress:
+    progress = progress_of(tmp_path)
+    with progress.logged_from(0):
         for micro_batches in progress.timed(batches(12, seconds=0.02)):
             progress.add(torch.tensor(1.0), torch.tensor(0.5), 0.01, micro_batches)
     assert len(caplog.records) == 1
@@ -80,7 +82,8 @@ def test_waiting_is_measured_and_judged() -> None:
 
 
 def test_a_busy_device_does_not_wait_for_data(tmp_path: Path) -> None:
-    with progress_of(tmp_path) as progress:
+    progress = progress_of(tmp_path)
+    with progress.logged_from(0):
         progress.scalars.is_waiting = lambda: True  # it still computes the step before
         for micro_batches in progress.timed(batches(4, seconds=0.01)):
             progress.add(torch.tensor(1.0), torch.tensor(0.5), 0.01, micro_batches)
@@ -98,7 +101,8 @@ def test_a_busy_device_does_not_wait_for_data(tmp_path: Path) -> None:
 def test_what_is_not_finite_stops_at_once_and_its_samples_are_kept(
     tmp_path: Path, loss: float, norm: float, message: str
 ) -> None:
-    with progress_of(tmp_path, log_every=100) as progress, pytest.raises(SegtuneError, match=message) as caught:
+    progress = progress_of(tmp_path, log_every=100)
+    with progress.logged_from(0), pytest.raises(SegtuneError, match=message) as caught:
         for step, micro_batches in enumerate(progress.timed(batches(4))):
             values = (loss, norm) if step == 1 else (1.0, 1.0)
             progress.add(torch.tensor(values[0]), torch.tensor(values[1]), 0.01, micro_batches)
@@ -111,7 +115,8 @@ def test_what_is_not_finite_stops_at_once_and_its_samples_are_kept(
 
 
 def test_a_gradient_that_overflows_is_expected_where_the_loss_is_scaled(tmp_path: Path) -> None:
-    with progress_of(tmp_path, log_every=1) as progress:
+    progress = progress_of(tmp_path, log_every=1)
+    with progress.logged_from(0):
         progress.accelerator.scaler = object()
         for micro_batches in progress.timed(batches(1)):
             progress.add(torch.tensor(1.0), torch.tensor(float("inf")), 0.01, micro_batches)

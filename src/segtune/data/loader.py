@@ -127,23 +127,9 @@ class TrainingBatches:
         return step * self.images_per_step / len(self.samples)
 
     def _sampler(self, start_step: int, max_steps: int) -> StepSampler | StreamSampler:
+        steps = {"accumulation_steps": self.accumulation_steps, "start_step": start_step, "max_steps": max_steps}
+        processes = {"process_index": self.process_index, "num_processes": self.num_processes}
         if self.streamed:
-            stream = ShardStream(self.samples.dataset, self.buffer, self.seed, self.process_index, self.num_processes)
-            return StreamSampler(
-                stream,
-                self.batch_size,
-                accumulation_steps=self.accumulation_steps,
-                start_step=start_step,
-                max_steps=max_steps,
-                state=self.stream_state,
-            )
-        return StepSampler(
-            len(self.samples),
-            self.batch_size,
-            accumulation_steps=self.accumulation_steps,
-            process_index=self.process_index,
-            num_processes=self.num_processes,
-            seed=self.seed,
-            start_step=start_step,
-            max_steps=max_steps,
-        )
+            stream = ShardStream(self.samples.dataset, self.buffer, self.seed, **processes)
+            return StreamSampler(stream, self.batch_size, state=self.stream_state, **steps)
+        return StepSampler(len(self.samples), self.batch_size, seed=self.seed, **steps, **processes)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -127,31 +127,28 @@ def check_state(folder: Path) -> None:
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:
-    with file.open("rb") as opened:
-        return {"bytes": file.stat().st_size, "sha256": _sha256(opened)}
-
-
-def _sha256(opened: BinaryIO) -> str:
     digest = hashlib.sha256()
-    while block := opened.read(2**20):
-        digest.update(block)
-    return digest.hexdigest()
+    with file.open("rb") as opened:
+        while block := opened.read(2**20):
+            digest.update(block)
+    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _generators() -> dict[str, Any]:
+    """The modules of torch that hold a random generator on this machine."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    modules = {"cpu": torch.random, "cuda": torch.cuda, "mps": torch.mps}
+    return {name: modules[name] for name, there in available.items() if there}
 
 
 def _random_state() -> dict[str, Any]:
-    return {
-        "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
-    }
+    return {name: module.get_rng_state() for name, module in _generators().items()}
 
 
 def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    if state.get("mps") is not None and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(state["mps"])
+    for name, module in _generators().items():
+        if name in state:  # a run may go on on another kind of device
+            module.set_rng_state(state[name])
 
 
 def saved_states(folder: Path) -> list[Path]:

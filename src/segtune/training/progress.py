@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from types import TracebackType
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ DATA_BOUND = 0.3  # share of the time spent waiting for data from which on the r
 
 
 class TrainingProgress:
-    """A context around the steps of a run that shows and logs how they go: bar, `metrics.jsonl`, trackers.
+    """Shows and logs how the steps of a run go: progress bar, `metrics.jsonl`, trackers.
 
     Args:
         batches: what the steps are made of, for epochs and throughput.
@@ -54,26 +54,20 @@ class TrainingProgress:
         self.scalars = DeferredScalars(run.accelerator.device)
         self.throughput = Throughput()
         self.step = 0
-
-    def starting_at(self, step: int) -> TrainingProgress:
-        """The same, for a run that has made `step` steps before."""
-        self.step = step
-        return self
-
-    def __enter__(self) -> TrainingProgress:
-        self.trackers.start(self.step, self.settings)
-        hidden = not self.accelerator.is_local_main_process
-        self.bar = tqdm(total=self.config.max_steps, initial=self.step, desc="train", unit="step", disable=hidden)
-        self.started = time.perf_counter()
-        self.throughput = Throughput()
         self.warned = False
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bar.close()
-        self.trackers.finish()
+    @contextmanager
+    def logged_from(self, step: int) -> Iterator[None]:
+        """A context around the steps of a run that has made `step` steps before: opens bar and trackers."""
+        self.step, self.started = step, time.perf_counter()
+        self.trackers.start(step, self.settings)
+        hidden = not self.accelerator.is_local_main_process
+        total = self.config.max_steps
+        with tqdm(total=total, initial=step, desc="train", unit="step", disable=hidden) as self.bar:
+            try:
+                yield
+            finally:
+                self.trackers.finish()
 
     def timed(self, steps: Iterator[MicroBatches]) -> Iterator[MicroBatches]:
         """The same; measures the time of each step, and how long the device was idle for want of data."""

@@ -164,7 +164,7 @@ class SegmentationTrainer:
         self.run.begin(self.step, environment(self.accelerator))
         train_mode(self.model, config.freeze, config.batch_norm)
         limit = seconds(config.time_limit) if config.time_limit else None
-        with StopRequest(limit) as request, self.progress.starting_at(self.step):
+        with StopRequest(limit) as request, self.progress.logged_from(self.step):
             last, stopped = self._steps(request)
             if not stopped:
                 self._save_final()
