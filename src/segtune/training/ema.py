@@ -15,6 +15,8 @@ from segtune.training.distributed import local_part, shard_like
 _UPDATES = "updates"
 
 
+# torch.optim.swa_utils.AveragedModel is not used: it copies the module, which FSDP 2 refuses ("FSDP does not support
+# deepcopy"), keeps averages of bf16 weights in bf16, copies frozen weights, and averages counters of batches.
 class ExponentialMovingAverage:
     """A running mean of the weights over the steps: `average = d · average + (1 - d) · weight`.
 
