@@ -113,20 +113,6 @@ def test_a_state_holds_the_recipe_of_its_run(accelerator: Accelerator, tmp_path:
     assert (run.states / "step-000001" / "recipe.yaml").read_text() == "# a recipe\n"
 
 
-def test_a_resumed_process_draws_the_same_random_numbers(accelerator: Accelerator, tmp_path: Path) -> None:
-    run = folder(tmp_path, accelerator)
-    model = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(model.parameters())
-    run.save_state(1, model, optimizer, {"step": 1, "note": [1, 2]})
-    expected, weights = torch.rand(4), {name: value.clone() for name, value in model.state_dict().items()}
-    model(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    assert run.load_state(run.states / "step-000001", model, optimizer) == {"step": 1, "note": [1, 2]}
-    assert torch.equal(torch.rand(4), expected)
-    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
-    assert not optimizer.state
-
-
 def test_other_samples_than_before_are_refused(accelerator: Accelerator, tmp_path: Path) -> None:
     splits = {"train": Dataset.from_dict({"id": ["a", "b"]})}
     folder(tmp_path, accelerator).open(None, splits)

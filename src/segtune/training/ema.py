@@ -77,14 +77,14 @@ class ExponentialMovingAverage:
         Raises:
             DataError: the averages of another model.
         """
-        own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        expected = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         given = {name: tuple(value.shape) for name, value in state.items()}
-        differing = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
+        differing = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
         if differing:
             name = differing[0]
             raise DataError(
                 f"the averaged weights belong to another model: {len(differing)} tensors differ, e.g. {name} "
-                f"({given.get(name, 'missing')} stored, {own.get(name, 'none')} expected)"
+                f"({given.get(name, 'missing')} stored, {expected.get(name, 'none')} expected)"
             )
         self.updates = int(state[_UPDATES])
         _copy(self.averages, {name: shard_like(state[name], average) for name, average in self.averages.items()})

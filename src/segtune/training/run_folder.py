@@ -32,12 +32,12 @@ _FOLDERS = ("checkpoints", "best", "final", "overlays", "tensorboard", "non_fini
 
 
 class RunFolder:
-    """What a run leaves behind, and what it goes on from.
+    """Reads and writes the files of a run: training states, best/, final/, `metrics.jsonl`, recipe and splits.
 
     Every process makes one and calls the same methods; the main process writes.
 
     Args:
-        resume: `never`, `auto` (from the newest whole state in the folder) or the path of a state.
+        resume: `never`, `auto` (from the newest complete state in the folder) or the path of a state.
         overwrite: remove the run that the folder holds.
         keep_last: training states that stay.
     """
@@ -102,7 +102,7 @@ class RunFolder:
         return state
 
     def newest_state(self) -> Path | None:
-        """The newest training state that is whole; torn ones are named and removed."""
+        """The newest training state that is complete; torn ones are named and removed."""
         for folder in reversed(checkpoint.saved_states(self.states)):
             try:
                 checkpoint.check_state(folder)

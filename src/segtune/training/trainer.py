@@ -18,6 +18,7 @@ from torch import nn
 from segtune.data.loader import TrainingBatches
 from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
+from segtune.evaluation.evaluation import Evaluation
 from segtune.labels.label_map import LabelMap
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
@@ -295,7 +296,11 @@ class SegmentationTrainer:
 
     def evaluate(self, dataset: datasets.Dataset) -> dict[str, Any]:
         """Metrics of all of `dataset`, every image counted once over all processes, as plain numbers."""
-        return self.validation.count(self._full_model(), dataset).scores()
+        return self.count(dataset).scores()
+
+    def count(self, dataset: datasets.Dataset) -> Evaluation:
+        """What all processes count on all of `dataset`, the same in every process."""
+        return self.validation.count(self._full_model(), dataset)
 
     # --- the run folder ------------------------------------------------------------------------------------------
 
