@@ -28,7 +28,8 @@ class TrainingBatches:
     Args:
         rows: a data set, or a stream of one (`data.streaming.open_stream`).
         transforms: describes the augmentation, see `training_transform`.
-        buffer: rows of a stream that are shuffled together.
+        seed: decides the order of the samples and their augmentation.
+        buffer: the number of rows of a stream that are shuffled together.
 
     Raises:
         UsageError: the data set is empty, or `transforms` does not suit it.

@@ -109,7 +109,7 @@ class LossConfig(StrictModel):
         """The same with class weights in numbers, of six digits, where they are to be counted.
 
         Args:
-            pixels: pixels of each class in each training image (images, K).
+            pixels: the number of pixels of each class in each training image (images, K).
         """
         if not isinstance(self.class_weights, str):
             return self
@@ -211,7 +211,9 @@ class SegmentationLoss:
     gradient, memory holds three tensors (K, H, W) of float32 at most, whatever the batch.
 
     Args:
-        names: the classes, two for one logit.
+        config: which terms, how much each weighs, and their settings.
+        names: the names of the classes, two for one logit.
+        ignore_index: the label of pixels that do not count.
 
     Raises:
         UsageError: class weights that do not fit the names, or that are yet to be counted.
@@ -229,9 +231,10 @@ class SegmentationLoss:
         self.weights = None if weights is None else torch.tensor(weights)  # (K,)
 
     def count(self, labels: Tensor) -> Tensor:
-        """What the loss of a batch is divided by, float64 (2,): its valid pixels (their weights), its images with any.
+        """What the terms of a batch's loss are divided by; counts add up over micro-batches and processes.
 
-        Counts add up over micro-batches and processes.
+        Returns:
+            float64 (2,): the valid pixels (with class weights, the sum of theirs), and the images that have any.
         """
         valid = self._valid(labels)
         if self.weights is None:
@@ -242,9 +245,11 @@ class SegmentationLoss:
         return torch.stack([pixels.double(), valid.flatten(1).any(1).sum().double()])
 
     def __call__(self, logits: Tensor, labels: Tensor, counts: Tensor | None = None) -> Tensor:
-        """The loss, or the share that this micro-batch has in it.
+        """The loss, or the share that this micro-batch has in it: a scalar of float32 (float64 for such logits).
 
         Args:
+            logits: (B, K, h, w), of any floating-point type; they are upsampled to the size of the labels.
+            labels: (B, H, W), training ids or `ignore_index`, of any integer type.
             counts: `count` of the labels, summed over the global batch; without it, the batch stands alone.
 
         Raises:

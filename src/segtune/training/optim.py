@@ -100,11 +100,12 @@ def schedule_factor(
     """What the base learning rate is multiplied by at `step` (from 0): linear warm-up, then the schedule.
 
     Args:
-        name: `poly` falls to 0 as `(1 - progress) ** power`, `cosine` as half a cosine wave, `constant` does not fall;
-            `wsd` (warm-up, stable, decay; Hu et al. 2024, arXiv 2404.06395) stays at 1, then falls like `poly`.
-        max_steps: where the rate reaches 0.
-        start_factor: of the warm-up's first step.
-        decay_share: part of `max_steps` over which `wsd` falls, at most what the warm-up leaves.
+        name: the schedule: `poly` falls to 0 as `(1 - progress) ** power`, `cosine` as half a cosine wave, `constant`
+            does not fall; `wsd` (warm-up, stable, decay; Hu et al. 2024, arXiv 2404.06395) stays at 1, then falls like `poly`.
+        max_steps: the step at which the rate reaches 0.
+        start_factor: the factor of the warm-up's first step.
+        power: the exponent of `poly` and of the fall of `wsd`.
+        decay_share: the part of `max_steps` over which `wsd` falls, at most what the warm-up leaves.
     """
     if name not in get_args(ScheduleName):
         raise ValueError(f"schedule {name!r} does not exist: choose one of {', '.join(get_args(ScheduleName))}")
@@ -139,7 +140,7 @@ class FreezeConfig(StrictModel):
 
 
 def freeze(model: nn.Module, config: FreezeConfig) -> None:
-    """Take the frozen parameters out of the training; before `parameter_groups`, which leaves them out.
+    """Let the frozen parameters not require gradients; call it before `parameter_groups`, which leaves them out.
 
     Raises:
         UsageError: the encoder has no such stage.
@@ -149,9 +150,12 @@ def freeze(model: nn.Module, config: FreezeConfig) -> None:
 
 
 def train_mode(model: nn.Module, config: FreezeConfig, batch_norm: BatchNormMode = "local") -> None:
-    """`model.train()`, in place of it, with the frozen parts in evaluation mode; `model` may be wrapped.
+    """Put the model into training mode, but its frozen parts into evaluation mode; use it in place of `model.train()`.
 
-    Where `batch_norm` is frozen, it uses its stored mean and variance and leaves them; scale and shift still learn.
+    Args:
+        model: may be wrapped, as DDP does.
+        batch_norm: where it is frozen, batch norm uses its stored mean and variance and leaves them as they are; its
+            scale and shift still learn.
     """
     model.train()
     # Evaluation mode, too, for what is frozen: drop path would disturb features that nothing adapts to.

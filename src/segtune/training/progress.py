@@ -35,8 +35,9 @@ class TrainingProgress:
     """Shows and logs how the steps of a run go: progress bar, `metrics.jsonl`, trackers.
 
     Args:
-        batches: what the steps are made of, for epochs and throughput.
-        settings: of the run, as nested mappings, for the trackers.
+        run: the folder whose `metrics.jsonl` is written.
+        batches: tell epochs and images per step.
+        settings: the run's settings as nested mappings, for the trackers.
 
     Raises:
         UsageError: a tracker that `config` names is not installed.

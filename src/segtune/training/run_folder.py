@@ -38,8 +38,8 @@ class RunFolder:
 
     Args:
         resume: `never`, `auto` (from the newest complete state in the folder) or the path of a state.
-        overwrite: remove the run that the folder holds.
-        keep_last: training states that stay.
+        overwrite: whether the run that the folder holds is removed.
+        keep_last: how many training states stay.
     """
 
     def __init__(

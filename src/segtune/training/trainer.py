@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,18 +53,18 @@ class SegmentationTrainer:
     `SegmentationLoss`), however it is divided into micro-batches and processes. The same seed gives the same run.
 
     Args:
-        model: its configuration must agree with `label_map`.
-        train_dataset: rows with `id`, `image` and `mask`, see `load_segmentation_dataset`.
-        eval_dataset: the same; without it, nothing is evaluated and `best/` is the final model.
-        transforms: augmentation of the training samples.
-        processor: what evaluation and deployment do to an image; saved with the model.
-        recipe: the resolved recipe's text for the run folder.
-        settings: the same as nested mappings, for trackers; by default those of `config`.
-        splits: the dataset whose drawn splits are stored in the run folder.
-        shuffle_buffer: rows of a streamed `train_dataset` that are shuffled together.
+        model: the network to train, in place; its configuration must agree with `label_map`.
+        train_dataset: the training split, rows with `id`, `image` and `mask`, see `load_segmentation_dataset`.
+        eval_dataset: the validation split, the same; without it, nothing is evaluated and `best/` is the final model.
+        transforms: describes the augmentation of the training samples.
+        processor: prepares images for evaluation and deployment; it is saved with the model.
+        recipe: is the resolved recipe's text, which is kept in the run folder.
+        settings: holds the same as nested mappings, for trackers; by default those of `config`.
+        splits: are all splits of the data, whose ids are kept in the run folder.
+        shuffle_buffer: is the number of rows of a streamed `train_dataset` that are shuffled together.
 
     Attributes:
-        after_evaluation: where it is set, called after each evaluation with whether best/ was written.
+        after_evaluation: is called, where it is set, after each evaluation, with whether best/ was written.
 
     Raises:
         UsageError: no run folder is named, the training split is empty, nothing is left to train, or `best_metric` is
@@ -122,7 +123,7 @@ class SegmentationTrainer:
         self.after_evaluation: Callable[[bool], None] | None = None
 
     def _prepare(self, model: SegformerForSemanticSegmentation) -> None:
-        """Freeze, wrap and hand over to Accelerate what is trained."""
+        """Freeze and wrap the model, and make what updates it: optimiser, learning-rate schedule, weight average."""
         config = self.config
         if config.gradient_checkpointing:
             model._set_gradient_checkpointing(True, _checkpoint_block)
@@ -143,6 +144,15 @@ class SegmentationTrainer:
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         if sync_batch_norm and not sharded:
             nn.SyncBatchNorm.convert_sync_batchnorm(self.accelerator.unwrap_model(self.model))
+        self.schedule = partial(
+            schedule_factor,
+            config.schedule,
+            max_steps=config.max_steps,
+            warmup_steps=config.warmup,
+            start_factor=config.warmup_start_factor,
+            power=config.power,
+            decay_share=config.decay_share,
+        )
         self.ema = None
         if config.ema_decay is not None:
             self.ema = ExponentialMovingAverage(self.accelerator.unwrap_model(self.model), config.ema_decay)
@@ -207,7 +217,7 @@ class SegmentationTrainer:
         counts = torch.stack([self.loss.count(batch["labels"]) for batch in micro_batches]).sum(0)
         counts = accelerator.reduce(counts, "sum")
         # The rate is a function of the step alone: a resumed run needs no state of a scheduler.
-        set_learning_rate(self.optimizer, self._schedule_factor())
+        set_learning_rate(self.optimizer, self.schedule(self.step))
         total = torch.zeros((), device=accelerator.device)
         for index, batch in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
@@ -242,18 +252,6 @@ class SegmentationTrainer:
                 for key in ("pixel_values", "labels"):
                     batch[key] = batch[key].to(device, non_blocking=True)
             yield micro_batches
-
-    def _schedule_factor(self) -> float:
-        config = self.config
-        return schedule_factor(
-            config.schedule,
-            self.step,
-            config.max_steps,
-            config.warmup,
-            config.warmup_start_factor,
-            config.power,
-            config.decay_share,
-        )
 
     def _due(self, every: int | None, at_end: bool = True) -> bool:
         if self.step == self.config.max_steps:
