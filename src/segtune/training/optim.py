@@ -101,7 +101,8 @@ def schedule_factor(
 
     Args:
         name: the schedule: `poly` falls to 0 as `(1 - progress) ** power`, `cosine` as half a cosine wave, `constant`
-            does not fall; `wsd` (warm-up, stable, decay; Hu et al. 2024, arXiv 2404.06395) stays at 1, then falls like `poly`.
+            does not fall; `wsd` (warm-up, stable, decay; Hu et al. 2024, arXiv 2404.06395) stays at 1, then falls like
+            `poly`.
         max_steps: the step at which the rate reaches 0.
         start_factor: the factor of the warm-up's first step.
         power: the exponent of `poly` and of the fall of `wsd`.
