@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 
 from segtune.errors import DataError
@@ -56,7 +57,7 @@ def save_state(
     content = {
         "optimizer": gather_full(optimizer.state_dict()),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-        "random": accelerator.gather_for_metrics([_random_state()], use_gather_object=True),
+        "random": gather_object([_random_state()]),  # of every process, by its index
         "state": gather_full(state),
     }
     # Gathering is collective: every process takes part, though only the main one has a use for the result.

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -168,18 +168,13 @@ class TrainingProgress:
         """Save the samples of a step, by their ids and as the network saw them; every process its own."""
         folder = self.run.path / "non_finite" / f"step-{step:06d}"
         folder.mkdir(parents=True, exist_ok=True)
-        batches = [{key: _on_cpu(value) for key, value in batch.items()} for batch in micro_batches]
-        torch.save(batches, folder / f"batches-{self.accelerator.process_index}.pt")
+        torch.save(send_to_device(micro_batches, "cpu"), folder / f"batches-{self.accelerator.process_index}.pt")
         ids = gather_object([[batch["ids"] for batch in micro_batches]])  # processes x micro-batches x images
         if self.accelerator.is_main_process:
             record = {"step": step, "loss": str(loss), "grad_norm": str(norm), "ids": ids}
             (folder / "samples.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         self.accelerator.wait_for_everyone()
         return str(folder)
-
-
-def _on_cpu(value: Any) -> Any:
-    return value.cpu() if isinstance(value, Tensor) else value
 
 
 class Throughput:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import accelerate
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from torch import nn
 
 from segtune.data.loader import TrainingBatches
@@ -247,11 +247,7 @@ class SegmentationTrainer:
             pin_memory=device.type == "cuda",
             worker_init_fn=ignore_interrupts,
         )
-        for micro_batches in steps:
-            for batch in micro_batches:
-                for key in ("pixel_values", "labels"):
-                    batch[key] = batch[key].to(device, non_blocking=True)
-            yield micro_batches
+        return (send_to_device(micro_batches, device, non_blocking=True) for micro_batches in steps)
 
     def _due(self, every: int | None, at_end: bool = True) -> bool:
         if self.step == self.config.max_steps:
