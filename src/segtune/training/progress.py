@@ -71,7 +71,7 @@ class TrainingProgress:
                 self.trackers.finish()
 
     def timed(self, steps: Iterator[MicroBatches]) -> Iterator[MicroBatches]:
-        """The same; measures the time of each step, and how long the device was idle for want of data."""
+        """Pass the micro-batches on, and measure the time of each step and how long the device waited for data."""
         while True:
             self.step_started = time.perf_counter()
             micro_batches = next(steps, None)

@@ -205,10 +205,13 @@ class SegmentationTrainer:
         return scores, None
 
     def _optimizer_step(self, micro_batches: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """accumulate -> forward -> backward -> clip -> step -> zero; returns the step's loss and gradient norm.
+        """accumulate -> forward -> backward -> clip -> schedule -> step -> zero.
 
         Args:
             micro_batches: this process's share of the global batch, on the device.
+
+        Returns:
+            The loss of the global batch and the norm of its gradient before clipping, scalars on the device.
         """
         accelerator = self.accelerator
         # The loss of a step is L = sum(l) / sum(v), summed over the pixels (v = 1 where valid) of all micro-batches
@@ -216,8 +219,6 @@ class SegmentationTrainer:
         # is counted before the first forward pass.
         counts = torch.stack([self.loss.count(batch["labels"]) for batch in micro_batches]).sum(0)
         counts = accelerator.reduce(counts, "sum")
-        # The rate is a function of the step alone: a resumed run needs no state of a scheduler.
-        set_learning_rate(self.optimizer, self.schedule(self.step))
         total = torch.zeros((), device=accelerator.device)
         for index, batch in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
@@ -230,6 +231,8 @@ class SegmentationTrainer:
             total += loss.detach()
         # Without a limit the norm is still computed, for the log, and scales nothing: min(1, inf / norm) = 1.
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
+        # The rate is a function of the step alone: a resumed run needs no state of a scheduler.
+        set_learning_rate(self.optimizer, self.schedule(self.step))
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
