@@ -68,7 +68,7 @@ def evaluate(
     model = load_checkpoint(checkpoint, device)
     check_same_labels(checkpoint, model.config, settings.dataset.path, label_map)
     pictures = Comparisons(overlays, label_map, ids, limit_overlays) if overlays else None
-    processor = load_processor(checkpoint, settings.transforms)
+    processor = load_processor(checkpoint, settings)
     protocol = InferenceProtocol.choose(processor, window, stride, tta)
     about = {"checkpoint": checkpoint, "recipe": recipe, "split": split, "protocol": str(protocol)}
     evaluation = Evaluation(label_map.names, label_map.ignore_index, detailed=True, boundary_width=boundary_width)
@@ -153,7 +153,7 @@ def calibrate(
     config = config_file(checkpoint)
     model = load_checkpoint(checkpoint, device).eval()
     check_same_labels(checkpoint, model.config, settings.dataset.path, label_map)
-    fit = fit_temperature(model, rows, label_map, load_processor(checkpoint, settings.transforms))
+    fit = fit_temperature(model, rows, label_map, load_processor(checkpoint, settings))
     temperature = round(fit.temperature(), 4)
     store_temperature(config, temperature)
     result = {"checkpoint": checkpoint, "split": split, "pixels": fit.pixels, "temperature": temperature}

@@ -60,7 +60,7 @@ def report(
     facts = gather(
         place,
         model,
-        load_processor(place.checkpoint, settings.transforms),
+        load_processor(place.checkpoint, settings),
         dataset,
         label_map,
         settings.to_yaml(),

@@ -10,8 +10,8 @@ from segtune.errors import UsageError
 
 if TYPE_CHECKING:
     from segtune.data.config import DatasetConfig
-    from segtune.data.transforms import TransformConfig
     from segtune.labels.label_map import LabelMap
+    from segtune.recipe.recipe import Recipe
     from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 
 
@@ -48,7 +48,7 @@ def load_checkpoint(checkpoint: str, device: str | None) -> Any:
     return to_device(load_model(checkpoint), device)
 
 
-def load_processor(checkpoint: str, transforms: TransformConfig) -> SegformerImageProcessor:
+def load_processor(checkpoint: str, recipe: Recipe) -> SegformerImageProcessor:
     """The one saved with the checkpoint, else what the recipe says."""
     from segtune.inference.processor import processor_from_transforms
     from segtune.segformer.image_processing_segformer import SegformerImageProcessor
@@ -58,7 +58,7 @@ def load_processor(checkpoint: str, transforms: TransformConfig) -> SegformerIma
     try:
         return SegformerImageProcessor.from_pretrained(source, **({"revision": revision} if revision else {}))
     except OSError:
-        return processor_from_transforms(transforms)
+        return processor_from_transforms(recipe.transforms, recipe.evaluation)
 
 
 def check_same_labels(checkpoint: str, config: Any, path: str, label_map: LabelMap) -> None:

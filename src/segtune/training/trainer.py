@@ -15,6 +15,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 
+from segtune.config import flatten
 from segtune.data.lazy_rows import sample_ids
 from segtune.data.loader import TrainingBatches
 from segtune.data.rare_classes import training_transform
@@ -42,7 +43,7 @@ from segtune.training.losses import SegmentationLoss
 from segtune.training.optim import adamw, freeze, parameter_groups, schedule_factor, set_learning_rate, train_mode
 from segtune.training.progress import TrainingProgress
 from segtune.training.run_folder import RunFolder
-from segtune.training.trackers import Trackers, flat
+from segtune.training.trackers import Trackers
 from segtune.viz.comparisons import Overlays
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class SegmentationTrainer:
         settings: the same as nested mappings, for trackers; by default those of `config`.
         splits: the dataset whose drawn splits are stored in the run folder.
         shuffle_buffer: rows of a streamed `train_dataset` that are shuffled together.
+        eval_batch_size: images of one size that are evaluated together.
 
     Attributes:
         after_evaluation: where it is set, called after each evaluation with whether best/ was written.
@@ -86,6 +88,7 @@ class SegmentationTrainer:
         settings: Mapping[str, Any] | None = None,
         splits: datasets.DatasetDict | None = None,
         shuffle_buffer: int = 256,
+        eval_batch_size: int = 1,
     ) -> None:
         if config.output_dir is None:
             raise UsageError("training.output_dir is not set: name the run folder, e.g. training.output_dir=runs/mine")
@@ -97,6 +100,7 @@ class SegmentationTrainer:
         self.loss = SegmentationLoss(config.loss, label_map.names, label_map.ignore_index)
         self.processor = processor
         self.eval_dataset = eval_dataset
+        self.eval_batch_size = eval_batch_size
         self.recipe = recipe
         self.settings = {"training": config.model_dump()} if settings is None else settings
         self.splits = splits
@@ -279,7 +283,7 @@ class SegmentationTrainer:
             evaluation = self.count(self.eval_dataset, self.overlays.draw)
             scores = evaluation.scores()
             watch.scores(scores, self.overlays)
-            value, best = dict(flat(scores))[config.best_metric], self.best.get(config.best_metric)
+            value, best = dict(flatten(scores))[config.best_metric], self.best.get(config.best_metric)
             sign = 1 if config.best_direction == "max" else -1
             is_best = value is not None and (best is None or sign * value > sign * best)
             if is_best:
@@ -322,7 +326,7 @@ class SegmentationTrainer:
             dataset,
             self.label_map,
             self.processor,
-            batch_size=self.config.eval_batch_size,
+            batch_size=self.eval_batch_size,
             device=accelerator.device,
             progress=accelerator.is_local_main_process,
             indices=range(accelerator.process_index, len(dataset), accelerator.num_processes),
@@ -392,6 +396,6 @@ def _checkpoint_block(function: Any, *args: Any) -> Any:
 
 
 def _check_best_metric(name: str, label_map: LabelMap) -> None:
-    numbers = [key for key, _ in flat(Evaluation(label_map.names).scores())]
+    numbers = [key for key, _ in flatten(Evaluation(label_map.names).scores())]
     if name not in numbers:
         raise UsageError(f"training.best_metric={name} is no number of an evaluation: {', '.join(numbers)}")
