@@ -105,6 +105,7 @@ def test_wheel_contents(wheel: Path) -> None:
     assert packaged == wanted | recipes
     assert {
         "py.typed",
+        "recipe/recipe.schema.json",
         "model_card.md",
         "doctor_page.css",
         "page.css",
