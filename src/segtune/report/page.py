@@ -15,6 +15,7 @@ from segtune.evaluation.scores import plain, ratio
 from segtune.labels.label_map import LabelMap
 from segtune.report.gallery import gallery, suspects
 from segtune.report.gather import Facts
+from segtune.training.run_folder import RECIPE_FILE
 from segtune.viz.charts import Axis, Series, line_chart
 from segtune.viz.html import asset, bar, check_page, document, scrolled, section, swatch, tile, write_page
 from segtune.viz.numbers import LEAST_OF_ALL, column_percent, interval, most_confused, number, percent, regions
@@ -224,7 +225,7 @@ def _calibration(facts: Facts) -> str:
 
 
 def _recipe(facts: Facts) -> str:
-    name = escape(str(facts.place.run / "recipe.yaml")) if facts.place.run else "Every setting"
+    name = escape(str(facts.place.run / RECIPE_FILE)) if facts.place.run else "Every setting"
     return f"<details><summary>{name}</summary><pre>{escape(facts.recipe)}</pre></details>"
 
 

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from segtune.errors import SegtuneError
 from segtune.training.distributed import DeferredScalars, peak_memory_mb
-from segtune.training.run_folder import RunFolder
+from segtune.training.run_folder import NON_FINITE, RunFolder
 from segtune.training.trackers import Trackers
 from segtune.viz.comparisons import Overlays
 
@@ -172,7 +172,7 @@ class TrainingProgress:
 
     def _keep(self, step: int, loss: float, norm: float, micro_batches: MicroBatches) -> str:
         """Save the samples of a step, by their ids and as the network saw them; every process its own."""
-        folder = self.run.path / "non_finite" / f"step-{step:06d}"
+        folder = self.run.path / NON_FINITE / f"step-{step:06d}"
         folder.mkdir(parents=True, exist_ok=True)
         own = self.accelerator.process_index
         batches = [{key: _on_cpu(value) for key, value in batch.items()} for batch in micro_batches]

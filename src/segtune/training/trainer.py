@@ -42,7 +42,7 @@ from segtune.training.interrupts import StopRequest, ignore_interrupts, seconds
 from segtune.training.losses import SegmentationLoss
 from segtune.training.optim import adamw, freeze, parameter_groups, schedule_factor, set_learning_rate, train_mode
 from segtune.training.progress import TrainingProgress
-from segtune.training.run_folder import RunFolder
+from segtune.training.run_folder import BEST, FINAL, OVERLAYS, RunFolder
 from segtune.training.trackers import Trackers
 from segtune.viz.comparisons import Overlays
 
@@ -127,7 +127,7 @@ class SegmentationTrainer:
         )
         self.place: State | None = None  # in a stream
         ids = [] if eval_dataset is None else sample_ids(eval_dataset)
-        self.overlays = Overlays(self.run.path / "overlays", ids, config.overlays, label_map)
+        self.overlays = Overlays(self.run.path / OVERLAYS, ids, config.overlays, label_map)
         self.step = 0
         self.best: dict[str, Any] = {}
         self.evaluations_since_best = 0
@@ -178,9 +178,9 @@ class SegmentationTrainer:
             last, stopped = self._steps(watch, request)
             if not stopped:
                 with self._averaged():
-                    self._save_model("final")
+                    self._save_model(FINAL)
                     if self.eval_dataset is None:
-                        self._save_model("best")
+                        self._save_model(BEST)
                 self.accelerator.wait_for_everyone()
         result = {"output_dir": str(self.run.path), "step": self.step, "best": self.best, "last": last}
         return {**result, "stopped": stopped} if stopped else result
@@ -289,7 +289,7 @@ class SegmentationTrainer:
             if is_best:
                 self.best = {"step": self.step, config.best_metric: value}
                 self.evaluations_since_best = 0
-                self._save_model("best")
+                self._save_model(BEST)
                 self.run.save_evaluation(evaluation, "val", self.step)
             else:
                 self.evaluations_since_best += 1
