@@ -10,10 +10,11 @@ from tqdm.auto import tqdm
 from segtune.data.index import Sample
 from segtune.data.samples import read_pair
 from segtune.doctor.case import Case
-from segtune.doctor.findings import Finding, count, percent
+from segtune.doctor.findings import Finding
 from segtune.evaluation.label_issues import label_issue, median_share, ranked, suspects
 from segtune.inference.segmenter import Segmenter, eval_mode
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+from segtune.viz.numbers import count, percent
 
 LISTED = 20  # images that are named where none stands out
 
