@@ -6,25 +6,36 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
-SOURCES := src tests scripts
+RUNTIME := $(VENV)/.runtime
+DEVELOPMENT := $(VENV)/.installed
 LOWEST := .venv-lowest
+SOURCES := src tests benchmarks scripts
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # Two files of tests at a time: tests of one file share what is expensive to make.
 PYTEST := python -m pytest -n 2 --dist loadfile
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-$(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+$(RUNTIME): pyproject.toml constraints.txt
+	@echo "Installing segtune and what it needs into $(VENV) (PyTorch is large: this takes minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e .
 	@touch $@
 
-setup: $(STAMP)  ## make .venv with segtune and the developer's tools
+$(DEVELOPMENT): $(RUNTIME)
+	@echo "Installing what tests, checks and the documentation need into $(VENV)"
+	@$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e ".[dev]"
+	@touch $@
 
-demo: setup  ## train on the embedded satellite tiles, evaluate, draw overlays (a few minutes on a CPU)
+setup: $(DEVELOPMENT)  ## make .venv with segtune and the developer's tools
+
+demo: $(RUNTIME)  ## train on the embedded satellite tiles, evaluate, draw overlays (a few minutes on a CPU)
+	@echo "1/2 Training SegFormer B0 from random weights on the satellite tiles (a minute and a half on two cores)"
 	$(BIN)/segtune train demo training.output_dir=runs/demo training.overwrite=true
+	@echo "2/2 Evaluating the best checkpoint on the test split, and drawing what it says"
 	$(BIN)/segtune evaluate runs/demo/best demo --split test --overlays runs/demo/overlays
+	@echo "Done. Look at runs/demo/report.html and runs/demo/overlays/overview.png; README.md says how to use your data."
 
 test: setup  ## run the fast tests
 	$(BIN)/$(PYTEST) -m "not slow"
@@ -36,7 +47,7 @@ test-all: test test-slow  ## run all tests
 
 $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e ".[test]"
+	$(LOWEST)/bin/python $(PIP_INSTALL) -c constraints-lowest.txt -e ".[test]"
 	@touch $@
 
 test-lowest: $(LOWEST)/.installed  ## run the tests of model, data, training and Hub with the lowest versions allowed
@@ -59,4 +70,4 @@ build: setup  ## build the sdist and the wheel into dist/
 
 clean:  ## remove what was built or cached; keeps .venv and runs/
 	rm -rf build dist site .pytest_cache .ruff_cache .mypy_cache
-	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

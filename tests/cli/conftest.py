@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.command_runs import TINY
 
 from segtune.cli import main
+from support.command_runs import TINY
 
 
 @pytest.fixture(scope="session")

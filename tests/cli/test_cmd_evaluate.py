@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import transformers
 from PIL import Image
-from support.command_runs import HEAVY, TINY
 
 import segtune
 from segtune.evaluation.evaluation import Evaluation
+from support.command_runs import HEAVY, TINY
 
 
 def test_evaluate_prints_a_table(segtune_command: Any, run_folder: Path, tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command_runs import TINY
 
 from segtune.evaluation.evaluation import Evaluation
 from segtune.recipe.shipped import recipe_folder
+from support.command_runs import TINY
 
 
 def test_train_ends_with_the_next_command(segtune_command: Any, earth: Path, tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command_runs import HEAVY
 
 import segtune
 from segtune.cli import main
 from segtune.errors import DataError
 from segtune.recipe.shipped import recipe_folder
+from support.command_runs import HEAVY
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ Everything is read from the syntax tree, imports inside functions included; noth
 from __future__ import annotations
 
 import ast
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import requires
 from pathlib import Path
@@ -30,7 +31,7 @@ LAYERS = [
     "training",
     "hub report",
     "recipe",
-    "doctor finetune bench",
+    "doctor finetune",
     "cli",
     "__main__",
 ]
@@ -45,8 +46,8 @@ FENCES = {
     "evaluate": {"evaluation.metrics"},
     "huggingface_hub": {"hub", "hub_errors", "data.formats.hub_parquet"},
     "jinja2": {"doctor", "hub", "report", "viz.html"},
-    "matplotlib": {"bench"},
     "peft": {"training.lora"},
+    "psutil": {"training.distributed"},
     "pycocotools": {"data.formats.shapes"},
     "rasterio": {"imageio"},
     "rich": {"viz.terminal"},
@@ -70,8 +71,9 @@ HUB_CODE = {  # copied to the Hub beside the weights: besides these and the stan
     "segformer.image_processing_segformer": {"numpy", "PIL", "torch", "transformers", "segformer.upsampling"},
     "segformer.upsampling": {"torch"},
 }
-OPTIONAL = {"av", "matplotlib", "peft", "pycocotools", "rasterio", "shapely"}  # of an extra; imported where it is used
+OPTIONAL = {"av", "peft", "pycocotools", "rasterio", "shapely"}  # of an extra; imported where it is used
 DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}  # where they have other names
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 WORK_AT_IMPORT = {
     "data.augmentations": {"os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')"},
     "segformer.upsampling": {"_cross_entropy.register_autograd(_scale_gradient, setup_context=_keep_gradient)"},
@@ -198,6 +200,43 @@ def test_imports_go_down() -> None:
 def test_an_upward_import_is_told(module: str, target: str, is_upward: bool) -> None:
     planted = Import(module, target, ours=True, types_only=False, relative=False, line=1)
     assert bool(upward([*OURS, planted])) == is_upward
+
+
+# --- the page that says so --------------------------------------------------------------------------------------------
+
+PAGE = (PACKAGE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def test_page_shows_the_layers_and_every_package() -> None:
+    (shown,) = re.findall(r"^```text\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+    assert shown.splitlines() == LAYERS[::-1]
+    table = PAGE.split("## Packages")[1].split("## Order")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)
+    assert listed == [package for line in LAYERS[:-1] for package in line.split()]
+
+
+def test_page_names_what_exists() -> None:
+    packages = {package for line in LAYERS for package in line.split()}
+    named = {name for name in re.findall(r"`([a-z_]+(?:\.\w+)+)`", PAGE) if package_of(name) in packages}
+    assert len(named) >= 30
+    assert sorted(name for name in named if not exists(name)) == []
+    assert not exists("data.samples.no_such_name") and not exists("data.nothing")
+    files = [name for name in re.findall(r"`(\w+/[\w./]+\.py)`", PAGE) if name.split("/")[0] in packages]
+    assert len(files) >= 6 and [name for name in files if not (PACKAGE / name).is_file()] == []
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module of ours, or a function, a class or a method in one."""
+    module = max((known for known in TREES if is_inside(name, {known})), key=len, default=None)
+    if module is None:
+        return False
+    body: Sequence[ast.stmt] = TREES[module].body
+    for part in name.removeprefix(module).split(".")[1:]:
+        found = [node for node in body if isinstance(node, DEFINITIONS) and node.name == part]
+        if not found:
+            return False
+        body = found[0].body
+    return True
 
 
 def test_fences_stand_where_there_is_something() -> None:

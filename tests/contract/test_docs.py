@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import typer
 import yaml
-from support.examples import TINY, blocks, command_lines, make_workplace, smaller
-from support.minihub import environment, serve
 
 import segtune
+from segtune.cli.main import _application
 from segtune.recipe.recipe import load_recipe
+from support.examples import TINY, blocks, command_lines, make_workplace, smaller
+from support.minihub import environment, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 NAV = re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE)
@@ -48,7 +50,7 @@ RECIPES = [example for example in EXAMPLES if example.kind == "yaml" and not exa
 DRIVER = """
 import json, sys
 import transformers
-from segtune import cli
+from segtune.cli.main import main
 
 published = transformers.SegformerForImageClassification(transformers.SegformerConfig(num_labels=1000))
 published.push_to_hub("nvidia/mit-b0", token="hf_nvidia")
@@ -59,7 +61,7 @@ for page, kind, example in json.load(open("examples.json")):
         exec(compile(example, page, "exec"), names.setdefault(page, {}))
         continue
     try:
-        cli.main(example[1:])
+        main(example[1:])
     except SystemExit as left:
         if left.code and not (left.code == 1 and "doctor" in example):  # which has found something
             sys.exit(f"exit code {left.code}")
@@ -71,7 +73,7 @@ def test_collectors_found_the_examples() -> None:
     assert set(NAV) == pages and len(NAV) >= 12
     count = Counter((example.page, example.kind) for example in EXAMPLES)
     with_commands = {page for page, kind in count if kind == "bash"}
-    assert with_commands == pages - {"api.md", "data.md", "training.md"}
+    assert with_commands == pages - {"api.md", "architecture.md", "data.md", "stability.md", "training.md"}
     total = Counter(example.kind for example in EXAMPLES)
     assert total["bash"] >= 45 and total["python"] >= 8 and len(RECIPES) >= 3
 
@@ -79,6 +81,19 @@ def test_collectors_found_the_examples() -> None:
 def test_every_public_name_is_in_the_reference() -> None:
     named = re.findall(r"^::: segtune\.\S+\.(\w+)$", read("api.md"), flags=re.MULTILINE)
     assert sorted(named) == sorted(set(segtune.__all__) - {"__version__"})
+
+
+def test_promised_commands_are_all_commands() -> None:
+    (listed,) = re.findall(r"\*\*Commands\*\*: (.*?), their arguments", read("stability.md"), flags=re.DOTALL)
+    app = typer.main.get_command(_application())
+    assert sorted(re.findall(r"`([\w-]+)`", listed)) == sorted(app.commands)
+
+
+def test_promised_names_of_a_run_are_those_it_has() -> None:
+    (listed,) = re.findall(r"\*\*A run folder\*\*: (.*?)\. Of a line", read("stability.md"), flags=re.DOTALL)
+    shown = read("../README.md").split("## What a run leaves behind")[1].split("```")[1]
+    names = re.findall(r"`([\w./]+)`", listed)
+    assert len(names) >= 8 and [name for name in names if name not in re.split(r"\s+", shown)] == []
 
 
 def test_links_hold_in_the_repository() -> None:

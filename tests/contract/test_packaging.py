@@ -103,17 +103,8 @@ def test_wheel_contents(wheel: Path) -> None:
     wanted = {path.as_posix() for path in files if "__pycache__" not in path.parts}
     recipes = {path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*") if path.is_file()}
     assert packaged == wanted | recipes
-    assert {
-        "py.typed",
-        "model_card.md",
-        "doctor_page.css",
-        "page.css",
-        "report/report.css",
-        "report/report.js",
-        "data/earth/README.md",
-        "data/earth/LICENSE.md",
-        "data/earth/classes.json",
-    } <= packaged
+    assert {"py.typed", *(f"data/earth/{name}" for name in ("README.md", "LICENSE.md", "classes.json"))} <= packaged
+    assert {"viz", "report"} <= {name.split("/")[0] for name in packaged if name.endswith(".css")}
     assert {"recipes/README.md", "recipes/demo.yaml", "recipes/my-folder.yaml"} <= packaged
     assert len([name for name in packaged if name.startswith("recipes/") and name.endswith("b0.yaml")]) == 18
     tables = {f"data/published/{path.name}" for path in (source / "data" / "published").iterdir()}
@@ -140,6 +131,7 @@ def test_sdist_holds_tests_and_no_foreign_data(dist: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {"LICENSE", "NOTICE", "README.md", "CHANGELOG.md", "Makefile", "constraints.txt", "tests/conftest.py"}
     wanted |= {"constraints-lowest.txt", "docs/index.md", "mkdocs.yml", "scripts/recipes_in_docs.py"}
+    wanted |= {"benchmarks/compare_transformers.py", "benchmarks/loading.py", "benchmarks/metrics.py"}
     assert wanted <= names
     pictures = [name for name in names if name.endswith((".jpg", ".png"))]
     assert {name for name in pictures if not name.startswith("src/segtune/data/earth/")} == {

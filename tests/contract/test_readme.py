@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support.examples import blocks, command_lines, make_workplace, smaller
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +23,7 @@ PYTHON = [text for language, text in BLOCKS if language == "python"]
 def test_collector_found_the_examples() -> None:
     assert len(COMMANDS) >= 10
     assert len(PYTHON) == 4
-    assert {command.split()[0] for command in COMMANDS} == {"make", "segtune", "accelerate"}
+    assert {command.split()[0] for command in COMMANDS} == {"make", "segtune", "accelerate", "python"}
 
 
 def test_make_targets_exist() -> None:
@@ -42,6 +43,12 @@ def test_named_tests_exist() -> None:
     assert len(named) >= 15
     assert [name for name in named if not exists(*name.split("::"))] == []
     assert not exists("tests/training/test_trainer.py", "test_of_that_name")
+
+
+def test_named_scripts_exist() -> None:
+    named = re.findall(r"`?python ((?:benchmarks|scripts)/\S+\.py)", README)
+    assert {"benchmarks/compare_transformers.py", "benchmarks/metrics.py"} == set(named)
+    assert [name for name in named if not exists(name)] == []
 
 
 def exists(path: str, test: str = "") -> bool:
@@ -68,6 +75,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def in_python(command: str) -> list[str]:
     words = smaller(command)
+    if words[0] == "python":  # a script of the checkout
+        return [sys.executable, str(ROOT / words[1]), *words[2:]]
     start = {"segtune": ["-m", "segtune"], "accelerate": ["-m", "accelerate.commands.accelerate_cli"]}[words[0]]
     return [sys.executable, *start, *words[1:]]
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import yaml
+
 from support import examples
 from support.minihub import Hub, environment, serve
 

@@ -184,7 +184,7 @@ def test_rows_of_arrays_are_checked(tmp_path: Path) -> None:
         write_mask(tmp_path / f"masks/{name}.png", size)
     dataset = load_segmentation_dataset(tmp_path, val_fraction=0)
     assert check_masks(dataset, TWO)["train"].sum() == 2 * 72
-    np.save(tmp_path / "images/b.npy", np.zeros((8, 9, 5), np.float32))  # changed after the scan
+    np.save(tmp_path / "images/b.npy", np.zeros((8, 9, 5), np.float32))  # changed after the index
     with pytest.raises(DataError, match=r"b\.png: the image is \(8, 9\) \(height, width\), its mask \(9, 8\)"):
         check_masks(dataset, TWO)
     (tmp_path / "images/a.npy").unlink()
@@ -234,7 +234,7 @@ def test_pictures_are_rgb(tmp_path: Path, earth: Path) -> None:
 
 
 def test_only_so_many_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segtune.data.checks.MOST", 3)
+    monkeypatch.setattr("segtune.data.checks.COUNTED_IMAGES", 3)
     levels = [np.array([[value, 255 - value]] * 2, np.uint8) for value in (0, 250, 20, 250, 40)]
     counted = with_statistics(TransformConfig(**COUNTED), arrays(tmp_path, *levels))
     assert counted.mean == (0.5, 0.5, 0.5)

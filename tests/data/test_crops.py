@@ -120,11 +120,11 @@ def pictures(shape: tuple[int, int], value: int) -> tuple[np.ndarray, np.ndarray
     return np.full((*shape, 3), value, np.uint8), np.zeros(shape, np.uint8)
 
 
-def test_regions_of_the_donor_are_pasted_where_they_are() -> None:
-    (image, mask), (donor, donor_mask) = pictures((4, 5), 10), pictures((6, 3), 99)
-    donor_mask[1:6, 1:3] = 2
+def test_regions_of_the_source_are_pasted_where_they_are() -> None:
+    (image, mask), (source, source_mask) = pictures((4, 5), 10), pictures((6, 3), 99)
+    source_mask[1:6, 1:3] = 2
     mask[0, 0] = 255
-    found, ids = paste(image, mask, donor, donor_mask, [2, 7], random.Random(0))
+    found, ids = paste(image, mask, source, source_mask, [2, 7], random.Random(0))
     expected = np.zeros((4, 5), np.uint8)
     expected[1:4, 1:3], expected[0, 0] = 2, 255
     np.testing.assert_array_equal(ids, expected)
@@ -133,13 +133,13 @@ def test_regions_of_the_donor_are_pasted_where_they_are() -> None:
 
 
 def test_any_part_of_the_classes_is_taken_but_never_none() -> None:
-    (image, mask), (donor, donor_mask) = pictures((2, 3), 10), pictures((2, 3), 99)
-    donor_mask[0] = [1, 2, 3]
-    taken = {frozenset(paste(image, mask, donor, donor_mask, [1, 2], random.Random(i))[1].ravel()) for i in range(60)}
+    (image, mask), (source, source_mask) = pictures((2, 3), 10), pictures((2, 3), 99)
+    source_mask[0] = [1, 2, 3]
+    taken = {frozenset(paste(image, mask, source, source_mask, [1, 2], random.Random(i))[1].ravel()) for i in range(60)}
     assert taken == {frozenset({0, 1}), frozenset({0, 2}), frozenset({0, 1, 2})}
 
 
-def test_a_donor_without_the_classes_changes_nothing() -> None:
-    (image, mask), (donor, donor_mask) = pictures((2, 3), 10), pictures((2, 3), 99)
-    found, ids = paste(image, mask, donor, donor_mask, [1], random.Random(0))
+def test_a_source_without_the_classes_changes_nothing() -> None:
+    (image, mask), (source, source_mask) = pictures((2, 3), 10), pictures((2, 3), 99)
+    found, ids = paste(image, mask, source, source_mask, [1], random.Random(0))
     assert (found == 10).all() and not ids.any()

@@ -345,8 +345,8 @@ def test_split_file_chooses_from_a_flat_folder(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ('{"train": ["a", "x"]}', r"ids of the split file without files \(1\): x"),
-        ('{"train": ["a"], "val": ["a", "b"]}', "lists ids more than once: a"),
-        ('{"train": ["a", "a"]}', "lists ids more than once: a"),
+        ('{"train": ["a"], "val": ["a", "b"]}', r"lists ids more than once \(1\): a"),
+        ('{"train": ["a", "a"]}', r"lists ids more than once \(1\): a"),
         ('{"train": ["a"], "dev": ["b"]}', "it holds 'dev'"),
         ('{"train": "ab"}', "ids are lists of texts"),
         ('{"train": [1]}', "ids are lists of texts"),

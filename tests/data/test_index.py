@@ -1,4 +1,4 @@
-"""The scan: usable samples and problems side by side, nothing raised."""
+"""The index: usable samples and problems side by side, nothing raised."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def faulty(tmp_path: Path) -> Path:
 
 
 def test_samples_and_problems(faulty: Path) -> None:
-    scan = scan_dataset(DatasetConfig(path=str(faulty), val_fraction=0.3))
-    assert {sample.id for sample in scan.samples} == {"fine", "good", "sound", "double"}
-    assert [sample.split for sample in scan.samples] == ["train"] * 3 + ["val"]
-    row = next(sample for sample in scan.samples if sample.id == "good")
+    index = scan_dataset(DatasetConfig(path=str(faulty), val_fraction=0.3))
+    assert {sample.id for sample in index.samples} == {"fine", "good", "sound", "double"}
+    assert [sample.split for sample in index.samples] == ["train"] * 3 + ["val"]
+    row = next(sample for sample in index.samples if sample.id == "good")
     image, mask = faulty / "images/train/good.png", faulty / "masks/train/good.png"
     assert row == Sample("good", row.split, image, mask, (4, 6))
-    assert {problem.kind: problem.files for problem in scan.problems} == {
+    assert {problem.kind: problem.files for problem in index.problems} == {
         "split_without_images": ("masks/val",),
         "image_without_mask": ("images/train/lone image.png",),
         "mask_without_image": ("masks/train/lone mask.png",),
@@ -49,7 +49,7 @@ def test_samples_and_problems(faulty: Path) -> None:
     }
     with pytest.raises(DataError) as error:
         load_segmentation_dataset(faulty)
-    assert all(problem.message in str(error.value) for problem in scan.problems)
+    assert all(problem.message in str(error.value) for problem in index.problems)
 
 
 def test_problem_files_are_all_there_and_the_message_is_short(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from segtune.data.dataset import load_segmentation_dataset
-from segtune.data.rare_classes import Donors, find_rare_ids, training_transform
+from segtune.data.rare_classes import PasteSources, find_rare_ids, training_transform
 from segtune.data.samples import SegmentationSamples, StepSampler, collate
 from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
@@ -88,7 +88,7 @@ def test_streams_take_crops_around_named_classes_only(dataset: Dataset) -> None:
             training_transform(TransformConfig(**options), stream, LABELS)  # type: ignore[arg-type]
 
 
-# -- crops and donors -------------------------------------------------------------------------------------------------
+# -- crops and paste sources ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("probability", "low", "high"), [(0, 0.0, 0.12), (0.5, 0.45, 0.65), (1, 1, 1)])
@@ -105,7 +105,7 @@ def test_images_without_rare_classes_are_cropped_as_ever(dataset: Dataset) -> No
     assert {tuple(augmented[epoch, 1]["labels"].unique().tolist()) for epoch in range(40)} >= {(0,), (0, 2), (2,)}
 
 
-def test_copy_paste_brings_pixels_and_labels_of_a_donor(dataset: Dataset) -> None:
+def test_copy_paste_brings_pixels_and_labels_of_a_source(dataset: Dataset) -> None:
     """Image 1 has no pole: where its labels say pole, the brightness is that of an image that has."""
     augmented = samples(dataset, copy_paste=1, rare_classes=("pole",))
     brightness = set()
@@ -125,17 +125,17 @@ def test_probability_of_copy_paste(dataset: Dataset) -> None:
     assert 0.2 < np.mean(pasted) < 0.4
 
 
-def test_donors_hold_the_drawn_class_or_another_rare_one(dataset: Dataset) -> None:
-    donors = Donors(dataset, LABELS, [1, 3])
-    drawn = [donors(random.Random(seed)) for seed in range(100)]
+def test_sources_hold_the_drawn_class_or_another_rare_one(dataset: Dataset) -> None:
+    sources = PasteSources(dataset, LABELS, [1, 3])
+    drawn = [sources(random.Random(seed)) for seed in range(100)]
     held = [set(np.unique(pair[1][:, :])) for pair in drawn if pair is not None]
     assert len(held) == 100 and all(found & {1, 3} for found in held)
     assert 0.3 < np.mean([3 in found for found in held]) < 0.6  # one image of twelve, half of the draws
-    assert Donors(dataset.select([1, 2]), LABELS, [1, 3])(random.Random(0)) is None
+    assert PasteSources(dataset.select([1, 2]), LABELS, [1, 3])(random.Random(0)) is None
 
 
 def test_what_was_noted_changes_no_draw(dataset: Dataset) -> None:
-    fresh, used = Donors(dataset, LABELS, [1, 3]), Donors(dataset, LABELS, [1, 3])
+    fresh, used = PasteSources(dataset, LABELS, [1, 3]), PasteSources(dataset, LABELS, [1, 3])
     for seed in range(20):
         used(random.Random(seed))
     for seed in (3, 99):

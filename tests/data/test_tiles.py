@@ -101,5 +101,5 @@ def test_rows_of_tables_are_not_cut(tmp_path: Path) -> None:
 
 
 def test_samples_know_their_size(large: Path) -> None:
-    scan = scan_dataset(DatasetConfig(path=str(large), tile=64))
-    assert {sample.size for sample in scan.samples} == {(64, 64), (35, 45)}
+    index = scan_dataset(DatasetConfig(path=str(large), tile=64))
+    assert {sample.size for sample in index.samples} == {(64, 64), (35, 45)}

@@ -15,6 +15,8 @@ from segtune.data.config import DatasetConfig
 from segtune.data.transforms import TransformConfig
 from segtune.doctor.examine import Diagnosis, examine
 from segtune.doctor.findings import Finding
+from segtune.recipe.recipe import Recipe
+from support.faults import faults
 
 Pair = tuple[Any, Any]  # image and mask: arrays, or functions that write a file
 
@@ -38,7 +40,9 @@ def diagnose(tmp_path: Path) -> Callable[..., Diagnosis]:
         if labels is not None:
             (tmp_path / "labels.json").write_text(json.dumps(labels), encoding="utf-8")
         settings = {"path": str(tmp_path), "val_fraction": 0} | settings
-        return examine(DatasetConfig(**settings), transforms or TransformConfig(crop_size=16))
+        return examine(
+            Recipe(dataset=DatasetConfig(**settings), transforms=transforms or TransformConfig(crop_size=16))
+        )
 
     return run
 
@@ -70,3 +74,24 @@ def noise() -> Callable[..., np.ndarray]:
 def stripes() -> np.ndarray:
     """A mask (16, 16) of ids 0, 1 and 2 in columns of 6, 5 and 5."""
     return np.repeat(np.repeat(np.arange(3, dtype=np.uint8), (6, 5, 5))[None], 16, axis=0)
+
+
+@pytest.fixture
+def one_odd(diagnose: Any, noise: Any, stripes: np.ndarray) -> Callable[..., dict[str, Any]]:
+    """The faults of eleven sound samples and a mask."""
+
+    def run(mask: Any, labels: Any = ("sky", "road", "car"), **settings: Any) -> dict[str, Any]:
+        pairs = [(noise(), stripes) for _ in range(11)] + [(noise(), mask)]
+        return faults(diagnose({"train": pairs}, labels, **settings))
+
+    return run
+
+
+@pytest.fixture
+def all_like(diagnose: Any, noise: Any) -> Callable[..., dict[str, Any]]:
+    """The faults of six samples with one mask."""
+
+    def run(mask: Any, labels: Any = ("sky", "road", "car"), **settings: Any) -> dict[str, Any]:
+        return faults(diagnose({"train": [(noise(), mask) for _ in range(6)]}, labels, **settings))
+
+    return run

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segtune.doctor.alignment import REACH, class_edges, fit, image_edges, reduction
+from segtune.doctor.alignment import REACH, class_edges, image_edges, measure_alignment, reduction
 
 
 def scene(seed: int = 0, size: tuple[int, int] = (97, 131)) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +33,7 @@ def test_gradient_is_the_root_of_its_length() -> None:
 
 def test_right_mask_fits_without_a_shift() -> None:
     grey, mask = scene()
-    found = fit(class_edges(mask), image_edges(grey), 1)
+    found = measure_alignment(class_edges(mask), image_edges(grey), 1)
     assert found is not None
     assert found.distance <= 1
     assert found.here == found.best > 0.3
@@ -45,11 +45,11 @@ def test_right_mask_fits_without_a_shift() -> None:
 def test_shift_of_a_mask_is_measured(down: int, right: int) -> None:
     grey, mask = scene()
     moved = np.roll(mask, (down, right), (0, 1))
-    found = fit(class_edges(moved), image_edges(grey), 1)
+    found = measure_alignment(class_edges(moved), image_edges(grey), 1)
     assert found is not None
     assert max(abs(found.shift[0] + down), abs(found.shift[1] + right)) <= 1  # it must move back
     assert found.here < 0.75 * found.best
-    scaled = fit(class_edges(moved), image_edges(grey), 3)
+    scaled = measure_alignment(class_edges(moved), image_edges(grey), 3)
     assert scaled is not None
     assert scaled.shift == (3 * found.shift[0], 3 * found.shift[1])
     assert scaled.distance == found.distance
@@ -58,7 +58,7 @@ def test_shift_of_a_mask_is_measured(down: int, right: int) -> None:
 def test_mask_of_another_image_does_not_fit() -> None:
     evidence = []
     for seed in range(8):
-        found = fit(class_edges(scene(seed + 100)[1]), image_edges(scene(seed)[0]), 1)
+        found = measure_alignment(class_edges(scene(seed + 100)[1]), image_edges(scene(seed)[0]), 1)
         assert found is not None
         evidence.append(found.evidence_here)
     assert max(evidence) < 6
@@ -67,9 +67,9 @@ def test_mask_of_another_image_does_not_fit() -> None:
 
 def test_nothing_is_said_of_little() -> None:
     grey, mask = scene()
-    assert fit(class_edges(np.zeros_like(mask)), image_edges(grey), 1) is None
-    assert fit(class_edges(mask), image_edges(np.full_like(grey, 7)), 1) is None
-    assert fit(class_edges(mask[:60, :60]), image_edges(grey[:60, :60]), 1) is None
+    assert measure_alignment(class_edges(np.zeros_like(mask)), image_edges(grey), 1) is None
+    assert measure_alignment(class_edges(mask), image_edges(np.full_like(grey, 7)), 1) is None
+    assert measure_alignment(class_edges(mask[:60, :60]), image_edges(grey[:60, :60]), 1) is None
 
 
 @pytest.mark.parametrize(("size", "factor"), [((360, 480), 1), ((512, 300), 1), ((513, 300), 2), ((1024, 2048), 4)])

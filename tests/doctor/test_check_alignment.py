@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segtune.doctor.alignment import REACH, Fit
-from segtune.doctor.check_alignment import common_shift, is_shifted, usual_fits
+from segtune.doctor.alignment import REACH, Alignment
+from segtune.doctor.check_alignment import common_shift, is_shifted, usual_alignments
 
 LABELS = {str(i): str(i) for i in range(12)}
 Change = Callable[[np.ndarray], np.ndarray]
@@ -29,7 +29,7 @@ def scenes(camvid: Path) -> list[tuple[np.ndarray, np.ndarray]]:
 
 @pytest.fixture
 def about_fits(diagnose: Any, scenes: Any) -> Callable[..., dict[str, Any]]:
-    """Findings about fits, where the masks of some samples are changed."""
+    """Findings about alignment, where the masks of some samples are changed."""
 
     def run(change: Change, which: range = range(12)) -> dict[str, Any]:
         pairs = [(image, change(mask) if i in which else mask) for i, (image, mask) in enumerate(scenes)]
@@ -48,7 +48,7 @@ def test_all_masks_shifted(about_fits: Any) -> None:
     assert (found.code, found.severity) == ("shifted-masks", "error")
     down, right = found.numbers["shift"]
     assert abs(down + 3) <= 1 and abs(right - 4) <= 1
-    assert "numpy.roll" in found.mend[0] and not found.drop
+    assert "numpy.roll" in found.fix[0] and not found.drop
 
 
 def test_few_masks_shifted(about_fits: Any) -> None:
@@ -89,15 +89,15 @@ def test_all_masks_of_other_images(diagnose: Any, scenes: Any) -> None:
     assert "do the names belong to each other?" in found.message
 
 
-def fit_at(down: int, right: int, best: float, here: float, noise: float = 0.02) -> Fit:
+def fit_at(down: int, right: int, best: float, here: float, noise: float = 0.02) -> Alignment:
     surface = np.zeros((2 * REACH + 1, 2 * REACH + 1), dtype=np.float32)
     surface[REACH, REACH] = here
     surface[REACH + down, REACH + right] = best
-    return Fit((down, right), here, best, noise, surface, 1)
+    return Alignment((down, right), here, best, noise, surface, 1)
 
 
 @pytest.mark.parametrize(
-    ("fit", "usual", "shifted"),
+    ("alignment", "usual", "shifted"),
     [
         (fit_at(0, 5, 0.2, 0.05), None, True),
         (fit_at(0, 1, 0.2, 0.05), None, False),  # within the tolerance
@@ -107,8 +107,8 @@ def fit_at(down: int, right: int, best: float, here: float, noise: float = 0.02)
         (fit_at(0, 5, 0.1, 0.02), 0.4, False),
     ],
 )
-def test_shift_needs_evidence(fit: Fit, usual: float | None, shifted: bool) -> None:
-    assert is_shifted(fit, usual) == shifted
+def test_shift_needs_evidence(alignment: Alignment, usual: float | None, shifted: bool) -> None:
+    assert is_shifted(alignment, usual) == shifted
 
 
 def test_common_shift_needs_a_majority() -> None:
@@ -116,4 +116,4 @@ def test_common_shift_needs_a_majority() -> None:
     assert common_shift([there] * 12) == (4, 0)
     assert common_shift([there] * 5 + [here] * 7) is None
     assert common_shift([there] * 9) is None  # too few
-    assert usual_fits([]) == {}
+    assert usual_alignments([]) == {}

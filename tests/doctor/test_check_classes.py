@@ -23,7 +23,7 @@ def test_imbalance_is_told_with_weights(find: Any, noise: Any) -> None:
     assert found.numbers["median_frequency_weights"] == pytest.approx(weights, abs=1e-3)
     assert "75 times the pixels" in found.message
     assert "car 1.1 % of the pixels in 1 image" in found.message
-    assert found.mend == ("training.loss.class_weights=median_frequency",)
+    assert found.fix == ("training.loss.class_weights=median_frequency",)
 
 
 def test_balanced_classes_need_no_weights(find: Any, noise: Any) -> None:

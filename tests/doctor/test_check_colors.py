@@ -44,17 +44,17 @@ def test_grey_images_say_nothing_of_channels(find: Any, noise: Any, stripes: np.
         ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), True),
     ],
 )
-def test_normalisation_is_compared_with_the_images(
+def test_normalization_is_compared_with_the_images(
     find: Any, noise: Any, stripes: np.ndarray, mean: Any, std: Any, is_far: bool
 ) -> None:
     images = [noise() for _ in range(8)]
     transforms = TransformConfig(crop_size=16, mean=mean, std=std)
     found = find(
-        "normalisation", {"train": [(image, stripes) for image in images]}, transforms=transforms, val_fraction=0
+        "normalization", {"train": [(image, stripes) for image in images]}, transforms=transforms, val_fraction=0
     )
     assert (found is not None) == is_far
     if found:
         pixels = np.stack(images).reshape(-1, 3) / 255
         np.testing.assert_allclose(found.numbers["mean"], pixels.mean(0), atol=6e-4)
         np.testing.assert_allclose(found.numbers["std"], pixels.std(0), atol=6e-4)
-        assert found.mend[0] == f"transforms.mean={found.numbers['mean']} transforms.std={found.numbers['std']}"
+        assert found.fix[0] == f"transforms.mean={found.numbers['mean']} transforms.std={found.numbers['std']}"

@@ -21,7 +21,14 @@ MASK = np.repeat(np.repeat(np.arange(2, dtype=np.uint8), 32)[None], 64, axis=0)
 
 
 def found_in(diagnosis: Any) -> dict[str, Any]:
-    codes = ("copies", "leaked-copies", "disputed-copies", "near-copies", "leaked-near-copies", "leaked-sequence")
+    codes = (
+        "duplicates",
+        "leaked-duplicates",
+        "conflicting-duplicates",
+        "near-duplicates",
+        "leaked-near-duplicates",
+        "leaked-sequence",
+    )
     return {finding.code: finding for finding in diagnosis.findings if finding.code in codes}
 
 
@@ -37,17 +44,17 @@ def test_copies_within_and_across_splits(diagnose: Any) -> None:
     }
     found = found_in(diagnose(splits))
     assert {code: (f.severity, f.files) for code, f in found.items()} == {
-        "leaked-copies": ("error", ("images/train/train00.png", "images/test/test00.png")),
-        "copies": ("warning", ("images/train/train01.png", "images/train/train02.png")),
+        "leaked-duplicates": ("error", ("images/train/train00.png", "images/test/test00.png")),
+        "duplicates": ("warning", ("images/train/train01.png", "images/train/train02.png")),
     }
-    assert [sample.id for sample in found["leaked-copies"].drop] == ["train00"]  # test keeps its own
-    assert [sample.id for sample in found["copies"].drop] == ["train01"]
+    assert [sample.id for sample in found["leaked-duplicates"].drop] == ["train00"]  # test keeps its own
+    assert [sample.id for sample in found["duplicates"].drop] == ["train01"]
 
 
 def test_copy_with_another_mask_is_disputed(diagnose: Any) -> None:
     found = found_in(diagnose({"train": [(picture(0), MASK), (picture(0), MASK[:, ::-1]), (picture(1), MASK)]}))
-    assert set(found) == {"copies", "disputed-copies"}
-    assert len(found["disputed-copies"].drop) == 2
+    assert set(found) == {"duplicates", "conflicting-duplicates"}
+    assert len(found["conflicting-duplicates"].drop) == 2
 
 
 @pytest.mark.parametrize("change", ["jpeg", "half", "bright", "contrast", "mirror"])
@@ -66,10 +73,10 @@ def test_changed_copies_are_near(diagnose: Any, tmp_path: Path, change: str) -> 
     mask = MASK[::2, ::2] if change == "half" else MASK
     others = [(picture(i), MASK) for i in range(1, 6)]
     found = found_in(diagnose({"train": [(original, MASK), *others], "test": [(copy, mask)]}))
-    assert set(found) == {"leaked-near-copies"}
-    assert found["leaked-near-copies"].files == ("images/train/train00.png", "images/test/test00.png")
-    assert ("1 of them mirrored" in found["leaked-near-copies"].message) == (change == "mirror")
-    assert [sample.id for sample in found["leaked-near-copies"].drop] == ["train00"]
+    assert set(found) == {"leaked-near-duplicates"}
+    assert found["leaked-near-duplicates"].files == ("images/train/train00.png", "images/test/test00.png")
+    assert ("1 of them mirrored" in found["leaked-near-duplicates"].message) == (change == "mirror")
+    assert [sample.id for sample in found["leaked-near-duplicates"].drop] == ["train00"]
 
 
 def sample(name: str, split: str = "train") -> Sample:

@@ -38,7 +38,7 @@ def write(content: bytes, path: Path) -> None:
 
 def test_sound_samples_have_no_finding(diagnose: Any, noise: Any, stripes: np.ndarray) -> None:
     diagnosis = diagnose({"train": [(noise(), stripes)] * 3, "val": [(noise(), stripes[:, ::-1])]})
-    assert [f.code for f in diagnosis.findings if f.severity != "info"] == ["copies"]  # of the one image in train
+    assert [f.code for f in diagnosis.findings if f.severity != "info"] == ["duplicates"]  # of the one image in train
     assert [
         f.code for f in diagnose({"train": [(noise(), stripes), (noise(), stripes), (noise(), stripes)]}).findings
     ] == []
@@ -119,4 +119,4 @@ def test_samples_of_findings_are_samples_of_the_scan(diagnose: Any, noise: Any, 
     diagnosis = diagnose({"train": [(noise(), partial(write, b"")), (noise(), stripes)]})
     (found,) = (finding for finding in diagnosis.findings if finding.code == "unreadable")
     assert isinstance(found.samples[0], Sample)
-    assert found.samples[0] in diagnosis.case.scan.rejected
+    assert found.samples[0] in diagnosis.case.index.rejected

@@ -17,7 +17,7 @@ def test_odd_size_is_named(find: Any, noise: Any, stripes: np.ndarray) -> None:
     found = find("unusual-size", {"train": [*many(noise, stripes), large]})
     assert (found.severity, found.files) == ("warning", ("images/train/train12.png",))
     assert found.numbers["sizes"] == {"train12": [48, 48]}
-    assert found.mend == ("transforms.short_side=16 brings all images to one scale before the crop",)
+    assert found.fix == ("transforms.short_side=16 brings all images to one scale before the crop",)
 
 
 def test_sizes_that_vary_are_usual(find: Any, noise: Any) -> None:
@@ -36,7 +36,7 @@ def test_padding_of_crops_is_told(
     assert (found.severity if found else None) == severity
     if found:
         assert found.numbers["padded_share"] == pytest.approx(padded)
-        assert found.mend == ("transforms.crop_size=16",)
+        assert found.fix == ("transforms.crop_size=16",)
 
 
 def test_short_side_counts_for_the_crop(find: Any, noise: Any, stripes: np.ndarray) -> None:
@@ -59,10 +59,10 @@ def test_values_of_a_smaller_range_are_told(diagnose: Any, noise: Any, stripes: 
 def test_twelve_bits_everywhere_get_their_range(diagnose: Any, noise: Any, stripes: np.ndarray) -> None:
     pairs = [(noise()[:, :, 0].astype(np.uint16) * 16, stripes) for _ in range(4)]
     (found,) = (finding for finding in diagnose({"train": pairs}).findings if finding.code == "value-range")
-    assert found.mend == ("transforms.value_range=[0, 4095]",) and not found.drop
+    assert found.fix == ("transforms.value_range=[0, 4095]",) and not found.drop
     mended = TransformConfig(crop_size=16, value_range=(0, 4095))
     codes = [finding.code for finding in diagnose({"train": pairs}, transforms=mended).findings]
-    assert not {"value-range", "unreadable", "normalisation"} & set(codes)
+    assert not {"value-range", "unreadable", "normalization"} & set(codes)
 
 
 def test_blank_and_grey_images_are_told_apart(diagnose: Any, noise: Any, stripes: np.ndarray) -> None:

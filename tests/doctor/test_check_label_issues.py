@@ -17,6 +17,7 @@ from segtune.doctor.check_label_issues import find_label_issues
 from segtune.doctor.examine import examine
 from segtune.evaluation.label_issues import SURE
 from segtune.labels.label_map import LabelMap
+from segtune.recipe.recipe import Recipe
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 
 LABELS = LabelMap.from_names(["dark", "bright"])
@@ -44,25 +45,27 @@ def write_case(folder: Path, shares: Sequence[float]) -> Case:
             (folder / kind).mkdir(exist_ok=True)
             Image.fromarray(array).save(folder / kind / f"{number}.png")
     (folder / "labels.json").write_text(json.dumps(LABELS.names))
-    return examine(DatasetConfig(path=str(folder), val_fraction=0), TransformConfig(crop_size=16)).case
+    return examine(
+        Recipe(dataset=DatasetConfig(path=str(folder), val_fraction=0), transforms=TransformConfig(crop_size=16))
+    ).case
 
 
 def test_a_model_that_is_not_sure_contradicts_nothing(tmp_path: Path) -> None:
     unsure = float(np.log(SURE / (1 - SURE)) / 2 * 0.98)  # logits of -s and s give the probability sigmoid(2 s)
     case = write_case(tmp_path, [0.5])
     for scale, share in ((unsure, 0), (unsure / 0.96, 0.5)):
-        found = find_label_issues(case, case.scan.samples, Threshold(scale), PROCESSOR)
+        found = find_label_issues(case, case.index.samples, Threshold(scale), PROCESSOR)
         assert found is not None and found.numbers["shares"] == {"0": share}
 
 
 def test_masks_that_stand_out_are_ranked(tmp_path: Path) -> None:
     case = write_case(tmp_path, [0, 0.04, 0, 0.3, 0.04, 0, 0.45, 0])
-    found = find_label_issues(case, case.scan.samples, Threshold(5.0), PROCESSOR)
+    found = find_label_issues(case, case.index.samples, Threshold(5.0), PROCESSOR)
     assert found is not None
     assert (found.severity, found.files) == ("warning", ("masks/6.png", "masks/3.png"))
     assert list(found.numbers["shares"].items())[:2] == [("6", 0.45), ("3", 0.3)]
     assert "2 masks of 8 stand out, the clearest with 45 % of the pixels" in found.message
     assert "mostly dark where the mask says bright" in found.message
-    calm = find_label_issues(case, [s for s in case.scan.samples if s.id not in "63"], Threshold(5.0), PROCESSOR)
+    calm = find_label_issues(case, [s for s in case.index.samples if s.id not in "63"], Threshold(5.0), PROCESSOR)
     assert calm is not None and calm.severity == "info" and "0 masks of 6 stand out" in calm.message
     assert find_label_issues(case, [], Threshold(5.0), PROCESSOR) is None

@@ -72,7 +72,7 @@ def test_noise_cannot_be_learned_by_heart(model: Any, monkeypatch: pytest.Monkey
     monkeypatch.setattr("segtune.doctor.dry_run.STEPS", 12)
     found = run(model, rows(learnable=False))["learn-by-heart"]
     assert (found.severity, len(found.numbers["losses"])) == ("error", 12)
-    assert "is not reached" in found.message and found.mend
+    assert "is not reached" in found.message and found.fix
 
 
 def test_ignored_labels_are_an_error(model: Any) -> None:

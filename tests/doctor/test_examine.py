@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support import plant_faults
 
 from segtune.cli import main
 from segtune.data.config import DatasetConfig
 from segtune.data.transforms import TransformConfig
 from segtune.doctor.examine import Diagnosis, examine
-from segtune.recipe.recipe import load_recipe_or_data
+from segtune.recipe.recipe import Recipe, load_recipe_or_data
+from support import plant_faults
 
 # Climate zones have few edges in the pictures, and the tiles are square and no video.
 NOT_TOLD_OF_EARTH = {
@@ -29,7 +29,7 @@ NOT_TOLD_OF_EARTH = {
 
 
 def examined(path: Path | str, **settings: Any) -> Diagnosis:
-    return examine(DatasetConfig(path=str(path), **settings), TransformConfig(crop_size=128))
+    return examine(Recipe(dataset=DatasetConfig(path=str(path), **settings), transforms=TransformConfig(crop_size=128)))
 
 
 def codes(diagnosis: Diagnosis, *severities: str) -> list[str]:
@@ -88,7 +88,7 @@ def test_report_is_json_with_all_files(earth: Path, tmp_path: Path) -> None:
     assert (report["errors"], report["warnings"]) == (0, 1)
     (found,) = (item for item in report["findings"] if item["code"] == "channel-order")
     assert sorted(found["files"]) == sorted(planted[0])
-    assert found["mend"][-1].startswith("or leave these samples out")
+    assert found["fix"][-1].startswith("or leave these samples out")
     ocean = report["classes"][0]
     assert (ocean["name"], ocean["color"]) == ("ocean", "#2663a6")
     masks = [np.asarray(Image.open(path)) for path in (earth / "masks" / "train").glob("*.png")]
@@ -219,7 +219,7 @@ def test_a_trained_model_is_asked_for_its_doubts(doctor: Any, tiles: Path, tmp_p
     assert not left.value.code
     best = tmp_path / "run" / "best"
     report = json.loads(doctor(tiles, labels, "--checkpoint", best, "--device", "cpu", "--json")[1])
-    (found,) = (finding for finding in report["findings"] if finding["code"] == "label-noise")
+    (found,) = (finding for finding in report["findings"] if finding["code"] == "label-issues")
     assert len(found["numbers"]["shares"]) == 16
     code, _, err = doctor(tiles, 'dataset.labels={"0-3": "all", "77": "x"}', "--checkpoint", best)
     assert code == 2 and "has the labels ocean, humid, arid, polar; the data has all, x" in err
@@ -231,3 +231,10 @@ def test_a_folder_is_a_data_set_with_defaults(tiles: Path, monkeypatch: pytest.M
     assert recipe.training.output_dir == "runs/tiles"
     assert load_recipe_or_data("demo").dataset.path == "segtune://earth"
     assert load_recipe_or_data("segtune://earth").model.name is None
+
+
+def test_labels_that_contradict_the_recipe_are_an_error(diagnose: Any, noise: Any, stripes: np.ndarray) -> None:
+    labels = {"classes": ["sky", "road", "car"], "ignore_index": 200}
+    diagnosis = diagnose({"train": [(noise(), stripes) for _ in range(3)]}, labels)
+    (found,) = (finding for finding in diagnosis.findings if finding.severity == "error")
+    assert "set dataset.ignore_index=200" in found.message

@@ -13,8 +13,8 @@ from segtune.doctor.findings import LEAVE_OUT, Finding, by, count, percent, rank
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "segtune"
 SOURCES = [*(PACKAGE / "doctor").glob("*.py")]
-COMPUTED = {"unnamed-ids", "unnamed-colours", "copies", "leaked-copies", "disputed-copies"}
-COMPUTED |= {"near-copies", "leaked-near-copies"}
+COMPUTED = {"unnamed-ids", "unnamed-colors", "duplicates", "leaked-duplicates", "conflicting-duplicates"}
+COMPUTED |= {"near-duplicates", "leaked-near-duplicates"}
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,8 @@ def test_errors_come_first_and_the_order_stays() -> None:
 
 def test_samples_that_may_be_left_out_are_said_to_be() -> None:
     sample = Sample("a", "train", Path("a"), Path("b"))
-    assert Finding("x", "error", "", mend=("y",)).to_dict()["mend"] == ["y"]
-    assert Finding("x", "error", "", mend=("y",), drop=(sample,)).to_dict()["mend"] == ["y", LEAVE_OUT]
+    assert Finding("x", "error", "", fix=("y",)).to_dict()["fix"] == ["y"]
+    assert Finding("x", "error", "", fix=("y",), drop=(sample,)).to_dict()["fix"] == ["y", LEAVE_OUT]
 
 
 def test_every_code_is_explained() -> None:

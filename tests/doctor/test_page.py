@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support.html_reading import Page
 
 from segtune.data.config import DatasetConfig
 from segtune.data.transforms import TransformConfig
 from segtune.doctor.examine import Diagnosis, examine
 from segtune.doctor.page import NOT_NAMED, overlay_of, page, picture_of, write_doctor_page
 from segtune.errors import UsageError
+from segtune.recipe.recipe import Recipe
+from support.html_reading import Page
 
 RED, BLUE = (200, 30, 30), (30, 60, 200)
 
@@ -38,7 +39,9 @@ def diagnosis(tmp_path: Path) -> Diagnosis:
     (tmp_path / "masks" / "a<5.png").write_bytes(b"no picture")
     labels = {"classes": ["sky & air", "road"], "colors": [RED, BLUE]}
     (tmp_path / "labels.json").write_text(json.dumps(labels))
-    return examine(DatasetConfig(path=str(tmp_path), val_fraction=0), TransformConfig(crop_size=16))
+    return examine(
+        Recipe(dataset=DatasetConfig(path=str(tmp_path), val_fraction=0), transforms=TransformConfig(crop_size=16))
+    )
 
 
 def decode(url: str) -> np.ndarray:
@@ -113,7 +116,7 @@ def test_page_of_a_set_without_a_sample(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "images" / "a.png")
     Image.new("L", (4, 4)).save(tmp_path / "masks" / "b.png")
     (tmp_path / "labels.json").write_text('["sky"]')
-    diagnosis = examine(DatasetConfig(path=str(tmp_path)), TransformConfig())
+    diagnosis = examine(Recipe(dataset=DatasetConfig(path=str(tmp_path)), transforms=TransformConfig()))
     assert [finding.code for finding in diagnosis.findings] == ["unpaired", "unpaired"]
     assert Page(page(diagnosis)).open == []
     assert diagnosis.to_dict()["samples"] == {}

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from support.run_folders import names, write_run
 
 from segtune.evaluation.evaluation import Evaluation
 from segtune.hub.licenses import Ancestor, License, inherit
 from segtune.hub.model_card import Card, DataFacts, Results, describe_run, lineage, read_front_matter
 from segtune.hub.stage import stage
 from segtune.labels.label_map import LabelMap
+from support.run_folders import names, write_run
 
 LABELS = LabelMap.from_ids({7: "road", 8: "road", 11: "a|b", 0: None}, colors=["#804080", "#000001"])
 CONFIG = {**LABELS.config_fields(), "num_channels": 3}
@@ -164,7 +164,7 @@ def test_non_commercial_use_is_loud() -> None:
     line = [Ancestor("nvidia/mit-b0", {})]
     data = DataFacts("CamVid", license="CC BY-NC 4.0", is_non_commercial=True)
     text = str(card(line=line, license=inherit(line, None), data=data))
-    top = text.split("# roads")[1].split("## Labels")[0]
+    top = text.split("# roads")[1].split("## Labels", maxsplit=1)[0]
     assert "> **Not for commercial use:** the weights are under [other (nvidia-source-code-license)](" in top
     assert "inherited from nvidia/mit-b0." in top
     assert "> **The training data is not for commercial use:** CC BY-NC 4.0." in top

@@ -16,13 +16,13 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from support.minihub import Fault, Hub, Repo, serve
 
 from segtune.errors import UsageError
 from segtune.hub import model_card, retries, stage
 from segtune.hub import push as hub
 from segtune.hub.push import HubConfig, PushError, RunPush, push_folder, push_run
 from segtune.labels.label_map import LabelMap
+from support.minihub import Fault, Hub, Repo, serve
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub, of httpx
 

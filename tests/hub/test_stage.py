@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from support.run_folders import names, write_run
 
 from segtune.errors import UsageError
 from segtune.hub.stage import CODE_FILES, example_picture, find_overlays, stage
 from segtune.training.run_folder import find_checkpoint
+from support.run_folders import names, write_run
 
 
 @pytest.fixture

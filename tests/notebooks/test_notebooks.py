@@ -17,10 +17,10 @@ import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
-from support.examples import TINY
-from support.minihub import Hub, environment, serve
 
 import segtune
+from support.examples import TINY
+from support.minihub import Hub, environment, serve
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}

@@ -15,18 +15,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import minihub
-from support.miniatures import MINIATURES, ON_THE_HUB
-from support.miniatures.drawing import Miniature
 
 from segtune.data.class_names import TABLES
 from segtune.data.dataset import open_dataset
-from segtune.doctor.examine import diagnose
+from segtune.doctor.examine import examine
 from segtune.finetune import train
 from segtune.imageio.read import read_mask
 from segtune.labels.label_map import LabelMap
 from segtune.recipe.recipe import Recipe, load_recipe
 from segtune.recipe.shipped import HEADER_FIELDS, RecipeInfo, find_recipe, list_recipes
+from support import minihub
+from support.miniatures import MINIATURES, ON_THE_HUB
+from support.miniatures.drawing import Miniature
 
 RECIPES = list_recipes()
 TINY = "model.config={hidden_sizes: [8, 16, 20, 32], depths: [1, 1, 1, 1], decoder_hidden_size: 32}"
@@ -67,9 +67,11 @@ def draw(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Drawn]:
 
     def draw_once(name: str) -> Drawn:
         if name not in drawn:
-            root = tmp_path_factory.mktemp(name.split("/")[0])
+            root = tmp_path_factory.mktemp(name.split("/", maxsplit=1)[0])
             drawn[name] = name, root, MINIATURES[name](root)
-            for command in re.findall(r"^#   ((?:awk|cd) .*)$", find_recipe(name).read_text(encoding="utf-8"), re.M):
+            for command in re.findall(
+                r"^#   ((?:awk|cd) .*)$", find_recipe(name).read_text(encoding="utf-8"), re.MULTILINE
+            ):
                 subprocess.run(["sh", "-c", command], cwd=root, check=True)
         return drawn[name]
 
@@ -140,15 +142,15 @@ def test_images_have_the_size_of_their_masks(drawn: Drawn) -> None:
 
 
 def test_the_doctor_finds_no_errors(drawn: Drawn) -> None:
-    diagnosis = diagnose(recipe_of(*drawn))
+    diagnosis = examine(recipe_of(*drawn))
     assert [finding for finding in diagnosis.findings if finding.severity == "error"] == []
 
 
 def test_the_doctor_proposes_the_names_of_an_annotation_file(draw: Callable[[str], Drawn]) -> None:
-    diagnosis = diagnose(recipe_of(*draw("my-coco"), "dataset.labels=[background, road, lorry]"))
+    diagnosis = examine(recipe_of(*draw("my-coco"), "dataset.labels=[background, road, lorry]"))
     (found,) = [finding for finding in diagnosis.findings if finding.severity == "error"]
     assert found.message.startswith("dataset.labels: the data has no class 'lorry'")
-    assert found.mend == ('dataset.labels=["background", "road", "car"] in another order, or leave it out',)
+    assert found.fix == ('dataset.labels=["background", "road", "car"] in another order, or leave it out',)
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from support.report_data import NAMES, RECORDS, Reader, write_data
 
 from segtune.data.checks import check_masks
 from segtune.data.dataset import load_segmentation_dataset
@@ -13,6 +12,7 @@ from segtune.inference.evaluate_checkpoint import OpenedCheckpoint
 from segtune.labels.label_map import LabelMap
 from segtune.report.gather import Facts, Place, gather
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+from support.report_data import NAMES, RECORDS, Reader, write_data
 
 
 @pytest.fixture(scope="session")

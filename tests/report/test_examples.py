@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.report_data import Reader, write_data
 
 from segtune.data.dataset import load_segmentation_dataset
 from segtune.evaluation.label_issues import LabelIssue
@@ -10,6 +9,7 @@ from segtune.labels.label_map import LabelMap
 from segtune.report.examples import BEST, RANDOM, WORST, _choose, examine
 from segtune.report.gather import Facts
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+from support.report_data import Reader, write_data
 
 
 def test_every_image_is_counted_and_the_right_ones_are_shown(facts: Facts) -> None:

@@ -2,10 +2,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from support.html_reading import Page
-
 from segtune.report.gallery import gallery, suspects
 from segtune.report.gather import Facts
+from support.html_reading import Page
 
 
 def test_gallery_has_all_groups_with_all_layers(facts: Facts) -> None:

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.report_data import RECORDS, Reader, write_data
-from support.run_folders import write_run
 
 from segtune.data.dataset import load_segmentation_dataset
 from segtune.errors import UsageError
@@ -14,6 +12,8 @@ from segtune.inference.evaluate_checkpoint import OpenedCheckpoint
 from segtune.labels.label_map import LabelMap
 from segtune.report.gather import Facts, Place, find_place, gather
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+from support.report_data import RECORDS, Reader, write_data
+from support.run_folders import write_run
 
 
 def test_places(tmp_path: Path) -> None:

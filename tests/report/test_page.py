@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.html_reading import Page
-from support.report_data import RECORDS
 
 from segtune.errors import UsageError
 from segtune.report.gather import Facts, Place
@@ -24,6 +22,8 @@ from segtune.report.page import (
     training,
     write_report,
 )
+from support.html_reading import Page
+from support.report_data import RECORDS
 
 SECTIONS = ["short", "images", "classes", "confusions", "boundaries", "calibration", "suspects", "training", "data"]
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import networks
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,6 +13,7 @@ from segtune.segformer.modeling_segformer import (
     SegformerForSemanticSegmentation,
     SegformerMixFFN,
 )
+from support import networks
 
 TINY = {**networks.TINY, "num_labels": 5, "drop_path_rate": 0.0}
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from support import networks
 from torch.utils.data import SequentialSampler
 
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+from support import networks
 
 TINY = {**networks.TINY, "num_labels": 5, "classifier_dropout_prob": 0.0, "drop_path_rate": 0.0}
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import signal
 import threading
 
@@ -27,15 +26,15 @@ def test_a_signal_is_noted_and_the_handlers_come_back(number: signal.Signals) ->
     before = signal.getsignal(number)
     with StopRequest() as request:
         assert request.reason is None
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert request.reason == f"{number.name} was received"
     assert signal.getsignal(number) is before
 
 
 def test_a_second_interrupt_stops_at_once() -> None:
     with pytest.raises(KeyboardInterrupt), StopRequest():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_time_limit() -> None:

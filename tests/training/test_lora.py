@@ -10,7 +10,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from support import networks
 
 from segtune.errors import DataError, UsageError
 from segtune.segformer.configuration_segformer import SegformerConfig
@@ -27,6 +26,7 @@ from segtune.training.lora import (
 )
 from segtune.training.model import adapt_input_channels, set_input_channels
 from segtune.training.optim import adamw, parameter_groups
+from support import networks
 
 TINY = {**networks.TINY, "num_labels": 5}
 IMAGE = torch.randn(2, 3, 64, 48, generator=torch.Generator().manual_seed(0))

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.workers.common import TINY
 
 from segtune.data.dataset import DatasetConfig, find_label_map, load_segmentation_dataset
 from segtune.data.transforms import TransformConfig
@@ -29,6 +28,7 @@ from segtune.training.interrupts import StopRequest
 from segtune.training.lora import load_adapter
 from segtune.training.model import ModelConfig, build_model
 from segtune.training.trainer import SegmentationTrainer
+from support.workers.common import TINY
 
 TRANSFORMS = TransformConfig(crop_size=64)
 MEASURED = {"images_per_second", "waiting_for_data", "peak_memory_mb", "seconds"}

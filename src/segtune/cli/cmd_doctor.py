@@ -30,12 +30,12 @@ def doctor(
         Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write a split without the faulty samples.")
     ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="A trained model that is asked which masks it doubts: runs/demo/best.")
+        str | None, typer.Option(help="A trained model that is asked for label issues: runs/demo/best.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Also try the recipe's model on a few samples.")] = False,
     device: DeviceOption = None,
 ) -> None:
-    """Look for faults in a data set before it is trained on; each finding says what mends it. Exit code 1: errors."""
+    """Look for faults in a data set before it is trained on; each finding says what fixes it. Exit code 1: errors."""
     from segtune.doctor import examine
     from segtune.doctor.page import COMMAND, write_doctor_page
     from segtune.recipe.recipe import load_recipe_or_data
@@ -46,21 +46,22 @@ def doctor(
     if html:
         check_page(html, COMMAND, "--html")
     if split_file:
-        examine.check_split(split_file)
-    diagnosis = examine.diagnose(settings, try_model=dry_run, checkpoint=checkpoint, device=device)
+        examine.refuse_split_file(split_file)
+    diagnosis = examine.examine(settings, try_model=dry_run, checkpoint=checkpoint, device=device)
     typer.echo(json.dumps(diagnosis.to_dict()) if as_json else "\n".join(_finding_lines(diagnosis)))
     if html:
         write_doctor_page(diagnosis, html)
         typer.echo(f"page: {html}", err=as_json)
     if split_file:
-        left = ", ".join(f"{number} {split}" for split, number in examine.write_split(diagnosis, split_file).items())
+        kept = examine.save_usable_split(diagnosis, split_file)
+        left = ", ".join(f"{number} {split}" for split, number in kept.items())
         typer.echo(f"split file: {split_file} ({left}); use it with dataset.split_file={split_file}", err=as_json)
     if diagnosis.count("error"):
         raise typer.Exit(1)
 
 
 def _finding_lines(diagnosis: Diagnosis, limit: int = 3) -> Iterator[str]:
-    """The findings as text, each with its first files and what mends it."""
+    """The findings as text, each with its first files and what fixes it."""
     from segtune.doctor.findings import count, sentence
 
     width = max(60, shutil.get_terminal_size((100, 24)).columns)
@@ -71,10 +72,10 @@ def _finding_lines(diagnosis: Diagnosis, limit: int = 3) -> Iterator[str]:
         yield from _indented(sentence(finding.message), width)
         if finding.files:
             yield from _indented(f"in {listed(finding.files, limit)}", width)
-        for line in finding.mend:
+        for line in finding.fix:
             yield from _indented(f"→ {line}", width)
         yield ""
-    yield f"{diagnosis.case.scan.root}: " + ", ".join(f"{n} {split}" for split, n in diagnosis.samples.items())
+    yield f"{diagnosis.case.index.root}: " + ", ".join(f"{n} {split}" for split, n in diagnosis.samples.items())
     yield f"{count(diagnosis.count('error'), 'error')}, {count(diagnosis.count('warning'), 'warning')}"
     if any(finding.drop for finding in diagnosis.findings):
         yield "faulty samples can be left out: --split-file FILE, then dataset.split_file=FILE"

@@ -6,6 +6,7 @@ stopped early on request (a signal, training.time_limit) with everything saved.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -16,9 +17,9 @@ import typer
 
 import segtune
 from segtune.cli import (
-    cmd_bench,
     cmd_data,
     cmd_doctor,
+    cmd_env,
     cmd_evaluate,
     cmd_hub,
     cmd_predict,
@@ -32,6 +33,9 @@ from segtune.errors import SegtuneError
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command and leaves with its exit code. SEGTUNE_TRACEBACK=1 shows the traceback of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a pipe of Windows has no → and no ×
     try:
         typer.main.get_command(_application()).main(args=argv, prog_name="segtune")
     except Exception as error:
@@ -57,7 +61,7 @@ def _application() -> typer.Typer:
         cmd_doctor.doctor,
         cmd_hub.push,
         cmd_hub.convert,
-        cmd_bench.bench,
+        cmd_env.env,
     )
     for command in commands:
         app.command()(command)

@@ -1,4 +1,4 @@
-"""Albumentations, behind one door: transforms named in a recipe, the presets, and what the crop takes from it."""
+"""Data augmentation by Albumentations: transforms named in a recipe, presets, and what crops take from it."""
 
 from __future__ import annotations
 
@@ -29,53 +29,36 @@ LINEAR, AREA, NEAREST = 1, 3, 6  # OpenCV's INTER_LINEAR, INTER_AREA and INTER_N
 NEAREST_MODES = (0, 6)
 MASK_FILLS = ("fill_mask", "mask_drop_value")
 
+
+def _one_of(p: float, *transforms: Named) -> Named:
+    return {"OneOf": {"transforms": list(transforms), "p": p}}
+
+
 _SOFT: list[Named] = [
     {"RandomGamma": {"gamma_limit": [80, 120], "p": 0.2}},
-    {
-        "OneOf": {
-            "transforms": [
-                {"GaussianBlur": {"sigma_limit": [0.5, 1.5]}},
-                {"GaussNoise": {"std_range": [0.01, 0.04]}},
-            ],
-            "p": 0.2,
-        }
-    },
+    _one_of(0.2, {"GaussianBlur": {"sigma_limit": [0.5, 1.5]}}, {"GaussNoise": {"std_range": [0.01, 0.04]}}),
 ]
+_HOLES = {"num_holes_range": [2, 6], "hole_height_range": [0.05, 0.15], "hole_width_range": [0.05, 0.15], "p": 0.3}
 PRESETS: dict[Preset, list[Named]] = {
     "light": _SOFT,
     "medium": [{"Affine": {"rotate": [-10, 10], "shear": [-5, 5], "p": 0.3}}, *_SOFT],
     "strong": [
         {"Affine": {"rotate": [-20, 20], "shear": [-10, 10], "p": 0.5}},
-        {
-            "OneOf": {
-                "transforms": [
-                    {"ElasticTransform": {"alpha": 80, "sigma": 10}},
-                    {"GridDistortion": {"distort_limit": [-0.2, 0.2]}},
-                    {"Perspective": {"scale": [0.03, 0.08]}},
-                ],
-                "p": 0.3,
-            }
-        },
+        _one_of(
+            0.3,
+            {"ElasticTransform": {"alpha": 80, "sigma": 10}},
+            {"GridDistortion": {"distort_limit": [-0.2, 0.2]}},
+            {"Perspective": {"scale": [0.03, 0.08]}},
+        ),
         {"RandomGamma": {"gamma_limit": [60, 160], "p": 0.3}},
-        {
-            "OneOf": {
-                "transforms": [
-                    {"GaussianBlur": {"sigma_limit": [0.5, 2.5]}},
-                    {"MotionBlur": {"blur_limit": [3, 9]}},
-                    {"GaussNoise": {"std_range": [0.02, 0.08]}},
-                    {"Downscale": {"scale_range": [0.4, 0.8]}},
-                ],
-                "p": 0.4,
-            }
-        },
-        {
-            "CoarseDropout": {
-                "num_holes_range": [2, 6],
-                "hole_height_range": [0.05, 0.15],
-                "hole_width_range": [0.05, 0.15],
-                "p": 0.3,
-            }
-        },
+        _one_of(
+            0.4,
+            {"GaussianBlur": {"sigma_limit": [0.5, 2.5]}},
+            {"MotionBlur": {"blur_limit": [3, 9]}},
+            {"GaussNoise": {"std_range": [0.02, 0.08]}},
+            {"Downscale": {"scale_range": [0.4, 0.8]}},
+        ),
+        {"CoarseDropout": _HOLES},
     ],
 }
 _UNSUITABLE = {

@@ -1,4 +1,7 @@
-"""Reads every image and mask once, before the first step, and compares the masks with the label map."""
+"""Data checks before training: every mask is compared with the label map; mean and std of the images are counted.
+
+These are two passes, not one: masks are checked in all splits, `mean` and `std` want 1000 images of train, seldom.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     import datasets
 
 logger = logging.getLogger(__name__)
+
+COUNTED_IMAGES = 1000  # for mean and std, spread over the split
 
 
 def check_masks(dataset: Mapping[str, Dataset], label_map: LabelMap) -> dict[str, np.ndarray]:
@@ -91,9 +96,7 @@ def _check_row(rows: Dataset, number: int, label_map: LabelMap | None) -> tuple[
             raise DataError(f"the image is {size} (height, width), its mask {stored.shape[:2]}")
         if label_map is None:
             return None, nothing
-        labels = label_map.encode(stored)
-        labels[labels == label_map.ignore_index] = label_map.num_labels
-        return None, np.bincount(labels.ravel(), minlength=len(nothing))
+        return None, label_map.count_pixels(label_map.encode(stored))
     except LabelError as error:
         message = f"{name}: {error}"
         if lossy:
@@ -146,9 +149,6 @@ def _advice(values: Counter[Any]) -> str:
     return f"\nName such values in dataset.labels (or its file), as in {{{named}}}, or ignore them: {{{ignored}}}"
 
 
-MOST = 1000  # images that are read, spread over the split
-
-
 def with_statistics(
     transforms: TransformConfig, rows: datasets.Dataset, channels: int | None = None
 ) -> TransformConfig:
@@ -163,12 +163,11 @@ def with_statistics(
     if transforms.mean != "counted":
         return transforms
     images = rows.select_columns("image")
-    numbers = np.linspace(0, len(images) - 1, min(len(images), MOST)).round().astype(int).tolist()
+    numbers = np.linspace(0, len(images) - 1, min(len(images), COUNTED_IMAGES)).round().astype(int).tolist()
     count, raw = channels or channels_of(images[0]["image"]), transforms.value_range is not None
     found = in_threads(lambda number: _sums(images[number]["image"], count, raw), numbers, "counting mean and std")
-    pixels, values, squares = np.sum(found, axis=0)  # (C,) each
+    mean, deviation = mean_and_std(np.sum(found, axis=0))  # (C,) each
     low, high = transforms.value_range or (0, 255)
-    mean, deviation = values / pixels, np.sqrt(np.maximum(squares / pixels - (values / pixels) ** 2, 0))
     if (deviation == 0).any():
         raise DataError(
             f"channel {int(np.argmin(deviation)) + 1} of {count} has one value in all images: give numbers for "
@@ -190,9 +189,23 @@ def channels_of(image: Pixels) -> int:
 
 
 def _sums(image: Pixels, channels: int, raw: bool) -> np.ndarray:
-    """Pixels with data, the sum of their values and of their squares, for each channel (3, C)."""
-    values = read_image(image, channels, raw).reshape(-1, channels).astype(np.float64)  # (N, C)
+    values = read_image(image, channels, raw).reshape(-1, channels)  # (N, C)
     if isinstance(image, np.ma.MaskedArray):
         missing = np.ma.getmaskarray(image)
         values = values[~(missing if missing.ndim == 2 else missing.all(axis=2)).ravel()]
-    return np.stack([np.full(channels, len(values)), values.sum(axis=0), (values**2).sum(axis=0)])
+    return channel_sums(values)
+
+
+def channel_sums(values: np.ndarray) -> np.ndarray:
+    """How many values (N, C) there are, their sum and the sum of their squares, by channel (3, C)."""
+    if values.dtype == np.uint8:
+        counts = np.stack([np.bincount(channel, minlength=256) for channel in values.T])  # (C, 256)
+        return np.stack([counts.sum(axis=1), counts @ np.arange(256), counts @ np.arange(256) ** 2])
+    values = values.astype(np.float64)
+    return np.stack([np.full(values.shape[1], len(values)), values.sum(axis=0), (values**2).sum(axis=0)])
+
+
+def mean_and_std(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (C,) from `channel_sums`, of one image or added up over many."""
+    count, total, squares = sums
+    return total / count, np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))

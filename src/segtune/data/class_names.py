@@ -1,4 +1,4 @@
-"""Which mask value is which class: what the recipe says, else a label file, else the names that the format holds."""
+"""Class names: which mask value is which class, by the recipe, else by a label file, else by the format itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a training sample is cut from its image, and what of another image is pasted into it."""
+"""Random crops and copy-paste: where a training sample is cut from its image, and what is pasted into it."""
 
 from __future__ import annotations
 
@@ -114,24 +114,24 @@ def _starts(side: int, part: int, position: int | None) -> tuple[int, int]:
 def paste(
     image: np.ndarray,
     mask: np.ndarray,
-    donor_image: np.ndarray,
-    donor_mask: np.ndarray,
+    source_image: np.ndarray,
+    source_mask: np.ndarray,
     class_ids: Sequence[int],
     rng: random.Random,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The image (h, w, C) and mask (h, w) with regions of the donor pasted in where the donor has them.
+    """The image (h, w, C) and mask (h, w) with regions of the source pasted in where the source has them.
 
-    Of the classes that occur in the donor's mask, each is taken with probability 0.5, at least one. The donor may be of
-    another size; both lie on each other with their upper left corners.
+    Of the classes that occur in the source's mask, each is taken with probability 0.5, at least one. The source may be
+    of another size; both lie on each other with their upper left corners.
     """
-    height, width = (min(sides) for sides in zip(mask.shape, donor_mask.shape, strict=True))
-    donor_image, donor_mask = donor_image[:height, :width], donor_mask[:height, :width]
-    present = [class_id for class_id in class_ids if (donor_mask == class_id).any()]
+    height, width = (min(sides) for sides in zip(mask.shape, source_mask.shape, strict=True))
+    source_image, source_mask = source_image[:height, :width], source_mask[:height, :width]
+    present = [class_id for class_id in class_ids if (source_mask == class_id).any()]
     if not present:
         return image, mask
     taken = [class_id for class_id in present if rng.random() < 0.5] or [rng.choice(present)]
-    where = np.isin(donor_mask, taken)
+    where = np.isin(source_mask, taken)
     image, mask = image.copy(), mask.copy()
-    image[:height, :width][where] = donor_image[where]
-    mask[:height, :width][where] = donor_mask[where]
+    image[:height, :width][where] = source_image[where]
+    mask[:height, :width][where] = source_mask[where]
     return image, mask

@@ -1,4 +1,4 @@
-"""Where the pictures come from: any format as a scan, as a `datasets.DatasetDict`, and with its label map."""
+"""Data set loading: any format as an index, as a `datasets.DatasetDict`, and with its label map."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from pydantic import ValidationError
 
 from segtune.data.checks import without_unreadable
-from segtune.data.class_names import LABEL_FILES, PACKAGED, find_file, label_map_of
+from segtune.data.class_names import LABEL_FILES, PACKAGED, label_map_of
 from segtune.data.config import DatasetConfig
 from segtune.data.formats import hub_parquet
 from segtune.data.formats.coco import scan_coco
 from segtune.data.formats.cvat import scan_cvat
 from segtune.data.formats.detect import HUB, format_of_file, format_of_folder, is_hub
-from segtune.data.formats.folder import is_pattern, scan_folders, scan_voc
+from segtune.data.formats.folder import listed_ids, scan_folders, scan_voc
 from segtune.data.formats.label_studio import scan_label_studio
 from segtune.data.formats.labelme import scan_labelme
 from segtune.data.formats.table import scan_manifest
 from segtune.data.formats.yolo import scan_yolo
-from segtune.data.index import DatasetIndex, Problem, Sample
+from segtune.data.index import DatasetIndex, Sample
 from segtune.data.lazy_rows import Reader, sample_ids, to_dataset
-from segtune.data.splits import SPLITS, draw_val, read_split_file, read_split_lists, split_names
+from segtune.data.splits import SPLITS, draw_val, write_split_file
 from segtune.data.streaming import open_stream
 from segtune.data.tiles import tiled, without_tile
-from segtune.errors import UsageError, listed
+from segtune.errors import UsageError
 from segtune.imageio.read import read_mask
 from segtune.labels.label_map import LabelMap
 from segtune.labels.mask_values import count_values, show_value, show_values
@@ -76,21 +76,21 @@ def scan_dataset(config: DatasetConfig) -> DatasetIndex:
         UsageError: no such folder, no format or several that would fit, a split file of another form.
     """
     root, name = find_format(config)
-    scan = _scan(root, name, config)
-    scan.format = name
+    index = _scan(root, name, config)
+    index.format = name
     if config.split_file and name not in ("folder", "voc"):
-        _follow_split_file(scan, config)
-    _refuse_twins(scan)
-    if not any(sample.split == "val" for sample in scan.samples):
-        train = [sample.id for sample in scan.samples if sample.split == "train"]
+        _follow_split_file(index, config)
+    _report_repeated_ids(index)
+    if not any(sample.split == "val" for sample in index.samples):
+        train = [sample.id for sample in index.samples if sample.split == "train"]
         drawn = set(draw_val(train, config.val_fraction, config.split_seed))
-        scan.samples = [s._replace(split="val") if s.split == "train" and s.id in drawn else s for s in scan.samples]
+        index.samples = [s._replace(split="val") if s.split == "train" and s.id in drawn else s for s in index.samples]
     if config.tile:
-        if scan.tables is not None:
+        if index.tables is not None:
             raise UsageError(f"{root}: dataset.tile cuts image files; this data set holds rows")
-        scan.samples = tiled(scan.samples, config.tile, config.overlap)
-    scan.samples.sort(key=lambda sample: (list(SPLITS).index(sample.split), sample.id))
-    return scan
+        index.samples = tiled(index.samples, config.tile, config.overlap)
+    index.samples.sort(key=lambda sample: (list(SPLITS).index(sample.split), sample.id))
+    return index
 
 
 def find_format(config: DatasetConfig) -> tuple[Path, str]:
@@ -110,15 +110,15 @@ def find_format(config: DatasetConfig) -> tuple[Path, str]:
     return root, found[0]
 
 
-def rows_of(scan: DatasetIndex, config: DatasetConfig) -> DatasetDict:
-    """The samples of a scan as rows "id", "image" and "mask" by split; files are read when a row is."""
-    values = {name: value for value, name in (scan.classes or {}).items() if name is not None}
-    on_top = config.on_top or ("smaller" if scan.format in SMALLER_ON_TOP else "later")
+def rows_of(index: DatasetIndex, config: DatasetConfig) -> DatasetDict:
+    """The samples of an index as rows "id", "image" and "mask" by split; files are read when a row is."""
+    values = {name: value for value, name in (index.classes or {}).items() if name is not None}
+    on_top = config.on_top or ("smaller" if index.format in SMALLER_ON_TOP else "later")
     reader = Reader(values, on_top, config.one_hot)
-    splits = {split: [sample for sample in scan.samples if sample.split == split] for split in SPLITS}
+    splits = {split: [sample for sample in index.samples if sample.split == split] for split in SPLITS}
     return DatasetDict(
         {
-            split: to_dataset(samples, reader) if scan.tables is None else _table_rows(scan.tables, samples)
+            split: to_dataset(samples, reader) if index.tables is None else _table_rows(index.tables, samples)
             for split, samples in splits.items()
             if samples
         }
@@ -134,13 +134,13 @@ def open_dataset(config: DatasetConfig) -> tuple[DatasetDict, LabelMap]:
     """
     if config.streaming:
         return _open_stream(config)
-    scan = scan_dataset(config)
-    label_map = find_label_map(config, scan)
-    scan.raise_or_skip(config.on_error)
-    rows = rows_of(scan, config)
+    index = scan_dataset(config)
+    label_map = find_label_map(config, index)
+    index.raise_or_skip(config.on_error)
+    rows = rows_of(index, config)
     if config.on_error == "skip":
         rows = without_unreadable(rows)
-    logger.info("%s: %s", scan.root, ", ".join(f"{len(found)} {split}" for split, found in rows.items()))
+    logger.info("%s: %s", index.root, ", ".join(f"{len(found)} {split}" for split, found in rows.items()))
     return rows, label_map
 
 
@@ -169,47 +169,47 @@ def load_segmentation_dataset(path: str | Path, **options: Any) -> DatasetDict:
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise UsageError(f"load_segmentation_dataset: {faults}") from error
-    scan = scan_dataset(config)
-    scan.raise_or_skip(config.on_error)
-    return rows_of(scan, config)
+    index = scan_dataset(config)
+    index.raise_or_skip(config.on_error)
+    return rows_of(index, config)
 
 
 def save_split(dataset: DatasetDict, path: str | Path) -> None:
     """Write which id is in which split, as a `split_file` that loads the same splits again."""
     ids = {split: list(dict.fromkeys(map(without_tile, sample_ids(rows)))) for split, rows in dataset.items()}
-    Path(path).write_text(json.dumps(ids, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_split_file(Path(path), ids)
 
 
-def find_label_map(config: DatasetConfig, scan: DatasetIndex | None = None) -> LabelMap:
+def find_label_map(config: DatasetConfig, index: DatasetIndex | None = None) -> LabelMap:
     """The label map of a data set: `config.labels`, else a label file in its folder, else the names in its format.
 
     Args:
-        scan: of the same data set, where there is one; it is made where the format holds the names.
+        index: of the same data set, where there is one; it is made where the format holds the names.
 
     Raises:
         UsageError: there is none (the message proposes one from the first masks), or it contradicts `config`.
     """
-    root, name = (scan.root, scan.format) if scan else find_format(config)
-    if scan is None and (name not in PLAIN or "{class}" in (config.masks or "")):
-        scan = scan_dataset(config)
+    root, name = (index.root, index.format) if index else find_format(config)
+    if index is None and (name not in PLAIN or "{class}" in (config.masks or "")):
+        index = scan_dataset(config)
     folder = root.parent if root.is_file() else root
-    label_map = label_map_of(config, folder, scan.classes if scan else None)
+    label_map = label_map_of(config, folder, index.classes if index else None)
     if label_map is None:
-        raise UsageError(_propose_labels(scan or scan_dataset(config), config))
+        raise UsageError(_propose_labels(index or scan_dataset(config), config))
     return label_map
 
 
 def _open_stream(config: DatasetConfig) -> tuple[DatasetDict, LabelMap]:
     root, name = find_format(config)
     stream = open_stream(config, root, name)
-    scan = hub_parquet.scan_held_out(root, name, config)
-    scan.format = name
+    index = hub_parquet.scan_held_out(root, name, config)
+    index.format = name
     folder = root.parent if root.is_file() else root
-    label_map = label_map_of(config, folder, scan.classes)
+    label_map = label_map_of(config, folder, index.classes)
     if label_map is None:
         raise UsageError(f"{root} does not say which classes its masks hold: set dataset.labels")
     logger.info("%s: train is streamed from %d shards", root, stream.num_shards)
-    return DatasetDict({"train": stream, **rows_of(scan, config)}), label_map
+    return DatasetDict({"train": stream, **rows_of(index, config)}), label_map
 
 
 # -- scanning ---------------------------------------------------------------------------------------------------------
@@ -229,33 +229,28 @@ def _scan(root: Path, name: str, config: DatasetConfig) -> DatasetIndex:
     return SCANS[name](root.parent, config.model_copy(update={"masks": root.name}))
 
 
-def _follow_split_file(scan: DatasetIndex, config: DatasetConfig) -> None:
+def _follow_split_file(index: DatasetIndex, config: DatasetConfig) -> None:
     """Put the samples into the splits of `config.split_file` and leave out those that it does not list."""
-    names = split_names(config.splits)
-    if is_pattern(config.split_file):
-        ids = read_split_lists(scan.root, str(config.split_file), names)
-    else:
-        ids = read_split_file(find_file(str(config.split_file), scan.root))
-    own = {(sample.split, sample.id): sample for sample in scan.samples}
-    anywhere = {sample.id: sample for sample in reversed(scan.samples)}
+    own = {(sample.split, sample.id): sample for sample in index.samples}
+    anywhere = {sample.id: sample for sample in reversed(index.samples)}
     samples, absent = [], {}
-    for split, members in ids.items():
+    for split, members in listed_ids(config, index.root).items():
         for i in members:
             sample = own.get((split, i)) or anywhere.get(i)
             if sample is None:
                 absent[i] = i
             else:
                 samples.append(sample._replace(split=split))
-    scan.samples = samples
+    index.samples = samples
     fix = "Its ids are the names of the images without suffix"
-    scan.report("id_without_files", "ids of the split file without files", absent, fix)
+    index.report("id_without_files", "ids of the split file without files", absent, fix)
 
 
-def _refuse_twins(scan: DatasetIndex) -> None:
-    counts = Counter((sample.split, sample.id) for sample in scan.samples)
-    if twins := tuple(i for (_, i), count in counts.items() if count > 1):
-        message = f"several samples have one id ({len(twins)}): {listed(twins)}"
-        scan.problems.append(Problem("id_twice", twins, message, "Rename them, or give them ids of their own"))
+def _report_repeated_ids(index: DatasetIndex) -> None:
+    counts = Counter((sample.split, sample.id) for sample in index.samples)
+    repeated = {i: i for (_, i), count in counts.items() if count > 1}
+    fix = "Rename them, or give them ids of their own"
+    index.report("id_twice", "several samples have one id", repeated, fix)
 
 
 def _table_rows(tables_by_name: dict[str, Dataset], samples: list[Sample]) -> Dataset:
@@ -270,11 +265,11 @@ def _table_rows(tables_by_name: dict[str, Dataset], samples: list[Sample]) -> Da
 # -- messages ---------------------------------------------------------------------------------------------------------
 
 
-def _propose_labels(scan: DatasetIndex, config: DatasetConfig, limit: int = 8) -> str:
+def _propose_labels(index: DatasetIndex, config: DatasetConfig, limit: int = 8) -> str:
     """What a label file could say, after the values of the first masks; rare values are not proposed but counted."""
     values: Counter[Any] = Counter()
     count = 0
-    for rows in rows_of(scan, config).values():
+    for rows in rows_of(index, config).values():
         for number in range(min(len(rows), limit - count)):
             with contextlib.suppress(OSError, ValueError):
                 values.update(count_values(read_mask(rows[number]["mask"])))
@@ -292,6 +287,7 @@ def _propose_labels(scan: DatasetIndex, config: DatasetConfig, limit: int = 8) -
         "were smoothed or compressed?"
     )
     return (
-        f"{scan.root} does not say which classes its masks hold. The first {count} hold {show_values(values, 20)}. "
-        f"Write {scan.root / LABEL_FILES[0]} or set dataset.labels, as in {json.dumps(proposal)}{rest if stray else ''}"
+        f"{index.root} does not say which classes its masks hold. The first {count} hold {show_values(values, 20)}. "
+        f"Write {index.root / LABEL_FILES[0]} or set dataset.labels, as in {json.dumps(proposal)}"
+        f"{rest if stray else ''}"
     )

@@ -1,4 +1,4 @@
-"""What a search for samples found: the samples, and what is wrong with the others."""
+"""Data set index: the samples that a search found, and what is wrong with the others."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Sample(NamedTuple):
         image: the file that holds it.
         mask: the file that holds it or describes it.
         size: (height, width) as both are shown; (0, 0) where that is not known without reading them.
-        image_part: which part of the file is meant, see `references.Reader`; `mask_part` likewise.
+        image_part: which part of the file is meant, see `lazy_rows.Reader`; `mask_part` likewise.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""Which classes are rare in a data set, and the samples that hold them: for crops around them and for copy-paste."""
+"""Rare classes: which ones they are, crops around them, and the samples that copy-paste takes them from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import difflib
 import logging
 import random
 from collections.abc import Sized
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 COUNTED_MASKS = 100  # of these, spread evenly over the training samples, "auto" counts the pixels
 RARE_SHARE = 0.25  # of an equal share of the pixels
-DONOR_TRIES = 20
+SOURCE_TRIES = 20
 
 
 def training_transform(
@@ -45,8 +47,8 @@ def training_transform(
     rare_ids = find_rare_ids(config, dataset, label_map)
     if not config.copy_paste:
         return TrainTransform(config, label_map.ignore_index, rare_ids)
-    donors = Donors(dataset, label_map, rare_ids, len(config.mean), config.value_range is not None)
-    return TrainTransform(config, label_map.ignore_index, rare_ids, donors)
+    sources = PasteSources(dataset, label_map, rare_ids, len(config.mean), config.value_range is not None)
+    return TrainTransform(config, label_map.ignore_index, rare_ids, sources)
 
 
 def find_rare_ids(config: TransformConfig, dataset: Any, label_map: LabelMap) -> list[int]:
@@ -57,8 +59,7 @@ def find_rare_ids(config: TransformConfig, dataset: Any, label_map: LabelMap) ->
     rows = range(0, len(masks), max(1, len(masks) // COUNTED_MASKS))
     counts = np.zeros(label_map.num_labels, dtype=np.int64)
     for row in rows:
-        labels = label_map.encode(read_mask(masks[row]["mask"]))
-        counts += np.bincount(labels[labels != label_map.ignore_index], minlength=label_map.num_labels)
+        counts += label_map.count_pixels(label_map.encode(read_mask(masks[row]["mask"])))[:-1]
     found = np.flatnonzero(counts).tolist()
     if not found:
         raise UsageError(f"transforms.rare_classes: there is no labelled pixel in {len(rows)} masks")
@@ -77,30 +78,28 @@ def _id_of(name: str, label_map: LabelMap) -> int:
     raise UsageError(f"transforms.rare_classes names {name!r}, which is no class; {hint}")
 
 
-class Donors:
+@dataclass
+class PasteSources:
     """Draws training samples that hold a rare class.
 
     What is in a mask is noted when it is first read. The draws do not depend on what was noted, so that every worker
     process gives the same samples.
 
-    Args:
+    Attributes:
         channels: of the images, and `raw` likewise: see `read_image`.
+        held: row -> the rare classes in it, of the rows that were read.
     """
 
-    def __init__(
-        self,
-        dataset: datasets.Dataset,
-        label_map: LabelMap,
-        rare_ids: list[int],
-        channels: int = 3,
-        raw: bool = False,
-    ) -> None:
-        self.dataset = dataset
-        self.masks = dataset.select_columns(["mask"])
-        self.label_map = label_map
-        self.rare_ids = rare_ids
-        self.channels, self.raw = channels, raw
-        self.held: dict[int, frozenset[int]] = {}  # row -> the rare classes in it
+    dataset: datasets.Dataset
+    label_map: LabelMap
+    rare_ids: list[int]
+    channels: int = 3
+    raw: bool = False
+    held: dict[int, frozenset[int]] = field(default_factory=dict)
+
+    @cached_property
+    def _masks(self) -> datasets.Dataset:
+        return self.dataset.select_columns(["mask"])
 
     def __call__(self, rng: random.Random) -> tuple[Windows, Windows] | None:
         """An image (H, W, C) with its labels (H, W): one of 20 drawn, with a class drawn from the rare ones.
@@ -108,7 +107,7 @@ class Donors:
         Where none of the 20 has that class, the first one with another rare class; None where there is no such.
         """
         wanted = rng.choice(self.rare_ids)
-        drawn = [rng.randrange(len(self.dataset)) for _ in range(DONOR_TRIES)]
+        drawn = [rng.randrange(len(self.dataset)) for _ in range(SOURCE_TRIES)]
         second = None
         for index in drawn:
             held = self._held(index)
@@ -119,7 +118,7 @@ class Donors:
 
     def _held(self, index: int) -> frozenset[int]:
         if index not in self.held:
-            labels = self.label_map.encode(read_mask(self.masks[index]["mask"]))
+            labels = self.label_map.encode(read_mask(self._masks[index]["mask"]))
             self.held[index] = frozenset(i for i in self.rare_ids if (labels == i).any())
         return self.held[index]
 

@@ -1,4 +1,4 @@
-"""Which sample is in which split: names of splits, split files, and a validation split that is drawn."""
+"""Train, validation and test splits: their names, split files, and a validation split that is drawn."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ def read_split_file(path: Path) -> dict[str, list[str]]:
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
         given = {split: data[split] for split in SPLITS if split in data}
+        if not isinstance(data, dict):
+            raise ValueError("it holds no object")
         if unknown := set(data) - set(SPLITS):
             raise ValueError(f"it holds {listed(sorted(map(repr, unknown)))}")
         if any(not isinstance(ids, list) or not all(isinstance(i, str) for i in ids) for ids in given.values()):
@@ -67,6 +69,12 @@ def read_split_file(path: Path) -> dict[str, list[str]]:
     except (ValueError, TypeError) as error:
         raise UsageError(f'{path} is no split file {{"train": [ids], "val": [ids], "test": [ids]}}: {error}') from error
     return {split: sorted(unicodedata.normalize("NFC", i) for i in ids) for split, ids in given.items()}
+
+
+def write_split_file(path: Path, ids: Mapping[str, Sequence[str]]) -> None:
+    """Write which ids are in which split, as `read_split_file` reads it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(ids, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_split_lists(root: Path, pattern: str, names: Names) -> dict[str, list[str]]:

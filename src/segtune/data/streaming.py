@@ -1,4 +1,4 @@
-"""Training from shards of parquet that are read in passing: a data set may be larger than the disk."""
+"""Streaming: training from shards of parquet that are read in passing; a data set may be larger than the disk."""
 
 from __future__ import annotations
 

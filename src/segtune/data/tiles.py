@@ -1,4 +1,4 @@
-"""Large images as tiles that are read one at a time, without writing them."""
+"""Tiling: large images as tiles that are read one at a time, without writing them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def tiled(samples: Sequence[Sample], side: int, overlap: int) -> list[Sample]:
     """
     tiles = []
     for sample in samples:
-        windows = list(_windows(sample.size, side, overlap if sample.split == "train" else None))
+        windows = list(tile_windows(sample.size, side, overlap if sample.split == "train" else None))
         if len(windows) == 1:
             tiles.append(sample)
             continue
@@ -42,7 +42,8 @@ def without_tile(sample_id: str) -> str:
     return re.sub(r"@\d+,\d+$", "", sample_id)
 
 
-def _windows(size: tuple[int, int], side: int, overlap: int | None) -> Iterator[Window]:
+def tile_windows(size: tuple[int, int], side: int, overlap: int | None) -> Iterator[Window]:
+    """The tiles of an image of (height, width), row by row; see `spans` for where they lie."""
     rows, columns = ([*spans(length, side, overlap)] for length in size)
     for top, bottom in rows:
         for left, right in columns:

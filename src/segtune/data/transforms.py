@@ -28,7 +28,7 @@ from segtune.inference.protocol import InferenceProtocol
 
 Side = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Donor = Callable[[random.Random], tuple[Readable, Readable] | None]  # an image and its labels
+PasteSource = Callable[[random.Random], tuple[Readable, Readable] | None]  # an image and its labels
 
 
 class TransformConfig(StrictModel):
@@ -115,16 +115,18 @@ class TrainTransform:
 
     Args:
         rare_ids: training ids that `config.rare_crop` looks for.
-        donor: draws the sample from which `config.copy_paste` takes those.
+        source: draws the sample from which `config.copy_paste` takes those.
     """
 
     def __init__(
-        self, config: TransformConfig, ignore_index: int, rare_ids: Sequence[int] = (), donor: Donor | None = None
+        self,
+        config: TransformConfig,
+        ignore_index: int,
+        rare_ids: Sequence[int] = (),
+        source: PasteSource | None = None,
     ) -> None:
-        if (config.rare_crop and not rare_ids) or (config.copy_paste and (donor is None or not rare_ids)):
-            raise UsageError(
-                "transforms.rare_crop and copy_paste need rare classes and a donor: see training_transform"
-            )
+        if (config.rare_crop and not rare_ids) or (config.copy_paste and (source is None or not rare_ids)):
+            raise UsageError("transforms.rare_crop and copy_paste need rare classes and a source: training_transform")
         self.config = config
         self.size = (config.crop_size,) * 2 if isinstance(config.crop_size, int) else config.crop_size
         self.ignore_index = ignore_index
@@ -138,7 +140,7 @@ class TrainTransform:
             ignore_index,
             sorted(rare_ids),
         )
-        self.donor = donor
+        self.source = source
         if isinstance(config.mean, str) or isinstance(config.std, str):
             raise UsageError("transforms.mean and std are not counted yet: see segtune.data.checks")
         self.channels, self.raw = len(config.mean), config.value_range is not None
@@ -186,9 +188,9 @@ class TrainTransform:
         geometry, colors = Stream.several(seed, 2)  # so that colour changes leave the crops as they are
         rng = geometry.python
         pixels, mask = self._cropped(image, labels, rng, colors, around_rare=rng.random() < self.config.rare_crop)
-        if self.donor is not None and rng.random() < self.config.copy_paste and (pair := self.donor(rng)) is not None:
-            donor = self._mirrored(*self._cropped(*pair, rng, colors, around_rare=True), rng)
-            pixels, mask = paste(pixels, mask, *donor, self.crop.rare_ids, rng)
+        if self.source is not None and rng.random() < self.config.copy_paste and (pair := self.source(rng)) is not None:
+            pasted = self._mirrored(*self._cropped(*pair, rng, colors, around_rare=True), rng)
+            pixels, mask = paste(pixels, mask, *pasted, self.crop.rare_ids, rng)
         sample = apply(self.others, {"image": pixels, "mask": mask}, geometry)
         self._finish(sample["image"], sample["mask"], pixel_values, target)
 
@@ -206,7 +208,7 @@ class TrainTransform:
                 f"the image is {pixels.dtype} {image.shape}, but transforms.mean and std have {self.channels} numbers: "
                 f"it must be uint8 (with a value_range float32 too) (H, W, {self.channels})"
             )
-        pixels = pixels.astype(np.float32, copy=False) if self.raw else pixels  # a donor's may be pasted in
+        pixels = pixels.astype(np.float32, copy=False) if self.raw else pixels  # a source image's may be pasted in
         if mask.dtype != np.uint8 or self.void < 0:
             mask = np.where(mask == self.ignore_index, self.void, mask).astype(np.int16)
 
@@ -216,7 +218,7 @@ class TrainTransform:
         return view.of_image(pixels, change), view.of_mask(mask)
 
     def _mirrored(self, image: np.ndarray, mask: np.ndarray, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
-        """A donor is flipped apart from the image that receives it."""
+        """The source is flipped apart from the image that receives it."""
         if rng.random() < self.config.horizontal_flip:
             image, mask = image[:, ::-1], mask[:, ::-1]
         if rng.random() < self.config.vertical_flip:

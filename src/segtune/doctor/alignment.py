@@ -1,4 +1,4 @@
-"""Does a mask lie on its image? Boundaries of classes are compared with edges of the image, over small shifts.
+"""Mask-to-image alignment: boundaries of classes are correlated with edges of the image, over small shifts.
 
 Where classes change, images mostly change too. So the correlation of the two maps, each freed of its local mean, has a
 sharp peak at the shift between them; for a mask that belongs to another image it has none.
@@ -6,18 +6,29 @@ sharp peak at the shift between them; for a mask that belongs to another image i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import PIL.Image
 
 LONGEST_SIDE = 512  # pictures are reduced to this for the comparison; a shift is known to a pixel of that
 REACH = 16  # the largest shift looked at, in those pixels
 TOLERANCE = 1  # shifts up to this count as none: a boundary lies between two pixels
 NEIGHBOURHOOD = 12  # radius of the local mean that is taken off, so that busy regions do not count more than calm ones
 LEAST_EDGES = 100  # boundary pixels below which nothing is said
+DOUBTFUL = 4.0  # evidence below which turned and mirrored masks are tried as well
+POSES: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # the last three can only be told of squares
+    "mirrored left to right": lambda mask: mask[:, ::-1],
+    "mirrored top to bottom": lambda mask: mask[::-1],
+    "turned by 180 degrees": lambda mask: mask[::-1, ::-1],
+    "transposed": lambda mask: mask.T,
+    "turned by 90 degrees to the left": lambda mask: mask.T[::-1],
+    "turned by 90 degrees to the right": lambda mask: mask.T[:, ::-1],
+}
 
 
-class Fit(NamedTuple):
+class Alignment(NamedTuple):
     """How well a mask lies on its image.
 
     Attributes:
@@ -52,6 +63,23 @@ class Fit(NamedTuple):
         return max(map(abs, self.shift)) // self.scale
 
 
+def align(pixels: np.ndarray, codes: np.ndarray) -> tuple[Alignment | None, dict[str, Alignment]]:
+    """How a mask (H, W) lies on its image (H, W, 3) and, where that is doubtful, the turned and mirrored mask."""
+    scale = reduction(codes.shape)
+    grey = np.asarray(PIL.Image.fromarray(pixels).convert("L").reduce(scale))
+    codes = codes[scale // 2 :: scale, scale // 2 :: scale][: grey.shape[0], : grey.shape[1]]
+    gradient, boundary = image_edges(grey[: codes.shape[0], : codes.shape[1]]), class_edges(codes)
+    found = measure_alignment(boundary, gradient, scale)
+    if found is None or found.evidence_here >= DOUBTFUL:
+        return found, {}
+    poses = {}
+    for pose, turn in POSES.items():
+        other = turn(boundary)
+        if other.shape == boundary.shape and (turned := measure_alignment(other, gradient, scale)):
+            poses[pose] = turned
+    return found, poses
+
+
 def reduction(size: tuple[int, ...]) -> int:
     """The whole factor that brings the longer side of (height, width) to at most `LONGEST_SIDE`."""
     return -(-max(size) // LONGEST_SIDE)
@@ -77,7 +105,7 @@ def image_edges(grey: np.ndarray) -> np.ndarray:
     return np.sqrt(np.hypot(across, down))
 
 
-def fit(boundary: np.ndarray, gradient: np.ndarray, scale: int) -> Fit | None:
+def measure_alignment(boundary: np.ndarray, gradient: np.ndarray, scale: int) -> Alignment | None:
     """Compares `class_edges` with `image_edges` of one size (H, W); None where there is too little to compare."""
     if min(boundary.shape) <= 4 * REACH or boundary.sum() < LEAST_EDGES or not gradient.any():
         return None
@@ -86,7 +114,7 @@ def fit(boundary: np.ndarray, gradient: np.ndarray, scale: int) -> Fit | None:
     down, right = divmod(int(surface.argmax()), surface.shape[1])
     level = float(np.median(surface))
     noise = 1.4826 * float(np.median(np.abs(surface - level)))
-    return Fit(
+    return Alignment(
         shift=((down - REACH) * scale, (right - REACH) * scale),
         here=float(centre.max()) - level,
         best=float(surface.max()) - level,

@@ -1,4 +1,4 @@
-"""What the checks look at: the samples of one data set, what their files told, and the recipe they are meant for."""
+"""A data set under examination: its samples, what their files told, and the recipe that they are meant for."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from segtune.data.index import DatasetIndex, Sample
 from segtune.data.splits import SPLITS
 from segtune.data.transforms import TransformConfig
 from segtune.doctor.findings import Finding, Severity
-from segtune.doctor.sample_facts import NO_DATA, Facts, MaskFacts, Opener, pack, shown
+from segtune.doctor.sample_facts import Facts, MaskFacts, Opener
 from segtune.labels.label_map import LabelMap
+from segtune.labels.mask_values import NO_DATA, as_color, decode_value, mask_codes
 
 LEAST_VALUE_SHARE = 1e-4  # of all pixels, for a value to become a class of a proposed label map
 
@@ -39,9 +40,9 @@ class Case:
     untrusted: frozenset[Sample] = frozenset()
 
     @property
-    def scan(self) -> DatasetIndex:
+    def index(self) -> DatasetIndex:
         """What the search for samples found."""
-        return self.opener.scan
+        return self.opener.index
 
     @cached_property
     def masks(self) -> list[tuple[Sample, MaskFacts]]:
@@ -67,34 +68,43 @@ class Case:
         return float(np.median([mask.values.rim_share for _, mask in self.masks])) if self.masks else 0.0
 
     @cached_property
-    def targets(self) -> dict[int, int]:
-        """Code of a mask value -> training id, `num_labels` for ignored ones."""
+    def targets(self) -> dict[Any, int]:
+        """Mask value -> training id, `num_labels` for ignored ones."""
         label_map = self.label_map
+        table: Mapping[Any, int | None] = label_map.mask_colors or {}
         if label_map.ids is not None:
-            table: Mapping[Any, int | None] = {label_map.ignore_index: None} | dict(label_map.ids)
-        else:
-            table = {pack(color): target for color, target in (label_map.mask_colors or {}).items()}
+            table = {label_map.ignore_index: None} | dict(label_map.ids)
         table = {NO_DATA: None} | dict(table)
-        return {code: label_map.num_labels if target is None else target for code, target in table.items()}
+        return {value: label_map.num_labels if target is None else target for value, target in table.items()}
 
-    def codes(self, mask: MaskFacts) -> dict[Any, int]:
-        """Code -> pixels of a mask, grey values as colours where the label map names colours."""
-        if self.label_map.mask_colors is None or mask.values.is_color:
-            return dict(mask.values.counts)
-        return {pack((v, v, v)) if 0 <= v <= 255 else v: n for v, n in mask.values.counts.items()}
+    def counts(self, mask: MaskFacts) -> dict[Any, int]:
+        """Value -> pixels of a mask, ids as grey colours where the label map names colours."""
+        return {self._as_named(value): pixels for value, pixels in mask.values.counts.items()}
+
+    def _as_named(self, value: Any) -> Any:
+        return value if self.label_map.mask_colors is None else as_color(value)
 
     def unknown(self, mask: MaskFacts) -> dict[Any, int]:
-        """Code -> pixels of the values that the label map does not name."""
-        return {code: pixels for code, pixels in self.codes(mask).items() if code not in self.targets}
+        """Value -> pixels of the values that the label map does not name."""
+        return {value: pixels for value, pixels in self.counts(mask).items() if value not in self.targets}
+
+    def labels(self, mask: np.ndarray) -> np.ndarray:
+        """The training ids (H, W) of a stored mask: -1 where it is ignored, `num_labels` where it is not named."""
+        number = self.label_map.num_labels
+        table = {None: number, number: -1}  # unnamed, ignored
+        codes, is_color = mask_codes(mask)
+        found, inverse = np.unique(codes, return_inverse=True)
+        targets = [self.targets.get(self._as_named(decode_value(code, is_color))) for code in found.tolist()]
+        return np.array([table.get(target, target) for target in targets])[inverse].reshape(codes.shape)
 
     @cached_property
     def pixels(self) -> np.ndarray:
         """(masks, K + 1): pixels of each class in each mask, ignored ones last; untrusted masks have none."""
         table = np.zeros((len(self.masks), self.label_map.num_labels + 1), dtype=np.int64)
         for row, (sample, mask) in zip(table, self.masks, strict=True):
-            for code, pixels in self.codes(mask).items():
-                if code in self.targets and sample not in self.untrusted:
-                    row[self.targets[code]] += pixels
+            for value, pixels in self.counts(mask).items():
+                if value in self.targets and sample not in self.untrusted:
+                    row[self.targets[value]] += pixels
         return table
 
     def pixels_of(self, split: str) -> np.ndarray:
@@ -107,7 +117,7 @@ class Case:
         for sample in samples:
             path, part = (sample.image, sample.image_part) if of == "image" else (sample.mask, sample.mask_part)
             is_shared = part and path.stem != sample.id.rpartition("/")[2]
-            found.append(self.scan.below(path) + (f"#{sample.id}" if is_shared else ""))
+            found.append(self.index.below(path) + (f"#{sample.id}" if is_shared else ""))
         return tuple(found)
 
     def finding(
@@ -116,30 +126,30 @@ class Case:
         severity: Severity,
         message: str,
         samples: Sequence[Sample],
-        of: Literal["image", "mask"],
-        mend: tuple[str, ...],
+        fix: str,
         numbers: Mapping[str, Any] | None = None,
+        of: Literal["image", "mask"] = "mask",
         drop: Sequence[Sample] | None = None,
     ) -> Finding:
-        """A finding about the images or masks of samples; all of them are to be left out unless `drop` says other."""
+        """A finding about the masks or images of samples; all of them are to be left out unless `drop` says other."""
         numbers = {"count": len(samples)} | dict(numbers or {})
         dropped = tuple(samples if drop is None else drop)
-        return Finding(code, severity, message, self.files(samples, of), numbers, mend, tuple(samples), dropped)
+        return Finding(code, severity, message, self.files(samples, of), numbers, (fix,), tuple(samples), dropped)
 
 
 def proposed_labels(facts: Sequence[Facts], ignore_index: int) -> LabelMap:
     """A label map that names the values that the masks hold, apart from very rare ones."""
     totals: Counter[Any] = Counter()
-    colors = 0
     masks = [item.mask for item in facts if item.mask is not None]
     for mask in masks:
-        totals.update({code: pixels for code, pixels in mask.values.counts.items() if code != NO_DATA})
-        colors += mask.values.is_color
+        totals.update({value: pixels for value, pixels in mask.values.counts.items() if value != NO_DATA})
     least = LEAST_VALUE_SHARE * sum(totals.values())
-    values = sorted(v for v, pixels in totals.items() if pixels >= least and float(v).is_integer()) or [0]
-    if colors > len(masks) / 2:
-        return LabelMap.from_colors({shown(code, True): f"class {i}" for i, code in enumerate(values[:256])})
-    if values == [0, 255]:
+    frequent = [value for value, pixels in totals.items() if pixels >= least]
+    if sum(mask.values.is_color for mask in masks) > len(masks) / 2:
+        colors = sorted({color for color in map(as_color, frequent) if isinstance(color, tuple)})
+        return LabelMap.from_colors({color: f"class {i}" for i, color in enumerate(colors[:256])})
+    ids = sorted(int(value) for value in frequent if not isinstance(value, tuple) and float(value).is_integer()) or [0]
+    if ids == [0, 255]:
         return LabelMap.from_ids({0: "background", 255: "foreground"}, ignore_index=-100)
-    classes = {int(value): f"class {int(value)}" for value in values if value != ignore_index and value >= 0}
+    classes = {i: f"class {i}" for i in ids if i != ignore_index and i >= 0}
     return LabelMap.from_ids(classes or {0: "class 0"}, ignore_index=ignore_index)

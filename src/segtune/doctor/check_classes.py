@@ -1,4 +1,4 @@
-"""Checks over all masks: which classes occur where, how often, and what to weigh them with."""
+"""Class balance: which classes occur where and how often, and the class weights that this suggests."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _unused(case: Case) -> Iterator[Finding]:
             "warning",
             f"{count(len(unused), 'class', 'classes')} that no mask holds: {listed(unused, SHOWN)}",
             numbers={"classes": unused},
-            mend=("remove the names from dataset.labels, or look for the masks that should hold them",),
+            fix=("remove the names from dataset.labels, or look for the masks that should hold them",),
         )
 
 
@@ -70,7 +70,7 @@ def _missing_in_splits(case: Case) -> Iterator[Finding]:
                 f"{split} lacks {count(len(missing), 'class', 'classes')} that other splits have: "
                 f"{listed(missing, SHOWN)}, which cannot be {'learned' if learned else 'measured there'}",
                 numbers={"split": split, "classes": missing},
-                mend=(
+                fix=(
                     "dataset.split_file=split.json with samples of these classes in every split, or another "
                     "dataset.split_seed where val is drawn",
                 ),
@@ -102,7 +102,7 @@ def _imbalance(case: Case) -> Iterator[Finding]:
             "pixel_share": dict(zip(case.label_map.names, (pixels / pixels.sum()).round(6).tolist(), strict=True)),
             "median_frequency_weights": dict(zip(case.label_map.names, weights.round(3).tolist(), strict=True)),
         },
-        mend=("training.loss.class_weights=median_frequency",),
+        fix=("training.loss.class_weights=median_frequency",),
     )
 
 
@@ -119,5 +119,5 @@ def _ignored(case: Case) -> Iterator[Finding]:
             + ", ".join(f"{s} {percent(v)}" for s, v in by_split.items())
             + ")",
             numbers={"share": float(share), "by_split": {s: float(v) for s, v in by_split.items()}},
-            mend=("if an ignored value is a class, name it in dataset.labels",) if share > 0.5 else (),
+            fix=("if an ignored value is a class, name it in dataset.labels",) if share > 0.5 else (),
         )

@@ -1,4 +1,4 @@
-"""Checks of pictures against each other: copies, near copies, and frames of one sequence in several splits."""
+"""Near-duplicate images and leakage: copies, near copies, and frames of one sequence in several splits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOST_PAIRS = 10_000  # that are kept
 BLOCK_PAIRS = 2**24  # that are compared at once: 64 MiB
 
 
-class Twins(NamedTuple):
+class NearDuplicate(NamedTuple):
     """Two samples whose images are nearly equal; `mirrored` left to right."""
 
     first: Facts
@@ -40,26 +40,26 @@ class Twins(NamedTuple):
         return {self.first.sample.split, self.second.sample.split}
 
 
-def check_twins(case: Case) -> Iterator[Finding]:
+def check_duplicates(case: Case) -> Iterator[Finding]:
     """All findings about pictures that resemble each other."""
-    yield from _copies(case)
-    yield from _near_copies(case)
+    yield from _exact_duplicates(case)
+    yield from _near_duplicates(case)
     yield from _sequences(case)
 
 
-def _copies(case: Case) -> Iterator[Finding]:
+def _exact_duplicates(case: Case) -> Iterator[Finding]:
     groups: dict[str, list[Facts]] = defaultdict(list)
     for facts in case.facts:
         if facts.image:
             groups[facts.image.digest].append(facts)
-    copies = [group for group in groups.values() if len(group) > 1]
-    leaked = [group for group in copies if len({facts.sample.split for facts in group}) > 1]
-    within = [group for group in copies if len({facts.sample.split for facts in group}) == 1]
-    disputed = [group for group in copies if len({facts.mask.digest for facts in group if facts.mask}) > 1]
+    duplicates = [group for group in groups.values() if len(group) > 1]
+    leaked = [group for group in duplicates if len({facts.sample.split for facts in group}) > 1]
+    within = [group for group in duplicates if len({facts.sample.split for facts in group}) == 1]
+    conflicting = [group for group in duplicates if len({facts.mask.digest for facts in group if facts.mask}) > 1]
     kinds: tuple[tuple[str, Severity, list[list[Facts]], str], ...] = (
-        ("leaked-copies", "error", leaked, "that are in more than one split: what is measured was learned"),
-        ("copies", "warning", within, "within one split"),
-        ("disputed-copies", "error", disputed, "whose masks differ"),
+        ("leaked-duplicates", "error", leaked, "that are in more than one split: what is measured was learned"),
+        ("duplicates", "warning", within, "within one split"),
+        ("conflicting-duplicates", "error", conflicting, "whose masks differ"),
     )
     for code, severity, found, what in kinds:
         if found:
@@ -69,17 +69,17 @@ def _copies(case: Case) -> Iterator[Finding]:
                 severity,
                 f"{count(len(found), 'image')} stored {len(samples)} times in all, {what}",
                 samples,
-                "image",
-                ("keep one of each, with the better mask" if code == "disputed-copies" else "keep one of each",),
+                "keep one of each, with the better mask" if code == "conflicting-duplicates" else "keep one of each",
                 {"groups": [list(case.files((facts.sample for facts in group), "image")) for group in found]},
+                of="image",
                 drop=samples
-                if code == "disputed-copies"
+                if code == "conflicting-duplicates"
                 else [facts.sample for group in found for facts in group[:-1]],
             )
 
 
-def _near_copies(case: Case) -> Iterator[Finding]:
-    pairs = near_twins([facts for facts in case.facts if facts.image])
+def _near_duplicates(case: Case) -> Iterator[Finding]:
+    pairs = near_duplicates([facts for facts in case.facts if facts.image])
     for leaked in (True, False):
         found = [pair for pair in pairs if (len(pair.splits) > 1) == leaked]
         if not found:
@@ -90,24 +90,22 @@ def _near_copies(case: Case) -> Iterator[Finding]:
             [*case.files([p.first.sample, p.second.sample], "image"), round(p.similarity, 4)] for p in found
         ]
         yield case.finding(
-            "leaked-near-copies" if leaked else "near-copies",
+            "leaked-near-duplicates" if leaked else "near-duplicates",
             "warning" if leaked else "info",
             f"{count(len(found), 'pair')} of nearly equal images {'in different splits' if leaked else 'in one split'}"
             + (f", {mirrored} of them mirrored" if mirrored else "")
             + f", of {len(samples)} images",
             samples,
-            "image",
-            (
-                "keep one of each, or both in one split"
-                if leaked
-                else "keep one of each, unless they are a video's frames",
-            ),
+            "keep one of each, or both in one split"
+            if leaked
+            else "keep one of each, unless they are a video's frames",
             {"pairs": pairs_of_files},
+            of="image",
             drop=[pair.first.sample for pair in found] if leaked else (),
         )
 
 
-def near_twins(facts: Sequence[Facts]) -> list[Twins]:
+def near_duplicates(facts: Sequence[Facts]) -> list[NearDuplicate]:
     """Pairs of images that are nearly equal but no copies, also when one is mirrored; the most similar first."""
     images = [item.image for item in facts]
     if not images:
@@ -115,7 +113,7 @@ def near_twins(facts: Sequence[Facts]) -> list[Twins]:
     thumbnails = np.stack([image.thumbnail for image in images if image])  # (N, 16, 16)
     flat, mirror = thumbnails.reshape(len(facts), -1), thumbnails[:, :, ::-1].reshape(len(facts), -1)
     digests = np.array([image.digest for image in images if image])
-    found: list[Twins] = []
+    found: list[NearDuplicate] = []
     block = max(1, BLOCK_PAIRS // len(facts))
     for start in range(0, len(facts), block):
         for other, mirrored in ((flat, False), (mirror, True)):
@@ -123,7 +121,7 @@ def near_twins(facts: Sequence[Facts]) -> list[Twins]:
             for row, column in np.argwhere(similarity >= NEAR)[:MOST_PAIRS].tolist():
                 if row < column and digests[start + row] != digests[start + column]:
                     pair = facts[start + row], facts[start + column]
-                    found.append(Twins(*pair, min(float(similarity[row, column]), 1.0), mirrored))
+                    found.append(NearDuplicate(*pair, min(float(similarity[row, column]), 1.0), mirrored))
     return sorted(found, key=lambda pair: -pair.similarity)[:MOST_PAIRS]
 
 
@@ -199,8 +197,8 @@ def _describe_sequences(case: Case, leaks: dict[str, dict[str, int]], near: list
         f"scores are too good by what is alike; {len(near)} of {outside} images outside of train "
         f"({percent(len(near) / outside)}) are next to one of train",
         near,
-        "image",
-        ("dataset.split_file=FILE with every sequence in one split",),
+        "dataset.split_file=FILE with every sequence in one split",
         {"sequences": leaks, "outside_train": outside, "next_to_train": len(near)},
+        of="image",
         drop=(),
     )

@@ -1,4 +1,4 @@
-"""Checks of the files themselves: partners, damage, sizes that differ, orientation."""
+"""File integrity: missing partners, damaged files, sizes that differ, EXIF orientations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from segtune.doctor.check_alignment import CERTAIN
 from segtune.doctor.findings import Finding, Severity, by, count
 from segtune.doctor.sample_facts import Facts
 
-SCAN_CODES = {  # kinds of problems of a scan -> our codes
+SCAN_CODES = {  # kinds of problems of an index -> our codes
     "image_without_mask": "unpaired",
     "mask_without_image": "unpaired",
     "name_twice": "ambiguous-name",
@@ -27,8 +27,8 @@ def check_files(case: Case) -> Iterator[Finding]:
 
 
 def _scan_problems(case: Case) -> Iterator[Finding]:
-    owners = {case.scan.below(path): s for facts in case.facts for s in [facts.sample] for path in (s.image, s.mask)}
-    for problem in case.scan.problems:
+    owners = {case.index.below(path): s for facts in case.facts for s in [facts.sample] for path in (s.image, s.mask)}
+    for problem in case.index.problems:
         if problem.kind in FROM_FACTS and owners.keys() >= set(problem.files):
             continue
         code = SCAN_CODES.get(problem.kind, problem.kind.replace("_", "-"))
@@ -49,9 +49,9 @@ def _unreadable(case: Case) -> Iterator[Finding]:
                 "error",
                 f"{count(len(faulty), what)} cannot be read: {shown}",
                 [facts.sample for facts in faulty],
-                "image" if what == "image" else "mask",
-                ("replace these files",),
+                "replace these files",
                 {"faults": {facts.sample.id: facts.faults[what] for facts in faulty}},
+                of="image" if what == "image" else "mask",
             )
 
 
@@ -70,8 +70,7 @@ def _sizes(case: Case) -> Iterator[Finding]:
             f"{count(len(different), 'image')} of another size than {'its mask' if len(different) == 1 else 'the mask'}"
             f", such as {by(image)} and {by(mask)} (height x width){_explain_sizes(different)}",
             [sample for sample, _, _ in different],
-            "mask",
-            ("bring the masks to their images' size with nearest-neighbour resampling, or replace them",),
+            "bring the masks to their images' size with nearest-neighbour resampling, or replace them",
             {"sizes": {sample.id: {"image": list(a), "mask": list(b)} for sample, a, b in different}},
         )
 
@@ -90,8 +89,8 @@ def _explain_sizes(different: Sequence[tuple[object, tuple[int, int], tuple[int,
 def _orientations(case: Case) -> Iterator[Finding]:
     """A camera's note in the image that the mask does not have; without it the two would lie on each other."""
     turned = [facts for facts in case.facts if facts.is_turned]
-    wrong = [f for f in turned if (f.image and f.mask and f.image.size != f.mask.size) or _fits_unturned(f)]
-    right = [f for f in turned if f.fit and f.fit.evidence_here >= CERTAIN]
+    wrong = [f for f in turned if (f.image and f.mask and f.image.size != f.mask.size) or _is_aligned_unturned(f)]
+    right = [f for f in turned if f.alignment and f.alignment.evidence_here >= CERTAIN]
     clear = {facts.sample for facts in (*wrong, *right)}
     unclear = [facts for facts in turned if facts.sample not in clear]
     groups: tuple[tuple[Sequence[Facts], Severity, str], ...] = (
@@ -105,11 +104,11 @@ def _orientations(case: Case) -> Iterator[Finding]:
                 severity,
                 f"{count(len(group), 'image')} {what}",
                 [facts.sample for facts in group],
-                "image",
-                ("remove the entry from these images: exiftool -Orientation= -overwrite_original FILES",),
+                "remove the entry from these images: exiftool -Orientation= -overwrite_original FILES",
                 {"orientations": {facts.sample.id: facts.image.header.orientation for facts in group if facts.image}},
+                of="image",
             )
 
 
-def _fits_unturned(facts: Facts) -> bool:
+def _is_aligned_unturned(facts: Facts) -> bool:
     return any(pose.evidence_here >= CERTAIN for pose in facts.poses.values())

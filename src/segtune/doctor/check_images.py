@@ -1,4 +1,4 @@
-"""Checks of the images: sizes against each other and the crop, ranges of values, kinds of pictures."""
+"""Image outliers: unusual sizes, crops that are mostly padding, dark value ranges, blank images, odd colour modes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from segtune.data.index import Sample
 from segtune.doctor.case import Case
 from segtune.doctor.findings import Finding, by, count, percent
-from segtune.doctor.sample_facts import TINT_BINS, Facts, ImageFacts
+from segtune.doctor.sample_facts import COLOR_BINS, Facts, ImageFacts
 
 UNUSUAL_AREA = 4.0  # times the median area, or a fourth of it, where most pictures have nearly the same size
 LEAST_IMAGES = 10  # for a size to be unusual
@@ -21,7 +21,7 @@ MINORITY = 0.1  # share of the images that are odd ones; more are a kind of thei
 PADDED_MUCH, PADDED = 0.5, 0.25  # share of a training crop that is padding in the median image, at scale 1
 
 
-def check_pictures(case: Case) -> Iterator[Finding]:
+def check_images(case: Case) -> Iterator[Finding]:
     """All findings about images."""
     yield from _unusual_sizes(case)
     yield from _crops(case)
@@ -46,9 +46,9 @@ def _unusual_sizes(case: Case) -> Iterator[Finding]:
             f"{count(len(odd), 'image')} of an unusual size, such as {by(next(iter(odd.values())))} where most are "
             f"{by(usual)} (height x width)",
             list(odd),
-            "image",
-            (f"transforms.short_side={min(usual)} brings all images to one scale before the crop",),
+            f"transforms.short_side={min(usual)} brings all images to one scale before the crop",
             {"sizes": {sample.id: list(size) for sample, size in odd.items()}},
+            of="image",
         )
 
 
@@ -72,7 +72,7 @@ def _crops(case: Case) -> Iterator[Finding]:
             f"training crops of {by(crop)} are larger than the images: at scale 1, {percent(padded)} of the median "
             "crop is padding",
             numbers={"padded_share": padded},
-            mend=(f"transforms.crop_size={side // 32 * 32 or side}",),
+            fix=(f"transforms.crop_size={side // 32 * 32 or side}",),
         )
 
 
@@ -90,9 +90,9 @@ def _ranges(case: Case) -> Iterator[Finding]:
             "error",
             f"{count(len(images), 'image')} with values up to {highest:.0f} where {white} is white: nearly black",
             [sample for sample, _ in images],
-            "image",
-            (f"transforms.value_range=[0, {limit}]" if everywhere else f"spread their values over 0 to {white}",),
+            f"transforms.value_range=[0, {limit}]" if everywhere else f"spread their values over 0 to {white}",
             {"highest": {sample.id: image.highest for sample, image in images}},
+            of="image",
             drop=() if everywhere else None,
         )
 
@@ -110,8 +110,8 @@ def _blank(case: Case) -> Iterator[Finding]:
             "warning",
             f"{count(len(blank), 'image')} of a single colour",
             blank,
-            "image",
-            ("replace these files",),
+            "replace these files",
+            of="image",
         )
 
 
@@ -129,9 +129,9 @@ def _modes(case: Case) -> Iterator[Finding]:
             "info",
             f"most images are {usual}, but {', '.join(f'{number} {kind}' for kind, number in found.items())}",
             odd,
-            "image",
-            ("all are read as RGB: look whether that is what these show",),
+            "all are read as RGB: look whether that is what these show",
             {"kinds": dict(Counter(kinds.values()))},
+            of="image",
             drop=(),
         )
 
@@ -143,7 +143,9 @@ def _kind(facts: Facts, image: ImageFacts) -> str | None:
     mode = image.header.mode
     if mode.startswith("I"):
         return "grey with 16 bits"
-    tints = sum(facts.tints.values(), np.zeros(TINT_BINS))
-    if mode in ("1", "L", "LA") or (tints.sum() and tints[TINT_BINS // 2] > GREY_SHARE * tints.sum()):
+    color_histograms = sum(facts.color_histograms.values(), np.zeros(COLOR_BINS))
+    if mode in ("1", "L", "LA") or (
+        color_histograms.sum() and color_histograms[COLOR_BINS // 2] > GREY_SHARE * color_histograms.sum()
+    ):
         return "grey"
     return {"RGBA": "RGB with transparency", "P": "RGB", "": f"{len(image.mean)} channels"}.get(mode, mode)

@@ -1,4 +1,4 @@
-"""Label issues: masks that a trained model contradicts, the most doubtful first."""
+"""Label issues: mislabelled masks, ranked by how much of each a trained model contradicts."""
 
 from __future__ import annotations
 
@@ -23,31 +23,30 @@ def find_label_issues(
 ) -> Finding | None:
     """Rank masks by how much of them a trained model contradicts; None without samples."""
     segmenter = Segmenter(model, processor, num_labels=case.label_map.num_labels)
-    doubts = {}
+    issues = {}
     with eval_mode(model):
         for sample in tqdm(samples, "label noise", leave=False):
             row = {"image": case.opener.image(sample)[0], "mask": case.opener.mask(sample)[0]}
             image, labels = read_pair(row, case.label_map, *segmenter.form)  # (H, W, C), (H, W)
             prediction, confidence = segmenter(image, confidence=True)  # (H, W) each
             assert confidence is not None
-            doubts[sample] = label_issue(labels, prediction, confidence, case.label_map.ignore_index)
-    if not doubts:
+            issues[sample] = label_issue(labels, prediction, confidence, case.label_map.ignore_index)
+    if not issues:
         return None
-    ordered, found = ranked(doubts), suspects(doubts)
-    told = f"the model is sure of another class in {percent(median_share(doubts))} of the pixels of the median mask"
+    ordered, found = ranked(issues), suspects(issues)
+    told = f"the model is sure of another class in {percent(median_share(issues))} of the pixels of the median mask"
     told += f"; {count(len(found), 'mask')} of {len(ordered)} {'stands' if len(found) == 1 else 'stand'} out"
-    worst = doubts[ordered[0]]
+    worst = issues[ordered[0]]
     if worst.pair:
         label, predicted = (case.label_map.names[index] for index in worst.pair)
         told += f", the clearest with {percent(worst.share)} of the pixels"
         told += f", mostly {predicted} where the mask says {label}"
     return case.finding(
-        "label-noise",
+        "label-issues",
         "warning" if found else "info",
         told,
         found or ordered[:LISTED],
-        "mask",
-        ("look at these masks first",),
-        {"shares": {sample.id: round(doubts[sample].share, 5) for sample in ordered}},
+        "look at these masks first",
+        {"shares": {sample.id: round(issues[sample].share, 5) for sample in ordered}},
         drop=(),
     )

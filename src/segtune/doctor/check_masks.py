@@ -1,4 +1,4 @@
-"""Checks for masks that say little, or something odd: ignored or one class all over, specks, renumbered palettes."""
+"""Mask outliers: masks that are ignored or of one class all over, full of specks, or with a renumbered palette."""
 
 from __future__ import annotations
 
@@ -22,14 +22,11 @@ MANY_TIMES = 3  # as often as at its own index must a colour stand at another, f
 
 def check_masks(case: Case) -> Iterator[Finding]:
     """All findings about odd masks; untrusted ones are passed over."""
-    masks = [(sample, mask, row) for (sample, mask), row in zip(case.masks, case.pixels, strict=True)]
-    trusted = [item for item in masks if item[0] not in case.untrusted and item[0].split in case.trusted_splits]
-    if trusted:
-        samples, facts, rows = (
-            [s for s, _, _ in trusted],
-            [m for _, m, _ in trusted],
-            np.stack([r for *_, r in trusted]),
-        )
+    trusted = [s not in case.untrusted and s.split in case.trusted_splits for s, _ in case.masks]
+    if any(trusted):
+        samples = [sample for (sample, _), is_trusted in zip(case.masks, trusted, strict=True) if is_trusted]
+        facts = [mask for (_, mask), is_trusted in zip(case.masks, trusted, strict=True) if is_trusted]
+        rows = case.pixels[trusted]
         yield from _all_ignored(case, samples, rows)
         yield from _one_class(case, samples, rows)
         yield from _much_ignored(case, samples, rows)
@@ -57,8 +54,7 @@ def _all_ignored(case: Case, samples: list[Sample], rows: np.ndarray) -> Iterato
             "error" if everywhere else "warning",
             f"{count(len(empty), 'mask')} of {len(case.masks)} with ignored pixels only: nothing to learn from",
             empty,
-            "mask",
-            ("dataset.labels: give the ignored values names" if everywhere else "finish these masks",),
+            "dataset.labels: give the ignored values names" if everywhere else "finish these masks",
         )
 
 
@@ -80,8 +76,7 @@ def _one_class(case: Case, samples: list[Sample], rows: np.ndarray) -> Iterator[
         f"{count(len(single), 'mask')} of a single class ({names})"
         + (f", where the median mask has {int(np.median(held))}" if odd else ""),
         list(single),
-        "mask",
-        ("look whether these masks are empty, or other classes were forgotten",),
+        "look whether these masks are empty, or other classes were forgotten",
         drop=None if odd and not everywhere else (),
     )
 
@@ -99,8 +94,7 @@ def _much_ignored(case: Case, samples: list[Sample], rows: np.ndarray) -> Iterat
         f"{count(len(odd), 'mask')} with {percent(MUCH_IGNORED)} or more of the pixels ignored, where the median mask "
         f"has {percent(float(np.median(shares)))}",
         ordered,
-        "mask",
-        ("finish these masks; if an ignored value is a class, name it in dataset.labels",),
+        "finish these masks; if an ignored value is a class, name it in dataset.labels",
         {"shares": {sample.id: odd[sample] for sample in ordered}},
         drop=None if seldom else (),
     )
@@ -118,8 +112,7 @@ def _specks(case: Case, samples: list[Sample], facts: list[MaskFacts]) -> Iterat
             f"{count(len(odd), 'mask')} with specks: up to {percent(float(shares.max()))} of the pixels differ from "
             f"all neighbours, in the median mask {percent(usual)}",
             odd,
-            "mask",
-            ("make these masks again from the annotation, or clean them with a median filter",),
+            "make these masks again from the annotation, or clean them with a median filter",
         )
 
 
@@ -150,6 +143,5 @@ def _palettes(case: Case, samples: list[Sample], facts: list[MaskFacts]) -> Iter
             f"{count(len(odd), 'palette mask')} with colours at other indices than in the label map or in other masks: "
             "they were numbered anew when it was saved",
             odd,
-            "mask",
-            ("save masks with the palette of the data set: Pillow's convert('P') and quantize() number colours anew",),
+            "save masks with the palette of the data set: Pillow's convert('P') and quantize() number colours anew",
         )

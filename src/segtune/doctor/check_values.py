@@ -1,4 +1,4 @@
-"""Findings about values of masks: one for each cause, with the masks that it explains and the line that mends them."""
+"""Unexpected mask values: what causes them, and the recipe line or the work on files that fixes them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ import numpy as np
 from segtune.data.index import Sample
 from segtune.doctor.case import Case
 from segtune.doctor.findings import Finding, Severity, count, percent
-from segtune.doctor.sample_facts import NO_DATA, MaskFacts, pack, shown
+from segtune.doctor.sample_facts import MaskFacts
 from segtune.errors import listed
+from segtune.labels.mask_values import NO_DATA, Color, show_value
 
+# A mask reduced or turned with interpolation has a rim on at least 0.29 of its boundaries, a JPEG on 0.19; clean ones
+# have it on at most 0.03 (CamVid) and 0.04 (earth), enlarged or reduced without interpolation on 0.06.
+RIM_SHARE = 0.15
+LEAST_RIMS = 50  # pixels
+FEW_RIMS = 0.03  # of the boundaries of the median mask, for a rim of one value to be no class of contours
+BINARY_VALUES = ({0, 255}, {0, 128, 255}, {0, 127, 255})
+IGNORED_LIKE_A_CLASS = 0.2  # share of value 255 in a 0/255 mask, above which it is no rim of ignored pixels
 NEAR_COLOR = 48  # sum over three channels, up to which an unknown colour is taken for a named one
 SHOWN_VALUES = 6
 LEAST_MASKS = 5  # for ids that start at 1 to be more than a stray id
@@ -31,6 +39,66 @@ def find_causes(case: Case) -> dict[str, list[tuple[Sample, MaskFacts]]]:
         if cause := cause_of(case, mask):
             groups[cause].append((sample, mask))
     return dict(groups)
+
+
+def cause_of(case: Case, mask: MaskFacts) -> str | None:
+    """The one fault of a mask's values that explains most."""
+    values, unknown = mask.values, case.unknown(mask)
+    if not values.is_color and any(not float(value).is_integer() for value in values.counts):
+        return "float-mask"
+    if mask.header.lossy and values.distinct > 1:
+        return None if names_every_grey(case) else "lossy-mask"
+    if case.label_map.mask_colors is None and values.is_color and unknown:
+        return "smoothed-mask" if is_smoothed(case, mask) and values.distinct > 64 else "color-mask"
+    if is_binary(case, mask):
+        return "binary-mask" if unknown else "foreground-ignored"
+    if is_smoothed(case, mask):
+        return "smoothed-mask"
+    if unknown:
+        return "scaled-mask" if factor_of(case, mask) else "unnamed-values"
+    return None
+
+
+def names_every_grey(case: Case) -> bool:
+    """The label map divides all 256 greys among the classes, as in {"0-127": …, "128-255": …}: for compressed masks."""
+    return case.label_map.ids is not None and case.label_map.ids.keys() >= set(range(256))
+
+
+def is_smoothed(case: Case, mask: MaskFacts) -> bool:
+    """Values lie between those of their neighbours; only one such value, everywhere, is a class of contours."""
+    values = mask.values
+    if values.rim_share < RIM_SHARE or values.rims < LEAST_RIMS:
+        return False
+    return values.rim_values >= 2 or case.usual_rim_share <= FEW_RIMS
+
+
+def is_binary(case: Case, mask: MaskFacts) -> bool:
+    """0 and 255 in a set of other ids, where 255 is no class: unknown, or taken for ignored in much of the mask."""
+    held = set(mask.values.counts) - {NO_DATA}
+    target = case.targets.get(255)
+    if mask.values.is_color or held not in BINARY_VALUES or case.label_map.mask_colors is not None:
+        return False
+    if target is None:
+        return True
+    return target == case.label_map.num_labels and mask.values.counts[255] >= IGNORED_LIKE_A_CLASS * mask.values.pixels
+
+
+def factor_of(case: Case, mask: MaskFacts) -> float | None:
+    """What the named ids were multiplied with, so that only multiples are left: 257 (8 bits in 16), 255 / (K - 1), …"""
+    if case.label_map.ids is None:
+        return None
+    values = sorted(value for value in mask.values.counts if value > 0)
+    if len(values) < 2 and values != [257]:
+        return None
+    named = {key for key in case.label_map.ids if key >= 0}
+    factors: list[float] = [math.gcd(*map(int, values))]
+    factors += [255 / (number - 1) for number in (len(named), len(named) + 1, case.label_map.num_labels) if number > 1]
+    for factor in factors:
+        ids = [round(value / factor) for value in values]
+        exact = all(abs(i * factor - value) < 1 for i, value in zip(ids, values, strict=True))
+        if factor > 1.5 and exact and named.issuperset(ids) and len(set(ids)) == len(ids):
+            return factor
+    return None
 
 
 def describe_causes(case: Case, groups: Mapping[str, Masks]) -> Iterator[Finding]:
@@ -53,17 +121,15 @@ def _describe_floats(case: Case, masks: Masks) -> Finding:
 
 def _describe_colors(case: Case, masks: Masks) -> Finding:
     totals = _totals(masks)
-    display = {pack(color): name for color, name in zip(case.label_map.colors, case.label_map.names, strict=True)}
-    of_classes = totals.keys() <= display.keys() | {pack((0, 0, 0))}
-    names = {
-        code: display.get(code, None if of_classes else "<class>") for code, _ in totals.most_common(MOST_PROPOSED)
-    }
-    table = {shown(code, True): name for code, name in names.items()}
+    display = dict(zip(case.label_map.colors, case.label_map.names, strict=True))
+    of_classes = totals.keys() <= display.keys() | {(0, 0, 0)}
+    other = None if of_classes else "<class>"
+    table = {show_value(color): display.get(color, other) for color, _ in totals.most_common(MOST_PROPOSED)}
     return _finding(
         case,
-        "colour-mask",
+        "color-mask",
         masks,
-        f"{'the colors in which the classes are shown' if of_classes else 'colours'} ({_show(totals, True)}), where "
+        f"{'the colours in which the classes are shown' if of_classes else 'colours'} ({_show(totals)}), where "
         "the label map names ids",
         "convert these masks to ids by their colours",
         f"dataset.labels={json.dumps(table)}",
@@ -130,25 +196,25 @@ def _describe_unnamed(case: Case, masks: Masks) -> Finding:
     for _, mask in masks:
         totals.update(case.unknown(mask))
     masks = sorted(masks, key=lambda item: -sum(case.unknown(item[1]).values()))
-    entries = json.dumps({shown(code, is_color): "<class>" for code, _ in totals.most_common(8)})[1:-1]
+    entries = json.dumps({show_value(value): "<class>" for value, _ in totals.most_common(8)})[1:-1]
     hint, advice = _explain_colors(case, totals) if is_color else _explain_ids(case, masks, totals)
-    word = "colours" if is_color else "ids"
+    code, word = ("unnamed-colors", "colours") if is_color else ("unnamed-ids", "ids")
     return _finding(
         case,
-        f"unnamed-{word}",
+        code,
         masks,
-        f"{word} that the label map does not name: {_show(totals, is_color)}{hint}",
+        f"{word} that the label map does not name: {_show(totals)}{hint}",
         advice or f"dataset.labels: add {entries}, or null instead of a name to ignore them",
-        numbers={"values": {shown(code, is_color): pixels for code, pixels in totals.most_common()}},
+        numbers={"values": {show_value(value): pixels for value, pixels in totals.most_common()}},
     )
 
 
 def _explain_ids(case: Case, masks: Masks, totals: Counter[Any]) -> tuple[str, str]:
-    """Ids that start at 1 instead of 0, and what mends them."""
+    """Ids that start at 1 instead of 0, and what fixes them."""
     ids = case.label_map.ids or {}
     last = max(key for key, target in ids.items() if target is not None) if ids else 0
     last = max([last, *(key for key in ids if key == last + 1)])  # an ignored id may follow the classes
-    held = {code for _, mask in masks for code in mask.values.counts}
+    held = {value for _, mask in masks for value in mask.values.counts}
     if len(masks) < LEAST_MASKS or set(totals) != {last + 1} or 0 in held or not ids.keys() >= set(range(last + 1)):
         return "", ""
     names = {key: None if ids[key] is None else case.label_map.names[case.targets[key]] for key in range(last + 1)}
@@ -159,31 +225,29 @@ def _explain_ids(case: Case, masks: Masks, totals: Counter[Any]) -> tuple[str, s
 
 def _explain_colors(case: Case, totals: Counter[Any]) -> tuple[str, str]:
     """Red and blue exchanged, or colours close to named ones."""
-    if all(pack((code & 255, code >> 8 & 255, code >> 16 & 255)) in case.targets for code in totals):
+    if all(isinstance(value, tuple) and value[::-1] in case.targets for value in totals):
         return (
             "; with red and blue exchanged they are named: written as BGR",
             "write these masks as RGB: cv2.imwrite wants cv2.cvtColor(mask, cv2.COLOR_RGB2BGR)",
         )
-    near = {code: _nearest(case, code) for code, _ in totals.most_common(3)}
-    words = [f"{shown(code, True)} is near {name}" for code, name in near.items() if name]
-    return "".join(f"; {word}" for word in words), ""
+    near = {value: _nearest(case, value) for value, _ in totals.most_common(3) if isinstance(value, tuple)}
+    return "".join(f"; {show_value(color)} is near {named}" for color, named in near.items() if named), ""
 
 
-def _nearest(case: Case, code: int) -> str | None:
+def _nearest(case: Case, color: Color) -> str | None:
     """The named colour, and its class, that differs least from an unknown one; None where none is near."""
-    distances = {known: sum(abs((code >> s & 255) - (known >> s & 255)) for s in (0, 8, 16)) for known in case.targets}
-    known = min(distances, key=lambda key: distances[key])
-    if distances[known] > NEAR_COLOR:
+    known = case.label_map.mask_colors or {}
+    distances = {named: sum(abs(a - b) for a, b in zip(color, named, strict=True)) for named in known}
+    nearest = min(distances, key=lambda named: distances[named])
+    if distances[nearest] > NEAR_COLOR:
         return None
-    target = case.targets[known]
-    return (
-        f"{shown(known, True)} ({'ignored' if target == case.label_map.num_labels else case.label_map.names[target]})"
-    )
+    target = known[nearest]
+    return f"{show_value(nearest)} ({'ignored' if target is None else case.label_map.names[target]})"
 
 
 DESCRIPTIONS = {
     "float-mask": _describe_floats,
-    "colour-mask": _describe_colors,
+    "color-mask": _describe_colors,
     "binary-mask": _describe_binary,
     "foreground-ignored": _describe_binary,
     "lossy-mask": _describe_lossy,
@@ -203,15 +267,14 @@ def _finding(
     numbers: Mapping[str, Any] | None = None,
     severity: Severity = "error",
 ) -> Finding:
-    """A finding of masks that hold a fault; where most have it, `line` mends the recipe instead of the files."""
+    """A finding of masks that hold a fault; where most have it, `line` fixes the recipe instead of the files."""
     everywhere = _is_usual(case, masks)
     return case.finding(
         code,
         severity,
         f"{count(len(masks), 'mask')} of {len(case.masks)} with {fault}",
         [sample for sample, _ in masks],
-        "mask",
-        (line if line and everywhere else advice,),
+        line if line and everywhere else advice,
         {"of": len(case.masks)} | dict(numbers or {}),
         drop=() if everywhere else None,
     )
@@ -228,74 +291,5 @@ def _totals(masks: Masks) -> Counter[Any]:
     return totals
 
 
-def _show(totals: Counter[Any], is_color: bool = False) -> str:
-    return listed([shown(code, is_color) for code, _ in totals.most_common()], SHOWN_VALUES)
-
-
-# A mask reduced or turned with interpolation has a rim on at least 0.29 of its boundaries, a JPEG on 0.19; clean ones
-# have it on at most 0.03 (CamVid) and 0.04 (earth), enlarged or reduced without interpolation on 0.06.
-RIM_SHARE = 0.15
-LEAST_RIMS = 50  # pixels
-FEW_RIMS = 0.03  # of the boundaries of the median mask, for a rim of one value to be no class of contours
-BINARY_VALUES = ({0, 255}, {0, 128, 255}, {0, 127, 255})
-IGNORED_LIKE_A_CLASS = 0.2  # share of value 255 in a 0/255 mask, above which it is no rim of ignored pixels
-
-
-def cause_of(case: Case, mask: MaskFacts) -> str | None:
-    """The one fault of a mask's values that explains most."""
-    values, unknown = mask.values, case.unknown(mask)
-    if any(not float(code).is_integer() for code in values.counts):
-        return "float-mask"
-    if mask.header.lossy and values.distinct > 1:
-        return None if names_every_grey(case) else "lossy-mask"
-    if case.label_map.mask_colors is None and values.is_color and unknown:
-        return "smoothed-mask" if is_smoothed(case, mask) and values.distinct > 64 else "colour-mask"
-    if is_binary(case, mask):
-        return "binary-mask" if unknown else "foreground-ignored"
-    if is_smoothed(case, mask):
-        return "smoothed-mask"
-    if unknown:
-        return "scaled-mask" if factor_of(case, mask) else "unnamed-values"
-    return None
-
-
-def names_every_grey(case: Case) -> bool:
-    """The label map divides all 256 greys among the classes, as in {"0-127": …, "128-255": …}: for compressed masks."""
-    return case.label_map.ids is not None and case.label_map.ids.keys() >= set(range(256))
-
-
-def is_smoothed(case: Case, mask: MaskFacts) -> bool:
-    """Values lie between those of their neighbours; only one such value, everywhere, is a class of contours."""
-    values = mask.values
-    if values.rim_share < RIM_SHARE or values.rims < LEAST_RIMS:
-        return False
-    return values.rim_values >= 2 or case.usual_rim_share <= FEW_RIMS
-
-
-def is_binary(case: Case, mask: MaskFacts) -> bool:
-    """0 and 255 in a set of other ids, where 255 is no class: unknown, or taken for ignored in much of the mask."""
-    held = set(mask.values.counts) - {NO_DATA}
-    target = case.targets.get(255)
-    if mask.values.is_color or held not in BINARY_VALUES or case.label_map.mask_colors is not None:
-        return False
-    if target is None:
-        return True
-    return target == case.label_map.num_labels and mask.values.counts[255] >= IGNORED_LIKE_A_CLASS * mask.values.pixels
-
-
-def factor_of(case: Case, mask: MaskFacts) -> float | None:
-    """What the named ids were multiplied with, so that only multiples are left: 257 (8 bits in 16), 255 / (K - 1), …"""
-    if case.label_map.ids is None:
-        return None
-    values = sorted(code for code in mask.values.counts if code > 0)
-    if len(values) < 2 and values != [257]:
-        return None
-    named = {key for key in case.label_map.ids if key >= 0}
-    factors: list[float] = [math.gcd(*map(int, values))]
-    factors += [255 / (number - 1) for number in (len(named), len(named) + 1, case.label_map.num_labels) if number > 1]
-    for factor in factors:
-        ids = [round(value / factor) for value in values]
-        exact = all(abs(i * factor - value) < 1 for i, value in zip(ids, values, strict=True))
-        if factor > 1.5 and exact and named.issuperset(ids) and len(set(ids)) == len(ids):
-            return factor
-    return None
+def _show(totals: Counter[Any]) -> str:
+    return listed([show_value(value) for value, _ in totals.most_common()], SHOWN_VALUES)

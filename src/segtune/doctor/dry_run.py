@@ -1,4 +1,4 @@
-"""Before a run: one step at the recipe's size, and a few samples learned by heart.
+"""Dry run: one training step at the recipe's size, then a few samples overfitted, before a run is started.
 
 A model that cannot learn eight samples by heart will not learn a thousand: the masks do not belong to the images, most
 labels are ignored, or something in the learning is broken.
@@ -73,37 +73,28 @@ def _batch(
 
 def _try_step(model: Model, batch: dict[str, Any], loss: Loss) -> Finding:
     """One forward and backward pass: do the loss and every gradient come out as numbers?"""
-    crops = f"{count(len(batch['labels']), 'crop')} of {by(tuple(batch['labels'].shape[1:]))}"
+    step = f"a step of {count(len(batch['labels']), 'crop')} of {by(tuple(batch['labels'].shape[1:]))}"
     started = time.perf_counter()
     try:
         value = _backward(model.train(), batch, loss)
     except RuntimeError as error:  # torch.OutOfMemoryError is one, and so is that of the CPU's allocator
-        mend = "training.batch_size=1 training.accumulation_steps=N, or a smaller transforms.crop_size"
-        return Finding("dry-run", "error", f"a step of {crops} fails: {str(error).splitlines()[0]}", mend=(mend,))
+        fix = "training.batch_size=1 training.accumulation_steps=N, or a smaller transforms.crop_size"
+        return Finding("dry-run", "error", f"{step} fails: {str(error).splitlines()[0]}", fix=(fix,))
     seconds = time.perf_counter() - started
     missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     broken = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     model.zero_grad()
     numbers = {"loss": value, "seconds": seconds, "without_gradient": missing, "not_finite": broken}
     if not math.isfinite(value) or broken:
-        return Finding(
-            "dry-run",
-            "error",
-            f"a step of {crops} gives the loss {value:.4g}, and {count(len(broken), 'gradient')} that are no numbers",
-            numbers=numbers,
-            mend=("training.mixed_precision=no, and look at transforms.mean and std",),
-        )
-    if missing:
-        return Finding(
-            "dry-run",
-            "error",
-            f"a step of {crops} leaves {count(len(missing), 'parameter')} without a gradient, such as {missing[0]}",
-            numbers=numbers,
-            mend=("training.freeze names what is not meant to learn",),
-        )
-    return Finding(
-        "dry-run", "info", f"a step of {crops} took {seconds:.1f} s; its loss is {value:.3f}", numbers=numbers
-    )
+        what = f"gives the loss {value:.4g}, and {count(len(broken), 'gradient')} that are no numbers"
+        fix = "training.mixed_precision=no, and look at transforms.mean and std"
+    elif missing:
+        what = f"leaves {count(len(missing), 'parameter')} without a gradient, such as {missing[0]}"
+        fix = "training.freeze names what is not meant to learn"
+    else:
+        what = f"took {seconds:.1f} s; its loss is {value:.3f}"
+        return Finding("dry-run", "info", f"{step} {what}", numbers=numbers)
+    return Finding("dry-run", "error", f"{step} {what}", numbers=numbers, fix=(fix,))
 
 
 def _learn_by_heart(model: Model, batch: dict[str, Any], label_map: LabelMap) -> Finding:
@@ -112,8 +103,8 @@ def _learn_by_heart(model: Model, batch: dict[str, Any], label_map: LabelMap) ->
     told = f"{count(len(labels), 'crop')} of {by(tuple(labels.shape[1:]))}"
     valid = labels[labels != label_map.ignore_index]
     if not len(valid):
-        mend = "dataset.labels: are classes ignored that should not be?"
-        return Finding("learn-by-heart", "error", f"{told} hold ignored pixels only", mend=(mend,))
+        fix = "dataset.labels: are classes ignored that should not be?"
+        return Finding("learn-by-heart", "error", f"{told} hold ignored pixels only", fix=(fix,))
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), LEARNING_RATE, weight_decay=0.0)
     losses: list[float] = []
     target = math.inf
@@ -132,7 +123,7 @@ def _learn_by_heart(model: Model, batch: dict[str, Any], label_map: LabelMap) ->
         f"{told}, learned by heart: in {count(len(losses), 'step')} the cross-entropy goes from {losses[0]:.3f} to "
         f"{last:.3f}; {target:.3f}, half of what class frequencies alone give, is {'' if fell else 'not '}reached",
         numbers={"losses": losses, "target": target},
-        mend=() if fell else ("look at the samples on the page (--html): do the masks belong to the images?",),
+        fix=() if fell else ("look at the samples on the page (--html): do the masks belong to the images?",),
     )
 
 

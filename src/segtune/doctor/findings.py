@@ -1,4 +1,4 @@
-"""What the doctor says: one finding for each kind of fault, with its files and the recipe line that mends it."""
+"""Findings: one for each kind of fault, with its severity, its files, and what fixes it; and the words they use."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Finding:
         message: the fault in words, without the names of the files and without a full stop.
         files: below the data set's folder, the clearest first.
         numbers: what was measured, JSON-able.
-        mend: what mends it: recipe lines ("section.key=value") or what to do to the files.
+        fix: what fixes it: recipe lines ("section.key=value") or what to do to the files.
         samples: those that have it, the clearest first.
-        drop: those that a split file should leave out while they are not mended.
+        drop: those that a split file should leave out while they are not fixed.
     """
 
     code: str
@@ -34,7 +34,7 @@ class Finding:
     message: str
     files: tuple[str, ...] = ()
     numbers: Mapping[str, Any] = field(default_factory=dict)
-    mend: tuple[str, ...] = ()
+    fix: tuple[str, ...] = ()
     samples: tuple[Sample, ...] = ()
     drop: tuple[Sample, ...] = ()
 
@@ -46,7 +46,7 @@ class Finding:
             "message": self.message,
             "files": list(self.files),
             "numbers": dict(self.numbers),
-            "mend": [*self.mend, *([LEAVE_OUT] if self.drop else [])],
+            "fix": [*self.fix, *([LEAVE_OUT] if self.drop else [])],
         }
 
 

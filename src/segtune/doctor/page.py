@@ -18,7 +18,7 @@ from segtune.doctor.case import Case
 from segtune.doctor.check_classes import class_table
 from segtune.doctor.examine import Diagnosis
 from segtune.doctor.findings import LEAVE_OUT, SEVERITIES, Finding, count, percent, sentence
-from segtune.doctor.sample_facts import COLOR, read_pair
+from segtune.doctor.sample_facts import read_for_display
 from segtune.labels.label_map import LabelMap
 from segtune.labels.mask_values import Color
 from segtune.viz.charts import Axis, Frame
@@ -30,7 +30,13 @@ SHOWN_FILES = 8
 SHOWN_PICTURES, SHOWN_OVERLAYS = 4, 6  # of a finding
 SHOWN_SAMPLES = 12
 SETTING = re.compile(r"((?:dataset|transforms|model|training)\.[\w.]+=(?:\{[^}]*\}|\[[^]]*\]|[^\s,]+))")
-SIDE_BY_SIDE = ("copies", "leaked-copies", "disputed-copies", "near-copies", "leaked-near-copies")  # images to compare
+SIDE_BY_SIDE = (
+    "duplicates",
+    "leaked-duplicates",
+    "conflicting-duplicates",
+    "near-duplicates",
+    "leaked-near-duplicates",
+)  # images to compare
 SPLIT_COLORS = {"train": "blue", "val": "orange", "test": "green"}
 SIDE = 400.0  # of the chart of sizes, pixels
 Item = TypeVar("Item")
@@ -49,7 +55,7 @@ def write_doctor_page(diagnosis: Diagnosis, path: Path) -> None:
 def page(diagnosis: Diagnosis) -> str:
     """The whole page."""
     case = diagnosis.case
-    title = f"{case.scan.root.name}: {_verdict(diagnosis)}"
+    title = f"{case.index.root.name}: {_verdict(diagnosis)}"
     card = partial(_card, case)
     body = "\n".join(
         [
@@ -85,7 +91,7 @@ def _headline(diagnosis: Diagnosis) -> str:
         for kind, (number, text) in zip(kinds, tiles, strict=True)
     )
     return (
-        f'<header><h1>{escape(case.scan.root.name)}</h1><p class="soft path">{escape(str(case.scan.root))}</p>'
+        f'<header><h1>{escape(case.index.root.name)}</h1><p class="soft path">{escape(str(case.index.root))}</p>'
         f'<div class="tiles">{shown}</div></header>'
     )
 
@@ -94,7 +100,7 @@ def _headline(diagnosis: Diagnosis) -> str:
 
 
 def _card(case: Case, finding: Finding) -> str:
-    mend = "".join(f"<li>{_mend(line)}</li>" for line in (*finding.mend, *([LEAVE_OUT] if finding.drop else [])))
+    fix = "".join(f"<li>{_mend(line)}</li>" for line in (*finding.fix, *([LEAVE_OUT] if finding.drop else [])))
     compared = finding.code in SIDE_BY_SIDE
     draw, limit = (overlay_of, SHOWN_OVERLAYS) if compared else (picture_of, SHOWN_PICTURES)
     pictures = "".join(_figures(case, finding.samples, draw, limit))
@@ -102,7 +108,7 @@ def _card(case: Case, finding: Finding) -> str:
         f'<article class="{finding.severity}"><h3><span class="badge">{finding.severity}</span> {finding.code}</h3>'
         f"<p>{escape(sentence(finding.message))}</p>{_files(finding.files)}"
         + (f'<div class="pictures">{pictures}</div>' if pictures else "")
-        + (f'<ul class="mend">{mend}</ul>' if mend else "")
+        + (f'<ul class="mend">{fix}</ul>' if fix else "")
         + "</article>"
     )
 
@@ -219,10 +225,10 @@ def picture_of(case: Case, sample: Sample) -> str | None:
     Where the two differ in size, the right side is the mask alone.
     """
     try:
-        pixels, codes = read_pair(sample, case.opener)
+        pixels, mask = read_for_display(sample, case.opener)
     except Exception:  # decoders raise what they like, and the finding says it
         return None
-    labels, label_map = _labels(case, codes)
+    labels, label_map = _labels(case, mask)
     if pixels.shape[:2] == labels.shape:
         right = overlay(pixels, labels, label_map, legend=False)
     else:
@@ -233,25 +239,20 @@ def picture_of(case: Case, sample: Sample) -> str | None:
 def overlay_of(case: Case, sample: Sample) -> str | None:
     """The image with the mask over it, as a data URL; None where that cannot be made."""
     try:
-        pixels, codes = read_pair(sample, case.opener)
+        pixels, mask = read_for_display(sample, case.opener)
     except Exception:  # as above
         return None
-    labels, label_map = _labels(case, codes)
+    labels, label_map = _labels(case, mask)
     if pixels.shape[:2] != labels.shape:
         return None
     return _url(_scaled(overlay(pixels, labels, label_map, legend=False)))
 
 
-def _labels(case: Case, codes: np.ndarray) -> tuple[np.ndarray, LabelMap]:
+def _labels(case: Case, mask: np.ndarray) -> tuple[np.ndarray, LabelMap]:
     """Labels (H, W), and a label map that has one class more, for values without a name."""
     names, colors = case.label_map.names, case.label_map.colors
     extended = LabelMap((*names, NOT_NAMED[0]), (*colors, NOT_NAMED[1]), ignore_index=-1)
-    if case.label_map.mask_colors is not None and codes.max() <= 255:
-        codes = COLOR | codes.astype(np.int64) * 0x010101
-    values, inverse = np.unique(codes, return_inverse=True)
-    targets = [case.targets.get(value, len(names) + 1) for value in values.tolist()]
-    labels = np.array([{len(names): -1, len(names) + 1: len(names)}.get(t, t) for t in targets], dtype=np.int64)
-    return labels[inverse].reshape(codes.shape), extended
+    return case.labels(mask), extended
 
 
 def _scaled(picture: Image.Image) -> Image.Image:

@@ -1,9 +1,9 @@
-"""Reads the image and the mask of a sample once and keeps what the checks need: small numbers, no pixels."""
+"""Sample facts: the image and mask of a sample are read once, and what the checks need is kept: numbers, no pixels."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,34 +13,55 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import PIL.Image
 
-from segtune.data.checks import channels_of
+from segtune.data.checks import channel_sums, channels_of, mean_and_std
 from segtune.data.config import DatasetConfig
 from segtune.data.dataset import PLAIN, rows_of
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.lazy_rows import sample_ids
 from segtune.data.transforms import TransformConfig
-from segtune.doctor.alignment import Fit, class_edges, fit, image_edges, reduction
+from segtune.doctor.alignment import Alignment, align
 from segtune.errors import DataError
 from segtune.imageio import geotiff
 from segtune.imageio.read import ORIENTATION, PICTURES, TIFFS, Pixels, for_display, read_image, read_mask, read_pixels
-from segtune.labels.mask_values import Color, show_value
+from segtune.labels.mask_values import Color, decode_value, mask_codes
 
 if TYPE_CHECKING:
     import datasets
 
 THUMBNAIL = 16
-TINT_BINS = 33  # of red minus blue, 8 wide, around 0
-TINT_PIXELS = 65_536  # looked at for the tint, about
-LEAST_TINT_SHARE = 0.005  # of the pixels, for a mask value to have a tint of its own
-DOUBTFUL = 4.0  # evidence below which turned and mirrored masks are tried as well
-POSES: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # the last three can only be told of squares
-    "mirrored left to right": lambda mask: mask[:, ::-1],
-    "mirrored top to bottom": lambda mask: mask[::-1],
-    "turned by 180 degrees": lambda mask: mask[::-1, ::-1],
-    "transposed": lambda mask: mask.T,
-    "turned by 90 degrees to the left": lambda mask: mask.T[::-1],
-    "turned by 90 degrees to the right": lambda mask: mask.T[:, ::-1],
-}
+MOST_VALUES = 512  # of one mask, that are kept with their counts
+COLOR_BINS = 33  # of red minus blue, 8 wide, around 0
+COLOR_PIXELS = 65_536  # looked at for these histograms, about
+LEAST_COLOR_SHARE = 0.005  # of the pixels, for a mask value to have a histogram of its own
+
+
+class ValueFacts(NamedTuple):
+    """What a mask (H, W) holds.
+
+    Attributes:
+        counts: value (an id or a colour) -> pixels, the most frequent first; at most `MOST_VALUES`.
+        distinct: how many different values there are.
+        is_color: the values are colours; grey pictures with three channels count as ids.
+        pixels: H * W.
+        steps: places where the value jumps by 2 or more from one pixel to the next.
+        rims: pixels whose value lies between those of their two neighbours, as smoothing leaves them.
+        rim_values: how many different values `rims` have.
+        specks: pixels that differ from all four neighbours.
+    """
+
+    counts: Mapping[Any, int]
+    distinct: int
+    is_color: bool
+    pixels: int
+    steps: int
+    rims: int
+    rim_values: int
+    specks: int
+
+    @property
+    def rim_share(self) -> float:
+        """The part of the boundaries that has a rim; 0 where there are none."""
+        return self.rims / max(self.rims + self.steps, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,18 +112,18 @@ class Facts:
 
     Attributes:
         image, mask: None where it cannot be read; `faults` then says why ("image" or "mask" -> message).
-        fit: how the mask lies on the image; None where sizes differ or there is too little to compare.
-        poses: the fit of the turned or mirrored mask, by the words of `POSES`; only where `fit` is doubtful.
-        tints: mask code -> pixels by red minus blue (33,).
+        alignment: how the mask lies on the image; None where sizes differ or there is too little to compare.
+        poses: that of the turned or mirrored mask, by the words of `alignment.POSES`; only where that is doubtful.
+        color_histograms: mask value -> pixels by red minus blue (33,).
     """
 
     sample: Sample
     image: ImageFacts | None
     mask: MaskFacts | None
     faults: Mapping[str, str] = field(default_factory=dict)
-    fit: Fit | None = None
-    poses: Mapping[str, Fit] = field(default_factory=dict)
-    tints: Mapping[int, np.ndarray] = field(default_factory=dict)
+    alignment: Alignment | None = None
+    poses: Mapping[str, Alignment] = field(default_factory=dict)
+    color_histograms: Mapping[Any, np.ndarray] = field(default_factory=dict)
 
     @property
     def is_turned(self) -> bool:
@@ -110,30 +131,32 @@ class Facts:
         return bool(self.image and self.mask and self.image.header.orientation != self.mask.header.orientation)
 
 
-def gather(sample: Sample, opener: Opener, transforms: TransformConfig) -> Facts:
+def read_facts(sample: Sample, opener: Opener, transforms: TransformConfig) -> Facts:
     """Read the image and the mask of a sample; what cannot be read becomes a fault."""
     faults: dict[str, str] = {}
     image = mask = pixels = codes = None
+    is_color = False
     with _note(faults, "image"):
         shown, header = opener.image(sample)
         pixels = for_display(shown)
-        image = _gather_image(shown, pixels, header, transforms)
+        image = _image_facts(shown, pixels, header, transforms)
     with _note(faults, "mask"):
         stored, header = opener.mask(sample)
-        mask, codes = _gather_mask(stored, header)
+        codes, is_color = mask_codes(_stored(stored))
+        mask = _mask_facts(codes, is_color, header)
     if image is None or pixels is None or codes is None or pixels.shape[:2] != codes.shape:
         return Facts(sample, image, mask, faults)
-    found, poses = _align(pixels, codes)
-    return Facts(sample, image, mask, faults, found, poses, _tints(pixels, codes))
+    found, poses = align(pixels, codes)
+    return Facts(sample, image, mask, faults, found, poses, _color_histograms(pixels, codes, is_color))
 
 
-def read_pair(sample: Sample, opener: Opener) -> tuple[np.ndarray, np.ndarray]:
-    """The image for people (H, W, 3) uint8 and the codes of the mask (H, W).
+def read_for_display(sample: Sample, opener: Opener) -> tuple[np.ndarray, np.ndarray]:
+    """The image for people (H, W, 3) uint8 and the mask as it is stored: ids (H, W) or colours (H, W, 3).
 
     Raises:
         OSError, DataError, …: one of them cannot be read; decoders raise what they like.
     """
-    return for_display(opener.image(sample)[0]), _codes(opener.mask(sample)[0])
+    return for_display(opener.image(sample)[0]), _stored(opener.mask(sample)[0])
 
 
 @contextmanager
@@ -144,11 +167,12 @@ def _note(faults: dict[str, str], what: str) -> Iterator[None]:
         faults[what] = f"{error}" or type(error).__name__
 
 
-def _gather_image(shown: Pixels, pixels: np.ndarray, header: Header, transforms: TransformConfig) -> ImageFacts:
+def _image_facts(shown: Pixels, pixels: np.ndarray, header: Header, transforms: TransformConfig) -> ImageFacts:
     raw = transforms.value_range is not None
-    values = read_image(shown, _channels(shown, transforms), raw)  # (H, W, C)
+    channels = channels_of(shown) if isinstance(transforms.mean, str) else len(transforms.mean)
+    values = read_image(shown, channels, raw)  # (H, W, C)
     low, high = transforms.value_range or (0, 255)
-    mean, std = _moments(values.reshape(-1, values.shape[2]))
+    mean, std = mean_and_std(channel_sums(values.reshape(-1, values.shape[2])))
     array = np.asarray(shown)
     white = {"B": 255, "H": 65535, "i": 65535}.get(array.dtype.char) if not raw else None
     return ImageFacts(
@@ -163,37 +187,59 @@ def _gather_image(shown: Pixels, pixels: np.ndarray, header: Header, transforms:
     )
 
 
-def _channels(shown: Pixels, transforms: TransformConfig) -> int:
-    """As many as `transforms.mean` has; where that is yet to be counted, those that training reads."""
-    if not isinstance(transforms.mean, str):
-        return len(transforms.mean)
-    return channels_of(shown)
-
-
-def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (C,) of values (N, C)."""
-    if values.dtype != np.uint8:
-        return values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
-    counts = np.stack([np.bincount(channel, minlength=256) for channel in values.T])  # (C, 256)
-    levels = np.arange(256)
-    mean = counts @ levels / len(values)
-    return mean, np.sqrt(np.maximum(counts @ levels**2 / len(values) - mean**2, 0))
-
-
-def _gather_mask(stored: Pixels, header: Header) -> tuple[MaskFacts, np.ndarray]:
-    codes = _codes(stored)
-    values = value_facts(codes)
+def _mask_facts(codes: np.ndarray, is_color: bool, header: Header) -> MaskFacts:
+    values = value_facts(codes, is_color)
     palette = {index: color for index, color in enumerate(header.palette) if index in values.counts}
     height, width = codes.shape
-    return MaskFacts((height, width), header, _digest(codes), values, palette), codes
+    return MaskFacts((height, width), header, _digest(codes), values, palette)
 
 
-def _codes(stored: Pixels) -> np.ndarray:
-    """One number a pixel (H, W); fractions are kept, for a finding about them."""
+def _stored(mask: Pixels) -> np.ndarray:
+    """A mask as it is stored; fractions are kept, for a finding about them."""
     try:
-        return mask_codes(read_mask(stored))
+        return read_mask(mask)
     except DataError:
-        return mask_codes(np.asarray(stored))
+        return np.asarray(mask)
+
+
+def value_facts(codes: np.ndarray, is_color: bool = False) -> ValueFacts:
+    """What a mask of (H, W) codes holds, see `mask_codes`."""
+    found, counts = np.unique(codes, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:MOST_VALUES]
+    frequent = zip(found[order].tolist(), counts[order].tolist(), strict=True)
+    steps, rims = _rims(_brightness(codes) if is_color else codes)
+    return ValueFacts(
+        counts={decode_value(code, is_color): number for code, number in frequent},
+        distinct=len(found),
+        is_color=is_color,
+        pixels=codes.size,
+        steps=steps,
+        rims=int(rims.sum()),
+        rim_values=len(np.unique(codes[rims])),
+        specks=_specks(codes),
+    )
+
+
+def _brightness(codes: np.ndarray) -> np.ndarray:
+    return (codes >> 16 & 255) + (codes >> 8 & 255) + (codes & 255)  # (H, W)
+
+
+def _rims(codes: np.ndarray) -> tuple[int, np.ndarray]:
+    """How often neighbours differ by 2 or more, and which pixels lie strictly between the two beside or above/below."""
+    levels = codes.astype(np.float32 if codes.dtype.kind == "f" else np.int32)
+    rims = np.zeros(codes.shape, dtype=bool)
+    steps = 0
+    for lines, found in ((levels, rims), (levels.T, rims.T)):
+        change = np.diff(lines, axis=1)
+        steps += int((np.abs(change) >= 2).sum())
+        found[:, 1:-1] |= (change[:, :-1] > 0) & (change[:, 1:] > 0) | (change[:, :-1] < 0) & (change[:, 1:] < 0)
+    return steps, rims
+
+
+def _specks(codes: np.ndarray) -> int:
+    """Pixels that differ from all four neighbours; those at the border do not count."""
+    across, down = codes[1:-1, 1:] != codes[1:-1, :-1], codes[1:, 1:-1] != codes[:-1, 1:-1]
+    return int((across[:, :-1] & across[:, 1:] & down[:-1] & down[1:]).sum())
 
 
 def _digest(pixels: np.ndarray) -> str:
@@ -210,28 +256,14 @@ def _thumbnail(pixels: np.ndarray) -> np.ndarray:
     return small / length if length > 1 else np.zeros_like(small)
 
 
-def _align(pixels: np.ndarray, codes: np.ndarray) -> tuple[Fit | None, dict[str, Fit]]:
-    """The fit of a mask (H, W) on its image (H, W, 3) and, where that is doubtful, of the turned and mirrored mask."""
-    scale = reduction(codes.shape)
-    grey = np.asarray(PIL.Image.fromarray(pixels).convert("L").reduce(scale))
-    codes = codes[scale // 2 :: scale, scale // 2 :: scale][: grey.shape[0], : grey.shape[1]]
-    grey = grey[: codes.shape[0], : codes.shape[1]]
-    gradient, boundary = image_edges(grey), class_edges(codes)
-    found = fit(boundary, gradient, scale)
-    if found is None or found.evidence_here >= DOUBTFUL:
-        return found, {}
-    turned = {pose: turn(boundary) for pose, turn in POSES.items()}
-    fits = {pose: fit(other, gradient, scale) for pose, other in turned.items() if other.shape == boundary.shape}
-    return found, {pose: other for pose, other in fits.items() if other is not None}
-
-
-def _tints(pixels: np.ndarray, codes: np.ndarray) -> dict[int, np.ndarray]:
-    step = max(1, round((codes.size / TINT_PIXELS) ** 0.5))
+def _color_histograms(pixels: np.ndarray, codes: np.ndarray, is_color: bool) -> dict[Any, np.ndarray]:
+    step = max(1, round((codes.size / COLOR_PIXELS) ** 0.5))
     codes, pixels = codes[::step, ::step], pixels[::step, ::step].astype(np.int16)
-    bins = np.clip((pixels[:, :, 0] - pixels[:, :, 2] + 4) // 8 + TINT_BINS // 2, 0, TINT_BINS - 1)
+    bins = np.clip((pixels[:, :, 0] - pixels[:, :, 2] + 4) // 8 + COLOR_BINS // 2, 0, COLOR_BINS - 1)
     values, counts = np.unique(codes, return_counts=True)
-    large = values[counts >= LEAST_TINT_SHARE * codes.size].tolist()
-    return {value: np.bincount(bins[codes == value], minlength=TINT_BINS).astype(np.uint32) for value in large}
+    large = values[counts >= LEAST_COLOR_SHARE * codes.size].tolist()
+    found = {code: np.bincount(bins[codes == code], minlength=COLOR_BINS).astype(np.uint32) for code in large}
+    return {decode_value(code, is_color): histogram for code, histogram in found.items()}
 
 
 class Header(NamedTuple):
@@ -252,20 +284,20 @@ class Header(NamedTuple):
 
 
 class Opener:
-    """Opens the samples of a scan, those that it rejected too."""
+    """Opens the samples of an index, those that it rejected too."""
 
-    def __init__(self, scan: DatasetIndex, config: DatasetConfig) -> None:
-        self.scan, self.config = scan, config
+    def __init__(self, index: DatasetIndex, config: DatasetConfig) -> None:
+        self.index, self.config = index, config
 
     def image(self, sample: Sample) -> tuple[Pixels, Header]:
         """Raises OSError, DataError, … where it cannot be read: decoders raise what they like."""
-        if not sample.image_part and self.scan.tables is None and _is_for_pillow(sample.image):
+        if not sample.image_part and self.index.tables is None and _is_for_pillow(sample.image):
             return _open(sample.image)
         return self._cell(sample, "image"), Header()
 
     def mask(self, sample: Sample) -> tuple[Pixels, Header]:
         """Like `image`."""
-        plain = self.scan.format in PLAIN and not sample.mask_part and not self.config.one_hot
+        plain = self.index.format in PLAIN and not sample.mask_part and not self.config.one_hot
         if plain and _is_for_pillow(sample.mask):
             return _open(sample.mask)
         return self._cell(sample, "mask"), Header()
@@ -278,8 +310,8 @@ class Opener:
     @cached_property
     def _rows(self) -> dict[str, tuple[dict[str, datasets.Dataset], dict[str, int]]]:
         """Split -> its rows with an image or a mask only, and the number of each id in them."""
-        samples = [*self.scan.samples, *self.scan.rejected]
-        splits = rows_of(replace(self.scan, samples=samples), self.config)
+        samples = [*self.index.samples, *self.index.rejected]
+        splits = rows_of(replace(self.index, samples=samples), self.config)
         return {
             split: (
                 {name: rows.select_columns(name) for name in ("image", "mask")},
@@ -320,106 +352,3 @@ def _is_lossy(format: str | None, path: Path) -> bool:
         return format in ("JPEG", "MPO")
     with path.open("rb") as file:
         return b"VP8 " in file.read(64)
-
-
-NO_DATA = -(2**31)  # the code of pixels that a raster says have none
-COLOR = 1 << 24  # is added to 0xRRGGBB, so that no colour is taken for an id
-MOST_VALUES = 512  # of one mask, that are kept with their counts
-
-
-class ValueFacts(NamedTuple):
-    """What a mask (H, W) holds.
-
-    Attributes:
-        counts: code (the id, or the colour, see `pack`) -> pixels, the most frequent first; at most `MOST_VALUES`.
-        distinct: how many different values there are.
-        is_colour: the codes are colours; grey pictures with three channels count as ids.
-        pixels: H * W.
-        steps: places where the value jumps by 2 or more from one pixel to the next.
-        rims: pixels whose value lies between those of their two neighbours, as smoothing leaves them.
-        rim_values: how many different values `rims` have.
-        specks: pixels that differ from all four neighbours.
-    """
-
-    counts: Mapping[Any, int]
-    distinct: int
-    is_color: bool
-    pixels: int
-    steps: int
-    rims: int
-    rim_values: int
-    specks: int
-
-    @property
-    def rim_share(self) -> float:
-        """The part of the boundaries that has a rim; 0 where there are none."""
-        return self.rims / max(self.rims + self.steps, 1)
-
-
-def mask_codes(mask: np.ndarray) -> np.ndarray:
-    """Ids (H, W) as they are; colours (H, W, 3) as int32, see `pack`, or as ids where all of them are grey.
-
-    Pixels that are masked (`numpy.ma`) get the code `NO_DATA`.
-    """
-    if isinstance(mask, np.ma.MaskedArray):
-        codes = mask_codes(np.ma.filled(mask, 0)).astype(np.int64)
-        missing = np.ma.getmaskarray(mask)
-        codes[missing if missing.ndim == 2 else missing.any(axis=2)] = NO_DATA
-        return codes
-    if mask.ndim == 2:
-        return mask.astype(np.uint8) if mask.dtype == bool else mask
-    if (mask[:, :, :3] == mask[:, :, :1]).all():
-        return mask[:, :, 0]
-    red, green, blue = (mask[:, :, channel].astype(np.int32) for channel in range(3))
-    return COLOR | red << 16 | green << 8 | blue  # (H, W)
-
-
-def pack(color: Color) -> int:
-    """The code of a colour."""
-    return COLOR | color[0] << 16 | color[1] << 8 | color[2]
-
-
-def value_facts(codes: np.ndarray) -> ValueFacts:
-    """Counts the values of (H, W) codes."""
-    values, counts = np.unique(codes, return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:MOST_VALUES]
-    is_color = codes.dtype == np.int32 and bool(values.max() >= COLOR)
-    steps, rims = _rims(_brightness(codes) if is_color else codes)
-    between = codes[rims]
-    return ValueFacts(
-        counts=dict(zip(values[order].tolist(), counts[order].tolist(), strict=True)),
-        distinct=len(values),
-        is_color=is_color,
-        pixels=codes.size,
-        steps=steps,
-        rims=int(rims.sum()),
-        rim_values=len(np.unique(between)),
-        specks=_specks(codes),
-    )
-
-
-def shown(code: Any, is_color: bool) -> str:
-    """A code as it is written in a label file: '42' or '#804080'."""
-    return show_value((code >> 16 & 255, code >> 8 & 255, code & 255)) if is_color else show_value(code)
-
-
-def _brightness(codes: np.ndarray) -> np.ndarray:
-    return (codes >> 16 & 255) + (codes >> 8 & 255) + (codes & 255)  # (H, W)
-
-
-def _rims(codes: np.ndarray) -> tuple[int, np.ndarray]:
-    """How often neighbours differ by 2 or more, and which pixels lie strictly between the two beside or above/below."""
-    levels = codes.astype(np.float32 if codes.dtype.kind == "f" else np.int32)
-    rims = np.zeros(codes.shape, dtype=bool)
-    steps = 0
-    for lines, found in ((levels, rims), (levels.T, rims.T)):
-        change = np.diff(lines, axis=1)
-        steps += int((np.abs(change) >= 2).sum())
-        found[:, 1:-1] |= (change[:, :-1] > 0) & (change[:, 1:] > 0) | (change[:, :-1] < 0) & (change[:, 1:] < 0)
-    return steps, rims
-
-
-def _specks(codes: np.ndarray) -> int:
-    """Pixels that differ from all four neighbours; those at the border do not count."""
-    across, down = codes[1:-1, 1:] != codes[1:-1, :-1], codes[1:, 1:-1] != codes[:-1, 1:-1]
-    return int((across[:, :-1] & across[:, 1:] & down[:-1] & down[1:]).sum())

@@ -24,7 +24,7 @@ LIMIT = 20.0  # of a temperature, and of its inverse
 def reliability_counts(
     prediction: np.ndarray,
     labels: np.ndarray,
-    confidence: np.ndarray,
+    confidences: np.ndarray,
     num_labels: int,
     ignore_index: int = 255,
     width: float = WIDTH,
@@ -34,7 +34,7 @@ def reliability_counts(
     Args:
         prediction: ids `(H, W)`.
         labels: ids or `ignore_index` `(H, W)`; ignored pixels do not count.
-        confidence: probability of the prediction, 0 to 1, `(H, W)`.
+        confidences: probability of the prediction, 0 to 1, `(H, W)`.
         width: what counts as the boundary: pixels within this share of the diagonal of another class of the reference.
 
     Returns:
@@ -43,9 +43,9 @@ def reliability_counts(
     """
     ignored = labels == ignore_index
     near = margin(from_one(labels, ignored, num_labels), pixels_of(width, labels.shape))
-    codes = np.minimum(confidence * np.float32(BINS), BINS - 1).astype(np.uint8)  # (H, W)
+    codes = np.minimum(confidences * np.float32(BINS), BINS - 1).astype(np.uint8)  # (H, W)
     codes = codes << 2 | (prediction == labels).view(np.uint8) << 1 | near.view(np.uint8)
-    codes, sure = codes[~ignored], confidence[~ignored]
+    codes, sure = codes[~ignored], confidences[~ignored]
     pixels = np.bincount(codes, minlength=4 * BINS).reshape(BINS, 2, 2)  # (bins, right or not, near or not)
     total = np.rint(np.bincount(codes, weights=sure, minlength=4 * BINS) * UNIT).astype(np.int64).reshape(BINS, 2, 2)
     columns = np.stack([pixels.sum(axis=1), pixels[:, 1], total.sum(axis=1)])  # (columns, bins, near or not)

@@ -225,7 +225,7 @@ class CalibrationError(BoundaryScores):
 
     _citation = "Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv:1706.04599"
     _inputs = ("predictions", "references", "confidences")
-    _count = _checked(lambda one, two, confidences, **settings: reliability_counts(one, two, confidences, **settings))
+    _count = _checked(reliability_counts)
 
     @staticmethod
     def _scores(total: np.ndarray) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from segtune.errors import DataError, UsageError
 from segtune.labels.label_file import FORMS, canonical, read_label_file
 from segtune.labels.mask_values import (
     Color,
-    code,
     count_codes,
     distinct_colors,
+    encode_value,
     id_range,
     is_color,
     masked_pixels,
@@ -273,6 +273,11 @@ class LabelMap:
             raise LabelError(f"the mask holds {show_values(values)}: not one of the {self}{hint}", values)
         return labels
 
+    def count_pixels(self, labels: np.ndarray) -> np.ndarray:
+        """How many pixels of labels (H, W) each training id has and, last, `ignore_index`: int64 (K + 1,)."""
+        places = np.where(labels == self.ignore_index, self.num_labels, labels)
+        return np.bincount(places.ravel(), minlength=self.num_labels + 1)
+
     def unknown(self, mask: np.ndarray) -> dict[Any, int]:
         """Ids or colours of a stored mask that the label map does not name, each with its pixel count."""
         codes = self._codes(np.asarray(mask)).astype(np.int64)  # (H, W)
@@ -319,7 +324,7 @@ class LabelMap:
 
     def _look_up(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Labels of mask codes, and which of them have a meaning at all; both of the codes' shape."""
-        targets = {code(key): target for key, target in self._targets().items()}
+        targets = {encode_value(key): target for key, target in self._targets().items()}
         small = self.num_labels <= self.ignore_index <= 255  # all training ids are below it, or it is negative
         keys = np.array(sorted(targets), dtype=np.int64)
         labels = np.array([targets[key] for key in sorted(targets)], dtype=np.uint8 if small else np.int32)

@@ -1,4 +1,7 @@
-"""Values of stored masks, ids and colours: read from what people write, counted in pixels, shown in messages."""
+"""Mask values, ids and colours: as one number a pixel, counted, shown in messages, read from what people write.
+
+In Python a value is an int, or a tuple of red, green and blue; in arrays it is a code: the int itself, or 0xRRGGBB.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from segtune.errors import UsageError, listed
 from segtune.labels.label_file import FORMS
 
 Color = tuple[int, int, int]
+NO_DATA = -(2**31)  # the code, and the value, of pixels that a raster says have none
 
 
 def count_values(mask: np.ndarray) -> dict[Any, int]:
@@ -97,17 +101,43 @@ def masked_pixels(mask: np.ndarray) -> np.ndarray | None:
     return ignored if ignored.ndim == 2 else np.any(ignored, axis=2)
 
 
-def code(key: Any) -> int:
-    return key if isinstance(key, int) else key[0] << 16 | key[1] << 8 | key[2]
+def encode_value(value: Any) -> int:
+    """The code of an id or a colour."""
+    return value if isinstance(value, int) else value[0] << 16 | value[1] << 8 | value[2]
+
+
+def decode_value(code: Any, is_color: bool) -> Any:
+    """The id or the colour that a code stands for."""
+    return (code >> 16, code >> 8 & 255, code & 255) if is_color and code != NO_DATA else code
+
+
+def as_color(value: Any) -> Any:
+    """The grey colour that a whole number from 0 to 255 stands for; other values as they are."""
+    is_grey = not isinstance(value, tuple) and 0 <= value <= 255 and value == int(value)
+    return (int(value),) * 3 if is_grey else value
 
 
 def pack(channels: np.ndarray) -> np.ndarray:
-    """Colours (H, W, 1, 3 or 4) as 0xRRGGBB (H, W); one channel is grey."""
+    """The codes (H, W) of colours (H, W, 1, 3 or 4), whose type must hold 24 bits; one channel is grey."""
     red, green, blue = (channels[:, :, i] for i in ((0, 0, 0) if channels.shape[2] == 1 else (0, 1, 2)))
     return np.asarray(red << 16 | green << 8 | blue)
 
 
+def mask_codes(mask: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The codes (H, W) of a stored mask, and whether they stand for colours.
+
+    Ids keep their type, fractions too. Colours (H, W, 3 or 4) of which all are grey count as ids. Pixels that are
+    masked (`numpy.ma`) get the code `NO_DATA`.
+    """
+    ignored, mask = masked_pixels(mask), np.ma.filled(mask, 0)
+    is_color = mask.ndim == 3 and bool((mask[:, :, :3] != mask[:, :, :1]).any())
+    codes = pack(mask.astype(np.int32)) if is_color else mask if mask.ndim == 2 else mask[:, :, 0]
+    codes = codes.astype(np.uint8) if codes.dtype == bool else codes
+    return codes if ignored is None else np.where(ignored, np.int64(NO_DATA), codes), is_color
+
+
 def count_codes(codes: np.ndarray, colors: bool = False) -> dict[Any, int]:
-    values, counts = np.unique(codes, return_counts=True)
-    keys = [(value >> 16, value >> 8 & 255, value & 255) if colors else value for value in values.tolist()]
-    return dict(zip(keys, counts.tolist(), strict=True))
+    """Value -> how often its code occurs."""
+    found, counts = np.unique(codes, return_counts=True)
+    values = (decode_value(code, colors) for code in found.tolist())
+    return dict(zip(values, counts.tolist(), strict=True))

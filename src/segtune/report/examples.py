@@ -97,7 +97,7 @@ def examine(
     evaluation.counts.sort()
     doubts = dict(sorted(doubts.items()))
     whole = evaluation if counted is None else counted
-    iou = {image: value for image, value in zip(whole.counts.ids, whole.image_iou().tolist(), strict=True)}
+    iou = dict(zip(whole.counts.ids, whole.image_iou().tolist(), strict=True))
     chosen, standing_out = _choose(iou, doubts)
     shown = {image for images in chosen.values() for image in images}
     again = [index for index, image in enumerate(sample_ids(dataset)) if image in shown]

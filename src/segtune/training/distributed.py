@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
+import psutil
 import torch
 import transformers
 from accelerate import Accelerator
@@ -167,6 +168,8 @@ def peak_memory_mb(device: str | torch.device) -> float:
     status = Path("/proc/self/status")
     if status.exists():  # unlike getrusage, not inherited from the process that started this one
         return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+    if sys.platform == "win32":
+        return float(psutil.Process().memory_info().peak_wset) / 1e6
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

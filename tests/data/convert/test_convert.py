@@ -15,7 +15,7 @@ from PIL import Image
 from segtune.data.config import DatasetConfig
 from segtune.data.convert import convert as module
 from segtune.data.convert.convert import JOURNAL, Conversion, Journal, convert
-from segtune.data.convert.dataset_card import Origin
+from segtune.data.convert.dataset_card import Count, Origin
 from segtune.data.dataset import find_label_map, load_segmentation_dataset, open_dataset
 from segtune.errors import DataError, UsageError
 from segtune.files import write_atomic
@@ -318,7 +318,7 @@ def test_camvid_to_parquet_and_back(camvid: Path, tmp_path: Path) -> None:
 
 def finish(journal: Journal, name: str) -> None:
     write_atomic(journal.folder / name, b"content")
-    journal.add(name, {"files": [name], "samples": 1})
+    journal.add(name, [name], Count(1, [2, 3]))
 
 
 def test_what_was_finished_is_found_again(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_what_was_finished_is_found_again(tmp_path: Path) -> None:
     (tmp_path / "out" / "b").unlink()
     second = Journal(tmp_path / "out", {"tile": 3})
     assert [second.has(name) for name in "abc"] == [True, False, False]
-    assert second.done["a"] == {"files": ["a"], "samples": 1}
+    assert second.count("a") == Count(1, [2, 3])
 
 
 @pytest.mark.parametrize("torn", ['{"name": "b", "fi', '{"name": "b"}\nrubbish\n{"name": "c", "files": []}\n', ""])

@@ -145,8 +145,8 @@ def test_images_of_one_name_in_several_splits(tmp_path: Path) -> None:
         path = tmp_path / "annotations" / f"{split}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(instances({0: "1.jpg"}, [annotation(0, 1, box(0, 0, 1, 1))]))
-    scan = scan_dataset(DatasetConfig(path=str(tmp_path)))
-    assert [(s.split, s.image.parent.name) for s in scan.samples] == [("train", "train"), ("val", "val")]
+    index = scan_dataset(DatasetConfig(path=str(tmp_path)))
+    assert [(s.split, s.image.parent.name) for s in index.samples] == [("train", "train"), ("val", "val")]
 
 
 def test_several_files_of_one_split_are_a_question(coco2017: Path) -> None:

@@ -1,4 +1,4 @@
-"""Names that differ by what all images, or all masks, have in common."""
+"""Pairing by names, also those that differ by what all images or all masks have in common; then by size and grid."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import PIL.Image
 import pytest
 
 from segtune.data.dataset import load_segmentation_dataset
-from segtune.data.formats.pairing import match_affixes
+from segtune.data.formats.pairing import NO_NAME_IN_COMMON, SAME_NAME, keep_same_sizes, match_affixes, pair_up
+from segtune.data.index import DatasetIndex, Sample
 from segtune.errors import DataError
 
 
@@ -92,3 +93,97 @@ def test_images_of_another_shape_are_no_copies_in_another_size(tmp_path: Path) -
     write(tmp_path, "images/a.png", size=(8, 8))
     with pytest.raises(DataError, match=r"\(8, 8\)"):
         load_segmentation_dataset(tmp_path, labels=["x"], val_fraction=0, resize_images=True)
+
+
+# -- what is wrong with files ------------------------------------------------------------------------------------------
+
+
+def pairs_of(images: dict[str, list[str]], masks: dict[str, list[str]]) -> tuple[DatasetIndex, list[Sample]]:
+    """What `pair_up` finds of names -> suffixes in the folders images and masks."""
+    index = DatasetIndex(Path("/data"))
+    files = [
+        {name: [index.root / folder / f"{name}{suffix}" for suffix in suffixes] for name, suffixes in found.items()}
+        for folder, found in (("images", images), ("masks", masks))
+    ]
+    samples = pair_up(index, {"train": (files[0], files[1])}, {"train": sorted({*images, *masks})})
+    return index, samples
+
+
+def test_several_files_of_one_name_are_told_by_the_first() -> None:
+    index, samples = pairs_of({"a": [".jpg", ".png"], "b": [".jpg"]}, {"a": [".png"], "b": [".png"]})
+    (problem,) = index.problems
+    assert (problem.kind, problem.files) == ("name_twice", ("images/a.jpg",))
+    assert "images/a.jpg + images/a.png" in problem.message
+    assert [(sample.id, sample.image.name) for sample in samples] == [("a", "a.jpg"), ("b", "b.jpg")]
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "fix"),
+    [
+        ("ab", "cd", NO_NAME_IN_COMMON),
+        ("ab", "bc", SAME_NAME),  # one pair, so that names are meant to be equal
+        ("ab", "", SAME_NAME),
+        ("", "ab", SAME_NAME),
+    ],
+)
+def test_advice_depends_on_whether_any_names_are_shared(images: str, masks: str, fix: str) -> None:
+    index, _ = pairs_of({name: [".jpg"] for name in images}, {name: [".png"] for name in masks})
+    assert {problem.fix for problem in index.problems} == {fix}
+    missing = {problem.kind: problem.files for problem in index.problems}
+    assert missing.get("image_without_mask", ()) == tuple(f"images/{name}.jpg" for name in images if name not in masks)
+    assert missing.get("mask_without_image", ()) == tuple(f"masks/{name}.png" for name in masks if name not in images)
+
+
+def sized(root: Path, image: tuple[int, int], mask: tuple[int, int], **options: bool) -> DatasetIndex:
+    write(root, "i.png", size=image)
+    write(root, "m.png", size=mask)
+    index = DatasetIndex(root)
+    keep_same_sizes(index, [Sample("x", "train", root / "i.png", root / "m.png")], **options)
+    return index
+
+
+def test_sizes_must_be_equal_unless_images_are_resized(tmp_path: Path) -> None:
+    assert [sample.size for sample in sized(tmp_path, (8, 6), (8, 6)).samples] == [(8, 6)]
+    index = sized(tmp_path, (8, 6), (4, 3))
+    assert not index.samples and [sample.id for sample in index.rejected] == ["x"]
+    assert [(problem.kind, problem.files) for problem in index.problems] == [("size_mismatch", ("i.png",))]
+    assert "i.png ((8, 6)) and m.png ((4, 3))" in index.problems[0].message
+    (sample,) = sized(tmp_path, (8, 6), (4, 3), resize_images=True).samples
+    assert (sample.size, sample.image_part) == ((4, 3), '{"size": [4, 3]}')
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "is_same"),
+    [((200, 133), (100, 67), True), ((133, 200), (67, 100), True), ((4, 4), (2, 3), False), ((7, 5), (4, 3), True),
+     ((4, 8), (8, 4), False)],
+)  # fmt: skip
+def test_shapes_are_the_same_up_to_the_rounding_of_a_side(
+    tmp_path: Path, image: tuple[int, int], mask: tuple[int, int], is_same: bool
+) -> None:
+    for sizes in ((image, mask), (mask, image)):
+        assert len(sized(tmp_path, *sizes, resize_images=True).samples) == is_same
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_unreadable_files_are_told_as_such_alone(tmp_path: Path, suffix: str) -> None:
+    image, mask = tmp_path / f"i{suffix}", tmp_path / f"m{suffix}"
+    write(tmp_path, image.name)
+    mask.write_bytes(b"no picture")
+    index = DatasetIndex(tmp_path)
+    keep_same_sizes(index, [Sample("x", "train", image, mask)], resize_images=True)
+    assert [(problem.kind, problem.files) for problem in index.problems] == [("unreadable", (mask.name,))]
+
+
+def test_rasters_must_lie_on_one_grid(tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    for name, west in (("i.tif", 500_000), ("m.tif", 500_000), ("moved.tif", 500_100)):
+        grid = rasterio.Affine(10, 0, west, 0, -10, 4_000_000)
+        options = {"height": 4, "width": 5, "count": 1, "dtype": "uint8", "crs": "EPSG:32633", "transform": grid}
+        with rasterio.open(tmp_path / name, "w", driver="GTiff", **options) as file:
+            file.write(np.zeros((1, 4, 5), np.uint8))
+    index = DatasetIndex(tmp_path)
+    masks = ("m.tif", "moved.tif")
+    keep_same_sizes(index, [Sample(name, "train", tmp_path / "i.tif", tmp_path / name) for name in masks])
+    assert [(sample.id, sample.size) for sample in index.samples] == [("m.tif", (4, 5))]
+    assert [(problem.kind, problem.files) for problem in index.problems] == [("grid_mismatch", ("i.tif",))]
+    assert "i.tif and moved.tif" in index.problems[0].message

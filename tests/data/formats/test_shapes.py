@@ -1,4 +1,4 @@
-"""What shapes cover, by hand."""
+"""What shapes cover, by hand and against simple rules."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from segtune.data.formats.shapes import _Bits, decode_brush, draw, rectangle
 from segtune.errors import DataError
@@ -154,3 +156,90 @@ def test_header_of_a_file_that_label_studio_wrote() -> None:
     assert bits.take(5) + 1 == 8
     assert [bits.take(4) + 1 for _ in range(4)] == [3, 4, 8, 16]
     assert (bits.take(1), bits.take(2), bits.take(16) + 1) == (1, 3, 2**16)
+
+
+# -- against simple rules ---------------------------------------------------------------------------------------------
+
+HEIGHT, WIDTH = 24, 31
+
+
+def even_odd(outline: list[float]) -> np.ndarray:
+    """Where the centre of a pixel has an odd number of edges to its left (H, W)."""
+    inside = np.zeros((HEIGHT, WIDTH), bool)
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    for (x0, y0), (x1, y1) in edges_of(outline):
+        if y0 != y1:
+            crosses = (rows >= min(y0, y1)) & (rows < max(y0, y1))
+            inside ^= crosses & (x0 + (rows - y0) * (x1 - x0) / (y1 - y0) < columns)
+    return inside
+
+
+def distance(outline: list[float]) -> np.ndarray:
+    """From the centre of each pixel to the nearest edge (H, W)."""
+    centers = np.stack(np.mgrid[:HEIGHT, :WIDTH][::-1], axis=-1) + 0.5  # (H, W, 2) of x, y
+    found = []
+    for start, end in edges_of(outline):
+        along = np.subtract(end, start)
+        part = ((centers - start) @ along / max(along @ along, 1e-9)).clip(0, 1)
+        found.append(np.linalg.norm(centers - start - part[..., None] * along, axis=-1))
+    return np.min(found, axis=0)
+
+
+def edges_of(outline: list[float]) -> list[tuple[np.ndarray, np.ndarray]]:
+    points = np.reshape(outline, (-1, 2))
+    return list(zip(points, np.roll(points, -1, axis=0), strict=True))
+
+
+@st.composite
+def outlines(draw: st.DrawFn) -> list[float]:
+    """Polygons that do not cross themselves: points around a centre, partly beyond the picture."""
+    x, y = draw(st.floats(-3, WIDTH + 3)), draw(st.floats(-3, HEIGHT + 3))
+    radii = draw(st.lists(st.floats(1, 25), min_size=3, max_size=9))
+    angles = np.arange(len(radii)) / len(radii) * 2 * np.pi + draw(st.floats(0, 6))
+    return np.stack([x + radii * np.cos(angles), y + radii * np.sin(angles)], axis=-1).ravel().tolist()
+
+
+@given(outlines())
+@settings(deadline=None, max_examples=60)
+def test_polygons_cover_what_they_enclose(outline: list[float]) -> None:
+    """But for pixels whose centre is within 0.8 of an edge: COCO rounds outlines, and clips them to the picture."""
+    drawn = draw([{"value": 1, "polygons": [outline]}], (HEIGHT, WIDTH), "later") == 1
+    wrong = drawn != even_odd(outline)
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    assert not wrong[distance(outline) > 0.8].any(), (rows[wrong], columns[wrong])
+
+
+@st.composite
+def boxes(draw: st.DrawFn) -> list[tuple[int | None, tuple[int, int, int, int]]]:
+    """Values, None for ignored, with (left, top, width, height) inside the picture."""
+    found = []
+    for _ in range(draw(st.integers(0, 6))):
+        width, height = draw(st.integers(1, WIDTH)), draw(st.integers(1, HEIGHT))
+        left, top = draw(st.integers(0, WIDTH - width)), draw(st.integers(0, HEIGHT - height))
+        found.append((draw(st.one_of(st.none(), st.integers(0, 5))), (left, top, width, height)))
+    return found
+
+
+def painted(shapes: list[tuple[int | None, tuple[int, int, int, int]]]) -> np.ndarray:
+    """The values of boxes painted one over the other; -1 for ignored."""
+    canvas = np.zeros((HEIGHT, WIDTH), int)
+    for value, (left, top, width, height) in shapes:
+        canvas[top : top + height, left : left + width] = -1 if value is None else value
+    return canvas
+
+
+@pytest.mark.parametrize("on_top", ["later", "smaller"])
+@given(boxes())
+@settings(deadline=None, max_examples=40)
+def test_shapes_lie_on_each_other_in_order(
+    on_top: Any, found: list[tuple[int | None, tuple[int, int, int, int]]]
+) -> None:
+    """In the order given; or ignored ones (crowds) below all others, then the larger below the smaller."""
+    shapes = [{"value": value, "runs": [0, box[2] * box[3]], "box": list(box)} for value, box in found]
+    drawn = draw(shapes, (HEIGHT, WIDTH), on_top)
+    if on_top == "smaller":
+        found = sorted(found, key=lambda item: -item[1][2] * item[1][3])
+        found = [item for item in found if item[0] is None] + [item for item in found if item[0] is not None]
+    expected = painted(found)
+    np.testing.assert_array_equal(np.ma.filled(drawn.astype(int), -1), expected)
+    assert np.ma.isMaskedArray(drawn) == bool((expected == -1).any())

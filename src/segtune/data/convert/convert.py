@@ -1,10 +1,17 @@
-"""A data set written anew, as a folder or as parquet files: id masks, images as they are, label map and data card."""
+"""Data set conversion: a folder or parquet files with id masks, images as they are, label map and data card.
+
+`datasets` writes each parquet file, but plans and resumes nothing here. A conversion that was killed goes on and ends
+with files that equal those of an undisturbed one byte for byte, at the cost of a sample or a shard. `Dataset.map` goes
+on by cached Arrow files of whole processes, whose name is a hash of the pickled function; it keeps no counts, and would
+hold the data set a second time. `push_to_hub` shards anew and embeds files itself, so that what is uploaded is not what
+was checked. And folders need a journal either way: with it, both forms are resumed by one piece of code.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,16 +24,17 @@ from datasets import Dataset, DatasetDict, Features, Image, Value
 from tqdm.auto import tqdm
 
 from segtune.data.convert.dataset_card import Count, Origin, data_card, hub_split
-from segtune.data.convert.encode import EncodedSample, Pieces, Target
+from segtune.data.convert.encode import EncodedSample, MaskEncoding, SampleEncoder
 from segtune.data.lazy_rows import sample_ids
 from segtune.errors import DataError, UsageError, listed
-from segtune.files import atomic_path, write_atomic
+from segtune.files import atomic_path, read_json_lines, write_atomic
 from segtune.labels.label_map import LabelMap
 
 LABELS, CARD = "labels.json", "README.md"
+JOURNAL = ".cache/huggingface/segtune/convert.jsonl"  # where huggingface_hub keeps its own, which it does not upload
 FEATURES = Features({"id": Value("string"), "image": Image(), "mask": Image()})
 SHARD_BYTES = 250_000_000
-SAMPLED = 16  # rows whose pieces tell how many rows make a shard
+SAMPLED = 16  # rows whose encoded samples tell how many rows make a shard
 
 
 @dataclass(frozen=True)
@@ -79,21 +87,21 @@ def convert(conversion: Conversion, progress: bool = True) -> dict[str, Count]:
         UsageError: the folder holds other things, or the conversion of something else.
         DataError: a sample that cannot be read, or that the label map does not fit.
     """
-    target = Target.of(conversion.label_map)
+    target = MaskEncoding.of(conversion.label_map)
     journal = Journal(conversion.output, _settings(conversion))
     units = list((_samples if conversion.form == "folder" else _shards)(conversion, target))
     remaining = [unit for unit in units if not journal.has(unit.name)]
     with tqdm(total=len(units), initial=len(units) - len(remaining), desc="convert", disable=not progress) as bar:
         for unit, (files, count) in _in_threads(remaining, conversion.workers if conversion.form == "folder" else 1):
-            journal.add(unit.name, {"files": files, "samples": count.samples, "pixels": count.pixels})
+            journal.add(unit.name, files, count)
             bar.update()
     counts = {
-        split: _total(journal.done[unit.name] for unit in units if unit.split == split) for split in conversion.dataset
+        split: _total(journal.count(unit.name) for unit in units if unit.split == split) for split in conversion.dataset
     }
     labels = json.dumps(target.label_map.to_dict() | conversion.origin.entries(), indent=1, ensure_ascii=False)
-    write_atomic(conversion.output / LABELS, f"{labels}\n".encode())
+    write_atomic(conversion.output / LABELS, f"{labels}\n")
     card = data_card(conversion.origin, target.label_map, counts, conversion.form, conversion.tile, conversion.overlap)
-    write_atomic(conversion.output / CARD, card.encode())
+    write_atomic(conversion.output / CARD, card)
     return counts
 
 
@@ -110,22 +118,18 @@ def _settings(conversion: Conversion) -> dict[str, Any]:
     }
 
 
-def _pieces(conversion: Conversion, target: Target, split: str) -> Pieces:
+def _encoder(conversion: Conversion, target: MaskEncoding, split: str) -> SampleEncoder:
     overlap = conversion.overlap if split == "train" else None
-    return Pieces(conversion.dataset[split], conversion.label_map, target, conversion.tile, overlap)
+    return SampleEncoder(conversion.dataset[split], conversion.label_map, target, conversion.tile, overlap)
 
 
-def _count(pieces: Sequence[EncodedSample]) -> Count:
-    return Count(len(pieces), _sums(piece.counts for piece in pieces))
+def _count(samples: Iterable[EncodedSample]) -> Count:
+    return _total(Count(1, sample.counts) for sample in samples)
 
 
-def _total(records: Iterable[Mapping[str, Any]]) -> Count:
-    found = list(records)
-    return Count(sum(record["samples"] for record in found), _sums(record["pixels"] for record in found))
-
-
-def _sums(columns: Iterable[Sequence[int]]) -> list[int]:
-    return [sum(numbers) for numbers in zip(*columns, strict=True)]
+def _total(counts: Iterable[Count]) -> Count:
+    samples, pixels = zip(*counts, strict=True)
+    return Count(sum(samples), [sum(numbers) for numbers in zip(*pixels, strict=True)])
 
 
 def _in_threads(units: Iterable[Unit], workers: int) -> Iterator[tuple[Unit, tuple[list[str], Count]]]:
@@ -142,21 +146,21 @@ def _in_threads(units: Iterable[Unit], workers: int) -> Iterator[tuple[Unit, tup
 # -- folder -----------------------------------------------------------------------------------------------------------
 
 
-def _samples(conversion: Conversion, target: Target) -> Iterator[Unit]:
+def _samples(conversion: Conversion, target: MaskEncoding) -> Iterator[Unit]:
     for split, rows in conversion.dataset.items():
-        pieces = _pieces(conversion, target, split)
+        encode = _encoder(conversion, target, split)
         for number, sample_id in enumerate(sample_ids(rows)):
-            run = partial(_write_sample, conversion.output, split, pieces, number)
+            run = partial(_write_sample, conversion.output, split, encode, number)
             yield Unit(f"{split}/{sample_id}", split, run)
 
 
-def _write_sample(output: Path, split: str, pieces: Pieces, number: int) -> tuple[list[str], Count]:
-    files, made = [], pieces(number)
-    for piece in made:
-        _check_id(piece.id)
+def _write_sample(output: Path, split: str, encode: SampleEncoder, number: int) -> tuple[list[str], Count]:
+    files, made = [], encode(number)
+    for sample in made:
+        _check_id(sample.id)
         for name, content in (
-            (f"images/{split}/{piece.id}{piece.suffix}", piece.image),
-            (f"masks/{split}/{piece.id}.png", piece.mask),
+            (f"images/{split}/{sample.id}{sample.suffix}", sample.image),
+            (f"masks/{split}/{sample.id}.png", sample.mask),
         ):
             write_atomic(output / name, content)
             files.append(name)
@@ -173,33 +177,33 @@ def _check_id(sample_id: str) -> None:
 # -- parquet ----------------------------------------------------------------------------------------------------------
 
 
-def _shards(conversion: Conversion, target: Target) -> Iterator[Unit]:
+def _shards(conversion: Conversion, target: MaskEncoding) -> Iterator[Unit]:
     for split, rows in conversion.dataset.items():
-        pieces = _pieces(conversion, target, split)
-        count = -(-len(rows) // _rows_of_a_shard(pieces, len(rows)))
+        encode = _encoder(conversion, target, split)
+        count = -(-len(rows) // _rows_of_a_shard(encode, len(rows)))
         for shard in range(count):
             part = range(len(rows) * shard // count, len(rows) * (shard + 1) // count)
             name = f"data/{hub_split(split)}-{shard:05d}-of-{count:05d}.parquet"
-            run = partial(_write_shard, conversion.output / name, name, pieces, part, conversion.workers)
+            run = partial(_write_shard, conversion.output / name, name, encode, part, conversion.workers)
             yield Unit(name, split, run)
 
 
-def _rows_of_a_shard(pieces: Pieces, rows: int) -> int:
-    """So many rows that a shard has about 250 MB, by the pieces of a few."""
+def _rows_of_a_shard(encode: SampleEncoder, rows: int) -> int:
+    """So many rows that a shard has about 250 MB, by the encoded samples of a few."""
     sampled = range(0, rows, max(1, rows // SAMPLED))
-    size = sum(len(piece.image) + len(piece.mask) for number in sampled for piece in pieces(number))
+    size = sum(len(sample.image) + len(sample.mask) for number in sampled for sample in encode(number))
     return max(1, SHARD_BYTES * len(sampled) // size)
 
 
-def _write_shard(path: Path, name: str, pieces: Pieces, rows: range, workers: int) -> tuple[list[str], Count]:
+def _write_shard(path: Path, name: str, encode: SampleEncoder, rows: range, workers: int) -> tuple[list[str], Count]:
     with ThreadPoolExecutor(workers) as pool:
-        made = [piece for found in pool.map(pieces, rows) for piece in found]
-    if odd := next((piece for piece in made if piece.suffix == ".npy"), None):
+        made = [sample for found in pool.map(encode, rows) for sample in found]
+    if odd := next((sample for sample in made if sample.suffix == ".npy"), None):
         raise DataError(f"{odd.id!r} is no picture that parquet readers can decode: convert it to a folder")
     columns = {
-        "id": [piece.id for piece in made],
-        "image": [{"bytes": piece.image, "path": f"{piece.id}{piece.suffix}"} for piece in made],
-        "mask": [{"bytes": piece.mask, "path": f"{piece.id}.png"} for piece in made],
+        "id": [sample.id for sample in made],
+        "image": [{"bytes": sample.image, "path": f"{sample.id}{sample.suffix}"} for sample in made],
+        "mask": [{"bytes": sample.mask, "path": f"{sample.id}.png"} for sample in made],
     }
     with atomic_path(path) as temporary, _without_bars():
         Dataset.from_dict(columns, features=FEATURES).to_parquet(str(temporary))
@@ -218,7 +222,7 @@ def _without_bars() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-JOURNAL = ".cache/huggingface/segtune/convert.jsonl"  # where huggingface_hub keeps its own, which it does not upload
+# -- resuming ---------------------------------------------------------------------------------------------------------
 
 
 class Journal:
@@ -236,7 +240,7 @@ class Journal:
         elif held := self._held():
             raise UsageError(f"{folder} holds other things ({listed(held)}): name a new folder")
         lines = [dict(settings), *({"name": name, **record} for name, record in self.done.items())]
-        write_atomic(self.path, "".join(f"{json.dumps(line)}\n" for line in lines).encode())  # without a torn last line
+        write_atomic(self.path, "".join(f"{json.dumps(line)}\n" for line in lines))  # without a torn last line
 
     def _held(self) -> list[str]:
         """What lies in the folder, apart from what a call leaves that ends at its very beginning."""
@@ -244,14 +248,8 @@ class Journal:
         return sorted(names - {Path(JOURNAL).parts[0]})
 
     def _read(self, settings: dict[str, Any]) -> None:
-        lines = []
-        for text in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break  # torn: what comes after it was not finished either
-        found = lines[0] if lines else {}
-        if other := [key for key, value in settings.items() if found.get(key) != value]:
+        lines = read_json_lines(self.path) or [{}]
+        if other := [key for key, value in settings.items() if lines[0].get(key) != value]:
             raise UsageError(
                 f"{self.folder} holds a conversion with other settings ({', '.join(other)}): name a new folder, or "
                 "repeat that call to complete it"
@@ -262,8 +260,12 @@ class Journal:
         """Whether it is finished and its files are still there."""
         return name in self.done and all((self.folder / file).is_file() for file in self.done[name]["files"])
 
-    def add(self, name: str, record: dict[str, Any]) -> None:
+    def count(self, name: str) -> Count:
+        """What was finished under a name."""
+        return Count(self.done[name]["samples"], self.done[name]["pixels"])
+
+    def add(self, name: str, files: list[str], count: Count) -> None:
         """Note what was finished."""
-        self.done[name] = record
+        record = self.done[name] = {"files": files, "samples": count.samples, "pixels": count.pixels}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(f"{json.dumps({'name': name, **record})}\n")

@@ -1,10 +1,11 @@
-"""A sample in the form in which a converted data set holds it: stored as it is where that serves, else as PNG."""
+"""Encoding of samples: images and masks as file contents, kept as they are stored where that serves, else PNG."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 import PIL.Image
 
 from segtune.data.samples import open_pair
-from segtune.data.tiles import spans
+from segtune.data.tiles import tile_windows
 from segtune.errors import DataError
 from segtune.imageio.read import SUFFIXES, read_image, read_mask
 from segtune.labels.label_map import LabelMap
@@ -41,7 +42,7 @@ class EncodedSample(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Target:
+class MaskEncoding:
     """How masks are stored.
 
     Attributes:
@@ -57,7 +58,7 @@ class Target:
     dtype: np.dtype
 
     @classmethod
-    def of(cls, source: LabelMap) -> Target:
+    def of(cls, source: LabelMap) -> MaskEncoding:
         """Masks of ids keep them where a PNG can hold them; colours become training ids."""
         ids = source.ids or {}
         unused = [i for i in (*(i for i, label in ids.items() if label is None), source.ignore_index) if _fits(i)]
@@ -87,39 +88,40 @@ def _fits(mask_id: int) -> bool:
     return 0 <= mask_id <= LARGEST_ID
 
 
-class Pieces:
-    """Makes the pieces of the rows of a split.
+@dataclass(frozen=True)
+class SampleEncoder:
+    """Encodes the rows of a split.
 
-    Args:
+    Attributes:
         rows: with the columns "id", "image" and "mask".
+        source: the label map of the rows' masks; `target` says how they are stored.
         tile: side of the tiles that larger images are cut into, pixels; `overlap` of neighbouring ones, see `spans`.
     """
 
-    def __init__(
-        self,
-        rows: datasets.Dataset,
-        source: LabelMap,
-        target: Target,
-        tile: int | None = None,
-        overlap: int | None = None,
-    ) -> None:
-        self.rows, self.cells = rows, rows.with_format("arrow")
-        self.source, self.target = source, target
-        self.tile, self.overlap = tile, overlap
+    rows: datasets.Dataset
+    source: LabelMap
+    target: MaskEncoding
+    tile: int | None = None
+    overlap: int | None = None
+
+    @cached_property
+    def _cells(self) -> datasets.Dataset:
+        """The rows, with references to files instead of what is in them."""
+        return self.rows.with_format("arrow")
 
     def __call__(self, number: int) -> list[EncodedSample]:
-        """The pieces of a row: one, or its tiles.
+        """The samples that a row becomes: one, or its tiles.
 
         Raises:
             DataError: the row cannot be read or does not fit the label map; names the sample.
         """
-        cells = self.cells[number].to_pylist()[0]
+        cells = self._cells[number].to_pylist()[0]
         try:
-            return list(self._pieces(self.rows[number], cells))
+            return list(self._encoded(self.rows[number], cells))
         except Exception as error:  # decoders raise what they like
             raise DataError(f"sample {cells['id']!r}: {error}") from error
 
-    def _pieces(self, row: Mapping[str, Any], cells: Mapping[str, Any]) -> Iterator[EncodedSample]:
+    def _encoded(self, row: Mapping[str, Any], cells: Mapping[str, Any]) -> Iterator[EncodedSample]:
         picture, mask = row["image"], read_mask(row["mask"])
         labels = open_pair(row, self.source)[1][:, :]  # (H, W)
         height, width = labels.shape
@@ -127,20 +129,16 @@ class Pieces:
         if self.tile is None or max(height, width) <= self.tile:
             image, suffix = _content(cells["image"]) or encode_image(pixels_of(picture))
             content = self._mask_as_it_was(cells["mask"], mask) or encode_png(stored)
-            yield EncodedSample(row["id"], image, suffix, content, self._counts(labels))
+            yield EncodedSample(row["id"], image, suffix, content, self.source.count_pixels(labels).tolist())
             return
         pixels = pixels_of(picture)
-        for top, bottom in spans(height, self.tile, self.overlap):
-            for left, right in spans(width, self.tile, self.overlap):
-                area = slice(top, bottom), slice(left, right)
-                image, suffix = encode_image(pixels[area])
-                yield EncodedSample(
-                    f"{row['id']}_y{top:05d}_x{left:05d}",
-                    image,
-                    suffix,
-                    encode_png(stored[area]),
-                    self._counts(labels[area]),
-                )
+        for top, left, rows, columns in tile_windows((height, width), self.tile, self.overlap):
+            area = slice(top, top + rows), slice(left, left + columns)
+            name = f"{row['id']}_y{top:05d}_x{left:05d}"
+            image, suffix = encode_image(pixels[area])
+            yield EncodedSample(
+                name, image, suffix, encode_png(stored[area]), self.source.count_pixels(labels[area]).tolist()
+            )
 
     def _mask_as_it_was(self, cell: Any, mask: np.ndarray) -> bytes | None:
         """The content of a mask's file, where that is a PNG of the ids that are to be stored."""
@@ -150,11 +148,6 @@ class Pieces:
         with PIL.Image.open(io.BytesIO(content)) as picture:
             found = read_mask(picture)
         return content if found.ndim == 2 and np.array_equal(found, mask) else None
-
-    def _counts(self, labels: np.ndarray) -> list[int]:
-        ignored = labels == self.source.ignore_index
-        counts = np.bincount(labels[~ignored], minlength=self.source.num_labels).tolist()
-        return [*counts, int(ignored.sum())]
 
 
 def pixels_of(image: Any) -> np.ndarray:

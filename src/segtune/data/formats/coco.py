@@ -1,4 +1,4 @@
-"""COCO: one JSON file of a split, with polygons and run lengths of things and stuff, or panoptic PNGs beside it."""
+"""COCO annotations: a JSON file for each split, with polygons and run lengths, or panoptic PNGs beside it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 from segtune.data.class_names import number_classes
 from segtune.data.config import DatasetConfig
-from segtune.data.formats.find_images import ImageFinder, Missing, keep_annotated, sample_id
+from segtune.data.formats.find_images import AnnotatedImages, sample_id
 from segtune.data.formats.shapes import Shape
 from segtune.data.formats.sniff import json_kind
 from segtune.data.index import DatasetIndex, Sample
-from segtune.data.splits import Names, all_names, split_in, split_names, split_of
+from segtune.data.splits import Names, split_in, split_names, split_of
 from segtune.errors import UsageError, listed
 from segtune.imageio.read import walk_files
 
@@ -37,26 +37,23 @@ def scan_coco(root: Path, config: DatasetConfig) -> DatasetIndex:
     classes = number_classes(dict.fromkeys(categories[i] for i in sorted(categories)), config, root)
     by_name = {name: value for value, name in classes.items()}
     values = {i: by_name[name] for i, name in categories.items()}
-    scan = DatasetIndex(root, classes=classes)
-    finder = ImageFinder(root, config.images, all_names(names))
-    missing, samples, parts = Missing(), [], []
+    index = DatasetIndex(root, classes=classes)
+    images = AnnotatedImages(index, config)
     for split, path in files.items():
         is_panoptic = any("segments_info" in annotation for annotation in content[split]["annotations"][:1])
         if is_panoptic:
-            scan.classes = {**classes, 0: None}
+            index.classes = {**classes, 0: None}
         make = _panoptic_parts if is_panoptic else _shape_parts
         hints = {*names[split], *re.findall("[a-z]+[0-9]*", path.stem.lower())}
-        for image, mask, part in make(scan, path, content[split], values, config):
-            found = missing.only(image["file_name"], finder.find(image["file_name"], path.parent, hints))
+        for image, mask, part in make(index, path, content[split], values, config):
+            found = images.only(image["file_name"], images.find(image["file_name"], path.parent, hints))
             if found and mask:
                 size = image.get("height") or 0, image.get("width") or 0
-                samples.append(Sample(sample_id(image["file_name"]), split, found, mask, size))
-                parts.append(part)
-    missing.report(scan)
-    if bare := sum(part.get("shapes") == [] for part in parts):
-        logger.info("%s: %d of %d images have no annotation; all of them is background", root, bare, len(parts))
-    keep_annotated(scan, samples, parts)
-    return scan
+                images.add(Sample(sample_id(image["file_name"]), split, found, mask, size), part)
+    if bare := sum(part.get("shapes") == [] for part in images.parts):
+        logger.info("%s: %d of %d images have no annotation; all of them is background", root, bare, len(images.parts))
+    images.finish()
+    return index
 
 
 def find_files(root: Path, given: str | None, names: Names) -> dict[str, Path]:
@@ -108,7 +105,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _shape_parts(
-    scan: DatasetIndex, path: Path, data: Mapping[str, Any], values: Mapping[Any, int], config: DatasetConfig
+    index: DatasetIndex, path: Path, data: Mapping[str, Any], values: Mapping[Any, int], config: DatasetConfig
 ) -> Iterator[tuple[dict[str, Any], Path | None, dict[str, Any]]]:
     """Each image, its mask's file and part: the annotations as shapes, crowds below the others."""
     shapes: dict[Any, list[Shape]] = {image["id"]: [] for image in data["images"]}
@@ -123,9 +120,9 @@ def _shape_parts(
         shape = {"value": value, ("polygons" if isinstance(outline, list) else "rle"): outline}
         mine = shapes.setdefault(annotation["image_id"], [])
         mine.insert(0, shape) if is_crowd else mine.append(shape)
-    scan.report(
+    index.report(
         "annotation_without_outline",
-        f"{scan.below(path)}: annotations without a segmentation",
+        f"{index.below(path)}: annotations without a segmentation",
         boxes,
         "Boxes are no masks: export polygons or run lengths, or remove these annotations",
     )
@@ -134,11 +131,11 @@ def _shape_parts(
 
 
 def _panoptic_parts(
-    scan: DatasetIndex, path: Path, data: Mapping[str, Any], values: Mapping[Any, int], config: DatasetConfig
+    index: DatasetIndex, path: Path, data: Mapping[str, Any], values: Mapping[Any, int], config: DatasetConfig
 ) -> Iterator[tuple[dict[str, Any], Path | None, dict[str, Any]]]:
     """Each image, its PNG and the values of the numbers in it; the PNGs lie in a folder named like the file."""
     images = {image["id"]: image for image in data["images"]}
-    places = [path.with_suffix(""), scan.root / path.stem, path.parent]
+    places = [path.with_suffix(""), index.root / path.stem, path.parent]
     absent: dict[str, str] = {}
     for annotation in data["annotations"]:
         file = next((found for place in places if (found := place / annotation["file_name"]).is_file()), None)
@@ -151,5 +148,5 @@ def _panoptic_parts(
             for segment in annotation["segments_info"]
         }
         yield images[annotation["image_id"]], file, {"segments": segments}
-    fix = f"Put them into {scan.below(path.with_suffix(''))}/"
-    scan.report("mask_missing", f"{scan.below(path)}: panoptic pictures that are not there", absent, fix)
+    fix = f"Put them into {index.below(path.with_suffix(''))}/"
+    index.report("mask_missing", f"{index.below(path)}: panoptic pictures that are not there", absent, fix)

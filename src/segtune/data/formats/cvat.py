@@ -1,4 +1,4 @@
-"""CVAT: one XML file ("CVAT for images 1.1") with polygons, boxes, ellipses and masks."""
+"""CVAT annotations: one XML file ("CVAT for images 1.1") with polygons, boxes, ellipses and masks."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from xml.etree import ElementTree
 
 from segtune.data.class_names import number_classes
 from segtune.data.config import DatasetConfig
-from segtune.data.formats.find_images import ImageFinder, Missing, keep_annotated, sample_id
+from segtune.data.formats.find_images import AnnotatedImages, sample_id
 from segtune.data.formats.shapes import Shape, rectangle
 from segtune.data.formats.sniff import is_cvat
 from segtune.data.index import DatasetIndex, Sample
-from segtune.data.splits import all_names, split_names, split_of
+from segtune.data.splits import split_names, split_of
 from segtune.errors import UsageError
 
 WITHOUT_AREA = ("polyline", "points", "tag", "skeleton", "cuboid")
@@ -47,18 +47,16 @@ def scan_cvat(root: Path, config: DatasetConfig) -> DatasetIndex:
     used = [shape.get("label", "") for image in images for shape in image if shape.tag not in WITHOUT_AREA]
     classes = number_classes(dict.fromkeys([*labels, *sorted(set(used))]), config, root)
     values = {str(name): value for value, name in classes.items()}
-    scan, missing = DatasetIndex(root, classes=classes), Missing()
-    finder = ImageFinder(root, config.images, all_names(names))
-    samples, parts = [], []
+    index = DatasetIndex(root, classes=classes)
+    files = AnnotatedImages(index, config)
     for image in images:
         name, subset = image.attrib["name"], image.get("subset", "")
-        if found := missing.only(name, finder.find(name, file, {subset.lower()})):
+        if found := files.only(name, files.find(name, file, {subset.lower()})):
             size = int(image.attrib["height"]), int(image.attrib["width"])
-            samples.append(Sample(sample_id(name), split_of(subset, names) or "train", found, file, size))
-            parts.append({"shapes": _shapes(file, image, values)})
-    missing.report(scan)
-    keep_annotated(scan, samples, parts)
-    return scan
+            sample = Sample(sample_id(name), split_of(subset, names) or "train", found, file, size)
+            files.add(sample, {"shapes": _shapes(file, image, values)})
+    files.finish()
+    return index
 
 
 def _read(file: Path) -> tuple[list[str], list[ElementTree.Element]]:

@@ -1,4 +1,4 @@
-"""Which format a data set has: what speaks for each, and an error where several would fit."""
+"""Format detection: which format a data set has, what speaks for it, and an error where several would fit."""
 
 from __future__ import annotations
 

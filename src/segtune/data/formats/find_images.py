@@ -1,4 +1,4 @@
-"""The images that an annotation file names, wherever they lie below the data set's folder."""
+"""Annotated images: those that an annotation file names, wherever they lie below the data set's folder."""
 
 from __future__ import annotations
 
@@ -8,34 +8,41 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from segtune.data.config import DatasetConfig
 from segtune.data.index import DatasetIndex, Sample, in_threads
+from segtune.data.splits import all_names, split_names
 from segtune.errors import UsageError
 from segtune.imageio.read import is_picture, read_size
 
 
-class ImageFinder:
-    """Finds images by the end of their path.
+class AnnotatedImages:
+    """Finds the images of an annotation file, by the end of their path, and collects the samples for an index.
 
-    Args:
-        folder: a sub-folder of the data set, in which `{split}` stands for the name of a split; None for all of it.
-        split_names: what that may be.
+    Attributes:
+        samples: with the size that the annotation states, or (0, 0).
+        parts: of their masks, see `lazy_rows.Reader`.
 
     Raises:
-        UsageError: there is no such folder.
+        UsageError: `dataset.images` is no folder below the index's root.
     """
 
-    def __init__(self, root: Path, folder: str | None, split_names: Sequence[str]) -> None:
-        places = dict.fromkeys(root / (folder or "").replace("{split}", name) for name in split_names)
-        self.places = [place for place in places if place.is_dir()]
-        if not self.places:
-            raise UsageError(f"dataset.images={folder!r} is no folder below {root}")
-        self.by_name: dict[str, list[Path]] = {}
-        self.by_stem: dict[str, list[Path]] = {}
-        for place in self.places:
-            for parent, folders, names in os.walk(place, followlinks=True):
+    def __init__(self, index: DatasetIndex, config: DatasetConfig) -> None:
+        self.index = index
+        self.samples: list[Sample] = []
+        self.parts: list[Mapping[str, Any]] = []
+        self._missing: dict[str, str] = {}
+        self._several: dict[str, str] = {}
+        self._by_name: dict[str, list[Path]] = {}
+        self._by_stem: dict[str, list[Path]] = {}
+        names = all_names(split_names(config.splits))
+        places = dict.fromkeys(index.root / (config.images or "").replace("{split}", name) for name in names)
+        if not any(place.is_dir() for place in places):
+            raise UsageError(f"dataset.images={config.images!r} is no folder below {index.root}")
+        for place in places:
+            for parent, folders, files in os.walk(place, followlinks=True):
                 folders[:] = sorted(name for name in folders if not name.startswith("."))
-                for name in filter(is_picture, names):
-                    self.by_name.setdefault(name.lower(), []).append(Path(parent, name))
+                for name in filter(is_picture, files):
+                    self._by_name.setdefault(name.lower(), []).append(Path(parent, name))
 
     def find(self, name: str, near: Path, hints: Collection[str] = ()) -> list[Path]:
         """The images whose path ends with `name`.
@@ -43,7 +50,7 @@ class ImageFinder:
         Where those are several: the ones in a folder that `hints` name (lower case), and of them the closest to `near`.
         """
         wanted = PurePosixPath(name.replace("\\", "/").lower())
-        found = self.by_name.get(wanted.name, [])
+        found = self._by_name.get(wanted.name, [])
         if len(found) > 1:
             found = [
                 path for path in found if path.as_posix().lower().endswith(f"/{wanted}".replace("//", "/"))
@@ -55,20 +62,42 @@ class ImageFinder:
 
     def find_stem(self, stem: str, near: Path) -> list[Path]:
         """The images of a name without suffix; where those are several, the closest to `near`."""
-        if not self.by_stem:
-            for name, paths in self.by_name.items():
-                self.by_stem.setdefault(PurePosixPath(name).stem, []).extend(paths)
-        found = self.by_stem.get(stem.lower(), [])
+        if not self._by_stem:
+            for name, paths in self._by_name.items():
+                self._by_stem.setdefault(PurePosixPath(name).stem, []).extend(paths)
+        found = self._by_stem.get(stem.lower(), [])
         scores = [_closeness(path, near, ()) for path in found]
         return [path for path, score in zip(found, scores, strict=True) if score == max(scores)]
 
+    def only(self, name: str, found: Sequence[Path]) -> Path | None:
+        """The one image that was found; else None, and the name is noted."""
+        if len(found) == 1:
+            return found[0]
+        if found:
+            self._several[name] = f"{name} ({', '.join(map(str, found[:3]))})"
+        else:
+            self._missing[name] = name
+        return None
 
-def keep_annotated(scan: DatasetIndex, samples: Sequence[Sample], parts: Sequence[Mapping[str, Any]]) -> None:
-    """Give the scan the samples whose images can be read and have the annotated size.
+    def add(self, sample: Sample, part: Mapping[str, Any]) -> None:
+        """Collect a sample, whose mask is that part of its file."""
+        self.samples.append(sample)
+        self.parts.append(part)
+
+    def finish(self) -> None:
+        """Give the index the samples, and the images that are not there, or several times, as problems."""
+        fix = "Put the images below dataset.path, or name their folder in dataset.images"
+        self.index.report("image_missing", "annotated images that are not there", self._missing, fix)
+        self.index.report("image_twice", "annotated images that are there several times", self._several, fix)
+        keep_annotated(self.index, self.samples, self.parts)
+
+
+def keep_annotated(index: DatasetIndex, samples: Sequence[Sample], parts: Sequence[Mapping[str, Any]]) -> None:
+    """Give the index the samples whose images can be read and have the annotated size.
 
     Args:
         samples: with the size that the annotation states, or (0, 0).
-        parts: of their masks, see `references.Reader`; the size is added here.
+        parts: of their masks, see `lazy_rows.Reader`; the size is added here.
     """
     unreadable: dict[str, str] = {}
     different: dict[str, str] = {}
@@ -76,45 +105,21 @@ def keep_annotated(scan: DatasetIndex, samples: Sequence[Sample], parts: Sequenc
     for sample, part, size in zip(samples, parts, sizes, strict=True):
         if isinstance(size, tuple) and (0 in sample.size or sample.size == size):
             text = json.dumps({**part, "size": size}, separators=(",", ":"))
-            scan.samples.append(sample._replace(size=size, mask_part=text))
+            index.samples.append(sample._replace(size=size, mask_part=text))
         elif isinstance(size, tuple):
-            name = scan.below(sample.image)
+            name = index.below(sample.image)
             different[name] = f"{name} ({size}), annotated as {sample.size}"
         else:
-            name = scan.below(sample.image)
+            name = index.below(sample.image)
             unreadable[name] = f"{name} ({size})"
     fix = "Replace these images, or export the annotations again (an image counts as its EXIF orientation turns it)"
-    scan.report("unreadable", "files that cannot be read", unreadable, fix)
-    scan.report("size_mismatch", "images of another (height, width) than annotated", different, fix)
+    index.report("unreadable", "files that cannot be read", unreadable, fix)
+    index.report("size_mismatch", "images of another (height, width) than annotated", different, fix)
 
 
 def _shown_size(sample: Sample) -> tuple[int, int] | Exception:
     """From the image's header; what the annotation states, where the image is part of it."""
     return sample.size if sample.image == sample.mask else read_size(sample.image)
-
-
-class Missing:
-    """Annotated images that are not there, or several times."""
-
-    def __init__(self) -> None:
-        self.none: dict[str, str] = {}
-        self.several: dict[str, str] = {}
-
-    def only(self, name: str, found: Sequence[Path]) -> Path | None:
-        """The one image that was found; else None, and the name is noted."""
-        if len(found) == 1:
-            return found[0]
-        if found:
-            self.several[name] = f"{name} ({', '.join(map(str, found[:3]))})"
-        else:
-            self.none[name] = name
-        return None
-
-    def report(self, scan: DatasetIndex) -> None:
-        """Make them problems of a scan."""
-        fix = "Put the images below dataset.path, or name their folder in dataset.images"
-        scan.report("image_missing", "annotated images that are not there", self.none, fix)
-        scan.report("image_twice", "annotated images that are there several times", self.several, fix)
 
 
 def sample_id(name: str) -> str:

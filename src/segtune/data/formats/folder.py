@@ -1,4 +1,4 @@
-"""Folders of images and masks: where they lie, which files belong together, and what is wrong with the others."""
+"""Image and mask folders: where they lie, also by glob patterns, and the layout of Pascal VOC."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ def scan_folders(root: Path, config: DatasetConfig) -> DatasetIndex:
     Raises:
         UsageError: no layout that is known, no files that match a pattern, no split file of a known form.
     """
-    scan, names = DatasetIndex(root), split_names(config.splits)
+    index, names = DatasetIndex(root), split_names(config.splits)
     kinds: dict[Path, dict[str, str]] = {}
     if is_pattern(config.images) or is_pattern(config.masks):
         files, kinds = _match_pairs(root, config, names)
     else:
-        folders = find_layout(scan, config.images, config.masks, names)
+        folders = find_layout(index, config.images, config.masks, names)
         files = {split: (list_files(*pair), list_files(*reversed(pair))) for split, pair in folders.items()}
     files = match_affixes(files)
-    samples = pair_up(scan, files, _ids_of_splits(scan, files, config, names))
+    samples = pair_up(index, files, _ids_of_splits(index, files, config, names))
     if kinds:
         found = sorted({kind for masks in kinds.values() for kind in masks})
-        scan.classes = number_classes(found, config, root)
+        index.classes = number_classes(found, config, root)
         samples = [s._replace(mask_part=json.dumps({"files": kinds[s.mask]})) for s in samples]
-    keep_same_sizes(scan, samples, config.resize_images)
-    for remark in scan.remarks:
+    keep_same_sizes(index, samples, config.resize_images)
+    for remark in index.remarks:
         logger.warning("%s", remark)
-    return scan
+    return index
 
 
 def scan_voc(root: Path, config: DatasetConfig) -> DatasetIndex:
@@ -75,22 +75,25 @@ def scan_voc(root: Path, config: DatasetConfig) -> DatasetIndex:
     return scan_folders(root, config.model_copy(update=changes))
 
 
-def _ids_of_splits(scan: DatasetIndex, files: Pairs, config: DatasetConfig, names: Names) -> dict[str, list[str]]:
+def _ids_of_splits(index: DatasetIndex, files: Pairs, config: DatasetConfig, names: Names) -> dict[str, list[str]]:
     """Split -> the ids that it should have."""
     if not config.split_file:
         return {split: sorted(images.keys() | masks.keys()) for split, (images, masks) in files.items()}
-    if is_pattern(config.split_file):
-        ids = read_split_lists(scan.root, config.split_file, names)
-    else:
-        ids = read_split_file(find_file(config.split_file, scan.root))
+    ids = listed_ids(config, index.root)
     own = Counter((split if split in files else "train", i) for split, members in ids.items() for i in members)
-    if twice := tuple(i for (_, i), count in own.items() if count > 1):
-        message = f"{config.split_file} lists ids more than once: {listed(twice)}"
-        scan.problems.append(Problem("id_twice", twice, message, "A sample belongs to one split"))
+    twice = {i: i for (_, i), count in own.items() if count > 1}
+    index.report("id_twice", f"{config.split_file} lists ids more than once", twice, "A sample belongs to one split")
     masks = (files.get("test") or files.get("train") or ({}, {}))[1]
     if ids.get("test") and not masks.keys() & set(ids["test"]):
-        logger.warning("%s: no masks for the %d samples of test: it is left out", scan.root, len(ids.pop("test")))
+        logger.warning("%s: no masks for the %d samples of test: it is left out", index.root, len(ids.pop("test")))
     return ids
+
+
+def listed_ids(config: DatasetConfig, root: Path) -> dict[str, list[str]]:
+    """Split -> the ids that `dataset.split_file` lists, which is a JSON file or a pattern of text files."""
+    if is_pattern(config.split_file):
+        return read_split_lists(root, str(config.split_file), split_names(config.splits))
+    return read_split_file(find_file(str(config.split_file), root))
 
 
 def _match_pairs(root: Path, config: DatasetConfig, names: Names) -> tuple[Pairs, dict[Path, dict[str, str]]]:
@@ -122,14 +125,14 @@ def _match_pairs(root: Path, config: DatasetConfig, names: Names) -> tuple[Pairs
 
 
 def find_layout(
-    scan: DatasetIndex, images: str | None, masks: str | None, names: Names
+    index: DatasetIndex, images: str | None, masks: str | None, names: Names
 ) -> dict[str, tuple[Path, Path]]:
-    """Split -> its folder of images and its folder of masks; splits that lack one of them are problems of the scan.
+    """Split -> its folder of images and its folder of masks; splits that lack one of them are problems of the index.
 
     Raises:
         UsageError: no layout that is known.
     """
-    root = scan.root
+    root = index.root
     image_names = (images,) if images else IMAGE_FOLDERS
     mask_names = (masks,) if masks else MASK_FOLDERS
     image_dir, mask_dir = _find_folder(root, image_names), _find_folder(root, mask_names)
@@ -138,7 +141,7 @@ def find_layout(
         if not image_splits and not mask_splits:
             return {"train": (image_dir, mask_dir)}
         found = {i: (image_splits.get(i), mask_splits.get(i)) for i in SPLITS if i in image_splits or i in mask_splits}
-        _remark_rest(scan, image_dir, image_splits)
+        _remark_rest(index, image_dir, image_splits)
     else:
         inside = _find_splits(root, names)
         found = {i: (_find_folder(inside[i], image_names), _find_folder(inside[i], mask_names)) for i in inside}
@@ -147,14 +150,14 @@ def find_layout(
         if image_folder and mask_folder:
             layout[split] = (image_folder, mask_folder)
         elif image_folder and split == "test":  # often published without masks
-            scan.remarks.append(f"{image_folder} has no masks: the test split is left out")
+            index.remarks.append(f"{image_folder} has no masks: the test split is left out")
         elif folder := image_folder or mask_folder:
             has, lacks = ("images", "masks") if image_folder else ("masks", "images")
-            message = f"{scan.below(folder)}: {split} has {has} there, but no {lacks}"
-            scan.problems.append(
-                Problem(f"split_without_{lacks}", (scan.below(folder),), message, f"Layouts: {LAYOUTS}")
+            message = f"{index.below(folder)}: {split} has {has} there, but no {lacks}"
+            index.problems.append(
+                Problem(f"split_without_{lacks}", (index.below(folder),), message, f"Layouts: {LAYOUTS}")
             )
-    if not layout and not scan.problems:
+    if not layout and not index.problems:
         inside_root = ", ".join(child.name for child in _folders(root)) or "no folders"
         raise UsageError(
             f"{root}: found no folders of images ({', '.join(image_names)}) and masks ({', '.join(mask_names)}); "
@@ -190,13 +193,13 @@ def _folders(parent: Path) -> list[Path]:
         return sorted(Path(entry.path) for entry in entries if entry.is_dir())
 
 
-def _remark_rest(scan: DatasetIndex, parent: Path, splits: Mapping[str, Path]) -> None:
+def _remark_rest(index: DatasetIndex, parent: Path, splits: Mapping[str, Path]) -> None:
     taken = {folder.name for folder in splits.values()}
     with os.scandir(parent) as entries:
         others = [entry for entry in entries if entry.name not in taken and entry.name[0] != "."]
         rest = sorted(entry.name for entry in others if is_picture(entry.name) or entry.is_dir())
     if rest:
-        scan.remarks.append(f"{parent}: left out, since no split has these names: {listed(rest)}")
+        index.remarks.append(f"{parent}: left out, since no split has these names: {listed(rest)}")
 
 
 def list_files(folder: Path, other: Path) -> Files:

@@ -1,4 +1,4 @@
-"""Data sets that `datasets` opens itself: repositories of the Hub, `save_to_disk` folders, parquet files."""
+"""Hub data sets and parquet: what `datasets` opens itself, `save_to_disk` folders among them."""
 
 from __future__ import annotations
 
@@ -106,7 +106,10 @@ def scan_held_out(root: Path, name: str, config: DatasetConfig) -> DatasetIndex:
         held = datasets.load_dataset("parquet", data_files=files)
         return scan_tables(root, _as_dict(held), None, config.model_copy(update={"splits": None}))
     streams = open_streams(root, name, config, ("val", "test"))
-    held = {split: Dataset.from_generator(_Rows(stream), features=stream.features) for split, stream in streams.items()}
+    held = {
+        split: Dataset.from_generator(_rows, features=stream.features, gen_kwargs={"stream": undecoded(stream)})
+        for split, stream in streams.items()
+    }
     classes = _hub_classes(root.as_posix(), config)
     if not held:
         return DatasetIndex(root, classes=classes, tables={})
@@ -114,14 +117,8 @@ def scan_held_out(root: Path, name: str, config: DatasetConfig) -> DatasetIndex:
     return scan_tables(root, DatasetDict(held), classes, usual)
 
 
-class _Rows:
-    """What `Dataset.from_generator` calls: a stream's rows, once, with pictures as their bytes."""
-
-    def __init__(self, stream: datasets.IterableDataset) -> None:
-        self.stream = undecoded(stream)
-
-    def __call__(self) -> Iterator[dict[str, Any]]:
-        yield from self.stream
+def _rows(stream: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
+    yield from stream
 
 
 def scan_parquet(root: Path, config: DatasetConfig) -> DatasetIndex:
@@ -147,7 +144,7 @@ def scan_tables(
     features = next(iter(tables.values())).features
     image, mask = find_columns(features, config, str(root))
     logger.info("%s: images in the column %r, masks in %r", root, image, mask)
-    scan = DatasetIndex(root, classes=classes or _class_labels(features[mask]), tables={})
+    index = DatasetIndex(root, classes=classes or _class_labels(features[mask]), tables={})
     names = split_names(config.splits)
     for name, table in tables.items():
         split = split_of(name, names)
@@ -155,10 +152,10 @@ def scan_tables(
             logger.warning("%s: the split %r is none of ours and left out; dataset.splits can name it", root, name)
             continue
         ids = _ids(table)
-        assert scan.tables is not None
-        scan.tables[name] = with_columns(table, image, mask, ids)
-        scan.samples += [Sample(i, split, Path(name), Path(name), image_part=str(row)) for row, i in enumerate(ids)]
-    return scan
+        assert index.tables is not None
+        index.tables[name] = with_columns(table, image, mask, ids)
+        index.samples += [Sample(i, split, Path(name), Path(name), image_part=str(row)) for row, i in enumerate(ids)]
+    return index
 
 
 def find_columns(features: Features, config: DatasetConfig, where: str) -> tuple[str, str]:

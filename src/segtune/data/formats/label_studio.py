@@ -1,4 +1,4 @@
-"""Label Studio: one JSON export (JSON or JSON-MIN) with polygons, brush strokes, boxes and ellipses."""
+"""Label Studio annotations: a JSON export (JSON or JSON-MIN) with polygons, brush strokes, boxes and ellipses."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from segtune.data.class_names import number_classes
 from segtune.data.config import DatasetConfig
-from segtune.data.formats.find_images import ImageFinder, Missing, keep_annotated, sample_id
+from segtune.data.formats.find_images import AnnotatedImages, sample_id
 from segtune.data.formats.shapes import Shape, rectangle
 from segtune.data.formats.sniff import json_kind
 from segtune.data.index import DatasetIndex, Sample
-from segtune.data.splits import all_names, split_names
 from segtune.errors import UsageError
 
 LABELS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels", "labels")
@@ -50,23 +49,17 @@ def scan_label_studio(root: Path, config: DatasetConfig) -> DatasetIndex:
         raise UsageError(f"{file} is no JSON export of Label Studio: {error!r}") from error
     classes = number_classes(sorted({name for found in regions for name, _, _ in found}), config, root)
     values = {name: value for value, name in classes.items()}
-    names = split_names(config.splits)
-    scan, missing, finder = (
-        DatasetIndex(root, classes=classes),
-        Missing(),
-        ImageFinder(root, config.images, all_names(names)),
-    )
-    samples, parts = [], []
+    index = DatasetIndex(root, classes=classes)
+    files = AnnotatedImages(index, config)
     for (url, _), found in zip(tasks, regions, strict=True):
         name = _file_name(url)
-        images = finder.find(name, file) or finder.find(UPLOAD.sub("", Path(name).name), file)
-        if image := missing.only(url, images):
+        images = files.find(name, file) or files.find(UPLOAD.sub("", Path(name).name), file)
+        if image := files.only(url, images):
             size = found[0][1] if found else (0, 0)
-            samples.append(Sample(sample_id(str(image.relative_to(root))), "train", image, file, size))
-            parts.append({"shapes": [{"value": values[label], **outline} for label, _, outline in found]})
-    missing.report(scan)
-    keep_annotated(scan, samples, parts)
-    return scan
+            sample = Sample(sample_id(str(image.relative_to(root))), "train", image, file, size)
+            files.add(sample, {"shapes": [{"value": values[label], **outline} for label, _, outline in found]})
+    files.finish()
+    return index
 
 
 def _task(task: Mapping[str, Any]) -> tuple[str, Sequence[Mapping[str, Any]]] | None:

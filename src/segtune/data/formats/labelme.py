@@ -1,4 +1,4 @@
-"""LabelMe: one JSON file beside each image, with polygons, rectangles, circles and bitmaps."""
+"""LabelMe annotations: one JSON file beside each image, with polygons, rectangles, circles and bitmaps."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import PIL.ImageOps
 
 from segtune.data.class_names import LABEL_FILES, listed_classes, number_classes
 from segtune.data.config import DatasetConfig
-from segtune.data.formats.find_images import ImageFinder, Missing, keep_annotated
+from segtune.data.formats.find_images import AnnotatedImages
 from segtune.data.formats.shapes import Shape, rectangle
 from segtune.data.index import DatasetIndex, Sample, in_threads
-from segtune.data.splits import Names, all_names, split_names, split_of
+from segtune.data.splits import Names, split_names, split_of
 from segtune.errors import DataError, UsageError
 from segtune.imageio.read import walk_files
 from segtune.labels.label_file import BACKGROUND, IGNORED
@@ -35,7 +35,7 @@ def scan_labelme(root: Path, config: DatasetConfig) -> DatasetIndex:
     Raises:
         UsageError: there are no such files.
     """
-    scan, names = DatasetIndex(root), split_names(config.splits)
+    index, names = DatasetIndex(root), split_names(config.splits)
     place = root / (config.masks or "")
     every = walk_files(place, ".json") if place.is_dir() else ()
     files = sorted(path for path in every if path.name not in LABEL_FILES)
@@ -44,35 +44,32 @@ def scan_labelme(root: Path, config: DatasetConfig) -> DatasetIndex:
     listed = listed_classes(config, root)
     read = [] if listed else in_threads(_try_json, files, "reading annotations")
     content = {path: data for path, data in zip(files, read, strict=False) if isinstance(data, dict)}
-    faults = {scan.below(path): str(error) for path, error in zip(files, read, strict=False) if path not in content}
-    scan.report("annotation_unreadable", "files that are none of LabelMe's", faults, "Repair or remove them")
-    scan.classes = number_classes(listed or class_names(list(content.values())), config, root)
-    finder, missing = ImageFinder(root, config.images, all_names(names)), Missing()
-    samples = []
+    faults = {index.below(path): str(error) for path, error in zip(files, read, strict=False) if path not in content}
+    index.report("annotation_unreadable", "files that are none of LabelMe's", faults, "Repair or remove them")
+    index.classes = number_classes(listed or class_names(list(content.values())), config, root)
+    images = AnnotatedImages(index, config)
     for path in files if listed else content:
-        image = _find_image(path, content.get(path), finder, missing)
-        if image:
+        if image := _find_image(path, content.get(path), images):
             folders = path.relative_to(root).parts[:-1]
             split = next((found for part in folders if (found := split_of(part, names))), "train")
             size = annotated_size(content[path]) if path in content else (0, 0)
-            samples.append(Sample(_id(path, root, split, names), split, image, path, size))
-    missing.report(scan)
-    keep_annotated(scan, samples, [{} for _ in samples])
-    return scan
+            images.add(Sample(_id(path, root, split, names), split, image, path, size), {})
+    images.finish()
+    return index
 
 
-def _find_image(path: Path, data: dict[str, Any] | None, finder: ImageFinder, missing: Missing) -> Path | None:
+def _find_image(path: Path, data: dict[str, Any] | None, images: AnnotatedImages) -> Path | None:
     """The image of a file: of the same name, else the one it names; the file itself, where it holds the image."""
-    found = finder.find_stem(path.stem, path)
+    found = images.find_stem(path.stem, path)
     if len(found) != 1:
         data = data or read_json(path)
         named = path.parent / str(data.get("imagePath") or "").replace("\\", "/")
         if named.is_file():
             return named
-        found = found or finder.find(named.name, path)
+        found = found or images.find(named.name, path)
         if not found and data.get("imageData"):
             return path
-    return missing.only(str(path), found)
+    return images.only(str(path), found)
 
 
 def _id(path: Path, root: Path, split: str, names: Names) -> str:

@@ -1,4 +1,4 @@
-"""Which image and which mask belong together: by their names, of one size, and on one grid."""
+"""Pairing images with masks: by their names, of one size, and on one grid."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def match_affixes(files: Pairs) -> Pairs:
     return files
 
 
-def pair_up(scan: DatasetIndex, files: Pairs, ids: Mapping[str, Sequence[str]]) -> list[Sample]:
+def pair_up(index: DatasetIndex, files: Pairs, ids: Mapping[str, Sequence[str]]) -> list[Sample]:
     """The samples with both files; a split without folders of its own takes its files from train."""
     samples = []
     found: dict[str, dict[str, str]] = {kind: {} for kind in PAIR_PROBLEMS}
@@ -72,7 +72,7 @@ def pair_up(scan: DatasetIndex, files: Pairs, ids: Mapping[str, Sequence[str]]) 
                 samples.append(Sample(i, split, here[0][0], here[1][0]))
             if len(here[0]) == len(here[1]) == 1:
                 continue
-            names = [[scan.below(path) for path in paths] for paths in here]
+            names = [[index.below(path) for path in paths] for paths in here]
             found["name_twice"] |= {twice[0]: " + ".join(twice) for twice in names if len(twice) > 1}
             if not any(here):
                 found["id_without_files"][i] = i
@@ -82,12 +82,12 @@ def pair_up(scan: DatasetIndex, files: Pairs, ids: Mapping[str, Sequence[str]]) 
                 found["mask_without_image"][names[1][0]] = names[1][0]
     lonely = found["image_without_mask"] and found["mask_without_image"] and not samples
     for kind, what in PAIR_PROBLEMS.items():
-        scan.report(kind, what, found[kind], NO_NAME_IN_COMMON if lonely else SAME_NAME)
+        index.report(kind, what, found[kind], NO_NAME_IN_COMMON if lonely else SAME_NAME)
     return samples
 
 
-def keep_same_sizes(scan: DatasetIndex, samples: Sequence[Sample], resize_images: bool = False) -> None:
-    """Give the scan the samples whose files can be read, have the same size and lie on the same grid; note the rest.
+def keep_same_sizes(index: DatasetIndex, samples: Sequence[Sample], resize_images: bool = False) -> None:
+    """Give the index the samples whose files can be read, have the same size and lie on the same grid; note the rest.
 
     Args:
         resize_images: also those whose image has its mask's shape but not its size; it is resized when it is read.
@@ -96,13 +96,13 @@ def keep_same_sizes(scan: DatasetIndex, samples: Sequence[Sample], resize_images
     found = in_threads(_read_headers, samples, "reading headers")
     for sample, (sizes, on_one_grid) in zip(samples, found, strict=True):
         if isinstance(sizes[0], tuple) and sizes[0] == sizes[1] and on_one_grid:
-            scan.samples.append(sample._replace(size=sizes[0]))
+            index.samples.append(sample._replace(size=sizes[0]))
             continue
         if resize_images and isinstance(sizes[1], tuple) and _same_shape(*sizes) and on_one_grid:
-            scan.samples.append(sample._replace(size=sizes[1], image_part=json.dumps({"size": sizes[1]})))
+            index.samples.append(sample._replace(size=sizes[1], image_part=json.dumps({"size": sizes[1]})))
             continue
-        scan.rejected.append(sample)
-        files = [scan.below(path) for path in (sample.image, sample.mask)]
+        index.rejected.append(sample)
+        files = [index.below(path) for path in (sample.image, sample.mask)]
         shown = [f"{file} ({size})" for file, size in zip(files, sizes, strict=True)]
         broken = {files[i]: shown[i] for i, size in enumerate(sizes) if isinstance(size, Exception)}
         faults["unreadable"] |= broken
@@ -111,10 +111,10 @@ def keep_same_sizes(scan: DatasetIndex, samples: Sequence[Sample], resize_images
         elif not broken:
             faults["grid_mismatch"][files[0]] = f"{files[0]} and {files[1]}"
     fix = "Replace these files or remove both partners (an image counts as its EXIF orientation turns it)"
-    scan.report("unreadable", "files that cannot be read", faults["unreadable"], fix)
-    scan.report("size_mismatch", "partners of different (height, width)", faults["size_mismatch"], fix)
+    index.report("unreadable", "files that cannot be read", faults["unreadable"], fix)
+    index.report("size_mismatch", "partners of different (height, width)", faults["size_mismatch"], fix)
     fix = "Warp the mask onto the grid of its image first, e.g. with rasterio.warp.reproject"
-    scan.report("grid_mismatch", "partners that lie elsewhere on earth", faults["grid_mismatch"], fix)
+    index.report("grid_mismatch", "partners that lie elsewhere on earth", faults["grid_mismatch"], fix)
 
 
 def _same_shape(one: tuple[int, int] | Exception, other: tuple[int, int] | Exception) -> bool:

@@ -1,7 +1,8 @@
-"""Shapes to masks, by one rule for every format: a pixel belongs to a shape whose outline encloses its centre.
+"""Rasterization of polygons and other shapes: masks are drawn by one rule for every annotation format.
 
-Coordinates are those of the picture's corner: pixel (row, column) covers x from column to column + 1. Polygons and
-run lengths are drawn by pycocotools, which rounds outlines to a fifth of a pixel, as COCO's own masks are drawn.
+A pixel belongs to a shape whose outline encloses its centre. Coordinates are those of the picture's corner: pixel (row,
+column) covers x from column to column + 1. Polygons and run lengths are drawn by pycocotools, which rounds outlines to
+a fifth of a pixel, as COCO's own masks are drawn.
 """
 
 from __future__ import annotations

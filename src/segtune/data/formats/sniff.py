@@ -1,4 +1,4 @@
-"""What kind of annotation file lies there, by its first bytes."""
+"""File type detection: what kind of annotation file it is, by its first bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of paths: CSV, JSON lines and text files with an image and its mask in each row."""
+"""Table manifests: CSV, JSON lines and text files with the paths of an image and its mask in each row."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from segtune.data.config import DatasetConfig
+from segtune.data.formats.find_images import sample_id
 from segtune.data.formats.pairing import keep_same_sizes
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.splits import split_names, split_of
@@ -67,7 +68,7 @@ def scan_rows(
     Raises:
         UsageError: a column is missing.
     """
-    scan, names = DatasetIndex(root), split_names(config.splits)
+    index, names = DatasetIndex(root), split_names(config.splits)
     samples: list[Sample] = []
     absent: dict[str, str] = {}
     left_out: Counter[str] = Counter()
@@ -80,15 +81,15 @@ def scan_rows(
             continue
         image, mask = paths = [folder / str(row[column]) for column in columns]
         identity = next((str(row[column]) for column in ID_COLUMNS if row.get(column)), None)
-        missing = {scan.below(path): scan.below(path) for path in paths if not path.is_file()}
+        missing = {index.below(path): index.below(path) for path in paths if not path.is_file()}
         absent |= missing
         if not missing:
-            samples.append(Sample(identity or _id(scan.below(image)), split, image, mask))
+            samples.append(Sample(identity or sample_id(index.below(image)), split, image, mask))
     if left_out:
         logger.warning("%s: rows of other splits are left out: %s", root, dict(left_out))
-    scan.report("file_missing", "files of the table that are not there", absent, "Paths are relative to the table")
-    keep_same_sizes(scan, samples)
-    return scan
+    index.report("file_missing", "files of the table that are not there", absent, "Paths are relative to the table")
+    keep_same_sizes(index, samples)
+    return index
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -136,7 +137,3 @@ def _has_both_columns(path: Path, config: DatasetConfig) -> bool:
     except (UsageError, ValueError, TypeError):
         return False
     return True
-
-
-def _id(path: str) -> str:
-    return Path(path.lstrip("./")).with_suffix("").as_posix()

@@ -1,4 +1,4 @@
-"""YOLO's segmentation data: data.yaml, images, and for each image a text file with a polygon in each line."""
+"""YOLO segmentation annotations: data.yaml, images, and for each image a text file with a polygon in each line."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def scan_yolo(root: Path, config: DatasetConfig) -> DatasetIndex:
         classes = [names[i] for i in sorted(names)] if isinstance(names, dict) else list(names)
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise UsageError(f"{file} is no data.yaml of YOLO: it needs names and train ({error})") from error
-    scan = DatasetIndex(root, classes=dict(enumerate(["background", *map(str, classes)])))
+    index = DatasetIndex(root, classes=dict(enumerate(["background", *map(str, classes)])))
     samples: list[Sample] = []
     parts: list[dict[str, Any]] = []
     for name in data:
@@ -60,8 +60,8 @@ def scan_yolo(root: Path, config: DatasetConfig) -> DatasetIndex:
         raise UsageError(f"{file}: none of its splits has images")
     if without := sum("shapes" in part for part in parts):
         logger.info("%s: %d of %d images have no label file: all of them is background", root, without, len(parts))
-    keep_annotated(scan, samples, parts)
-    return scan
+    keep_annotated(index, samples, parts)
+    return index
 
 
 def _images(file: Path, data: dict[str, Any], split: str) -> list[tuple[Path, Path]]:

@@ -1,4 +1,4 @@
-"""Data sets that are no folders of pictures are examined as well."""
+"""Facts of samples: of data sets that are no folders of pictures too, of headers, and of the values of a mask."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from segtune.data.config import DatasetConfig
 from segtune.data.dataset import load_segmentation_dataset, scan_dataset
 from segtune.data.transforms import TransformConfig
 from segtune.doctor.examine import Diagnosis, examine
-from segtune.doctor.sample_facts import MOST_VALUES, NO_DATA, Opener, mask_codes, shown, value_facts
+from segtune.doctor.sample_facts import MOST_VALUES, Opener, value_facts
+from segtune.recipe.recipe import Recipe
 
 TRANSFORMS = TransformConfig(crop_size=16)
 
@@ -32,8 +33,8 @@ def save_images(root: Path, images: Any, number: int = 3) -> None:
 def test_rows_are_the_files_they_were_made_of(earth: Path, tmp_path: Path) -> None:
     load_segmentation_dataset(earth).save_to_disk(tmp_path / "disk")
     labels = json.loads((earth / "classes.json").read_text())["classes"]
-    rows = examine(DatasetConfig(path=str(tmp_path / "disk"), labels=labels), TRANSFORMS)
-    files = examine(DatasetConfig(path=str(earth)), TRANSFORMS)
+    rows = examine(Recipe(dataset=DatasetConfig(path=str(tmp_path / "disk"), labels=labels), transforms=TRANSFORMS))
+    files = examine(Recipe(dataset=DatasetConfig(path=str(earth)), transforms=TRANSFORMS))
     assert faults(rows) == faults(files) == {}
     assert rows.to_dict()["classes"][0]["pixels"] == files.to_dict()["classes"][0]["pixels"]
     digests = [sorted(f.image.digest for f in found.case.facts if f.image) for found in (rows, files)]
@@ -41,13 +42,16 @@ def test_rows_are_the_files_they_were_made_of(earth: Path, tmp_path: Path) -> No
 
 
 def test_tiles_and_streams_are_examined_as_samples(earth: Path, tmp_path: Path) -> None:
-    tiles = examine(DatasetConfig(path=str(earth), tile=90), TRANSFORMS)
+    tiles = examine(Recipe(dataset=DatasetConfig(path=str(earth), tile=90), transforms=TRANSFORMS))
     assert tiles.samples == {"train": 4 * 94, "val": 4 * 39, "test": 4 * 37}
     assert "unreadable" not in faults(tiles)
     classes = json.loads((earth / "classes.json").read_text())["classes"]
     load_segmentation_dataset(earth)["val"].save_to_disk(tmp_path / "disk")
     stream = examine(
-        DatasetConfig(path=str(tmp_path / "disk"), labels=classes, streaming=True, val_fraction=0), TRANSFORMS
+        Recipe(
+            dataset=DatasetConfig(path=str(tmp_path / "disk"), labels=classes, streaming=True, val_fraction=0),
+            transforms=TRANSFORMS,
+        )
     )
     assert stream.samples == {"train": 39}
 
@@ -63,9 +67,9 @@ def test_polygons_are_examined_as_masks(noise: Any, tmp_path: Path) -> None:
         ],
     }
     (tmp_path / "annotations.json").write_text(json.dumps(coco))
-    diagnosis = examine(DatasetConfig(path=str(tmp_path), val_fraction=0), TRANSFORMS)
+    diagnosis = examine(Recipe(dataset=DatasetConfig(path=str(tmp_path), val_fraction=0), transforms=TRANSFORMS))
     assert set(faults(diagnosis)) == {"unused-class"}
-    names = diagnosis.case.files(diagnosis.case.scan.samples, "mask")
+    names = diagnosis.case.files(diagnosis.case.index.samples, "mask")
     assert names == tuple(f"annotations.json#{i}" for i in range(3))
     classes = {row["name"]: row["pixels"]["train"] for row in diagnosis.to_dict()["classes"]}
     assert classes["ship"] == 3 * 64 and classes["pier"] == 0
@@ -77,7 +81,7 @@ def test_arrays_of_fractions_and_of_ids(noise: Any, tmp_path: Path, stripes: np.
     for i in range(3):
         np.save(tmp_path / "masks" / f"{i}.npy", stripes / 2 if i == 2 else stripes.astype(np.int64))
     config = DatasetConfig(path=str(tmp_path), labels=["sky", "road", "car"], val_fraction=0)
-    assert faults(examine(config, TRANSFORMS)) == {"float-mask": ("masks/2.npy",)}
+    assert faults(examine(Recipe(dataset=config, transforms=TRANSFORMS))) == {"float-mask": ("masks/2.npy",)}
 
 
 def test_other_channels_need_their_statistics(tmp_path: Path, stripes: np.ndarray) -> None:
@@ -88,13 +92,13 @@ def test_other_channels_need_their_statistics(tmp_path: Path, stripes: np.ndarra
         np.save(tmp_path / "images" / f"{i}.npy", generator.integers(0, 256, (16, 16, 5), dtype=np.uint8))
         Image.fromarray(stripes).save(tmp_path / "masks" / f"{i}.png")
     config = DatasetConfig(path=str(tmp_path), labels=["sky", "road", "car"], val_fraction=0)
-    unreadable = examine(config, TRANSFORMS).findings[0]
+    unreadable = examine(Recipe(dataset=config, transforms=TRANSFORMS)).findings[0]
     assert unreadable.code == "unreadable" and len(unreadable.files) == 3
     assert "give one for each channel" in unreadable.message
     counted = TransformConfig(crop_size=16, mean="counted", std="counted")
-    assert faults(examine(config, counted)) == {}
+    assert faults(examine(Recipe(dataset=config, transforms=counted))) == {}
     given = TransformConfig(crop_size=16, mean=(0.5,) * 5, std=(0.02,) * 5)
-    assert set(faults(examine(config, given))) == {"normalisation"}
+    assert set(faults(examine(Recipe(dataset=config, transforms=given)))) == {"normalization"}
 
 
 def test_headers_say_what_pixels_do_not(noise: Any, tmp_path: Path, stripes: np.ndarray) -> None:
@@ -104,27 +108,10 @@ def test_headers_say_what_pixels_do_not(noise: Any, tmp_path: Path, stripes: np.
     mask.putpalette([1, 2, 3, 4, 5, 6, 7, 8, 9])
     mask.save(tmp_path / "masks" / "0.png")
     config = DatasetConfig(path=str(tmp_path))
-    scan = scan_dataset(config)
-    _, header = Opener(scan, config).mask(scan.samples[0])
+    index = scan_dataset(config)
+    _, header = Opener(index, config).mask(index.samples[0])
     assert (header.mode, header.format, header.orientation, header.lossy) == ("P", "PNG", 1, False)
     assert header.palette[:3] == ((1, 2, 3), (4, 5, 6), (7, 8, 9))
-
-
-@pytest.mark.parametrize("shape", [(1, 2), (1, 2, 3)])
-def test_pixels_without_data_have_a_code_of_their_own(shape: tuple[int, ...]) -> None:
-    mask = np.ma.masked_array(np.full(shape, 7, np.uint8), np.zeros(shape, bool))
-    mask[0, 1] = np.ma.masked
-    np.testing.assert_array_equal(mask_codes(mask), [[7, NO_DATA]])
-
-
-def test_colors_become_numbers_and_grey_pictures_ids() -> None:
-    colors = np.array([[[128, 64, 32], [0, 0, 1]]], dtype=np.uint8)
-    np.testing.assert_array_equal(mask_codes(colors), [[0x1804020, 0x1000001]])  # 1 is no id
-    assert value_facts(mask_codes(colors)).is_color
-    grey = np.full((2, 2, 3), 7, dtype=np.uint8)
-    np.testing.assert_array_equal(mask_codes(grey), [[7, 7], [7, 7]])
-    np.testing.assert_array_equal(mask_codes(np.array([[True, False]])), [[1, 0]])
-    assert (shown(0x1804020, True), shown(11, False)) == ("#804020", "11")
 
 
 def test_values_are_counted_most_frequent_first() -> None:

@@ -1,4 +1,4 @@
-"""Time and memory of the metrics: python scripts/bench_metrics.py [--pairs 500]
+"""Time and memory of the metrics: python benchmarks/metrics.py [--pairs 500]
 
 Counting is compared with the formula of evaluate's mean_iou (masks and three histograms an image), pair by pair on the
 same arrays of 1024×2048 pixels with 19 classes, in one thread: maps of regions, as real ones are, and pure noise, as
@@ -9,11 +9,11 @@ cost of everything that a detailed evaluation counts, and the time of 10,000 boo
 from __future__ import annotations
 
 import argparse
-import re
 import subprocess
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from segtune.evaluation.bootstrap import RESAMPLES
 from segtune.evaluation.confusion import count_pairs
 from segtune.evaluation.evaluation import Evaluation
 from segtune.evaluation.uncertainty import compare, intervals
+from segtune.training.distributed import peak_memory_mb
 
 NUM_LABELS, IGNORED, SHAPE, CELL = 19, 255, (1024, 2048), 64
 
@@ -47,20 +48,20 @@ def formula_of_evaluate(prediction: np.ndarray, reference: np.ndarray) -> tuple[
     return tuple(np.histogram(ids, bins=NUM_LABELS, range=(0, NUM_LABELS - 1))[0] for ids in maps)
 
 
-def timed(function, *arguments):
+def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     start = time.perf_counter()
     result = function(*arguments)
     return result, time.perf_counter() - start
 
 
 def compare_speed(pairs: int, kind: str, dtype: str) -> None:
-    seconds, totals = [0.0, 0.0], [0, 0]
+    seconds, totals = [0.0, 0.0], np.zeros((2, 3, NUM_LABELS), dtype=np.int64)
     for seed in range(pairs):
         maps = pair(seed, kind, dtype)
         confusion, ours = timed(count_pairs, *maps, NUM_LABELS, IGNORED)
         theirs, reference = timed(formula_of_evaluate, *maps)
         own = (confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0))
-        totals = [totals[0] + np.stack(own), totals[1] + np.stack(theirs)]
+        totals += np.stack([np.stack(own), np.stack(theirs)])
         seconds = [seconds[0] + ours, seconds[1] + reference]
     assert (totals[0] == totals[1]).all()
     print(
@@ -72,9 +73,8 @@ def compare_speed(pairs: int, kind: str, dtype: str) -> None:
 
 def peak_memory(pairs: int) -> float:
     """MB of a fresh process that counts so many pairs image by image."""
-    code = f"import bench_metrics; bench_metrics.count({pairs})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
-    return float(done.stdout)
+    words = [sys.executable, __file__, "--count", str(pairs)]
+    return float(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def count(pairs: int) -> None:
@@ -83,8 +83,7 @@ def count(pairs: int) -> None:
         prediction, reference = pair(seed, "regions", "uint8")
         evaluation.add(str(seed), reference, prediction)
     evaluation.scores()
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    print(int(found[1]) / 1024 if found else float("nan"))
+    print(peak_memory_mb("cpu"))
 
 
 def time_details() -> None:
@@ -112,9 +111,13 @@ def time_bootstrap(images: int, num_labels: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=500)
+    parser.add_argument("--pairs", type=int, default=500, help="of masks that are counted (default: 500)")
+    parser.add_argument("--count", type=int, help=argparse.SUPPRESS)  # of a fresh process that this one starts
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.count:
+        count(arguments.count)
+        return
     for kind in ("regions", "noise"):
         for dtype in ("uint8", "int64"):
             compare_speed(arguments.pairs, kind, dtype)

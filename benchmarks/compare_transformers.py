@@ -1,4 +1,7 @@
-"""Side by side with transformers on the same weights: time, memory and work (`segtune bench`).
+"""Time, memory and work of segtune's SegFormer and transformers', side by side on the same weights.
+
+    python benchmarks/compare_transformers.py --variants b0,b1 --train-batch-size 2
+    python benchmarks/compare_transformers.py --labels 19 --plot cost.png   # also against the size (needs matplotlib)
 
 Times are taken interleaved in one process and compared pair by pair, so that a machine that slows down slows both;
 every peak of memory is that of a fresh process.
@@ -6,6 +9,7 @@ every peak of memory is that of a fresh process.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -26,7 +30,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
+import segtune
 from segtune.errors import SegtuneError, UsageError
 from segtune.segformer.configuration_segformer import VARIANTS, SegformerConfig
 from segtune.segformer.loading import load_model
@@ -109,7 +115,7 @@ def run_benches(benches: Sequence[Bench]) -> list[dict[str, Any]]:
 def models(bench: Bench) -> tuple[nn.Module, nn.Module]:
     """Ours and transformers' with the same weights, exchanged through a file."""
     ours = make_model(bench, "segtune")
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder:
         ours.save_pretrained(folder)
         theirs = transformers.SegformerForSemanticSegmentation.from_pretrained(folder)
     return ours, theirs.to(bench.device)
@@ -137,7 +143,7 @@ def make_model(bench: Bench, side: str) -> Any:
 
 def inputs(bench: Bench, batch: int) -> tuple[Tensor, Tensor]:
     """Normalised photographs `(B, C, S, S)` out of the embedded dataset, and random labels `(B, S, S)`."""
-    folder = Path(__file__).parent / "data" / "earth" / "images" / "test"
+    folder = Path(segtune.__file__).parent / "data" / "earth" / "images" / "test"
     files = sorted(folder.glob("*.jpg"))
     pictures = [Image.open(files[i % len(files)]).resize((bench.size, bench.size)) for i in range(batch)]
     pixels = np.stack([np.asarray(picture.convert("RGB"), dtype=np.float32) for picture in pictures])
@@ -199,17 +205,6 @@ def _precision(bench: Bench) -> AbstractContextManager[Any]:
 def _wait(bench: Bench) -> None:
     if torch.device(bench.device).type != "cpu":
         torch.accelerator.synchronize()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
 
 
 # --- measures --------------------------------------------------------------------------------------------------------
@@ -308,14 +303,15 @@ def peak_memory(bench: Bench, side: str, task: Task) -> float:
 
 def _in_fresh_process(job: dict[str, Any]) -> str:
     """The last line that it prints; its progress bar is shown."""
-    words = [sys.executable, "-m", "segtune.bench", json.dumps(job)]
+    words = [sys.executable, __file__, "--job", json.dumps(job)]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SegtuneError(f"measuring {job['bench']['checkpoint'] or job['bench']['variant']} failed: see above")
     return done.stdout.splitlines()[-1]
 
 
-def _worker(job: str) -> None:
+def _do(job: str) -> None:
+    """The part of a measurement that another process asked for by `_in_fresh_process`."""
     settings = json.loads(job)
     bench = Bench(**settings["bench"])
     if "task" not in settings:
@@ -389,7 +385,7 @@ def plot_curve(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator
     except ImportError:
-        raise UsageError("--plot needs matplotlib: pip install 'segtune[bench]'") from None
+        raise UsageError("--plot needs matplotlib: pip install 'matplotlib>=3.8'") from None
     figure = Figure(figsize=(9, 4), layout="constrained")
     sizes = [row["size"] for row in rows]
     for axes, key, label in zip(figure.subplots(1, 2), ("s", "mb"), ("seconds", "peak memory, MB"), strict=True):
@@ -406,5 +402,72 @@ def plot_curve(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures and prints what the options ask for; leaves with code 2 at wrong ones, with 1 at failures."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.job:
+        _do(options.job)
+        return
+    try:
+        report(options)
+    except SegtuneError as error:
+        parser.exit(error.exit_code, f"error: {error}\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--variants", default="b0", help="of the network, separated by commas: b0 to b5 (default: b0)")
+    add("--checkpoint", help="a checkpoint instead of random weights")
+    add("--size", type=int, default=512, help="side of the square input in pixels (default: 512)")
+    add("--labels", type=int, default=150, help="number of classes (default: 150)")
+    add("--batch-size", type=int, default=1, help="images in a forward pass (default: 1)")
+    add("--train-batch-size", type=int, default=1, help="images in a training step (default: 1)")
+    add("--dtype", default="fp32", help="fp32, or bf16 for autocast (default: fp32)")
+    add("--device", default="cpu", help="cpu, cuda, mps, … (default: cpu)")
+    add("--repeats", type=int, default=7, help="pairs of timings (default: 7)")
+    add("--compile", action="store_true", help="also time our forward pass under torch.compile")
+    add("--json", action="store_true", help="print one JSON object and nothing else")
+    add("--plot", type=Path, metavar="PNG", help="also draw time and memory of prediction against the size")
+    add("--plot-sizes", type=whole_numbers, default="256,512,1024,2048", help="sides for --plot (default: %(default)s)")
+    add("--job", help=argparse.SUPPRESS)  # JSON, of a fresh process that this one starts
+    return parser
+
+
+def whole_numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
+
+
+def report(options: argparse.Namespace) -> None:
+    logging.disable_progress_bar()  # one for each checkpoint that is read or written
+    benches = [
+        Bench(
+            variant=variant,
+            checkpoint=options.checkpoint,
+            size=options.size,
+            labels=options.labels,
+            batch=options.batch_size,
+            train_batch=options.train_batch_size,
+            dtype=options.dtype,
+            device=options.device,
+            repeats=options.repeats,
+            compile=options.compile,
+        )
+        for variant in (["b0"] if options.checkpoint else options.variants.lower().split(","))
+    ]
+    results = run_benches(benches)
+    curve = cost_curve(benches[0], options.plot_sizes) if options.plot else None
+    if curve:
+        title = f"SegFormer {benches[0].name}, {options.labels} labels, {options.dtype}, {options.device}"
+        plot_curve(curve, title, options.plot)
+    print(json.dumps({"results": results, "curve": curve}) if options.json else table(results))
+    if curve:
+        print(f"cost curve: {options.plot}", file=sys.stderr if options.json else sys.stdout)
+
+
 if __name__ == "__main__":
-    _worker(sys.argv[1])
+    main()

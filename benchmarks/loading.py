@@ -1,7 +1,7 @@
 """Images per second of one loading worker, beside the pipeline of transformers' official example.
 
-    python scripts/bench_loading.py data/camvid            # a folder of images and masks, and synthetic 2048x1024 ones
-    python scripts/bench_loading.py --pairs 40 --json
+    python benchmarks/loading.py data/camvid            # a folder of images and masks, and synthetic 2048x1024 ones
+    python benchmarks/loading.py --pairs 40 --json
 
 Both sides read the same files with `datasets` and make the same batches of 512x512 crops: decoded, augmented,
 normalised, stacked. Ours does what a recipe does by default: random resize, a crop of at most 75 % of one class, flip,

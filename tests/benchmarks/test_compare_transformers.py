@@ -9,8 +9,20 @@ import pytest
 import torch
 from PIL import Image
 
-from segtune import bench as bench_module
-from segtune.bench import Bench, compare, gmacs, inputs, models, plot_curve, run_bench, saved_bytes, table
+from benchmarks import compare_transformers
+from benchmarks.compare_transformers import (
+    Bench,
+    call,
+    compare,
+    gmacs,
+    inputs,
+    main,
+    models,
+    plot_curve,
+    run_bench,
+    saved_bytes,
+    table,
+)
 from segtune.errors import UsageError
 
 SMALL = Bench(size=64, labels=5, repeats=2)
@@ -19,7 +31,9 @@ SMALL = Bench(size=64, labels=5, repeats=2)
 @pytest.fixture(scope="module")
 def result() -> dict:
     with pytest.MonkeyPatch.context() as patch:  # no fresh process for each figure: one test below starts two
-        patch.setattr(bench_module, "peak_memory", lambda bench, side, task: 200.0 if side == "segtune" else 400.0)
+        patch.setattr(
+            compare_transformers, "peak_memory", lambda bench, side, task: 200.0 if side == "segtune" else 400.0
+        )
         return run_bench(SMALL, progress=False)
 
 
@@ -50,9 +64,7 @@ def test_work_and_memory_for_backward_are_below_those_of_transformers() -> None:
 
 def test_prediction_is_the_same_on_both_sides() -> None:
     ours, theirs = models(SMALL)
-    a, b = (
-        bench_module.call(model, side, "predict", SMALL)() for model, side in ((ours, "segtune"), (theirs, "other"))
-    )
+    a, b = call(ours, "segtune", "predict", SMALL)(), call(theirs, "transformers", "predict", SMALL)()
     assert a.shape == b.shape == (1, 64, 64)
     assert (a == b).float().mean() > 0.999
     assert len(a.unique()) > 1  # no degenerate network
@@ -68,7 +80,7 @@ def test_pairs_are_interleaved() -> None:
 def test_compiled_against_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
-    times = bench_module.compiled(models(SMALL)[0], SMALL)
+    times = compare_transformers.compiled(models(SMALL)[0], SMALL)
     assert len(compiled) == 1 and min(times["compile_s"], times["compiled_s"], times["eager_s"]) > 0
 
 
@@ -85,16 +97,19 @@ def test_wrong_settings_are_refused(wrong: dict) -> None:
         Bench(**wrong)
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_a_fresh_process() -> None:
     large = torch.zeros(100_000_000)  # 400 MB here must not count there
-    small, big = (bench_module.peak_memory(replace(SMALL, size=size), "segtune", "forward") for size in (32, 1024))
+    small, big = (
+        compare_transformers.peak_memory(replace(SMALL, size=size), "segtune", "forward") for size in (32, 1024)
+    )
     assert 100 < small < big - 20
     assert large.sum() == 0 and big < 1500
 
 
 def test_cost_curve_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_module, "peak_memory", lambda bench, side, task: 100.0 + bench.size)
-    rows = bench_module.cost_curve(replace(SMALL, repeats=1), sizes=(32, 64), progress=False)
+    monkeypatch.setattr(compare_transformers, "peak_memory", lambda bench, side, task: 100.0 + bench.size)
+    rows = compare_transformers.cost_curve(replace(SMALL, repeats=1), sizes=(32, 64), progress=False)
     assert [row["size"] for row in rows] == [32, 64]
     plot_curve(rows, "a title", tmp_path / "curve.png")
     with Image.open(tmp_path / "curve.png") as picture:
@@ -103,9 +118,37 @@ def test_cost_curve_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_several_networks_are_measured_each_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs: list[dict[str, Any]] = []
-    monkeypatch.setattr(bench_module, "run_bench", lambda bench: {"here": bench.size})
-    monkeypatch.setattr(bench_module, "_in_fresh_process", lambda job: jobs.append(job) or '{"there": true}')
-    assert bench_module.run_benches([SMALL]) == [{"here": SMALL.size}]
+    monkeypatch.setattr(compare_transformers, "run_bench", lambda bench: {"here": bench.size})
+    monkeypatch.setattr(compare_transformers, "_in_fresh_process", lambda job: jobs.append(job) or '{"there": true}')
+    assert compare_transformers.run_benches([SMALL]) == [{"here": SMALL.size}]
     assert jobs == []
-    assert bench_module.run_benches([SMALL, replace(SMALL, variant="b1")]) == [{"there": True}] * 2
+    assert compare_transformers.run_benches([SMALL, replace(SMALL, variant="b1")]) == [{"there": True}] * 2
     assert [(job["bench"]["variant"], "task" in job) for job in jobs] == [(SMALL.variant, False), ("b1", False)]
+
+
+def test_command_prints_one_json_object_and_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compare_transformers, "peak_memory", lambda bench, side, task: 300.0 + bench.size)
+    plot = tmp_path / "c.png"
+    main(["--size=32", "--labels=3", "--repeats=1", "--json", f"--plot={plot}", "--plot-sizes=32,64"])
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert "c.png" in err
+    assert [row["size"] for row in found["curve"]] == [32, 64]
+    assert found["results"][0]["bench"]["labels"] == 3 and found["results"][0]["train"]["wall"]["ratio"] > 0
+    assert plot.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--variants", "b9"), "variant 'b9' does not exist"),
+        (("--dtype", "fp8"), "dtype 'fp8': fp32 or bf16"),
+        (("--plot", "x.png", "--plot-sizes", "a"), "--plot-sizes: invalid whole_numbers value: 'a'"),
+    ],
+)
+def test_command_refuses(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2 and message in capsys.readouterr().err
