@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from segtune.data.checks import check_masks
 from segtune.data.dataset import open_dataset
 from segtune.data.streaming import is_stream
-from segtune.errors import UsageError
+from segtune.errors import SegtuneError, UsageError
 from segtune.hub.push import RunPush
 from segtune.inference.processor import processor_from_transforms
 from segtune.report.gather import of_training
@@ -94,9 +94,10 @@ def _write_report(
         options: dict[str, Any] = {"pixels": pixels, "batch_size": trainer.config.eval_batch_size}
         facts = of_training(run, dataset, trainer.label_map, device=trainer.accelerator.device, **options)
         write_report(facts, facts.place.page)
-    except Exception as error:  # whatever it is, the run is done
+    except Exception as error:  # whatever it is, the run is done; a bug is told with its traceback
         reason, command = f"{type(error).__name__}: {error}", shlex.join(["segtune", "report", str(run)])
-        logger.warning("the run is done, but has no report (%s); %s writes it", reason, command)
+        is_bug = not isinstance(error, (SegtuneError, OSError))
+        logger.warning("the run is done, but has no report (%s); %s writes it", reason, command, exc_info=is_bug)
         return None
     return str(facts.place.page)
 

@@ -1,46 +1,41 @@
-"""TODO."""
+"""Hub errors: what a fault of the Hub or of its cache means, whether a later try may succeed, what to tell the user."""
 
 from __future__ import annotations
 
 import errno
 
 from huggingface_hub.errors import (
+    HTTPError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
-
-def fault_of_hub(error: Exception) -> str | None:
-    """Why the Hub or its cache did not give a file, where that is what `error` was raised from; else None."""
-    origin = _origin(error)
-    is_full = isinstance(origin, OSError) and origin.errno in _FULL
-    return reason(error) if is_full or _status(origin) is not None else None
-
-
-_LONGEST_REASON = 300  # characters
+# What huggingface_hub raises where a request, an upload or a file of its cache goes wrong; anything else is a bug.
+HUB_FAULTS = (HTTPError, OSError, RuntimeError, ValueError)
+PASSING = (408, 409, 412, 425, 429, 500, 502, 503, 504)  # statuses that a later try may not meet
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LONGEST_REASON = 300  # characters
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def _origin(error: BaseException) -> BaseException:
+def origin_of(error: BaseException) -> BaseException:
     """What a library's error was raised from: the Hub's answer, where there is one, else the first error."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
-    return next((each for each in chain if _status(each) is not None), chain[-1])
+    return next((each for each in chain if status_of(each) is not None), chain[-1])
 
 
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status of the Hub's answer; None where `error` is none."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def reason(raised: Exception) -> str:
     """What went wrong and what to do about it, on one line."""
-    error = _origin(raised)
-    status = _status(error)
+    error = origin_of(raised)
+    status = status_of(error)
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE=1 keeps this process off the network"
     if status == 401 or isinstance(error, LocalTokenNotFoundError):
@@ -51,24 +46,21 @@ def reason(raised: Exception) -> str:
         return "the Hub has no such branch, tag or commit (404)"
     if isinstance(error, RepositoryNotFoundError):
         return "the Hub has no such repository, or does not show it to this token (404)"
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in FULL:
         return f"no space is left for it ({error}); HF_HOME names another place for the cache"
-    text = " ".join(str(getattr(error, "server_message", None) or error).split())[:_LONGEST_REASON].rstrip(".")
+    text = " ".join(str(getattr(error, "server_message", None) or error).split())[:LONGEST_REASON].rstrip(".")
     if status is not None:
         return f"the Hub answers {status}{' (too many requests)' if status == 429 else ''}: {text}"
     named = text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
     return f"no answer from the Hub ({named})" if may_pass(error) else named
 
 
-_PASSING = (408, 409, 412, 425, 429, 500, 502, 503, 504)  # statuses that a later try may not meet
-
-
 def may_pass(error: BaseException) -> bool:
     """Whether a later try may succeed: not after a clear refusal, nor after faults on this machine."""
-    origin = _origin(error)
-    status = _status(origin)
+    origin = origin_of(error)
+    status = status_of(origin)
     if status is not None:
-        return status in _PASSING
+        return status in PASSING
     here = (FileNotFoundError, PermissionError, OfflineModeIsEnabled, LocalTokenNotFoundError)
     mistakes = (AttributeError, LookupError, TypeError, ValueError, Warning)
     return type(origin) is not OSError and not isinstance(origin, (*here, *mistakes))
@@ -76,4 +68,11 @@ def may_pass(error: BaseException) -> bool:
 
 def is_refusal(error: Exception) -> bool:
     """Whether it would be the same tomorrow, unlike a Hub that is out of reach for now."""
-    return not may_pass(error) and not isinstance(_origin(error), OfflineModeIsEnabled)
+    return not may_pass(error) and not isinstance(origin_of(error), OfflineModeIsEnabled)
+
+
+def fault_of_hub(error: Exception) -> str | None:
+    """Why the Hub or its cache did not give a file, where that is what `error` was raised from; else None."""
+    origin = origin_of(error)
+    is_full = isinstance(origin, OSError) and origin.errno in FULL
+    return reason(error) if is_full or status_of(origin) is not None else None

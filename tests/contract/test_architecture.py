@@ -44,7 +44,7 @@ FENCES = {
     "cv2": {"data.augmentations"},
     "datasets": {"data"},
     "evaluate": {"evaluation.metrics"},
-    "huggingface_hub": {"hub", "hub_errors", "data.formats.hub_parquet"},
+    "huggingface_hub": {"hub", "hub_errors", "data.convert.dataset_card", "data.formats.hub_parquet"},
     "jinja2": {"doctor", "hub", "report", "viz.html"},
     "peft": {"training.lora"},
     "psutil": {"training.distributed"},

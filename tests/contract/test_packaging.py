@@ -103,8 +103,19 @@ def test_wheel_contents(wheel: Path) -> None:
     wanted = {path.as_posix() for path in files if "__pycache__" not in path.parts}
     recipes = {path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*") if path.is_file()}
     assert packaged == wanted | recipes
-    assert {"py.typed", *(f"data/earth/{name}" for name in ("README.md", "LICENSE.md", "classes.json"))} <= packaged
-    assert {"viz", "report"} <= {name.split("/")[0] for name in packaged if name.endswith(".css")}
+    assert {
+        "py.typed",
+        "doctor/templates/page.html",
+        "hub/templates/model_card.md",
+        "report/templates/page.html",
+        "report/templates/report.js",
+        "viz/templates/base.html",
+        "viz/templates/page.css",
+        "data/convert/templates/dataset_card.md",
+        "data/earth/README.md",
+        "data/earth/LICENSE.md",
+        "data/earth/classes.json",
+    } <= packaged
     assert {"recipes/README.md", "recipes/demo.yaml", "recipes/my-folder.yaml"} <= packaged
     assert len([name for name in packaged if name.startswith("recipes/") and name.endswith("b0.yaml")]) == 18
     tables = {f"data/published/{path.name}" for path in (source / "data" / "published").iterdir()}

@@ -67,7 +67,7 @@ def test_page_stands_alone_and_says_everything(diagnosis: Diagnosis) -> None:
 
 def test_values_without_a_name_have_a_color_of_their_own(diagnosis: Diagnosis) -> None:
     facts = {facts.sample.id: facts.sample for facts in diagnosis.case.facts}
-    shown = decode(picture_of(diagnosis.case, facts["a<3"]) or "")
+    shown = decode(picture_of(diagnosis.case, facts["a<3"]))
     assert shown.shape == (240, 2 * 240 + 6, 3)
     right = shown[:, 246:]
     gray = 120
@@ -80,11 +80,15 @@ def test_values_without_a_name_have_a_color_of_their_own(diagnosis: Diagnosis) -
 
 def test_masks_of_another_size_are_shown_beside_the_image(diagnosis: Diagnosis) -> None:
     facts = {facts.sample.id: facts.sample for facts in diagnosis.case.facts}
-    shown = decode(picture_of(diagnosis.case, facts["a<4"]) or "")
+    shown = decode(picture_of(diagnosis.case, facts["a<4"]))
     assert np.abs(shown[100:140, 246 + 20 : 246 + 60].mean((0, 1)) - RED).max() < 8  # not blended with the image
     assert overlay_of(diagnosis.case, facts["a<4"]) is None
     assert overlay_of(diagnosis.case, facts["a<0"]) is not None
-    assert picture_of(diagnosis.case, facts["a<5"]) is None
+
+
+def test_files_that_cannot_be_read_have_no_picture(diagnosis: Diagnosis) -> None:
+    text = page(diagnosis)
+    assert 'alt="a&lt;4"' in text and 'alt="a&lt;5"' not in text
 
 
 def test_page_replaces_a_page_and_nothing_else(diagnosis: Diagnosis, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from segtune.hub.licenses import Ancestor, License, inherit
 from segtune.hub.model_card import Card, DataFacts, Results, describe_run, lineage, read_front_matter
 from segtune.hub.stage import stage
 from segtune.labels.label_map import LabelMap
+from segtune.labels.mask_values import show_value
 from support.run_folders import names, write_run
 
 LABELS = LabelMap.from_ids({7: "road", 8: "road", 11: "a|b", 0: None}, colors=["#804080", "#000001"])
@@ -184,7 +185,7 @@ def test_licenses_of_weights_and_data() -> None:
 def test_limits_name_weak_and_untested_classes() -> None:
     text = section(card(preprocessor={"size_divisor": 32, "window": 512, "stride": None}), "Limits")
     assert "lowest IoU: road (0.46)" in text
-    assert "val split does not hold them: a|b" in text
+    assert "val split does not hold them: a&#124;b" in text
     assert "with `size_divisor` 32, `window` 512 (see" in text
     assert "preprocessor_config" not in section(card(preprocessor={"size_divisor": 1, "window": None}), "Limits")
 
@@ -199,6 +200,70 @@ def test_each_kind_of_model_gets_snippets_that_fit_it() -> None:
     assert "logits[0, 0] > 0" in single and "pipeline" not in single and "trust_remote_code" not in single
     bands = section(card(config=CONFIG | {"num_channels": 12}), "How to use it")
     assert "(height, width, 12)" in bands and "AutoImageProcessor" not in bands
+
+
+HOSTILE = "a|b\n<script>`*c*`"
+
+
+def test_names_of_others_break_neither_tables_nor_the_page() -> None:
+    label_map = LabelMap.from_ids({7: HOSTILE, 8: "road"})
+    row = {"iou": 0.2, "accuracy": 0.3}
+    scores = {**SCORES, "per_class": {HOSTILE: row, "road": {"iou": None, "accuracy": None}}}
+    data = DataFacts(HOSTILE, {HOSTILE: 3}, license=HOSTILE, source=HOSTILE)
+    config = CONFIG | label_map.config_fields()
+    license = License({"license": "other", "license_name": HOSTILE})
+    one = card(
+        config=config, results=Results("val", scores), data=data, license=license, environment={"torch": HOSTILE}
+    )
+    shown = "a&#124;b &lt;script>&#96;&#42;c&#42;&#96;"
+    for title, line in (
+        ("Labels", f"| 0 | {shown} | `{show_value(label_map.colors[0])}` | 7 |"),
+        ("Results", f"| {shown} | 0.200 | 0.300 |"),
+        ("Data", f"{shown}. Licence of the data: {shown}. Source: {shown}."),
+        ("Data", f"| {shown} | 3 |"),
+        ("Limits", f"- The classes with the lowest IoU: {shown} (0.20)."),
+        ("Licence", f"- Weights: other ({shown}), chosen by the owner."),
+        ("Environment", f"| torch | {shown} |"),
+    ):
+        assert line in section(one, title).splitlines()
+    assert "<script" not in str(one).split("---\n", 2)[2]
+    metrics = metadata(one)["model-index"][0]["results"][0]["metrics"]
+    assert metrics[-1]["name"] == f"IoU of {HOSTILE}"  # which no page shows as Markdown
+
+
+PRIVATE = "/home/someone/my data/roads"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "shown"),
+    [
+        (f"dataset: {{path: '{PRIVATE}'}}\n", "dataset: {path: roads}"),
+        (
+            f"# {PRIVATE}/\ndataset:\n  path: {PRIVATE}/\n  split_file: {PRIVATE}/split.json\n",
+            "  split_file: split.json",
+        ),
+        ("training:\n  output_dir: ~/runs/a\n", "  output_dir: a"),
+        ("dataset:\n  path: C:\\Users\\someone\\roads\n", "  path: roads"),
+        (f"dataset:\n  path:\n  - {PRIVATE}\n", "  - roads"),
+        (yaml.safe_dump({"dataset": {"path": f"{PRIVATE}/{'a long name ' * 9}end"}}), "end"),  # over two lines
+        ("training: {max_steps: ~}\n", "training: {max_steps: ~}"),
+        ("dataset:\n  path: hub://user/roads\n", "  path: hub://user/roads"),
+        ("dataset:\n  path: data/roads\nmodel:\n  name: nvidia/mit-b0\n", "  path: data/roads"),
+    ],
+)
+def test_recipe_tells_no_path_of_this_machine(recipe: str, shown: str) -> None:
+    text = str(card(recipe_text=recipe))
+    assert shown in text and "someone" not in text and "~/" not in text
+    assert yaml.safe_load(section(card(recipe_text=recipe), "Training").split("```")[-2].removeprefix("yaml"))
+
+
+def test_weights_and_data_of_a_folder_are_named_without_the_way_to_them(tmp_path: Path, target: Path) -> None:
+    line = [Ancestor("/home/someone/runs/first/best", {"license": "mit"}), Ancestor("/home/someone/converted", {})]
+    text = str(card(line=line, license=inherit(line, None)))
+    assert "Fine-tuned from first/best on" in text and "- Started from converted: not stated." in text
+    assert "inherited from first/best." in text and "someone" not in text
+    run = write_run(tmp_path / "run", str(tmp_path / "roads"))
+    assert str(tmp_path) not in str(card_of(run, target))
 
 
 @pytest.mark.parametrize(("number", "text"), [(3_714_658, "3.7 million"), (51_234, "51,234")])

@@ -351,6 +351,14 @@ def test_failing_pushes_warn_and_never_raise(
     assert all(text.endswith(f"to go on: segtune push {run} --repo tester/roads") for text in warnings)
 
 
+def test_bug_in_a_push_does_not_end_the_run_and_reads_as_one(
+    on_hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hub, "describe_run", lambda *_: None + 1)
+    assert RunPush(run, HubConfig(push="end", repo="tester/roads"), base=None).finish() is None
+    assert "Traceback" in caplog.text and "TypeError: unsupported operand" in caplog.text
+
+
 def test_run_without_weights_is_not_pushed(on_hub: Hub, run: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.rmtree(run / "best")
     push = RunPush(run, HubConfig(push="every_eval", repo="tester/roads"), base=None)

@@ -17,7 +17,7 @@ from segtune.hub.retries import FailedError, retried
 from segtune.hub_errors import fault_of_hub, may_pass, reason
 
 
-class AnswerError(Exception):
+class AnswerError(OSError):
     """As the client's: with the response."""
 
     def __init__(self, status: int, headers: dict[str, str] | None = None, message: str = "") -> None:
@@ -88,6 +88,12 @@ def test_clear_refusals_are_not_tried_again(waits: list[float], error: Exception
     assert not may_pass(error)
     with pytest.raises(FailedError, match=f"^.*{message}.*$"):
         retried(failing(error), "me/x")
+    assert waits == []
+
+
+def test_bugs_stay_what_they_are(waits: list[float]) -> None:
+    with pytest.raises(TypeError, match="ours"):
+        retried(failing(TypeError("ours")), "me/x")
     assert waits == []
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from segtune.report.gather import Facts
 from segtune.report.page import write_report
+from segtune.viz.html import environment
 
 CUT = "line => getComputedStyle(line.closest('.stage')).getPropertyValue('--cut')"
 
@@ -114,13 +115,14 @@ def test_matrix_is_normalised_and_ordered(report: Path, open_page: Callable[...,
 
 
 def test_more_classes_than_there_is_room_for(facts: Facts, tmp_path: Path, open_page: Callable[..., Any]) -> None:
-    from segtune.report.page import confusion
-    from segtune.viz.html import asset, document
-
+    names = [f"class {index}" for index in range(40)]
     counts = np.full((40, 40), 1) + np.diag(np.arange(40) * 10)
-    body = f'<section id="confusions">{confusion([f"class {index}" for index in range(40)], counts)}</section>'
-    style, script = asset("report/report.css"), asset("report/report.js")
-    (tmp_path / "page.html").write_text(document("many", body, command="report", style=style, script=script))
+    template = environment().from_string(
+        '{% extends "report/templates/page.html" %}{% block content %}'
+        '<section id="confusions">{{ confusion(names, counts, []) }}</section>{% endblock %}'
+    )
+    values = {"title": "many", "command": "report", "names": names, "counts": counts.tolist(), "facts": facts}
+    (tmp_path / "page.html").write_text(template.render(values | {"layers": {}, "wrong": "", "surely_wrong": ""}))
     page = open_page(tmp_path / "page.html")
     assert len(column(page, "confusions .matrix", 1)) == 24
     page.locator("#confusions .number").select_option("40")

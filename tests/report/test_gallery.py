@@ -2,13 +2,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from segtune.report.gallery import gallery, suspects
 from segtune.report.gather import Facts
-from support.html_reading import Page
+from segtune.report.page import page
+from support.html_reading import Page, part
 
 
 def test_gallery_has_all_groups_with_all_layers(facts: Facts) -> None:
-    text = gallery(facts)
+    text = part(page(facts), "images")
     read = Page(text)
     assert read.open == [] and len(read.sources) == 12 * 4
     assert [title for title in ("Worst", "Best", "Drawn at random") if title in read.text] == [
@@ -25,9 +25,9 @@ def test_gallery_has_all_groups_with_all_layers(facts: Facts) -> None:
 
 
 def test_suspects_say_what_is_doubted(facts: Facts) -> None:
-    said = Page(suspects(facts)).text
+    said = Page(part(page(facts), "suspects")).text
     assert "1 of 12 images stands out" in said
     assert "doubted 50 % doubted, mostly car that may be sky" in said
     assert facts.examination is not None
     calm = replace(facts, examination=replace(facts.examination, standing_out=0))
-    assert "None of 12 images stands out; these come first" in Page(suspects(calm)).text
+    assert "None of 12 images stands out; these come first" in Page(part(page(calm), "suspects")).text

@@ -9,20 +9,14 @@ import numpy as np
 import pytest
 
 from segtune.errors import UsageError
+from segtune.evaluation.evaluation import Evaluation
+from segtune.labels.label_map import LabelMap
 from segtune.report.gather import Facts, Place
 from segtune.report.page import (
-    class_table,
-    confusion,
-    data_table,
-    duration,
-    environment,
     page,
-    size_table,
-    table,
-    training,
     write_report,
 )
-from support.html_reading import Page
+from support.html_reading import Page, drawn, part
 from support.report_data import RECORDS
 
 SECTIONS = ["short", "images", "classes", "confusions", "boundaries", "calibration", "suspects", "training", "data"]
@@ -120,7 +114,7 @@ def rows(text: str) -> dict[str, list[str]]:
 
 
 def test_classes_are_sorted_by_pixels_and_absent_ones_are_absent(facts: Facts) -> None:
-    text = class_table(facts)
+    text = part(page(facts), "classes")
     found = rows(text)
     assert list(found) == ["<road>", "sky", "car", "ghost"]
     # wherever there is a car, sky is said, and wherever car is said there is road
@@ -132,29 +126,42 @@ def test_classes_are_sorted_by_pixels_and_absent_ones_are_absent(facts: Facts) -
     assert f'style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"' in text
 
 
-def test_matrix_is_counts_that_no_name_can_break() -> None:
-    names = ["a", "</script><script>alert(1)"]
-    text = confusion(names, np.array([[3, 1], [0, 2]]))
+def evaluated(names: list[str], confusion: list[list[int]]) -> Evaluation:
+    """One image with these counts."""
+    evaluation = Evaluation(names)
+    truth, predicted = (np.repeat(ids, np.ravel(confusion)) for ids in np.indices(np.shape(confusion)).reshape(2, -1))
+    evaluation.add("image", truth[None], predicted[None])
+    return evaluation
+
+
+def test_matrix_is_counts_that_no_name_can_break(facts: Facts) -> None:
+    names = ["a", "</script><script>alert(1)", "c", "d"]
+    counts = [[3, 1, 0, 0], [0, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    whole = replace(facts, label_map=LabelMap.from_names(names), evaluation=evaluated(names, counts))
+    text = part(page(whole), "confusions")
     (data,) = re.findall(r'<script type="application/json">(.*?)</script>', text)
-    assert json.loads(data) == {"names": names, "counts": [[3, 1], [0, 2]]}
+    assert json.loads(data) == {"names": names, "counts": counts}
     assert "25 % of a is taken for </script><script>alert(1)" in Page(text).text
-    assert "No class is taken for another" in confusion(names, np.eye(2, dtype=int))
+    right = replace(whole, evaluation=evaluated(names, np.eye(4, dtype=int).tolist()))
+    assert "No class is taken for another" in part(page(right), "confusions")
 
 
 def test_sizes_are_those_of_the_evaluation(facts: Facts) -> None:
     """Half an image is a region of 16 x 48 pixels: small."""
     assert facts.examination is not None
     scores = facts.examination.evaluation.scores()
-    found = rows(size_table(facts))
+    text = part(page(facts), "boundaries").split("<h3>Sizes of objects</h3>")[1]
+    found = rows(text)
     assert found["mean"] == [f"{scores['mean_iou_small']:.3f}", "–", "–"]
     assert found["ghost"] == ["–", "–", "–"]
-    assert "small (below 32²) 100 % of the pixels" in Page(size_table(facts)).text
+    assert '<th scope="col">small (below 32²)<small>100\N{NO-BREAK SPACE}% of the pixels</small>' in text
 
 
 def test_data_has_the_share_of_each_class(facts: Facts) -> None:
-    text = data_table(replace(facts, pixels={"test": facts.pixels["test"], "train": facts.pixels["train"]}))
+    turned = replace(facts, pixels={"test": facts.pixels["test"], "train": facts.pixels["train"]})
+    text = part(page(turned), "data")
     assert list(rows(text)) == ["<road>", "sky", "car", "ghost", "ignored, of all pixels"]  # by what comes first
-    text = data_table(facts)
+    text = part(page(facts), "data")
     found = rows(text)
     assert found["sky"] == ["50.0 %", f"{100 * 11 / 24:.1f} %"]
     assert found["car"] == ["0.0 %", f"{100 / 24:.1f} %"]
@@ -164,13 +171,13 @@ def test_data_has_the_share_of_each_class(facts: Facts) -> None:
 
 @pytest.mark.parametrize("sorted_by", [None, 1])
 def test_tables_scroll_and_have_a_name(sorted_by: int | None) -> None:
-    text = table(["a", "b"], ["<tr><td>1</td><td>2</td></tr>"], "A < B", sorted_by=sorted_by)
+    text = drawn("report/templates/tables.html", "table", ["a", "b"], "A < B", sorted_by, caller=lambda: "1")
     assert 'tabindex="0"' in text and 'aria-label="A &lt; B"' in text and "<caption>A &lt; B</caption>" in text
     assert text.count("<button") == (0 if sorted_by is None else 2)
 
 
 def test_curves_and_timing(facts: Facts) -> None:
-    text = training(facts)
+    text = part(page(facts), "training")
     said = Page(text).text
     assert text.count("<svg") == 3
     for line in ("Loss of the training, 0.250 at the end", "Mean IoU on the validation split, best 0.500"):
@@ -181,23 +188,15 @@ def test_curves_and_timing(facts: Facts) -> None:
 
 def test_a_run_that_was_gone_on_with_took_all_its_parts(facts: Facts) -> None:
     parts = replace(facts, records=[{"ended": "signal", "seconds": 70.0, "peak_memory_mb": 900.0}, *RECORDS])
-    assert "time 3 min 20 s, in 2 parts" in Page(training(parts)).text
+    assert "time 3 min 20 s, in 2 parts" in Page(part(page(parts), "training")).text
 
 
 def test_without_steps_there_is_no_training(facts: Facts) -> None:
-    assert training(replace(facts, records=[RECORDS[0]])) == ""
+    assert 'id="training"' not in page(replace(facts, records=[RECORDS[0]]))
     broken = [{**record, "loss": float("nan")} if "loss" in record else record for record in RECORDS]
-    assert training(replace(facts, records=broken)).count("<svg") == 2  # no curve of what is no number
+    assert part(page(replace(facts, records=broken)), "training").count("<svg") == 2  # no curve of what is no number
 
 
 def test_environment_is_that_of_the_training(facts: Facts) -> None:
-    said = Page(environment(facts)).text
+    said = Page(part(page(facts), "environment")).text
     assert "torch 2.0" in said and "evaluation protocol whole" in said and "for 12 images" in said
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(3.14159, "3.1 s"), (59.4, "59 s"), (185, "3 min 5 s"), (7800, "2 h 10 min"), (3599.7, "1 h 0 min")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

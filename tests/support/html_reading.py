@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
+from typing import Any
+
+from segtune.viz.html import environment
 
 VOID = ("meta", "link", "img", "input", "br")
 
@@ -39,3 +43,14 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
+
+
+def part(page: str, anchor: str) -> str:
+    """The HTML of a section of a page."""
+    (found,) = re.findall(rf'<section id="{anchor}".*?</section>', page, re.DOTALL)
+    return found
+
+
+def drawn(template: str, macro: str, *arguments: Any, **options: Any) -> str:
+    """What a macro of a template makes."""
+    return getattr(environment().get_template(template).module, macro)(*arguments, **options)

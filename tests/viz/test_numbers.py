@@ -2,58 +2,51 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 
-from segtune.evaluation.evaluation import Evaluation
-from segtune.viz.numbers import column_percent, interval, most_confused, number, percent, regions
-
-SPACE = "\N{NO-BREAK SPACE}"
-
-
-def test_confusions_are_ranked_by_the_share_of_the_true_class() -> None:
-    counts = np.array([[90, 9, 1], [40, 50, 10], [0, 0, 0]])
-    found = most_confused(counts, 3)
-    assert [(pair.truth, pair.predicted, pair.share, pair.pixels) for pair in found] == [
-        (1, 0, 0.4, 40),
-        (1, 2, 0.1, 10),
-        (0, 1, 0.09, 9),
-    ]
-    assert most_confused(counts, 1) == found[:1]
-
-
-def test_confusions_of_a_handful_of_pixels_are_not_named() -> None:
-    counts = np.array([[99_900, 100, 0], [3, 7, 0], [995, 0, 99_005]])  # 3 of 200,010 pixels; 0.1 %; 0.995 %
-    assert most_confused(counts, 8) == []
-    assert most_confused(np.zeros((2, 2), int), 8) == []
-
-
-def test_pixels_near_boundaries_are_told_from_the_interior() -> None:
-    labels = np.zeros((10, 20), np.int64)
-    labels[:, 10:] = 1  # one boundary, in the middle
-    prediction = labels.copy()
-    prediction[:5, 9] = 1  # 5 mistakes beside it
-    prediction[0, 0] = 1  # and one far away
-    evaluation = Evaluation(["a", "b"], detailed=True, boundary_width=0.05)  # 0.05 * sqrt(10² + 20²): 1 pixel
-    evaluation.add("x", labels, prediction, np.full(labels.shape, 0.9, np.float32))
-    found = regions(evaluation)
-    assert found["boundary"] == pytest.approx((20 / 200, 15 / 20, 5 / 6))
-    assert found["interior"] == pytest.approx((180 / 200, 179 / 180, 1 / 6))
-    perfect = Evaluation(["a", "b"], detailed=True, boundary_width=0.05)
-    perfect.add("x", labels, labels, np.full(labels.shape, 0.9, np.float32))
-    assert math.isnan(regions(perfect)["boundary"].mistakes)
+from segtune.viz.numbers import by, column_percent, count, duration, interval, number, percent
 
 
 @pytest.mark.parametrize(
     ("share", "text", "column"),
-    [(0, "0", "0.0"), (1, "100", "100.0"), (0.4712, "47", "47.1"), (0.0314, "3.1", "3.1"), (0.00042, "0.042", "<0.1")],
+    [
+        (0, "0", "0.0"),
+        (1, "100", "100.0"),
+        (0.996, "99.6", "99.6"),
+        (0.4712, "47", "47.1"),
+        (0.0314, "3.1", "3.1"),
+        (0.00042, "0.042", "<0.1"),
+    ],
 )
 def test_shares_are_written_as_percent(share: float, text: str, column: str) -> None:
-    assert percent(share) == f"{text}{SPACE}%"
-    assert column_percent(share) == f"{column}{SPACE}%"
+    assert percent(share) == f"{text} %"
+    assert column_percent(share) == f"{column} %"
 
 
 def test_what_is_undefined_is_a_dash() -> None:
-    assert [write(None) for write in (number, percent, column_percent)] == ["–"] * 3
-    assert [write(math.nan) for write in (number, percent, column_percent)] == ["–"] * 3
-    assert (number(0.25), interval([0.2, 0.3]), interval([None, None])) == ("0.250", "0.200 – 0.300", "")
+    for value in (None, math.nan):
+        assert [write(value) for write in (number, percent, column_percent)] == ["–"] * 3
+        assert number(value, 4, undefined="absent") == "absent"
+
+
+def test_scores_have_their_digits_and_intervals_both_ends() -> None:
+    assert (number(0.25), number(0.25, 4), number(0.25, 4, signed=True)) == ("0.250", "0.2500", "+0.2500")
+    assert (interval([0.2, 0.3]), interval([None, None]), interval(None)) == ("0.200 – 0.300", "", "")
+    assert interval([-0.1, 0.3], "[{}, {}]", signed=True) == "[-0.100, +0.300]"
+
+
+def test_counts_agree_with_their_noun() -> None:
+    assert (count(1, "mask"), count(1000, "mask"), count(0, "class", "classes")) == (
+        "1 mask",
+        "1,000 masks",
+        "0 classes",
+    )
+    assert by((360, 480)) == "360x480"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(3.14159, "3.1 s"), (59.4, "59 s"), (185, "3 min 5 s"), (7800, "2 h 10 min"), (3599.7, "1 h 0 min")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

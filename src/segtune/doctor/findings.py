@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from segtune.data.index import Sample
+from segtune.viz.numbers import by as by  # what findings are worded with
+from segtune.viz.numbers import count as count
+from segtune.viz.numbers import percent as percent
 
 Severity = Literal["error", "warning", "info"]
 LEAVE_OUT = "or leave these samples out: segtune doctor … --split-file FILE, then dataset.split_file=FILE"
@@ -59,18 +62,3 @@ def sentence(message: str) -> str:
     """A message with a full stop and, unless it begins with an option such as dataset.labels, a capital letter."""
     is_option = "." in message.partition(" ")[0]
     return f"{message if is_option else message[:1].upper() + message[1:]}."
-
-
-def percent(share: float) -> str:
-    """A share from 0 to 1 in words: '0.042 %', '3.1 %', '47 %'."""
-    return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.4g} %"
-
-
-def by(size: tuple[int, int]) -> str:
-    """A (height, width) in words: '360x480'."""
-    return f"{size[0]}x{size[1]}"
-
-
-def count(number: int, noun: str, plural: str = "") -> str:
-    """'1 mask', '2 masks'."""
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"

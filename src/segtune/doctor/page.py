@@ -1,14 +1,12 @@
-"""The doctor's page: one HTML file with findings, classes, sizes and samples; it needs no network."""
+"""The doctor's page: one HTML file with findings, classes, sizes and samples, which `templates/page.html` lays out."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from html import escape
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,12 +15,13 @@ from segtune.data.index import Sample
 from segtune.doctor.case import Case
 from segtune.doctor.check_classes import class_table
 from segtune.doctor.examine import Diagnosis
-from segtune.doctor.findings import LEAVE_OUT, SEVERITIES, Finding, count, percent, sentence
+from segtune.doctor.findings import SEVERITIES, Finding, sentence
 from segtune.doctor.sample_facts import read_for_display
 from segtune.labels.label_map import LabelMap
 from segtune.labels.mask_values import Color
 from segtune.viz.charts import Axis, Frame
-from segtune.viz.html import asset, bar, check_page, data_url, document, section, swatch, tile, write_page
+from segtune.viz.html import check_page, data_url, render, write_page
+from segtune.viz.numbers import count
 from segtune.viz.overlay import overlay
 
 COMMAND = "doctor"
@@ -38,8 +37,14 @@ SIDE_BY_SIDE = (
     "leaked-near-duplicates",
 )  # images to compare
 SPLIT_COLORS = {"train": "blue", "val": "orange", "test": "green"}
-SIDE = 400.0  # of the chart of sizes, pixels
-Item = TypeVar("Item")
+SIDE = 400  # of the chart of sizes, pixels
+HEIGHT = 240  # of a picture, pixels
+WIDEST = 960
+QUALITY = 82  # of the JPEG
+NOT_NAMED: tuple[str, Color] = ("not named", (255, 0, 255))
+GAP = 6
+
+Draw = Callable[[Case, Sample], str | None]
 
 
 def write_doctor_page(diagnosis: Diagnosis, path: Path) -> None:
@@ -53,181 +58,101 @@ def write_doctor_page(diagnosis: Diagnosis, path: Path) -> None:
 
 
 def page(diagnosis: Diagnosis) -> str:
-    """The whole page."""
+    """The whole page, as HTML."""
     case = diagnosis.case
-    title = f"{case.index.root.name}: {_verdict(diagnosis)}"
-    card = partial(_card, case)
-    body = "\n".join(
-        [
-            _headline(diagnosis),
-            section("Findings", "".join(map(card, diagnosis.findings)) or "<p>None.</p>", "findings"),
-            section("Classes", _classes(case), "classes"),
-            section("Sizes", _sizes(case), "sizes"),
-            section("Samples", _samples(case), "samples"),
-        ]
+    root, errors, warnings = case.index.root, diagnosis.count("error"), diagnosis.count("warning")
+    return render(
+        "doctor/templates/page.html",
+        command=COMMAND,
+        title=f"{root.name}: {count(errors, 'error')}, {count(warnings, 'warning')}",
+        root=root,
+        tiles=_tiles(diagnosis),
+        findings=[(_card(finding), _figures_of(case, finding)) for finding in diagnosis.findings],
+        shown_files=SHOWN_FILES,
+        split_colors={split: SPLIT_COLORS[split] for split in case.splits},
+        samples=_samples(case),
+        **_classes(case),
+        **_sizes(case),
     )
-    return document(title, body, command=COMMAND, style=asset("doctor/page.css"))
 
 
-def _verdict(diagnosis: Diagnosis) -> str:
-    errors, warnings = diagnosis.count("error"), diagnosis.count("warning")
-    return f"{count(errors, 'error')}, {count(warnings, 'warning')}"
-
-
-def _headline(diagnosis: Diagnosis) -> str:
+def _tiles(diagnosis: Diagnosis) -> list[tuple[int, str, str]]:
+    """The numbers of the headline, what each is, and the severity that colours it unless it is 0."""
     case = diagnosis.case
+    splits = ", ".join(f"{number} {split}" for split, number in diagnosis.samples.items())
     named = "" if case.named else " (a guess: the recipe does not name them)"
-    tiles = [
-        (str(len(case.facts)), "samples: " + ", ".join(f"{n} {split}" for split, n in diagnosis.samples.items())),
-        (str(case.label_map.num_labels), f"classes{named}"),
-        *(
-            (str(number), severity if severity == "info" or number == 1 else f"{severity}s")
-            for severity, number in ((severity, diagnosis.count(severity)) for severity in SEVERITIES)
-        ),
-    ]
-    kinds = ["", "", *SEVERITIES]
-    shown = "".join(
-        tile(number, text, kind=kind if number != "0" else "")
-        for kind, (number, text) in zip(kinds, tiles, strict=True)
-    )
-    return (
-        f'<header><h1>{escape(case.index.root.name)}</h1><p class="soft path">{escape(str(case.index.root))}</p>'
-        f'<div class="tiles">{shown}</div></header>'
-    )
+    tiles = [(len(case.facts), f"samples: {splits}", ""), (case.label_map.num_labels, f"classes{named}", "")]
+    for severity in SEVERITIES:
+        number = diagnosis.count(severity)
+        tiles.append((number, severity if severity == "info" or number == 1 else f"{severity}s", severity))
+    return tiles
 
 
-# --- findings --------------------------------------------------------------------------------------------------------
-
-
-def _card(case: Case, finding: Finding) -> str:
-    fix = "".join(f"<li>{_mend(line)}</li>" for line in (*finding.fix, *([LEAVE_OUT] if finding.drop else [])))
-    compared = finding.code in SIDE_BY_SIDE
-    draw, limit = (overlay_of, SHOWN_OVERLAYS) if compared else (picture_of, SHOWN_PICTURES)
-    pictures = "".join(_figures(case, finding.samples, draw, limit))
-    return (
-        f'<article class="{finding.severity}"><h3><span class="badge">{finding.severity}</span> {finding.code}</h3>'
-        f"<p>{escape(sentence(finding.message))}</p>{_files(finding.files)}"
-        + (f'<div class="pictures">{pictures}</div>' if pictures else "")
-        + (f'<ul class="mend">{fix}</ul>' if fix else "")
-        + "</article>"
-    )
-
-
-def _mend(line: str) -> str:
-    """Advice, with the recipe's settings in it as code."""
-    parts = SETTING.split(line)
-    return "".join(f"<code>{escape(part)}</code>" if i % 2 else escape(part) for i, part in enumerate(parts))
-
-
-def _files(files: Sequence[str]) -> str:
-    if not files:
-        return ""
-    shown = "".join(f"<li>{escape(file)}</li>" for file in files[:SHOWN_FILES])
-    more = (
-        f"<li>and {len(files) - SHOWN_FILES} more (all in <code>--json</code>)</li>" if len(files) > SHOWN_FILES else ""
-    )
-    return (
-        f"<details><summary>{count(len(files), 'file')}: {escape(files[0])}</summary><ul>{shown}{more}</ul></details>"
-    )
-
-
-def _figures(
-    case: Case, samples: Sequence[Sample], draw: Callable[[Case, Sample], str | None], limit: int
-) -> Iterator[str]:
-    """Pictures of the first samples that can be drawn."""
-    drawn = 0
-    for sample in samples[: 3 * limit]:
-        if drawn < limit and (url := draw(case, sample)):
-            drawn += 1
-            yield (
-                f'<figure><img src="{url}" alt="{escape(sample.id)}">'
-                f"<figcaption>{escape(sample.split)}/{escape(sample.id)}</figcaption></figure>"
-            )
+def _card(finding: Finding) -> dict[str, Any]:
+    """A finding as the page says it: advice in parts, of which every second one is a recipe's setting."""
+    found = finding.to_dict()
+    return found | {"message": sentence(finding.message), "fix": [SETTING.split(line) for line in found["fix"]]}
 
 
 # --- the data set ----------------------------------------------------------------------------------------------------
 
 
-def _classes(case: Case) -> str:
-    """A row a class: its share of the pixels in each split as bars, and how many images hold it."""
+def _classes(case: Case) -> dict[str, Any]:
+    """The share of the pixels of each class in each split, the largest of these, and how many images hold it."""
     rows = class_table(case)
     totals = {split: max(sum(row["pixels"][split] for row in rows), 1) for split in case.splits}
-    shares = [[row["pixels"][split] / totals[split] for split in case.splits] for row in rows]
-    largest = max((share for row in shares for share in row), default=1) or 1
-    legend = " ".join(f'<span class="{SPLIT_COLORS[split]}"><i></i>{split}</span>' for split in case.splits)
-    lines = "".join(_class_row(case, row, own, largest) for row, own in zip(rows, shares, strict=True))
-    return (
-        '<p class="soft">Share of the pixels, and the number of images that hold the class.'
-        f'<span class="key">{legend}</span></p><div class="classes">{lines}</div>'
-    )
+    for row in rows:
+        row["shares"] = {split: row["pixels"][split] / totals[split] for split in case.splits}
+    largest = max((share for row in rows for share in row["shares"].values()), default=1) or 1
+    return {"classes": rows, "largest": largest}
 
 
-def _class_row(case: Case, row: dict[str, Any], shares: Sequence[float], largest: float) -> str:
-    bars = "".join(
-        f'<div class="{SPLIT_COLORS[split]}">{bar(share / largest)}<span class="soft">'
-        f"{percent(share) + ', ' + count(row['images'][split], 'image') if share else 'none'}</span></div>"
-        for split, share in zip(case.splits, shares, strict=True)
-    )
-    return f'<div class="name">{swatch(row["color"])}{escape(str(row["name"]))}</div><div>{bars}</div>'
-
-
-def _sizes(case: Case) -> str:
-    """Width against height, a disc for each size, as large as its number of images; the crop as a frame."""
-    sizes = Counter(facts.image.size for facts in case.facts if facts.image)
-    if not sizes:
-        return "<p>No image could be read.</p>"
+def _sizes(case: Case) -> dict[str, Any]:
+    """(height, width) of the images, each with its number of images, the most frequent first; the axes; the crop."""
+    sizes = Counter(facts.image.size for facts in case.facts if facts.image).most_common()
     crop = case.transforms.crop_size
-    crop_height, crop_width = (crop, crop) if isinstance(crop, int) else crop
-    ends = [float(max(*(max(size) for size in sizes), crop_height, crop_width))]
+    crop = (crop, crop) if isinstance(crop, int) else crop
+    ends = [float(max(side for size in (crop, *(size for size, _ in sizes)) for side in size))]
     frame = Frame(Axis("width, pixels").over(ends), Axis("height, pixels").over(ends), SIDE, SIDE)
-    discs = "".join(
-        f'<circle class="blue" cx="{across:.1f}" cy="{up:.1f}" r="{3 + 9 * (number / max(sizes.values())) ** 0.5:.1f}">'
-        f"<title>{height}x{width}: {count(number, 'image')}</title></circle>"
-        for (height, width), number in sizes.items()
-        for across, up in [frame.place(width, height)]
-    )
-    (left, top), (right, bottom) = frame.place(0, crop_height), frame.place(crop_width, 0)
-    around = f"M{left:.1f} {top:.1f}H{right:.1f}V{bottom:.1f}"
-    (height, width), number = sizes.most_common(1)[0]
-    return (
-        f"<p>{number} of {sum(sizes.values())} images are {height}x{width} (height x width)"
-        f"{f'; there are {len(sizes)} sizes' if len(sizes) > 1 else ''}. The frame is the training crop, "
-        f"{crop_height}x{crop_width}.</p>"
-        + frame.figure("Sizes of images and, dashed, of the training crop", f'<path class="crop" d="{around}"/>{discs}')
-    )
+    return {"sizes": sizes, "crop": crop, "frame": frame}
 
 
-def _samples(case: Case) -> str:
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def _samples(case: Case) -> list[tuple[Sample, str]]:
     """Overlays, spread over each split."""
-    figures: list[str] = []
+    figures: list[tuple[Sample, str]] = []
     for split in case.splits:
         samples = [facts.sample for facts in case.facts if facts.sample.split == split and not facts.faults]
-        spread = _spread(samples, SHOWN_SAMPLES // len(case.splits))
-        figures += _figures(case, spread, overlay_of, len(spread))
-    return f'<div class="pictures">{"".join(figures)}</div>'
+        number = min(SHOWN_SAMPLES // len(case.splits), len(samples))
+        spread = [samples[index * len(samples) // number] for index in range(number)]
+        figures += _figures(case, spread, overlay_of, number)
+    return figures
 
 
-def _spread(items: Sequence[Item], limit: int) -> list[Item]:
-    number = min(limit, len(items))
-    return [items[index * len(items) // number] for index in range(number)]
+def _figures_of(case: Case, finding: Finding) -> list[tuple[Sample, str]]:
+    if finding.code in SIDE_BY_SIDE:
+        return _figures(case, finding.samples, overlay_of, SHOWN_OVERLAYS)
+    return _figures(case, finding.samples, picture_of, SHOWN_PICTURES)
 
 
-HEIGHT = 240  # of a picture, pixels
-WIDEST = 960
-QUALITY = 82  # of the JPEG
-NOT_NAMED: tuple[str, Color] = ("not named", (255, 0, 255))
-GAP = 6
+def _figures(case: Case, samples: Sequence[Sample], draw: Draw, limit: int) -> list[tuple[Sample, str]]:
+    """Pictures of the first samples that can be drawn: both files of a sample could be read."""
+    readable = {facts.sample for facts in case.facts if not facts.faults}
+    drawn: list[tuple[Sample, str]] = []
+    for sample in samples[: 3 * limit]:
+        if len(drawn) < limit and sample in readable and (url := draw(case, sample)):
+            drawn.append((sample, url))
+    return drawn
 
 
-def picture_of(case: Case, sample: Sample) -> str | None:
-    """The image beside itself with the mask over it, as a data URL; None where one of them cannot be read.
+def picture_of(case: Case, sample: Sample) -> str:
+    """The image beside itself with the mask over it, as a data URL.
 
     Where the two differ in size, the right side is the mask alone.
     """
-    try:
-        pixels, mask = read_for_display(sample, case.opener)
-    except Exception:  # decoders raise what they like, and the finding says it
-        return None
+    pixels, mask = read_for_display(sample, case.opener)
     labels, label_map = _labels(case, mask)
     if pixels.shape[:2] == labels.shape:
         right = overlay(pixels, labels, label_map, legend=False)
@@ -237,11 +162,8 @@ def picture_of(case: Case, sample: Sample) -> str | None:
 
 
 def overlay_of(case: Case, sample: Sample) -> str | None:
-    """The image with the mask over it, as a data URL; None where that cannot be made."""
-    try:
-        pixels, mask = read_for_display(sample, case.opener)
-    except Exception:  # as above
-        return None
+    """The image with the mask over it, as a data URL; None where they differ in size."""
+    pixels, mask = read_for_display(sample, case.opener)
     labels, label_map = _labels(case, mask)
     if pixels.shape[:2] != labels.shape:
         return None

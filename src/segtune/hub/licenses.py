@@ -1,4 +1,4 @@
-"""Under which licence a model may be passed on: that of the weights it started from, as their cards state it."""
+"""Licences of models: that of the weights a model started from, as their cards state it, goes on to the model."""
 
 from __future__ import annotations
 

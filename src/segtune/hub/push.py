@@ -1,4 +1,4 @@
-"""Pushing to the Hub: what a run has made, in the foreground or while it goes on; folders of data."""
+"""Pushes to the Hub: of a run, in the foreground or from a thread while it goes on; of folders of data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from segtune.hub.licenses import License, inherit
 from segtune.hub.model_card import describe_run, lineage, read_front_matter
 from segtune.hub.retries import FailedError, retried
 from segtune.hub.stage import EXAMPLE, REPLACED, example_picture, read_recipe, stage
-from segtune.hub_errors import is_refusal, reason
+from segtune.hub_errors import HUB_FAULTS, is_refusal, reason
 from segtune.training.run_folder import RECIPE, find_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class RunPush:
             huggingface_hub.HfApi().create_repo(repo, private=self.config.private, exist_ok=True)
         except SegtuneError:
             raise
-        except Exception as error:
+        except HUB_FAULTS as error:
             if is_refusal(error):
                 raise PushError(f"the run cannot be pushed to {repo}: {reason(error)}, or hub.push=null") from error
             logger.warning("the run starts, but cannot be pushed to %s now: %s", repo, reason(error))
@@ -183,8 +183,8 @@ class RunPush:
                 with _without_bars(), staged.folder:
                     self._url = _push(self.run, self.config, staged=staged, example=self._example)
                 logger.info("pushed %s to %s", self.run, self._url)
-            except Exception as error:  # whatever it is, it must not end the run
-                logger.warning("%s", error)
+            except Exception as error:  # whatever it is, it must not end the run; a bug is told with its traceback
+                logger.warning("%s", error, exc_info=not isinstance(error, (SegtuneError, OSError)))
 
     def _example(self, staged: Path) -> bytes | None:
         """The same picture at every push, looked for once."""

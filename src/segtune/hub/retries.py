@@ -1,4 +1,4 @@
-"""Requests to the Hub that may fail: which are worth another try, how long to wait, what to tell the user."""
+"""Retries of requests to the Hub: how often, and how long to wait before each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from segtune.errors import UsageError
-from segtune.hub_errors import _origin, _status, may_pass, reason
+from segtune.hub_errors import HUB_FAULTS, may_pass, origin_of, reason, status_of
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def retried(step: Callable[[], Result], repo: str) -> Result:
             return step()
         except UsageError:
             raise
-        except Exception as error:
+        except HUB_FAULTS as error:
             wait = max(planned or 0.0, _asked_to_wait(error))
             if planned is None or not may_pass(error) or wait > LONGEST_WAIT:
                 raise FailedError(reason(error)) from error
@@ -45,13 +45,13 @@ def retried(step: Callable[[], Result], repo: str) -> Result:
     raise AssertionError("the last try returns or raises")
 
 
-def _asked_to_wait(error: Exception) -> float:
+def _asked_to_wait(error: BaseException) -> float:
     """Seconds that the Hub's answer asks for: `Retry-After` (seconds or a date), or what is left of a rate limit."""
-    origin = _origin(error)
+    origin = origin_of(error)
     headers = getattr(getattr(origin, "response", None), "headers", {})
     after, limit = headers.get("Retry-After"), re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))
     if after and after.strip().isdigit():
         return float(after)
     with contextlib.suppress(ValueError):
         return email.utils.parsedate_to_datetime(after or "").timestamp() - time.time()
-    return float(limit.group(1)) if limit and _status(origin) == 429 else 0.0
+    return float(limit.group(1)) if limit and status_of(origin) == 429 else 0.0

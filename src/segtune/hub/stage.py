@@ -1,4 +1,4 @@
-"""What of a run goes to the Hub: a folder of files, as they are at one moment."""
+"""Staging a run for the Hub: a folder of its files, as they are at one moment."""
 
 from __future__ import annotations
 

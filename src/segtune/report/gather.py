@@ -1,4 +1,4 @@
-"""What a report says: facts gathered from a run or checkpoint, its recipe, and a look at one split of the data."""
+"""Facts of a report, gathered from a run or checkpoint, its recipe, and a look at one split of the data."""
 
 from __future__ import annotations
 

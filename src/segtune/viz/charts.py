@@ -1,14 +1,13 @@
-"""Line charts as inline SVG: colours come from the page's style, so that they follow light and dark."""
+"""Line charts: round axes and places of points, which `templates/charts.html` draws as SVG."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-WIDTH, HEIGHT = 360.0, 220.0
-LEFT, RIGHT, TOP, BOTTOM = 56.0, 12.0, 12.0, 40.0  # margins
+WIDTH, HEIGHT = 360, 220
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 40  # margins
 MOST_POINTS = 400  # of a line: more are averaged in groups
 SMALL = 0.01  # numbers of an axis below it are written with a power of ten
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -26,6 +25,11 @@ class Series(NamedTuple):
     points: Sequence[tuple[float, float]]
     color: str
     dots: Sequence[float] | None = None
+
+    @property
+    def circles(self) -> list[tuple[tuple[float, float], float]]:
+        """Points with the radius of each; none where none are drawn."""
+        return list(zip(self.points, self.dots or (), strict=False))
 
 
 class Axis(NamedTuple):
@@ -66,6 +70,11 @@ class Scale(NamedTuple):
         return [f"{float(value):.{decimals}f}" for value in values]
 
     @property
+    def marks(self) -> list[tuple[float, str]]:
+        """The ticks, each with its number."""
+        return list(zip(self.ticks, self.numbers, strict=True))
+
+    @property
     def title(self) -> str:
         return f"{self.label}, 10{str(self.exponent).translate(_RAISED)}" if self.exponent else self.label
 
@@ -83,72 +92,62 @@ class Frame(NamedTuple):
 
     x: Scale
     y: Scale
-    width: float = WIDTH
-    height: float = HEIGHT
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    top: int = TOP
+
+    @property
+    def right(self) -> int:
+        return self.width - RIGHT
+
+    @property
+    def bottom(self) -> int:
+        return self.height - BOTTOM
 
     def place(self, x: float, y: float) -> tuple[float, float]:
         """Where a point is in the picture, from its upper left corner."""
         across = (x - self.x.low) / (self.x.high - self.x.low)
         up = (y - self.y.low) / (self.y.high - self.y.low)
-        return LEFT + across * (self.width - LEFT - RIGHT), self.height - BOTTOM - up * (self.height - TOP - BOTTOM)
+        return self.left + across * (self.right - self.left), self.bottom - up * (self.bottom - self.top)
 
-    def figure(self, title: str, content: str, legend: str = "") -> str:
-        """The figure around what is drawn: grid, numbers, labels; the title below, and for those who do not see it."""
-        right, bottom = self.width - RIGHT, self.height - BOTTOM
-        grid = "".join(
-            f'<path class="grid" d="M{LEFT} {at:.1f}H{right}"/>'
-            f'<text x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{text}</text>'
-            for value, text in zip(self.y.ticks, self.y.numbers, strict=True)
-            for at in [self.place(self.x.low, value)[1]]
-        ) + "".join(
-            f'<text x="{self.place(value, self.y.low)[0]:.1f}" y="{bottom + 18}" text-anchor="middle">{text}</text>'
-            for value, text in zip(self.x.ticks, self.x.numbers, strict=True)
-        )
-        across, up = f'x="{(LEFT + right) / 2:.0f}" y="{self.height - 4}"', f"translate(12 {(TOP + bottom) / 2:.0f})"
-        labels = (
-            f'<text {across} text-anchor="middle">{escape(self.x.title)}</text>'
-            f'<text transform="{up} rotate(-90)" text-anchor="middle">{escape(self.y.title)}</text>'
-        )
-        key = f'<span class="key">{legend}</span>' if legend else ""
-        return (
-            f'<figure class="chart"><svg viewBox="0 0 {self.width:.0f} {self.height:.0f}" role="img" '
-            f'aria-label="{escape(title)}">{grid}{labels}{content}</svg><figcaption>{escape(title)}{key}</figcaption>'
-            "</figure>"
-        )
+    def path(self, points: Iterable[tuple[float, float]]) -> str:
+        """The line through points, as the attribute `d` of an SVG path."""
+        return "M" + "L".join("{:.1f} {:.1f}".format(*self.place(*point)) for point in points)
 
 
-def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis, *, diagonal: bool = False) -> str:
-    """A figure with one or several lines, a legend where there are several; empty where there is no point.
+class LineChart(NamedTuple):
+    """What the macro `line_chart` of charts.html draws.
+
+    Attributes:
+        title: what it shows; also its name for those who do not see it.
+        diagonal: ends of the line on which both values are equal; empty: it is not drawn.
+    """
+
+    title: str
+    frame: Frame
+    lines: Sequence[Series]
+    diagonal: Sequence[tuple[float, float]] = ()
+
+    @property
+    def legend(self) -> list[tuple[str, str]]:
+        """Names and colours of the lines, where there are several."""
+        return [(line.name, line.color) for line in self.lines] if len(self.lines) > 1 else []
+
+
+def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis, *, diagonal: bool = False) -> LineChart | None:
+    """A chart of one or several lines; None where there is no point.
 
     Args:
-        title: what it shows; also its name for those who do not see it.
         diagonal: also draw where both values are equal.
     """
     series = [line._replace(points=_thinned(line.points)) if line.dots is None else line for line in series]
     points = [point for line in series for point in line.points]
     if not points:
-        return ""
+        return None
     frame = Frame(x.over([across for across, _ in points]), y.over([up for _, up in points]))
-    content = "".join(_line(line, [frame.place(*point) for point in line.points]) for line in series)
-    if diagonal:
-        low, high = max(frame.x.low, frame.y.low), min(frame.x.high, frame.y.high)
-        ends = [frame.place(value, value) for value in (low, high)]
-        content = f'<path class="diagonal" d="{_path(ends)}"/>{content}'
-    legend = "".join(f'<span class="{line.color}"><i></i>{escape(line.name)}</span>' for line in series)
-    return frame.figure(title, content, legend if len(series) > 1 else "")
-
-
-def _line(line: Series, places: Sequence[tuple[float, float]]) -> str:
-    dots = "".join(
-        f'<circle cx="{at_x:.1f}" cy="{at_y:.1f}" r="{radius:.1f}"><title>{escape(line.name)}: {value:.4g} at {at:.4g}'
-        "</title></circle>"
-        for (at_x, at_y), (at, value), radius in zip(places, line.points, line.dots or (), strict=False)
-    )
-    return f'<g class="{line.color}"><path d="{_path(places)}"/>{dots}</g>'
-
-
-def _path(places: Sequence[tuple[float, float]]) -> str:
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+    ends = max(frame.x.low, frame.y.low), min(frame.x.high, frame.y.high)
+    return LineChart(title, frame, series, [(end, end) for end in ends] if diagonal else ())
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -1,26 +1,72 @@
-"""The frame of the pages that segtune writes: one HTML file that works from anywhere and loads nothing."""
+"""Jinja2 templates, and HTML pages made of them: each is one file that works from anywhere and loads nothing."""
 
 from __future__ import annotations
 
 import base64
 import io
-from html import escape
-from importlib.resources import files
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 import segtune
 from segtune.errors import UsageError
 from segtune.files import write_atomic
-from segtune.labels.mask_values import Color
+from segtune.labels.markdown import escape_markdown
+from segtune.viz import numbers
 
-# Whatever slips into a page, a browser asks nobody for anything.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+@cache
+def environment() -> Environment:
+    """The templates of the package by their paths, such as "viz/templates/base.html".
+
+    What is put into HTML is escaped; in Markdown, the filter `md` escapes what others wrote. A name that a template
+    uses and nobody gives is an error.
+    """
+    made = Environment(
+        loader=PackageLoader("segtune", ""),
+        autoescape=lambda name: not (name or "").endswith(".md"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    made.globals["version"] = segtune.__version__
+    made.filters |= {
+        "by": numbers.by,
+        "count": numbers.count,
+        "interval": numbers.interval,
+        "md": escape_markdown,
+        "number": numbers.number,
+        "percent": lambda share: _unbroken(numbers.percent(share)),
+        "column_percent": lambda share: _unbroken(numbers.column_percent(share)),
+        "px": "{:.1f}".format,
+        "unbroken": _unbroken,
+    }
+    made.tests["known"] = numbers.is_known
+    return made
+
+
+def _unbroken(text: str) -> str:
+    """The same, with percent signs on the line of their numbers."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def render(template: str, **values: Any) -> str:
+    """The text of a template.
+
+    Args:
+        template: its path in the package, such as "report/templates/page.html".
+        values: what the template names. A page that extends "viz/templates/base.html" needs `title` and `command`, the
+            subcommand of segtune that writes it.
+    """
+    return environment().get_template(template).render(**values)
 
 
 def mark(command: str) -> str:
-    """The comment by which a page is known as one that `segtune COMMAND` wrote."""
+    """The comment by which a page is known as one that `segtune COMMAND` wrote; `base.html` begins with it."""
     return f"<!-- written by segtune {command} -->"
 
 
@@ -35,59 +81,8 @@ def write_page(path: Path, text: str) -> None:
     write_atomic(path, text)
 
 
-def document(title: str, body: str, *, command: str, style: str = "", script: str = "") -> str:
-    """A whole page, light or dark as the reader's system is.
-
-    Args:
-        body: HTML of the content.
-        command: that writes it, see `mark`.
-        style, script: CSS beside that of `page.css`, and JavaScript that runs when the content is there.
-    """
-    return (
-        f'<!DOCTYPE html>\n{mark(command)}\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{asset('viz/page.css')}{style}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n<footer>Written by segtune {segtune.__version__}.</footer>\n</main>\n"
-        f"{f'<script>{chr(10)}{script}</script>{chr(10)}' if script else ''}</body>\n</html>\n"
-    )
-
-
-def asset(name: str) -> str:
-    """The text of a file of the package."""
-    return (files("segtune") / name).read_text(encoding="utf-8")
-
-
 def data_url(picture: Image.Image, kind: str, **options: object) -> str:
     """A picture as a URL that holds it; `kind` is "jpeg" or "png", `options` are Pillow's for it."""
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def section(title: str, content: str, anchor: str) -> str:
-    """A part of a page under a heading, which `#anchor` leads to."""
-    heading = f'<h2 id="{anchor}-title">{title}</h2>'
-    return f'<section id="{anchor}" aria-labelledby="{anchor}-title">{heading}{content}</section>'
-
-
-def tile(number: str, text: str, note: str = "", kind: str = "") -> str:
-    """A number of the headline with what it is, and something smaller beside the number; `kind` is a class of it."""
-    small = f" <small>{escape(note)}</small>" if note else ""
-    return f'<div class="{f"tile {kind}".strip()}"><b>{escape(number)}{small}</b><span>{escape(text)}</span></div>'
-
-
-def swatch(color: Color | str) -> str:
-    """A square in a class's colour, for a legend or beside its name; a string is as CSS writes it."""
-    return f'<i class="swatch" style="background:{color if isinstance(color, str) else f"rgb{tuple(color)}"}"></i>'
-
-
-def bar(share: float, kind: str = "", inside: str = "") -> str:
-    """A number from 0 to 1 as a bar, beside which it is written; `kind` is a class of it, `inside` lies upon it."""
-    classes = f"bar {kind}".strip()
-    return f'<span class="{classes}" aria-hidden="true"><i style="width:{100 * share:.1f}%"></i>{inside}</span>'
-
-
-def scrolled(content: str, name: str) -> str:
-    """Something wide, which scrolls by itself on a narrow screen; `name` is for those who do not see it."""
-    return f'<div class="scroll" role="region" aria-label="{escape(name)}" tabindex="0">{content}</div>'

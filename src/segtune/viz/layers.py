@@ -1,4 +1,4 @@
-"""An image as layers for a page: the photograph, the truth, the prediction and where they differ."""
+"""Image layers for a page: the photograph, the truth, the prediction and where they differ, as data URLs."""
 
 from __future__ import annotations
 

@@ -1,92 +1,55 @@
-"""Number formatting, and numbers of an evaluation that only the report shows: confusions, boundary and interior."""
+"""Number formatting: how scores, intervals, shares and counts are written on pages, in tables, cards and messages."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
-
-import numpy as np
-
-from segtune.evaluation.evaluation import Evaluation
-from segtune.evaluation.scores import ratio
-
-LEAST_OF_CLASS, LEAST_OF_ALL = 0.01, 1e-4  # share of the pixels, below which a confusion is not worth a word
-_PERCENT = "\N{NO-BREAK SPACE}%"
 
 
-class Confused(NamedTuple):
-    """Pixels of one class that are predicted as another; `share` is that of the true class's pixels."""
-
-    truth: int
-    predicted: int
-    share: float
-    pixels: int
+def is_known(value: float | None) -> bool:
+    """Whether a score is defined: neither None nor nan."""
+    return value is not None and not math.isnan(value)
 
 
-def most_confused(confusion: np.ndarray, limit: int) -> list[Confused]:
-    """The pairs of classes that are taken for each other most, by the share of the true class's pixels.
-
-    Args:
-        confusion: `(K, K)`; row = truth, column = prediction.
-    """
-    share = np.nan_to_num(ratio(confusion, confusion.sum(axis=1, keepdims=True)))
-    share[np.diag_indices(len(share))] = 0
-    share[(share < LEAST_OF_CLASS) | (confusion < LEAST_OF_ALL * confusion.sum())] = 0
-    order = np.argsort(-share, axis=None, kind="stable")[:limit]
-    places = zip(*(axis.tolist() for axis in np.unravel_index(order, share.shape)), strict=True)
-    return [Confused(i, j, float(share[i, j]), int(confusion[i, j])) for i, j in places if share[i, j]]
+def number(value: float | None, digits: int = 3, *, signed: bool = False, undefined: str = "–") -> str:
+    """A score with its digits after the point; `undefined` where it is None or nan."""
+    return f"{value:{'+' if signed else ''}.{digits}f}" if is_known(value) else undefined
 
 
-class Region(NamedTuple):
-    """A part of the images: its share of the pixels, how many of them are right, its share of all mistakes."""
-
-    pixels: float
-    accuracy: float
-    mistakes: float
-
-
-def regions(evaluation: Evaluation) -> dict[str, Region]:
-    """The pixels near boundaries between classes of the truth, and the interior.
-
-    Args:
-        evaluation: a detailed one with confidences.
-
-    Returns:
-        "boundary" and "interior"; nan where there are no pixels, or no mistakes.
-    """
-    counts = np.sum([*evaluation.reliability.values()], axis=0)  # (regions, bins, 3)
-    everything, near = counts[:, :, :2].sum(axis=1)  # pixels, correct
-    parts = {"boundary": near, "interior": everything - near}
-    wrong = everything[0] - everything[1]
-    return {
-        name: Region(
-            *(float(ratio(*pair)) for pair in ((pixels, everything[0]), (right, pixels), (pixels - right, wrong)))
-        )
-        for name, (pixels, right) in parts.items()
-    }
-
-
-def number(value: float | None) -> str:
-    """A score with three digits; "–" where it is undefined."""
-    return "–" if value is None or np.isnan(value) else f"{value:.3f}"
-
-
-def interval(ends: Sequence[float | None]) -> str:
+def interval(ends: Sequence[float | None] | None, form: str = "{} – {}", *, signed: bool = False) -> str:
     """Both ends; nothing where there is no interval."""
-    return "" if None in ends else " – ".join(map(number, ends))
+    return form.format(*(number(end, signed=signed) for end in ends)) if ends and None not in ends else ""
+
+
+def percent(share: float | None) -> str:
+    """A share from 0 to 1: '0.042 %', '3.1 %', '47 %', '99.6 %'; "–" where it is undefined."""
+    if share is None or math.isnan(share):
+        return "–"
+    return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.4g} %"
 
 
 def column_percent(share: float | None) -> str:
     """A share from 0 to 1 for the column of a table, with one digit after the point: '0.0 %', '<0.1 %', '47.3 %'."""
-    if share is None or np.isnan(share):
+    if share is None or math.isnan(share):
         return "–"
-    return f"<0.1{_PERCENT}" if 0 < share < 0.0005 else f"{100 * share:.1f}{_PERCENT}"
+    return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
 
 
-def percent(share: float | None) -> str:
-    """A share from 0 to 1: '0.04 %', '3.1 %', '47 %'; "–" where it is undefined."""
-    if share is None or np.isnan(share):
-        return "–"
-    value = 100 * share
-    text = f"{value:.0f}" if value >= 10 or value == 0 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
-    return text + _PERCENT
+def count(number: int, noun: str, plural: str = "") -> str:
+    """'1 mask', '2 masks', '1,000 masks'."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def by(size: tuple[int, int]) -> str:
+    """A (height, width): '360x480'."""
+    return f"{size[0]}x{size[1]}"
+
+
+def duration(seconds: float) -> str:
+    """'1.2 s', '12 s', '3 min 5 s', '2 h 10 min'."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

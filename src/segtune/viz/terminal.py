@@ -10,6 +10,8 @@ from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from segtune.viz.numbers import interval, number
+
 Row = dict[str, Any]
 
 
@@ -30,13 +32,13 @@ def evaluation_table(result: Row) -> Table:
     for name, row in result["per_class"].items():
         scores = (row[key] for key in ("accuracy", "precision", "recall", "dice", "boundary_iou"))
         share = f"{100 * row['pixels'] / pixels:.2f} %" if pixels else "0"
-        interval = _interval(result["intervals"]["per_class"][name]["bca"])
+        ends = _interval(result["intervals"]["per_class"][name]["bca"])
         iou = "absent" if row["iou"] is None else _number(row["iou"])
-        table.add_row(name, iou, interval, *map(_number, scores), share, f"{row['images']}")
+        table.add_row(name, iou, ends, *map(_number, scores), share, f"{row['images']}")
     table.add_section()
     means = (result[f"mean_{key}"] for key in ("accuracy", "precision", "accuracy", "dice", "boundary_iou"))
-    interval = _interval(result["intervals"]["mean_iou"]["bca"])
-    table.add_row("mean", _number(result["mean_iou"]), interval, *map(_number, means), "", "")
+    ends = _interval(result["intervals"]["mean_iou"]["bca"])
+    table.add_row("mean", _number(result["mean_iou"]), ends, *map(_number, means), "", "")
     return table
 
 
@@ -56,11 +58,11 @@ def evaluation_lines(result: Row) -> Iterable[str]:
 
 
 def _headline(result: Row) -> str:
-    score = "undefined" if result["mean_iou"] is None else f"{result['mean_iou']:.4f}"
-    interval = _interval(result["intervals"]["mean_iou"]["bca"])
+    score = number(result["mean_iou"], 4, undefined="undefined")
+    ends = _interval(result["intervals"]["mean_iou"]["bca"])
     how = result["intervals"]
-    text = f"{result['split']} mIoU {score} {interval}".rstrip() + f" over {result['num_images']} images"
-    if not interval:
+    text = f"{result['split']} mIoU {score} {ends}".rstrip() + f" over {result['num_images']} images"
+    if not ends:
         return text
     units = f"{how['units']} groups" if how["unit"] == "group" else "images"
     return f"{text} ({100 * how['level']:g} % BCa interval, {how['resamples']} resamples of {units})"
@@ -72,10 +74,16 @@ def comparison_table(result: Row) -> Table:
     table = _table("class", ["A", "B", "B - A", level, "p", "q", "images"])
     changed = [(name, row) for name, row in result["per_class"].items() if row["changed"]]
     for name, row in sorted(changed, key=lambda item: -abs(item[1]["difference"])):
-        table.add_row(name, *_difference(row), _number(row["q_value"]), f"{row['images']}")
+        table.add_row(name, *_compared(row), _number(row["q_value"]), f"{row['images']}")
     table.add_section()
-    table.add_row("mean IoU", *_difference(result["mean_iou"]), "", f"{result['num_images']}")
+    table.add_row("mean IoU", *_compared(result["mean_iou"]), "", f"{result['num_images']}")
     return table
+
+
+def _compared(row: Row) -> list[str]:
+    """The cells of both runs' scores, their difference, its interval and p-value."""
+    scores = [_number(row["first"]), _number(row["second"]), _number(row["difference"], signed=True)]
+    return [*scores, _interval(row["bca"], signed=True), _number(row["p_value"])]
 
 
 def comparison_lines(result: Row) -> Iterable[str]:
@@ -84,8 +92,8 @@ def comparison_lines(result: Row) -> Iterable[str]:
     changed = sum(row["changed"] for row in known)
     yield f"{changed} of {len(known)} classes changed (false discovery rate 5 %: q at most 0.05)"
     row, units = result["mean_iou"], f"{result['units']} {result['unit']}s"
-    interval = _interval(row["bca"], True)
-    text = f"mIoU of B - A: {_signed(row['difference'])} {interval}".rstrip()
+    ends = _interval(row["bca"], signed=True)
+    text = f"mIoU of B - A: {_number(row['difference'], signed=True)} {ends}".rstrip()
     yield (
         f"{text}, p = {_number(row['p_value'])} ({100 * result['level']:g} % BCa interval of a paired bootstrap, "
         f"paired permutation test; {result['resamples']} resamples of {units})"
@@ -93,14 +101,14 @@ def comparison_lines(result: Row) -> Iterable[str]:
 
 
 def recipe_table(recipes: Sequence[Row]) -> Table:
-    """Which recipes there are, of `name`, `data`, `size`, `licence`, `checked`; those of `template` in a part below."""
+    """Which recipes there are, of `name`, `data`, `size`, `license`, `checked`; those of `template` in a part below."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("recipe", no_wrap=True)
     for name, ratio in (("data set", 5), ("images", 4), ("licence of the data", 4)):
         table.add_column(name, overflow="fold", ratio=ratio)
     table.add_column("checked")
-    for number, row in enumerate(recipes):
-        if row["template"] and number and not recipes[number - 1]["template"]:
+    for index, row in enumerate(recipes):
+        if row["template"] and index and not recipes[index - 1]["template"]:
             table.add_section()
         table.add_row(*(row[key] for key in ("name", "data", "size", "license", "checked")))
     return table
@@ -114,25 +122,13 @@ def _table(first: str, others: Sequence[str]) -> Table:
     return table
 
 
-def _difference(row: Row) -> list[str]:
-    """The cells of both runs' scores, their difference, its interval and p-value."""
-    scores = [_number(row["first"]), _number(row["second"]), _signed(row["difference"])]
-    return [*scores, _interval(row["bca"], True), _number(row["p_value"])]
-
-
 def _line(*parts: tuple[str, float | None]) -> str:
     return ", ".join(f"{name} {_number(value)}" for name, value in parts)
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.4f}"
+def _number(value: float | None, signed: bool = False) -> str:
+    return number(value, 4, signed=signed, undefined="-")
 
 
 def _interval(ends: Sequence[float | None], signed: bool = False) -> str:
-    if None in ends:
-        return ""
-    return "[{}, {}]".format(*(f"{end:+.3f}" if signed else f"{end:.3f}" for end in ends))
+    return interval(ends, "[{}, {}]", signed=signed)

@@ -46,7 +46,7 @@ def test_front_matter() -> None:
     assert card(Origin())[0] == {"pretty_name": "data set", "task_categories": ["image-segmentation"]}
     front, _ = card(Origin("x: y", license="see # there"), "parquet")
     assert (front["pretty_name"], front["license"], front["license_details"]) == ("x: y", "other", "see # there")
-    assert "configs" not in front  # see _front_matter
+    assert "configs" not in front  # see _metadata
 
 
 def test_text() -> None:
@@ -59,7 +59,7 @@ def test_text() -> None:
         "| train | 2 | 100 |",
         "| class | id | colour | % of train | % of val | % of test |",
         "| sky | 0 | `#0000ff` | 75.000 | 0.000 | – |",
-        "| ro\\|ad | 1, 2 | `#804080` | 25.000 | 100.000 | – |",
+        "| ro&#124;ad | 1, 2 | `#804080` | 25.000 | 100.000 | – |",
         "| *ignored, of all pixels* | | | 60.000 | 0.000 | 100.000 |",
     ):
         assert line in lines
@@ -69,3 +69,20 @@ def test_text() -> None:
 def test_how_it_is_loaded() -> None:
     assert any("dataset.path" in line for line in card(Origin())[1])
     assert any("load_dataset" in line for line in card(Origin(), "parquet")[1])
+
+
+def test_words_of_others_break_neither_tables_nor_the_page(tmp_path: Path) -> None:
+    hostile, shown = "a|b\n<script>`*c*`", "a&#124;b &lt;script>&#96;&#42;c&#42;&#96;"
+    label_map = LabelMap.from_ids({0: hostile}, colors={hostile: "#0000ff"})
+    text = data_card(
+        Origin(hostile, hostile, hostile, hostile), label_map, {"train": Count(1, [4, 0])}, "folder", None, 0
+    )
+    lines = text.splitlines()
+    for line in (f"# {shown}", f"- Source: {shown}", f"- Licence: {shown}", f"| {shown} | 0 | `#0000ff` | 100.000 |"):
+        assert line in lines
+    assert "<script" not in text.split("---\n", 2)[2]
+    assert yaml.safe_load(text.split("---\n")[1])["license_details"] == hostile
+
+
+def test_card_names_no_path_of_this_machine(tmp_path: Path) -> None:
+    assert str(tmp_path.parent) not in data_card(Origin.of(str(tmp_path)), LABELS, COUNTS, "folder", None, 0)
