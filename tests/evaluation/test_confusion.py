@@ -79,6 +79,12 @@ def test_many_classes_in_short_runs(largest):
     assert counts.sum() == reference.size
 
 
+@pytest.mark.parametrize("ignore_index", [-1, 0, 255, 256])
+def test_bytes_without_an_ignored_pixel(ignore_index):
+    maps = np.ones((2, 3), np.uint8)
+    assert count_pairs(maps, maps, 2, ignore_index).tolist() == [[0, 0], [0, 6]]
+
+
 def test_no_pixels():
     assert count_pairs(np.zeros((0, 3), np.uint8), np.zeros((0, 3), np.uint8), 2).tolist() == [[0, 0], [0, 0]]
     assert count_pairs(np.ones((1, 1), bool), np.ones((1, 1), bool), 2).tolist() == [[0, 0], [0, 1]]
