@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from segtune.files import write_atomic
+from segtune.files import read_json_lines, write_atomic, write_folder
 
 
 def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,3 +20,21 @@ def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch:
     with pytest.raises(OSError, match="disk full"):
         write_atomic(path, b"second")
     assert path.read_bytes() == b"first"
+
+
+def test_a_write_that_fails_leaves_the_old_folder(tmp_path: Path) -> None:
+    target = tmp_path / "best"
+    write_folder(target, lambda folder: (folder / "a").write_text("old"))
+
+    def fail(folder: Path) -> None:
+        (folder / "a").write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_folder(target, fail)
+    assert (target / "a").read_text() == "old"
+
+
+def test_json_lines_without_a_torn_end(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert read_json_lines(tmp_path / "m.jsonl") == [{"step": 1}, {"step": 2}]

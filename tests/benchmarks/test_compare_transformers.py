@@ -127,17 +127,26 @@ def test_several_networks_are_measured_each_in_a_process_of_its_own(monkeypatch:
 
 
 def test_command_prints_one_json_object_and_draws(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    result: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    benches: list[Bench] = []
+    monkeypatch.setattr(compare_transformers, "run_bench", lambda bench: benches.append(bench) or result)
     monkeypatch.setattr(compare_transformers, "peak_memory", lambda bench, side, task: 300.0 + bench.size)
     plot = tmp_path / "c.png"
     main(["--size=32", "--labels=3", "--repeats=1", "--json", f"--plot={plot}", "--plot-sizes=32,64"])
     out, err = capsys.readouterr()
-    found = json.loads(out)
-    assert "c.png" in err
-    assert [row["size"] for row in found["curve"]] == [32, 64]
-    assert found["results"][0]["bench"]["labels"] == 3 and found["results"][0]["train"]["wall"]["ratio"] > 0
-    assert plot.stat().st_size > 1000
+    assert benches == [Bench(size=32, labels=3, repeats=1)]
+    assert json.loads(out)["results"] == [result]
+    assert [row["size"] for row in json.loads(out)["curve"]] == [32, 64]
+    assert "c.png" in err and plot.stat().st_size > 1000
+
+
+def test_command_prints_a_table(
+    result: dict, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compare_transformers, "run_bench", lambda bench: result)
+    main(["--variants=b0"])
+    assert capsys.readouterr().out == f"{table([result])}\n"
 
 
 @pytest.mark.parametrize(

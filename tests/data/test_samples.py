@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import PIL.Image
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from segtune.data.dataset import DatasetConfig, find_label_map, load_segmentation_dataset
@@ -180,12 +182,6 @@ def test_errors_of_workers_name_the_sample(tmp_path: Path) -> None:
 # -- steps ------------------------------------------------------------------------------------------------------------
 
 
-def step_samples(batches: list[list[Any]], accumulation_steps: int) -> list[Counter[Any]]:
-    """The samples of each step, in any order."""
-    steps = range(0, len(batches), accumulation_steps)
-    return [Counter(key for batch in batches[i : i + accumulation_steps] for key in batch) for i in steps]
-
-
 def test_every_epoch_holds_every_sample_once() -> None:
     batches = list(StepSampler(10, 4, max_steps=5))
     assert [len(batch) for batch in batches] == [4] * 5
@@ -199,39 +195,64 @@ def test_every_epoch_holds_every_sample_once() -> None:
 def test_order_is_the_permutation_of_seed_and_epoch() -> None:
     expected = [(e, int(i)) for e in range(2) for i in np.random.default_rng([7, e]).permutation(3)]
     assert [key for batch in StepSampler(3, 2, seed=7, max_steps=3) for key in batch] == expected
+    assert list(StepSampler(30, 2, max_steps=3)) == list(StepSampler(30, 2, seed=0, max_steps=3))
     assert list(StepSampler(30, 2, seed=8, max_steps=3)) != list(StepSampler(30, 2, seed=7, max_steps=3))
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "accumulation_steps", "num_processes"), [(1, 8, 1), (2, 2, 2), (1, 2, 4), (4, 1, 2)]
-)
-def test_a_step_holds_the_same_samples_however_it_is_split(
-    batch_size: int, accumulation_steps: int, num_processes: int
-) -> None:
-    whole = step_samples(list(StepSampler(13, 8, seed=5, max_steps=6)), 1)
-    parts = [Counter[Any]() for _ in range(6)]
-    for process_index in range(num_processes):
-        sampler = StepSampler(
-            13,
+# Samples of the data set, batch size, accumulation steps, processes.
+DIVISIONS = st.tuples(st.integers(1, 12), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
+
+
+def steps_of(num_samples: int, layout: tuple[int, int, int], **options: int) -> list[list[Any]]:
+    """The keys of each step, of all its micro-batches and processes in the order of the endless stream."""
+    batch_size, accumulation_steps, num_processes = layout
+    samplers = [
+        StepSampler(
+            num_samples,
             batch_size,
             accumulation_steps=accumulation_steps,
             process_index=process_index,
             num_processes=num_processes,
-            seed=5,
-            max_steps=6,
+            **options,
         )
-        assert len(sampler) == 6 * accumulation_steps
-        for total, part in zip(parts, step_samples(list(sampler), accumulation_steps), strict=True):
-            total.update(part)
-    assert parts == whole
+        for process_index in range(num_processes)
+    ]
+    assert {len(list(sampler)) for sampler in samplers} == {len(sampler) for sampler in samplers}
+    micro_steps = [[key for batch in batches for key in batch] for batches in zip(*samplers, strict=True)]
+    starts = range(0, len(micro_steps), accumulation_steps)
+    return [[key for keys in micro_steps[i : i + accumulation_steps] for key in keys] for i in starts]
 
 
-@pytest.mark.parametrize("start_step", [0, 1, 4, 6])
-def test_a_resumed_run_goes_on(start_step: int) -> None:
-    options: dict[str, Any] = {"accumulation_steps": 2, "process_index": 1, "num_processes": 2, "max_steps": 6}
-    resumed = StepSampler(7, 3, start_step=start_step, **options)
-    assert list(resumed) == list(StepSampler(7, 3, **options))[start_step * 2 :]
-    assert len(resumed) == (6 - start_step) * 2
+@given(DIVISIONS, st.integers(0, 3))
+@settings(deadline=None, max_examples=40)
+def test_every_index_comes_once_in_an_epoch(division: tuple[int, int, int, int], seed: int) -> None:
+    num_samples, *layout = division
+    stream = [key for step in steps_of(num_samples, tuple(layout), seed=seed, max_steps=9) for key in step]
+    assert len(stream) == 9 * math.prod(layout)
+    assert [epoch for epoch, _ in stream] == [position // num_samples for position in range(len(stream))]
+    for start in range(0, len(stream) - num_samples + 1, num_samples):
+        assert sorted(index for _, index in stream[start : start + num_samples]) == list(range(num_samples))
+    assert len(set(stream)) == len(stream)
+
+
+@given(DIVISIONS, st.integers(0, 3))
+@settings(deadline=None, max_examples=40)
+def test_a_step_holds_the_same_samples_however_it_is_divided(division: tuple[int, int, int, int], seed: int) -> None:
+    num_samples, *layout = division
+    whole = steps_of(num_samples, (math.prod(layout), 1, 1), seed=seed, max_steps=5)
+    assert steps_of(num_samples, tuple(layout), seed=seed, max_steps=5) == whole
+
+
+@given(DIVISIONS, st.integers(0, 7), st.data())
+@settings(deadline=None, max_examples=40)
+def test_a_run_resumed_at_any_step_goes_on(division: tuple[int, int, int, int], start: int, data: Any) -> None:
+    """Also where the images of a step are then divided in another way."""
+    num_samples, *layout = division
+    whole = steps_of(num_samples, tuple(layout), max_steps=6)
+    images = math.prod(layout)
+    batch_size = data.draw(st.sampled_from([size for size in range(1, images + 1) if images % size == 0]))
+    for resumed in (tuple(layout), (batch_size, images // batch_size, 1)):
+        assert steps_of(num_samples, resumed, start_step=start, max_steps=6) == whole[start:]
 
 
 def test_fewer_samples_than_a_batch() -> None:

@@ -19,7 +19,7 @@ from segtune.data.config import DatasetConfig
 from segtune.data.dataset import open_dataset
 from segtune.data.loader import TrainingBatches
 from segtune.data.streaming import ShardStream, StreamSampler
-from segtune.data.transforms import TrainTransform, TransformConfig
+from segtune.data.transforms import TransformConfig
 from segtune.errors import DataError, UsageError
 from segtune.labels.label_map import LabelMap
 
@@ -169,9 +169,9 @@ def test_going_on_reads_the_block_only(opened: tuple[Any, LabelMap], monkeypatch
 
 def batches(opened: tuple[Any, LabelMap], **options: Any) -> TrainingBatches:
     dataset, label_map = opened
-    transform = TrainTransform(TransformConfig(crop_size=8, scale=(1, 1)), label_map.ignore_index)
+    transforms = TransformConfig(crop_size=8, scale=(1, 1))
     settings = {"batch_size": 2, "accumulation_steps": 2, "buffer": 4} | options
-    return TrainingBatches(settings.pop("rows", dataset["train"]), label_map, transform, 7, **settings)
+    return TrainingBatches(settings.pop("rows", dataset["train"]), label_map, transforms, 7, **settings)
 
 
 def names(steps: Any) -> list[list[str]]:
@@ -200,7 +200,9 @@ def test_a_run_goes_on_where_it_stopped(opened: tuple[Any, LabelMap], workers: i
     done = [next(steps) for _ in range(stop)]
     state = first.state_after(stop)
     del steps
-    rest = list(batches(opened).steps(stop, 8, state))
+    resumed = batches(opened)
+    resumed.restore([state])
+    rest = list(resumed.steps(stop, 8))
     assert names(done + rest) == names(whole)
     assert torch.equal(rest[0][0]["pixel_values"], whole[stop][0]["pixel_values"])
     epoch = [name for step in names(done + rest) for name in step][:TOTAL]

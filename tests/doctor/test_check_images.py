@@ -60,8 +60,8 @@ def test_twelve_bits_everywhere_get_their_range(diagnose: Any, noise: Any, strip
     pairs = [(noise()[:, :, 0].astype(np.uint16) * 16, stripes) for _ in range(4)]
     (found,) = (finding for finding in diagnose({"train": pairs}).findings if finding.code == "value-range")
     assert found.fix == ("transforms.value_range=[0, 4095]",) and not found.drop
-    mended = TransformConfig(crop_size=16, value_range=(0, 4095))
-    codes = [finding.code for finding in diagnose({"train": pairs}, transforms=mended).findings]
+    fixed = TransformConfig(crop_size=16, value_range=(0, 4095))
+    codes = [finding.code for finding in diagnose({"train": pairs}, transforms=fixed).findings]
     assert not {"value-range", "unreadable", "normalization"} & set(codes)
 
 

@@ -134,7 +134,7 @@ def first_mask(tiles: Path) -> str:
     return min((tiles / "masks" / "train").iterdir()).relative_to(tiles).as_posix()
 
 
-def test_findings_are_printed_with_what_mends_them(doctor: Any, tiles: Path) -> None:
+def test_findings_are_printed_with_what_fixes_them(doctor: Any, tiles: Path) -> None:
     code, out, _ = doctor(tiles, "transforms.crop_size=128")
     assert code == 1
     title, message, files, *_ = (line.strip() for line in out.splitlines())
@@ -147,7 +147,7 @@ def test_findings_are_printed_with_what_mends_them(doctor: Any, tiles: Path) -> 
     assert "\x1b" not in out  # no colours into a pipe
 
 
-def test_the_line_that_mends_it_mends_it(doctor: Any, tiles: Path) -> None:
+def test_the_line_that_fixes_it_fixes_it(doctor: Any, tiles: Path) -> None:
     labels = {"0": "ocean", "1": "humid", "2": "arid", "3": "polar", "77": None}
     code, out, _ = doctor(tiles, "transforms.crop_size=128", f"dataset.labels={json.dumps(labels)}")
     assert code == 0 and "unnamed-ids" not in out

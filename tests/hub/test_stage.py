@@ -13,9 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from segtune.errors import UsageError
 from segtune.hub.stage import CODE_FILES, example_picture, find_overlays, stage
-from segtune.training.run_folder import find_checkpoint
 from support.run_folders import names, write_run
 
 
@@ -36,20 +34,6 @@ PLAIN = {"config.json", "model.safetensors", "preprocessor_config.json", "recipe
 def test_no_pickle_and_no_state_of_the_optimiser_is_pushed(run: Path, target: Path) -> None:
     stage(run, target, with_code=False, pictures=True)
     assert names(target) == PLAIN
-
-
-def test_best_weights_are_taken_else_the_last_else_those_that_are_named(run: Path) -> None:
-    assert find_checkpoint(run) == (run, run / "best")
-    assert find_checkpoint(run / "final") == (run, run / "final")
-    shutil.rmtree(run / "best")
-    assert find_checkpoint(run) == (run, run / "final")
-    shutil.rmtree(run / "final")
-    with pytest.raises(UsageError, match="has no weights yet"):
-        find_checkpoint(run)
-    with pytest.raises(UsageError, match="no such run folder"):
-        find_checkpoint(run / "nowhere")
-    with pytest.raises(UsageError, match=r"is no run folder: it has no recipe\.yaml"):
-        find_checkpoint(run / "checkpoints")
 
 
 def test_what_is_staged_does_not_change_with_the_run(run: Path, target: Path) -> None:

@@ -3,16 +3,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from segtune.errors import UsageError
 from segtune.inference.outputs import COCO_FILE, Wanted, find_images, plan_targets
-from segtune.labels.label_map import LabelMap
-from segtune.viz.comparisons import Comparisons
-
-LABELS = LabelMap.from_names(["sky", "road"], colors=[(1, 2, 3), (250, 240, 230)])
 
 
 @pytest.fixture
@@ -125,27 +120,3 @@ def test_what_is_there_is_not_overwritten_unasked(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"b\.png and 1 more exist already"):
         plan_targets(images, out, Wanted(polygons="coco"))
     assert len(plan_targets(images, out, Wanted(polygons="coco"), overwrite=True)) == 2
-
-
-def test_comparisons_are_spread_over_the_split(tmp_path: Path) -> None:
-    ids = [f"drive/{i}" for i in range(20)]
-    pictures = Comparisons(tmp_path / "out", LABELS, ids, limit=8)
-    assert pictures.ids == [f"drive/{i}" for i in (0, 2, 5, 7, 10, 12, 15, 17)]
-    labels = np.zeros((20, 30), dtype=np.uint8)
-    for sample_id in reversed(ids):  # in any order
-        pictures.save(sample_id, np.zeros((20, 30, 3), np.uint8), labels, labels)
-    pictures.save_overview()
-    assert {path.stem for path in (tmp_path / "out" / "drive").iterdir()} == {i.split("/")[1] for i in pictures.ids}
-    folder = tmp_path / "out"
-    with Image.open(folder / "drive" / "0.png") as one, Image.open(folder / "overview.png") as sheet:
-        assert sheet.width > 2 * one.width
-        assert sheet.height > 3 * one.height
-
-
-def test_overview_of_a_single_picture(tmp_path: Path) -> None:
-    pictures = Comparisons(tmp_path, LABELS, ["one"], limit=12)
-    labels = np.zeros((20, 30), dtype=np.uint8)
-    pictures.save("one", np.zeros((20, 30, 3), np.uint8), labels, labels)
-    pictures.save_overview()
-    with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "overview.png") as sheet:
-        assert sheet.size == one.size

@@ -11,12 +11,14 @@ from segtune.errors import UsageError
 from segtune.labels.mask_values import (
     NO_DATA,
     as_color,
+    count_codes,
     count_values,
     decode_value,
     distinct_colors,
     encode_value,
     id_range,
     mask_codes,
+    pack,
     read_color,
     shorten,
     show_value,
@@ -49,7 +51,12 @@ def test_colors_become_codes_and_grey_pictures_ids() -> None:
         assert [decode_value(code, is_color) for code in codes[0].tolist()] == [(128, 64, 32), (0, 0, 1)]
     codes, is_color = mask_codes(np.full((2, 2, 3), 7, np.uint8))
     assert (codes.tolist(), is_color) == ([[7, 7], [7, 7]], False)
+    codes, is_color = mask_codes(np.array([[[7, 7, 7, 255]]], np.uint8))
+    assert (codes.tolist(), is_color) == ([[7]], False)
+    assert count_codes(np.array([[7, 7]])) == {7: 2}
+    assert count_codes(np.array([[7, 7]]), colors=True) == {(0, 0, 7): 2}
     assert mask_codes(np.array([[True, False]]))[0].tolist() == [[1, 0]]
+    assert pack(np.array([[[7]]])).tolist() == [[0x070707]]
     assert mask_codes(np.array([[0.5, 2]]))[0].tolist() == [[0.5, 2]]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -263,3 +264,23 @@ def test_other_networks_and_other_files(tmp_path: Path) -> None:
         read_original(tmp_path / "text.pth")
     with pytest.raises(DataError, match="no such file"):
         read_original(tmp_path / "none.pth")
+    with pytest.raises(DataError, match=r"is no checkpoint of PyTorch \(IsADirectoryError\)"):
+        read_original(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_files_are_one_message(tmp_path: Path, zipped: bool) -> None:
+    """Whatever the unpickler makes of missing or changed bytes, it is the file's fault and no traceback."""
+    path, said = tmp_path / "a.pth", set()
+    torch.save({"a.weight": torch.rand(2, 2), "meta": ("x", 1.5)}, path, _use_new_zipfile_serialization=zipped)
+    content, generator = path.read_bytes(), random.Random(0)
+    for _ in range(200):
+        damaged = bytearray(content[: generator.choice((len(content), generator.randrange(1, len(content))))])
+        for at in generator.choices(range(len(damaged)), k=3):
+            damaged[at] = generator.randrange(256)
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"a\.pth (is no|holds more than tensors)") as refusal:
+            read_original(path)
+        said.add(str(refusal.value).removeprefix(str(path)).partition(":")[0])
+    assert len(said) > 3

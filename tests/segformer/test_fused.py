@@ -1,21 +1,58 @@
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from segtune.hub.stage import AUTO_MAPS, CODE_FILES
+from segtune.segformer import fused
 from segtune.segformer.configuration_segformer import SegformerConfig
-from segtune.segformer.fused import MixFFN, NormQueryKeyValue, SumNormClassify, mix_ffn
-from segtune.segformer.modeling_segformer import (
-    SegformerBlock,
-    SegformerDecodeHead,
-    SegformerForSemanticSegmentation,
-    SegformerMixFFN,
+from segtune.segformer.fused import (
+    FusedMixFFN,
+    FusedProjections,
+    JointKeyValue,
+    MatrixReduction,
+    MixFFN,
+    MixFFNWeights,
+    NormQueryKeyValue,
+    ProjectionWeights,
+    is_plain,
+    mix_ffn,
 )
+from segtune.segformer.fused_decode_head import ComposedFusion, FusedDecodeHead, StripDecodeHead
+from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation, SegformerMLP
 from support import networks
 
 TINY = {**networks.TINY, "num_labels": 5, "drop_path_rate": 0.0}
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_each_fast_path_applies_to_an_untouched_network(grad: bool) -> None:
+    model = SegformerForSemanticSegmentation(SegformerConfig(**TINY)).train(grad)
+    features = [torch.zeros(1, 8, 8, size) for size in TINY["hidden_sizes"]]
+    with torch.set_grad_enabled(grad):
+        for (block,) in model.segformer.encoder.block:
+            attention = block.attention.self
+            assert FusedMixFFN.applies(block)
+            assert FusedProjections.applies(block, torch.zeros(1, 8, 8, 1)) is grad
+            assert JointKeyValue.applies(attention)
+            assert attention.ratio == 1 or MatrixReduction.applies(attention)
+        assert ComposedFusion.applies(model.decode_head)
+        assert FusedDecodeHead.applies(model.decode_head) is grad
+        assert StripDecodeHead.applies(model.decode_head, features) is not grad
+
+
+def test_a_class_of_the_same_name_elsewhere_is_not_plain() -> None:
+    assert is_plain(SegformerMLP(2, 3), "SegformerMLP")
+    assert not is_plain(type("SegformerMLP", (SegformerMLP,), {})(2, 3), "SegformerMLP")
+    assert not is_plain(type("Linear", (nn.Linear,), {})(2, 3), nn.Linear)
 
 
 def mix_ffn_inputs(dtype: torch.dtype, channels: int = 4, wide: int = 8) -> list[torch.Tensor]:
@@ -24,10 +61,8 @@ def mix_ffn_inputs(dtype: torch.dtype, channels: int = 4, wide: int = 8) -> list
     return [torch.randn(shape, dtype=dtype) for shape in [*shapes, (channels, wide), (channels,)]]
 
 
-def apply_mix_ffn(
-    x: torch.Tensor, norm_weight: torch.Tensor, norm_bias: torch.Tensor, *others: torch.Tensor
-) -> torch.Tensor:
-    return MixFFN.apply(x, norm_weight, norm_bias, 1e-5, *others)
+def apply_mix_ffn(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+    return MixFFN.apply(x, 1e-5, *MixFFNWeights(*weights))
 
 
 def test_mix_ffn_gradients_against_finite_differences() -> None:
@@ -35,18 +70,17 @@ def test_mix_ffn_gradients_against_finite_differences() -> None:
     assert torch.autograd.gradcheck(apply_mix_ffn, inputs)
 
 
-@pytest.mark.parametrize("band", [1, 100, 2**19])
-def test_mix_ffn_does_not_depend_on_the_bands(band: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("strip", [1, 100, 2**19])
+def test_mix_ffn_does_not_depend_on_the_strips(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = [value.requires_grad_() for value in mix_ffn_inputs(torch.float64)]
     whole = apply_mix_ffn(*inputs)
     grads = torch.autograd.grad(whole.square().sum(), inputs)
-    monkeypatch.setattr("segtune.segformer.upsampling._CPU_BAND", band)
-    banded = apply_mix_ffn(*inputs)
-    torch.testing.assert_close(banded, whole)
-    torch.testing.assert_close(torch.autograd.grad(banded.square().sum(), inputs), grads)
-    x, norm_weight, norm_bias, *others = inputs
+    monkeypatch.setattr("segtune.segformer.upsampling._CPU_STRIP", strip)
+    in_strips = apply_mix_ffn(*inputs)
+    torch.testing.assert_close(in_strips, whole)
+    torch.testing.assert_close(torch.autograd.grad(in_strips.square().sum(), inputs), grads)
     with torch.no_grad():
-        torch.testing.assert_close(mix_ffn(x, norm_weight, norm_bias, 1e-5, *others), whole)
+        torch.testing.assert_close(mix_ffn(inputs[0], 1e-5, MixFFNWeights(*inputs[1:])), whole)
 
 
 @pytest.mark.parametrize(("ratio", "size"), [(1, (3, 2)), (2, (4, 6)), (2, (5, 3))])
@@ -57,9 +91,8 @@ def test_query_key_value_gradients_against_finite_differences(ratio: int, size: 
     shapes += [(c, ratio**2 * c), (c,), (c,), (c,)] if ratio > 1 else []
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
 
-    def project(x: torch.Tensor, norm_weight: torch.Tensor, norm_bias: torch.Tensor, *others: torch.Tensor) -> object:
-        reduction = (*others[4:], 1e-5) if ratio > 1 else ()
-        return NormQueryKeyValue.apply(x, norm_weight, norm_bias, 1e-5, *others[:4], ratio, *reduction)
+    def project(x: torch.Tensor, *weights: torch.Tensor) -> object:
+        return NormQueryKeyValue.apply(x, ratio, 1e-5, 1e-5, *ProjectionWeights(*weights))
 
     assert torch.autograd.gradcheck(project, inputs)
 
@@ -80,99 +113,16 @@ def test_mix_ffn_with_frozen_weights_passes_the_gradient_on() -> None:
     assert all(value.grad is None for value in inputs[1:])
 
 
-def apply_head(noise: torch.Tensor | None, *inputs: torch.Tensor) -> torch.Tensor:
-    first, weight, bias, norm_weight, norm_bias, classify_weight, classify_bias, *maps = inputs
-    norm = (norm_weight, norm_bias, None, None, 0.1, 1e-5, None)
-    return SumNormClassify.apply(first, weight, bias, *norm, noise, classify_weight, classify_bias, *maps)
-
-
-@pytest.mark.parametrize("dropout", [False, True])
-@pytest.mark.parametrize("band", [1, 2**19])
-def test_head_gradients_against_finite_differences(dropout: bool, band: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segtune.segformer.upsampling._CPU_BAND", band)
-    torch.manual_seed(0)
-    shapes = [(2, 3, 5, 2), (4, 2), (4,), (4,), (4,), (3, 4), (3,), (2, 2, 3, 4), (2, 1, 1, 4)]
-    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    noise = torch.tensor([[2.0, 0, 2, 2], [0, 2, 2, 0]], dtype=torch.float64) if dropout else None
-    assert torch.autograd.gradcheck(lambda *x: apply_head(noise, *x), inputs)
-
-
-def test_head_with_a_frozen_encoder_gives_the_same_other_gradients() -> None:
-    torch.manual_seed(0)
-    shapes = [(2, 3, 5, 2), (4, 2), (4,), (4,), (4,), (3, 4), (3,), (2, 2, 3, 4)]
-    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
-    full = torch.autograd.grad(apply_head(None, *inputs).square().sum(), inputs)
-    inputs[0] = inputs[0].detach()
-    frozen = torch.autograd.grad(apply_head(None, *inputs).square().sum(), inputs[1:])
-    torch.testing.assert_close(frozen, full[1:], rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("p", [0.0, 0.5])
-@pytest.mark.parametrize("offset", [0.0, 300.0])
-def test_head_equals_its_modules(p: float, offset: float) -> None:
-    """Outputs, gradients and running statistics, with the same dropout draw; with a mean far from 0 too."""
-    torch.manual_seed(0)
-    config = SegformerConfig(**TINY, classifier_dropout_prob=p)
-    head = SegformerForSemanticSegmentation(config).decode_head.train()
-    nn.init.normal_(head.batch_norm.weight)
-    nn.init.normal_(head.batch_norm.bias)
-    for mlp in head.linear_c:
-        nn.init.normal_(mlp.proj.weight)
-        nn.init.constant_(mlp.proj.bias, offset)
-    nn.init.normal_(head.linear_fuse.weight)
-    start = {name: value.clone() for name, value in head.state_dict().items()}
-    sizes = [(9, 13), (5, 7), (3, 4), (2, 2)]
-    features = [torch.randn(2, *size, c) for size, c in zip(sizes, TINY["hidden_sizes"], strict=True)]
-    results = []
-    for fused in (True, False):
-        head.load_state_dict(start)
-        head.zero_grad()
-        leaves = [feature.clone().requires_grad_() for feature in features]
-        torch.manual_seed(1)
-        if fused:
-            assert head._is_fusible()
-            logits = head(leaves)
-        else:
-            noise = torch.empty(2, 16).bernoulli_(1 - p).div_(1 - p)[:, :, None, None] if p else 1.0
-            logits = head.classifier(F.relu(head.batch_norm(head._fuse_literally(leaves))) * noise)
-        logits.square().sum().backward()
-        grads = {name: value.grad for name, value in head.named_parameters() if not name.endswith("proj.bias")}
-        inputs = [leaf.grad for leaf in leaves]
-        results.append((logits.detach(), inputs, grads, {n: v.clone() for n, v in head.batch_norm.named_buffers()}))
-    tolerance = 1e-4 if offset == 0 else 5e-3  # 300 is a hundred standard deviations
-    scale = results[1][2]["linear_fuse.weight"].abs().max().item()
-    torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance * max(1.0, scale / 10))
-    assert results[0][3]["num_batches_tracked"] == 1
-
-
-def test_dropout_drops_whole_channels_at_its_rate() -> None:
-    torch.manual_seed(0)
-    head = SegformerForSemanticSegmentation(
-        SegformerConfig(**{**TINY, "decoder_hidden_size": 2000, "num_labels": 2000}, classifier_dropout_prob=0.25)
-    ).decode_head.train()
-    with torch.no_grad():
-        head.batch_norm.bias.fill_(1.0)
-        head.batch_norm.weight.zero_()  # every channel is 1 after the norm
-        head.classifier.weight.copy_(torch.eye(2000)[:, :, None, None])
-        head.classifier.bias.zero_()
-    logits = head([torch.randn(1, 2, 2, size) for size in TINY["hidden_sizes"]])
-    assert torch.equal(logits[..., 0, 0], logits[..., 1, 1])
-    kept = logits[0, :, 0, 0]
-    assert sorted(kept.unique().tolist()) == pytest.approx([0.0, 1 / 0.75])
-    assert (kept == 0).float().mean().item() == pytest.approx(0.25, abs=0.04)
-
-
 def test_fused_network_keeps_less_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model = SegformerForSemanticSegmentation(SegformerConfig(**TINY, classifier_dropout_prob=0.0)).train()
     pixel_values = torch.randn(2, 3, 64, 64)
     labels = torch.randint(0, 5, (2, 64, 64))
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     grads, kept = [], []
-    for fused in (True, False):
-        if not fused:
-            monkeypatch.setattr(SegformerMixFFN, "is_fusible", lambda self: False)
-            monkeypatch.setattr(SegformerDecodeHead, "_is_fusible", lambda self: False)
-            monkeypatch.setattr(SegformerBlock, "_can_fuse_norm", lambda self, x: False)
+    for fast in (True, False):
+        if not fast:
+            for path in (FusedProjections, FusedMixFFN, FusedDecodeHead):
+                monkeypatch.setattr(path, "applies", lambda *_: False)
         storages: dict[int, int] = {}
 
         def pack(tensor: torch.Tensor, storages: dict[int, int] = storages) -> torch.Tensor:
@@ -210,3 +160,27 @@ def test_second_derivative_is_refused() -> None:
     inputs = [value.requires_grad_() for value in mix_ffn_inputs(torch.float32)]
     with pytest.raises(RuntimeError, match="the Mix-FFN keeps too little for a second derivative"):
         torch.autograd.grad(apply_mix_ffn(*inputs).sum(), inputs[0], create_graph=True)
+
+
+@pytest.mark.slow
+def test_fast_paths_apply_to_code_from_the_hub(tmp_path: Path) -> None:
+    """There the network's files belong to another package, whose classes are plain in their turn."""
+    for name in CODE_FILES:
+        shutil.copy(Path(fused.__file__).with_name(name), tmp_path / name)
+    model = SegformerForSemanticSegmentation(SegformerConfig(**TINY))
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"auto_map": AUTO_MAPS["config.json"]}))
+    code = (
+        "import sys, torch\n"
+        "from transformers import AutoModelForSemanticSegmentation as Auto\n"
+        f"model = Auto.from_pretrained({str(tmp_path)!r}, trust_remote_code=True).train()\n"
+        "assert not any(name.split('.')[0] == 'segtune' for name in sys.modules)\n"
+        "network = sys.modules[type(model).__module__]\n"
+        "block = model.segformer.encoder.block[0][0]\n"
+        "print(network.FusedMixFFN.applies(block), network.FusedProjections.applies(block, torch.zeros(1, 8, 8, 8)))\n"
+        "print(network.FusedDecodeHead.applies(model.decode_head))\n"
+    )
+    environment = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), "PATH": "/usr/bin:/bin"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=240)
+    assert result.stdout.split() == ["True"] * 3, result.stderr

@@ -1,18 +1,16 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
-from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from torch import nn
 from torch.nn import functional as F
 
 from segtune.segformer import upsampling
 from segtune.segformer.configuration_segformer import SegformerConfig
+from segtune.segformer.fused_decode_head import ComposedFusion
 from segtune.segformer.modeling_segformer import (
     SegformerForImageClassification,
     SegformerForSemanticSegmentation,
@@ -20,13 +18,9 @@ from segtune.segformer.modeling_segformer import (
     segmentation_loss,
     valid_pixels,
 )
+from support import networks
 
-TINY = {
-    "hidden_sizes": (8, 16, 24, 32),
-    "depths": (1, 1, 1, 1),
-    "num_attention_heads": (1, 2, 3, 4),
-    "decoder_hidden_size": 16,
-}
+TINY = networks.TINY
 
 
 def tiny(**fields: object) -> SegformerForSemanticSegmentation:
@@ -116,8 +110,9 @@ def test_gradient_checkpointing_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_compiles_as_one_graph(train: bool) -> None:
-    model = tiny(drop_path_rate=0.0, classifier_dropout_prob=0.0).train(train)
+@pytest.mark.parametrize("stages", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_compiles_as_one_graph(stages: int, train: bool) -> None:
+    model = tiny(**networks.first_stages(stages), drop_path_rate=0.0, classifier_dropout_prob=0.0).train(train)
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
     inputs = {"pixel_values": images(1, 3, 40, 72), "labels": labels_of(1, 40, 72)}
     plain, fast = model(**inputs), compiled(**inputs)
@@ -158,7 +153,7 @@ def test_drop_path_rises_linearly_and_drops_whole_samples() -> None:
 def literal_logits(model: SegformerForSemanticSegmentation, pixel_values: torch.Tensor) -> torch.Tensor:
     features, _ = model.segformer.encoder(pixel_values)
     head = model.decode_head
-    return head.classifier(head.dropout(F.relu(head.batch_norm(head._fuse_literally(features)))))
+    return head.classifier(head.dropout(F.relu(head.batch_norm(head._fuse(features)))))
 
 
 @pytest.mark.parametrize("train", [False, True])
@@ -196,7 +191,7 @@ def test_replaced_or_hooked_modules_are_called(where: str) -> None:
     after = model(images(1, 3, 64, 64)).logits
     assert not torch.allclose(before, after, atol=1e-6)
     if where in ("projection", "hook"):
-        assert not head._can_compose()
+        assert not ComposedFusion.applies(head)
         torch.testing.assert_close(after, literal_logits(model, images(1, 3, 64, 64)))
 
 
@@ -209,25 +204,27 @@ def test_frozen_batch_norm_in_training_uses_its_statistics() -> None:
     assert model.decode_head.batch_norm.num_batches_tracked == 1
 
 
-@pytest.mark.parametrize("band", [1, 1000, 10**9])
+@pytest.mark.parametrize("strip", [1, 1000, 10**9])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_bands_of_any_height_give_the_same_logits(band: int, autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strips_of_any_height_give_the_same_logits(strip: int, autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny(initializer_range=0.3).eval()
     nn.init.normal_(model.decode_head.batch_norm.running_mean)
     for size in ((65, 97), (128, 64), (5, 40)):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            whole = model(images(2, 3, *size)).logits.detach()  # with autograd, nothing runs in bands
-            monkeypatch.setattr(upsampling, "_CPU_BAND", band)
+            whole = model(images(2, 3, *size)).logits.detach()  # with autograd, nothing runs in strips
+            monkeypatch.setattr(upsampling, "_CPU_STRIP", strip)
             with torch.no_grad():
-                banded = model(images(2, 3, *size)).logits
+                in_strips = model(images(2, 3, *size)).logits
             monkeypatch.undo()
-        assert banded.dtype == whole.dtype and banded.is_contiguous()  # one plane a label, as the prediction reads it
+        assert (
+            in_strips.dtype == whole.dtype and in_strips.is_contiguous()
+        )  # one plane a label, as the prediction reads it
         tolerance = 0.05 if autocast else 1e-5
-        assert (banded.float() - whole.float()).abs().max() <= tolerance * whole.float().abs().max()
+        assert (in_strips.float() - whole.float()).abs().max() <= tolerance * whole.float().abs().max()
 
 
 def test_dropout_that_is_on_counts_without_autograd_too() -> None:
-    """With a frozen batch norm, or to sample predictions: the head may not skip it for running in bands."""
+    """With a frozen batch norm, or to sample predictions: the head may not skip it for running in strips."""
     model = tiny(classifier_dropout_prob=0.5, initializer_range=0.3).eval()
     with torch.no_grad():
         quiet = model(images(1, 3, 64, 64)).logits
@@ -301,50 +298,10 @@ def test_classifier_losses() -> None:
     torch.testing.assert_close(output.loss, F.mse_loss(output.logits[:, 0], torch.tensor([0.5, 2.0])))
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- initialisation --------------------------------------------------------------------------------------------------
 
 
-def their_config(num_labels: int) -> transformers.SegformerConfig:
-    return transformers.SegformerConfig(num_labels=num_labels, **TINY)
-
-
-@pytest.mark.parametrize("with_classifier", [True, False])
-def test_encoder_checkpoint_says_in_one_line_what_it_gave(
-    with_classifier: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    kind = transformers.SegformerForImageClassification if with_classifier else transformers.SegformerModel
-    kind(their_config(1000)).save_pretrained(tmp_path)
-    names = {"id2label": {0: "sky", 1: "road"}, "label2id": {"sky": 0, "road": 1}}
-    with caplog.at_level(logging.WARNING):
-        model = SegformerForSemanticSegmentation.from_pretrained(tmp_path, ignore_mismatched_sizes=True, **names)
-    lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) == 1 and "\n" not in lines[0]
-    assert "loaded encoder (" in lines[0] and "starts fresh: decode_head (16 tensors)" in lines[0]
-    assert ("not used: classifier (2 tensors)" in lines[0]) is with_classifier
-    assert model.config.num_labels == 2 and model.config.id2label == names["id2label"]
-    encoder = SegformerModel.from_pretrained(tmp_path).encoder.state_dict()
-    assert all(torch.equal(value, encoder[name]) for name, value in model.segformer.encoder.state_dict().items())
-
-
-def test_another_number_of_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    transformers.SegformerForSemanticSegmentation(their_config(150)).save_pretrained(tmp_path)
-    with pytest.raises(RuntimeError, match=r"pass ignore_mismatched_sizes=True(.|\n)*(classifier|Conv2d)"):
-        SegformerForSemanticSegmentation.from_pretrained(tmp_path, num_labels=3)
-    with caplog.at_level(logging.WARNING):
-        model = SegformerForSemanticSegmentation.from_pretrained(tmp_path, num_labels=3, ignore_mismatched_sizes=True)
-    lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) == 1 and "starts fresh: decode_head.classifier (2 tensors)" in lines[0]
-    assert model(images(1, 3, 32, 32)).logits.shape == (1, 3, 8, 8)
-
-
-def test_exact_fit_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tiny().save_pretrained(tmp_path)
-    with caplog.at_level(logging.WARNING):
-        SegformerForSemanticSegmentation.from_pretrained(tmp_path)
-    assert not caplog.records
-
-
-def test_initial_weights(tmp_path: Path) -> None:
+def test_initial_weights() -> None:
     model = tiny(hidden_sizes=(64, 64, 60, 64), depths=(1, 1, 1, 1))
     block = model.segformer.encoder.block[0][0]
     assert block.attention.self.query.weight.std().item() == pytest.approx(0.02, rel=0.1)

@@ -102,11 +102,11 @@ def test_logits_far_apart_neither_overflow_nor_underflow(scale: float) -> None:
     assert loss.item() == pytest.approx(reference(logits, labels)[0].item(), rel=1e-5)
 
 
-def test_small_bands_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_strips_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for size in ((64, 64), (65, 61)):
         logits, labels = logits_and_labels(19, (16, 16), size)
         whole = upsampled_cross_entropy(logits, labels)
-        monkeypatch.setattr(upsampling, "_CPU_BAND", 1)
+        monkeypatch.setattr(upsampling, "_CPU_STRIP", 1)
         torch.testing.assert_close(upsampled_cross_entropy(logits, labels), whole)
         assert_equals_plain(logits, labels)
         monkeypatch.undo()
@@ -203,12 +203,12 @@ def test_prediction_equals_argmax_of_the_upsampled_logits(
     assert torch.equal(prediction, upsample(logits, size).argmax(1))
 
 
-@pytest.mark.parametrize("band", [1, 300, 2000])
-def test_prediction_in_bands_equals_that_of_the_whole(band: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("strip", [1, 300, 2000])
+def test_prediction_in_strips_equals_that_of_the_whole(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 6, 13, 9, generator=generator)
     logits[:, 3, :6] += 9  # a class that wins in a part of the picture
-    monkeypatch.setattr(upsampling, "_CPU_BAND", band)
+    monkeypatch.setattr(upsampling, "_CPU_STRIP", strip)
     assert torch.equal(upsampled_prediction(logits, (52, 36)), upsample(logits, (52, 36)).argmax(1))
 
 
@@ -235,11 +235,11 @@ def test_one_logit_is_a_threshold() -> None:
 
 
 @pytest.mark.parametrize(("num_labels", "small", "size"), CASES)
-@pytest.mark.parametrize("band", [1, 2**19])
+@pytest.mark.parametrize("strip", [1, 2**19])
 def test_confidence_equals_the_largest_softmax(
-    num_labels: int, small: tuple[int, int], size: tuple[int, int], band: int, monkeypatch: pytest.MonkeyPatch
+    num_labels: int, small: tuple[int, int], size: tuple[int, int], strip: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upsampling, "_CPU_BAND", band)
+    monkeypatch.setattr(upsampling, "_CPU_STRIP", strip)
     logits, _ = logits_and_labels(num_labels, small, size)
     expected = upsample(logits, size).softmax(1).amax(1)
     torch.testing.assert_close(upsampled_confidence(logits, size), expected, rtol=1e-5, atol=1e-6)

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+from support import networks
 
 # one module of each kind; stage 1 reduces the sequence, stage 4 does not
 MODULES = [
@@ -62,17 +63,15 @@ ADAPTABLE = [
     "classifier",
 ]
 MODES = ["train", "eval", "no_grad"]
+tracing = pytest.mark.parametrize("stages", [1, pytest.param(4, marks=pytest.mark.slow)])  # 4 take some 10 s
 peft_asks = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 
-def tiny() -> SegformerForSemanticSegmentation:
+def tiny(stages: int = 4) -> SegformerForSemanticSegmentation:
     torch.manual_seed(0)
     config = SegformerConfig(
         num_labels=3,
-        hidden_sizes=(8, 16, 24, 32),
-        depths=(1, 1, 1, 1),
-        num_attention_heads=(1, 2, 3, 4),
-        decoder_hidden_size=16,
+        **networks.first_stages(stages),
         initializer_range=0.3,
         drop_path_rate=0.0,
         classifier_dropout_prob=0.0,
@@ -169,8 +168,9 @@ def test_new_weights_count_at_once_however_they_are_written() -> None:
     assert not torch.equal(run(model, "no_grad"), before)
 
 
-def test_exports_with_free_sizes() -> None:
-    model = tiny().eval()
+@tracing
+def test_exports_with_free_sizes(stages: int) -> None:
+    model = tiny(stages).eval()
     sizes = {2: 32 * torch.export.Dim("height", min=2, max=8), 3: 32 * torch.export.Dim("width", min=2, max=8)}
     program = torch.export.export(model, (images(96, 64),), dynamic_shapes={"pixel_values": sizes}, strict=False)
     for size in ((96, 64), (64, 160)):
@@ -178,8 +178,9 @@ def test_exports_with_free_sizes() -> None:
         torch.testing.assert_close(logits, run(model, "no_grad", images(*size)), rtol=1e-4, atol=1e-4)
 
 
-def test_compiles_once_for_all_sizes() -> None:
-    model = tiny().eval()
+@tracing
+def test_compiles_once_for_all_sizes(stages: int) -> None:
+    model = tiny(stages).eval()
     graphs = []
 
     def count(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
@@ -242,3 +243,27 @@ def test_a_mix_ffn_may_do_without_its_convolution(mode: str) -> None:
     for block in (stage[0] for stage in literal.segformer.encoder.block):
         nn.init.dirac_(block.mlp.dwconv.dwconv.weight, groups=block.mlp.dwconv.dwconv.groups)
     torch.testing.assert_close(run(model, mode), run(literal, mode), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "segformer.encoder.block.0.0.attention.dropout",
+        "segformer.encoder.block.0.0.mlp.dropout",
+        "segformer.encoder.block.0.0.mlp",
+        "segformer.encoder.block.0.0.mlp.dense2",
+        "decode_head.dropout",
+    ],
+)
+def test_any_layer_may_be_replaced(name: str, mode: str) -> None:
+    """By one without the attributes that a fast path reads: it is called, and its gradient flows."""
+    model, parent = tiny(), name.rpartition(".")[0]
+    calls: list[object] = []
+    old = model.get_submodule(name)
+    new = nn.Sequential(old)
+    new.register_forward_hook(lambda *_: calls.append(name))
+    setattr(model.get_submodule(parent), name.rpartition(".")[2], new)
+    expected = run(tiny(), mode)
+    torch.testing.assert_close(run(model, mode), expected, rtol=1e-4, atol=1e-4)
+    assert calls

@@ -24,6 +24,10 @@ def test_median_frequency_counts_only_images_that_show_the_class() -> None:
     assert counted_weights("median_frequency", PIXELS) == pytest.approx([0.4 / shares[0], 1.0, 0.4 / shares[2], 1.0])
 
 
+def test_a_class_of_one_pixel_is_counted() -> None:
+    assert counted_weights("inverse", np.array([[1, 3]])) == pytest.approx([1.5, 0.5])
+
+
 def test_effective_number_by_hand() -> None:
     effective = np.array([(1 - 0.9**n) / (1 - 0.9) for n in (240, 40, 20)])
     raw = 1 / effective

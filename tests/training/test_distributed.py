@@ -72,9 +72,9 @@ def test_environment() -> None:
 
 
 def test_a_cpu_hands_numbers_out_at_once() -> None:
-    late = DeferredScalars(torch.device("cpu"))
-    assert late.put(torch.tensor([1.0, 2.0]), "first") == ([1.0, 2.0], "first")
-    assert late.take() is None and not late.is_waiting()
+    scalars = DeferredScalars(torch.device("cpu"))
+    assert scalars.put(torch.tensor([1.0, 2.0]), "first") == ([1.0, 2.0], "first")
+    assert scalars.take() is None and not scalars.is_waiting()
 
 
 def test_another_device_is_asked_one_step_later(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,12 +90,12 @@ def test_another_device_is_asked_one_step_later(monkeypatch: pytest.MonkeyPatch)
             self.done = True
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    late = DeferredScalars(torch.device("cuda"))
-    assert late.put(torch.tensor([1.0]), "first") is None
-    assert late.is_waiting()
-    assert late.put(torch.tensor([2.0]), "second") == ([1.0], "first")
-    assert late.take() == ([2.0], "second")
-    assert late.take() is None and not late.is_waiting()
+    scalars = DeferredScalars(torch.device("cuda"))
+    assert scalars.put(torch.tensor([1.0]), "first") is None
+    assert scalars.is_waiting()
+    assert scalars.put(torch.tensor([2.0]), "second") == ([1.0], "first")
+    assert scalars.take() == ([2.0], "second")
+    assert scalars.take() is None and not scalars.is_waiting()
 
 
 # --- launch files ----------------------------------------------------------------------------------------------------

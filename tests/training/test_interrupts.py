@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from segtune.training import interrupts
 from segtune.training.interrupts import StopRequest, ignore_interrupts, seconds
 
 
@@ -42,6 +43,25 @@ def test_time_limit() -> None:
         assert request.reason is None
     with StopRequest(0) as request:
         assert request.reason == "training.time_limit is reached"
+
+
+def test_time_limit_to_the_second_and_signals_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(interrupts.time, "monotonic", lambda: now)
+    with StopRequest(60) as request:
+        now = 1059.9
+        assert request.reason is None
+        now = 1060.0
+        assert request.reason == "training.time_limit is reached"
+        signal.raise_signal(signal.SIGTERM)
+        assert request.reason == "SIGTERM was received"  # whoever sent it wants to know that it was heard
+
+
+def test_any_number_of_sigterms_waits_for_the_step() -> None:
+    with StopRequest() as request:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert request.reason == "SIGTERM was received"
 
 
 def test_outside_the_main_thread_signals_are_left_alone() -> None:

@@ -24,7 +24,6 @@ from segtune.training.lora import (
     merged,
     save_adapter,
 )
-from segtune.training.model import adapt_input_channels, set_input_channels
 from segtune.training.optim import adamw, parameter_groups
 from support import networks
 
@@ -116,6 +115,7 @@ def test_b2_at_rank_8(tmp_path: Path) -> None:
     assert head + 4 * adapters < (tmp_path / ADAPTER_FILE).stat().st_size < head + 4 * adapters + 50_000
 
 
+@pytest.mark.slow
 def test_same_outputs_in_a_fresh_process(base: Path, tmp_path: Path) -> None:
     model, adapter = trained(base), tmp_path / "adapter"
     save_adapter(model, adapter)
@@ -246,69 +246,3 @@ def test_without_peft_the_extra_is_named(base: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UsageError, match=r"pip install 'segtune\[lora\]'"):
         add_lora(SegformerForSemanticSegmentation.from_pretrained(base), LoraConfig())
-
-
-# --- input channels --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("channels", "how", "expected"),
-    [
-        (1, "inflate", [7.0]),
-        (2, "inflate", [5.0, 2.0]),
-        (4, "inflate", [0.5, 2.0, 4.0, 0.5]),
-        (7, "inflate", [1 / 3, 1.0, 2.0, 1 / 3, 1.0, 2.0, 1 / 3]),
-        (1, "average", [7.0]),
-        (4, "average", [1.75] * 4),
-    ],
-)
-def test_filters_by_hand(channels: int, how: str, expected: list[float]) -> None:
-    weight = torch.tensor([1.0, 2.0, 4.0]).view(1, 3, 1, 1).expand(2, 3, 5, 5)
-    adapted = adapt_input_channels(weight, channels, how)  # type: ignore[arg-type]
-    assert adapted.shape == (2, channels, 5, 5) and adapted.is_contiguous()
-    torch.testing.assert_close(adapted, torch.tensor(expected).view(1, -1, 1, 1).expand(2, channels, 5, 5))
-
-
-@pytest.mark.parametrize("how", ["inflate", "average"])
-@pytest.mark.parametrize("channels", [1, 2, 4, 6, 13])
-def test_grey_image_looks_the_same_with_any_number_of_channels(base: Path, how: str, channels: int) -> None:
-    model = SegformerForSemanticSegmentation.from_pretrained(base)
-    grey = IMAGE[:, :1]
-    with torch.no_grad():
-        before = model(grey.expand(-1, 3, -1, -1)).logits
-        set_input_channels(model, channels, how)  # type: ignore[arg-type]
-        torch.testing.assert_close(model(grey.expand(-1, channels, -1, -1)).logits, before, rtol=1e-4, atol=1e-5)
-
-
-def test_new_channels_survive_a_round_trip_and_leave_the_rest(base: Path, tmp_path: Path) -> None:
-    model = SegformerForSemanticSegmentation.from_pretrained(base)
-    start = load_file(base / "model.safetensors")
-    assert set_input_channels(model, 5, "inflate") is model
-    conv = "segformer.encoder.patch_embeddings.0.proj.weight"
-    assert {name for name, value in model.state_dict().items() if not torch.equal(value, start[name])} == {conv}
-    model.save_pretrained(tmp_path)
-    loaded = SegformerForSemanticSegmentation.from_pretrained(tmp_path)
-    assert loaded.config.num_channels == loaded.segformer.encoder.patch_embeddings[0].proj.in_channels == 5
-    image = torch.randn(1, 5, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(image).logits, model(image).logits)
-    with pytest.raises(ValueError, match=r"expected \(batch, 5, height, width\)"):
-        model(IMAGE)
-
-
-def test_random_filters_are_drawn_as_for_a_new_model(base: Path) -> None:
-    def convolution(seed: int) -> torch.nn.Conv2d:
-        model = SegformerForSemanticSegmentation.from_pretrained(base)
-        torch.manual_seed(seed)
-        return set_input_channels(model, 64, "random").segformer.encoder.patch_embeddings[0].proj
-
-    first, again, other = convolution(0), convolution(0), convolution(1)
-    assert torch.equal(first.weight, again.weight) and not torch.equal(first.weight, other.weight)
-    assert first.weight.std().item() == pytest.approx((2 / (8 * 49)) ** 0.5, rel=0.05)
-    assert first.bias.abs().max() == 0 and first.weight.requires_grad
-
-
-def test_same_number_of_channels_changes_nothing(base: Path) -> None:
-    model = SegformerForSemanticSegmentation.from_pretrained(base)
-    weight = model.segformer.encoder.patch_embeddings[0].proj.weight
-    assert set_input_channels(model, 3, "random").segformer.encoder.patch_embeddings[0].proj.weight is weight

@@ -262,6 +262,25 @@ def test_ohem_by_hand() -> None:
     assert loss_of(2, ohem=1, class_weights=[3, 1])(logits, labels).item() == pytest.approx(weighted, rel=1e-6)
 
 
+def test_ohem_is_averaged_over_images_beside_other_terms() -> None:
+    """Two images of other numbers of hard pixels, and one without a valid one, which does not count."""
+    p = torch.tensor([[[0.9, 0.2, 0.4]], [[0.1, 0.5, 0.95]], [[0.3, 0.3, 0.3]]])  # (B, 1, N) of class 0
+    logits = torch.cat([p, 1 - p], 1).log()[:, :, None]  # (B, K, 1, N)
+    labels = torch.tensor([[[0, 0, 0]], [[0, 0, 0]], [[255, 255, 255]]])
+    hard = [-(math.log(0.2) + math.log(0.4)) / 2, -(math.log(0.1) + math.log(0.5)) / 2]
+    ohem = (hard[0] + hard[1]) / 2
+    assert loss_of(2, ohem=1)(logits, labels).item() == pytest.approx(ohem, rel=1e-6)
+    mean = -sum(math.log(value) for value in (0.9, 0.2, 0.4, 0.1, 0.5, 0.95)) / 6
+    loss = loss_of(2, ohem=0.5, cross_entropy=2)
+    assert loss(logits, labels).item() == pytest.approx(0.5 * ohem + 2 * mean, rel=1e-6)
+    counts = loss.count(labels)  # of one global batch: the shares of its images add up
+    shares = [loss(*pair, counts).item() for pair in zip(logits.split(1), labels.split(1), strict=True)]
+    assert sum(shares) == pytest.approx(0.5 * ohem + 2 * mean, rel=1e-6)
+    assert shares[1] == pytest.approx(
+        0.5 * hard[1] / 2 - 2 * (math.log(0.1) + math.log(0.5) + math.log(0.95)) / 6, rel=1e-6
+    )
+
+
 # --- ignored pixels, absent classes, extreme logits ------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,25 +12,17 @@ import torch
 from accelerate import Accelerator
 
 from segtune.errors import SegtuneError
+from segtune.training.config import TrainingConfig
 from segtune.training.progress import Throughput, TrainingProgress
 from segtune.training.run_folder import RunFolder
-from segtune.training.trackers import Trackers
 
 
-def watch(folder: Path, **settings: Any) -> TrainingProgress:
+def progress_of(folder: Path, **settings: Any) -> TrainingProgress:
     accelerator = Accelerator(cpu=True)
     run = RunFolder(folder, accelerator, resume="never", overwrite=False, keep_last=1)
     run.open(None, None)
-    settings = {"first_step": 0, "max_steps": 12, "log_every": 4, "images_per_step": 8} | settings
-    trackers = Trackers(accelerator, (), folder)
-    return TrainingProgress(
-        run,
-        accelerator,
-        trackers,
-        epoch=lambda step: step * settings["images_per_step"] / 32,
-        num_workers=2,
-        **settings,
-    )
+    config = TrainingConfig(**{"max_steps": 12, "log_every": 4, "num_workers": 2} | settings)
+    return TrainingProgress(run, config, SimpleNamespace(images_per_step=8, epoch=lambda step: step * 8 / 32), {})
 
 
 def batches(count: int, seconds: float = 0.0) -> Iterator[list[dict[str, Any]]]:
@@ -44,10 +37,11 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def test_lines_of_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")  # the width of the bar
-    with watch(tmp_path) as watching:
-        for step, micro_batches in enumerate(watching.loaded(batches(12)), start=1):
-            watching.add(torch.tensor(float(step)), torch.tensor(0.5), 0.01, micro_batches)
-        watching.finish("done")
+    progress = progress_of(tmp_path)
+    with progress.logged_from(0):
+        for step, micro_batches in enumerate(progress.timed(batches(12)), start=1):
+            progress.add(torch.tensor(float(step)), torch.tensor(0.5), 0.01, micro_batches)
+        progress.finish("done")
     *steps, end = lines(tmp_path)
     assert [(line["step"], line["loss"], line["epoch"]) for line in steps] == [
         (4, 2.5, 1.0),
@@ -63,34 +57,36 @@ def test_lines_of_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
 
 def test_a_line_names_the_bottleneck(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The loader takes nearly all of the time; said once, and not before there is enough to judge by."""
-    with watch(tmp_path) as watching:
-        for micro_batches in watching.loaded(batches(12, seconds=0.02)):
-            watching.add(torch.tensor(1.0), torch.tensor(0.5), 0.01, micro_batches)
+    progress = progress_of(tmp_path)
+    with progress.logged_from(0):
+        for micro_batches in progress.timed(batches(12, seconds=0.02)):
+            progress.add(torch.tensor(1.0), torch.tensor(0.5), 0.01, micro_batches)
     assert len(caplog.records) == 1
     assert "loading data is the bottleneck" in caplog.text and "training.num_workers=2" in caplog.text
     assert all(line["waiting_for_data"] > 0.5 for line in lines(tmp_path))
 
 
 def test_waiting_is_measured_and_judged() -> None:
-    meter = Throughput()
-    meter.add(torch.tensor(1.0), seconds=60.0, waited=60.0)  # workers start in the first step
+    throughput = Throughput()
+    throughput.add(torch.tensor(1.0), seconds=60.0, waited=60.0)  # workers start in the first step
     for _ in range(9):
-        meter.add(torch.tensor(2.0), seconds=1.0, waited=0.4)
-    assert meter.close() == (pytest.approx(1.9), pytest.approx(10 / 69), pytest.approx(63.6 / 69))
-    assert meter.data_wait_share() == 0.0  # too early to say
-    meter.add(torch.tensor(3.0), seconds=1.0, waited=0.4)
-    assert meter.data_wait_share() == pytest.approx(0.4)
-    assert meter.close() == (3.0, 1.0, 0.4)
+        throughput.add(torch.tensor(2.0), seconds=1.0, waited=0.4)
+    assert throughput.close() == (pytest.approx(1.9), pytest.approx(10 / 69), pytest.approx(63.6 / 69))
+    assert throughput.data_wait_share() == 0.0  # too early to say
+    throughput.add(torch.tensor(3.0), seconds=1.0, waited=0.4)
+    assert throughput.data_wait_share() == pytest.approx(0.4)
+    assert throughput.close() == (3.0, 1.0, 0.4)
     for _ in range(10):
-        meter.add(torch.tensor(2.0), seconds=1.0, waited=0.0)
-    assert meter.data_wait_share() == 0.0  # 20 % is not what holds a run up
+        throughput.add(torch.tensor(2.0), seconds=1.0, waited=0.0)
+    assert throughput.data_wait_share() == 0.0  # 20 % is not what holds a run up
 
 
 def test_a_busy_device_does_not_wait_for_data(tmp_path: Path) -> None:
-    with watch(tmp_path) as watching:
-        watching.late.is_waiting = lambda: True  # it still computes the step before
-        for micro_batches in watching.loaded(batches(4, seconds=0.01)):
-            watching.add(torch.tensor(1.0), torch.tensor(0.5), 0.01, micro_batches)
+    progress = progress_of(tmp_path)
+    with progress.logged_from(0):
+        progress.scalars.is_waiting = lambda: True  # it still computes the step before
+        for micro_batches in progress.timed(batches(4, seconds=0.01)):
+            progress.add(torch.tensor(1.0), torch.tensor(0.5), 0.01, micro_batches)
     assert [line["waiting_for_data"] for line in lines(tmp_path)] == [0.0]
 
 
@@ -105,10 +101,11 @@ def test_a_busy_device_does_not_wait_for_data(tmp_path: Path) -> None:
 def test_what_is_not_finite_stops_at_once_and_its_samples_are_kept(
     tmp_path: Path, loss: float, norm: float, message: str
 ) -> None:
-    with watch(tmp_path, log_every=100) as watching, pytest.raises(SegtuneError, match=message) as caught:
-        for step, micro_batches in enumerate(watching.loaded(batches(4))):
+    progress = progress_of(tmp_path, log_every=100)
+    with progress.logged_from(0), pytest.raises(SegtuneError, match=message) as caught:
+        for step, micro_batches in enumerate(progress.timed(batches(4))):
             values = (loss, norm) if step == 1 else (1.0, 1.0)
-            watching.add(torch.tensor(values[0]), torch.tensor(values[1]), 0.01, micro_batches)
+            progress.add(torch.tensor(values[0]), torch.tensor(values[1]), 0.01, micro_batches)
     folder = tmp_path / "non_finite" / "step-000002"
     assert str(folder) in str(caught.value) and caught.value.exit_code == 1
     samples = json.loads((folder / "samples.json").read_text())
@@ -118,9 +115,10 @@ def test_what_is_not_finite_stops_at_once_and_its_samples_are_kept(
 
 
 def test_a_gradient_that_overflows_is_expected_where_the_loss_is_scaled(tmp_path: Path) -> None:
-    with watch(tmp_path, log_every=1) as watching:
-        watching.accelerator.scaler = object()
-        for micro_batches in watching.loaded(batches(1)):
-            watching.add(torch.tensor(1.0), torch.tensor(float("inf")), 0.01, micro_batches)
-        watching.accelerator.scaler = None
+    progress = progress_of(tmp_path, log_every=1)
+    with progress.logged_from(0):
+        progress.accelerator.scaler = object()
+        for micro_batches in progress.timed(batches(1)):
+            progress.add(torch.tensor(1.0), torch.tensor(float("inf")), 0.01, micro_batches)
+        progress.accelerator.scaler = None
     assert [line["grad_norm"] for line in lines(tmp_path)] == [None]

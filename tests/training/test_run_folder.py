@@ -5,14 +5,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
 
 from segtune.errors import DataError, UsageError
+from segtune.evaluation.evaluation import Evaluation
 from segtune.training.checkpoint import load_state
-from segtune.training.run_folder import RunFolder, run_content
+from segtune.training.run_folder import RunFolder, find_checkpoint, run_content
 
 
 @pytest.fixture
@@ -104,6 +106,13 @@ def test_a_state_of_another_run_starts_a_new_one(accelerator: Accelerator, tmp_p
     assert run_content(tmp_path / "new") == []
 
 
+def test_a_state_holds_the_recipe_of_its_run(accelerator: Accelerator, tmp_path: Path) -> None:
+    run = folder(tmp_path, accelerator)
+    run.open("# a recipe\n", None)
+    save_states(run, 1)
+    assert (run.states / "step-000001" / "recipe.yaml").read_text() == "# a recipe\n"
+
+
 def test_other_samples_than_before_are_refused(accelerator: Accelerator, tmp_path: Path) -> None:
     splits = {"train": Dataset.from_dict({"id": ["a", "b"]})}
     folder(tmp_path, accelerator).open(None, splits)
@@ -144,6 +153,47 @@ def test_metrics_go_on_after_the_state(accelerator: Accelerator, tmp_path: Path)
     assert lines(tmp_path) == [*before, {"step": 2, "environment": {"num_processes": 2}}]
 
 
+def test_the_best_weights_of_a_run_are_found_else_the_last_else_those_that_are_named(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for name in ("best", "final"):
+        (run / name).mkdir(parents=True)
+        for file in ("config.json", "model.safetensors", "preprocessor_config.json"):
+            (run / name / file).touch()
+    with pytest.raises(UsageError, match=r"is no run folder: it has no recipe\.yaml"):
+        find_checkpoint(run)
+    (run / "recipe.yaml").touch()
+    assert find_checkpoint(run) == (run, run / "best")
+    assert find_checkpoint(run / "final") == (run, run / "final")
+    (run / "best" / "model.safetensors").unlink()  # as while it is written
+    assert find_checkpoint(run) == (run, run / "final")
+    shutil.rmtree(run / "final")
+    with pytest.raises(UsageError, match="has no weights yet"):
+        find_checkpoint(run)
+    with pytest.raises(UsageError, match="no such run folder"):
+        find_checkpoint(run / "nowhere")
+
+
+def test_the_environment_is_noted_where_it_changes(accelerator: Accelerator, tmp_path: Path) -> None:
+    run = folder(tmp_path, accelerator)
+    run.open(None, None)
+    for step, processes in enumerate([1, 2, 2, 1]):
+        run.begin(step, {"num_processes": processes})
+    assert [(line["step"], line["environment"]["num_processes"]) for line in lines(tmp_path)] == [
+        (0, 1),
+        (1, 2),
+        (3, 1),
+    ]
+
+
+def test_the_evaluation_of_best_is_kept(accelerator: Accelerator, tmp_path: Path) -> None:
+    evaluation = Evaluation(["road", "car"])
+    evaluation.add("a", np.array([[0, 1]]), np.array([[0, 0]]), None)
+    folder(tmp_path, accelerator).save_evaluation(evaluation, "val", 7)
+    kept = Evaluation.load(tmp_path / "evaluation-val.npz")
+    assert kept.about == {"checkpoint": str(tmp_path / "best"), "split": "val", "step": 7}
+    assert kept.scores() == evaluation.scores() and kept.counts.ids == ["a"]
+
+
 def test_what_a_killed_process_was_replacing_comes_back(accelerator: Accelerator, tmp_path: Path) -> None:
     run = folder(tmp_path, accelerator, resume="auto")
     save_states(run, 1)
@@ -173,14 +223,14 @@ def test_the_images_of_a_step_must_be_as_many_as_before(
 ) -> None:
     state = tmp_path / "checkpoints" / "step-000001"
     run = folder(tmp_path, accelerator, resume="auto")
-    run.check_division(state, (4, 2, 2), (4, 2, 2))
+    run.check_batch_layout(state, (4, 2, 2), (4, 2, 2))
     assert caplog.text == ""
-    run.check_division(state, (4, 2, 2), (4, 4, 1))
+    run.check_batch_layout(state, (4, 2, 2), (4, 4, 1))
     assert (
         "a step took 16 images, 4 x 2 x 2 (batch_size x accumulation_steps x processes), now 16, 4 x 4 x 1"
         in caplog.text
     )
     with pytest.raises(UsageError, match=r"took 16 images, 4 x 2 x 2 .* now 8, 4 x 2 x 1: change training.batch_size"):
-        run.check_division(state, (4, 2, 2), (4, 2, 1))
-    folder(tmp_path / "new", accelerator, resume=str(state)).check_division(state, (4, 2, 2), (4, 2, 1))
+        run.check_batch_layout(state, (4, 2, 2), (4, 2, 1))
+    folder(tmp_path / "new", accelerator, resume=str(state)).check_batch_layout(state, (4, 2, 2), (4, 2, 1))
     assert "now 8" in caplog.text  # where a new run starts, it is only said

@@ -4,17 +4,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from accelerate import Accelerator
 from PIL import Image
 
 from segtune.errors import UsageError
-from segtune.labels.label_map import LabelMap
 from segtune.training.trackers import Trackers, flat
-from segtune.viz.comparisons import Overlays
-
-LABELS = LabelMap.from_names(["road", "car"])
 
 
 @pytest.fixture
@@ -78,34 +73,3 @@ def test_a_tracker_that_is_not_installed(
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UsageError, match=rf"training.trackers names {name}, .*: pip install 'segtune\[{name}\]'"):
         Trackers(accelerator, (name,), tmp_path)
-
-
-def test_overlays_of_a_fixed_few(tmp_path: Path) -> None:
-    overlays = Overlays(tmp_path, [f"id{number}" for number in range(10)], 3, LABELS)
-    assert overlays.ids == ["id0", "id3", "id6"]
-    image = np.zeros((40, 60, 3), np.uint8)
-    labels = np.zeros((40, 60), np.uint8)
-    for overlays.step in (5, 10):
-        for number in (0, 1, 3):
-            overlays.draw(f"id{number}", image, labels, labels)
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.jpg")) == [
-        "step-000005/id0.jpg", "step-000005/id3.jpg", "step-000010/id0.jpg", "step-000010/id3.jpg"
-    ]  # fmt: skip
-    assert [name for name, _ in overlays.drawn()] == ["id0", "id3"]  # the third is another machine's
-    assert Overlays(tmp_path, ["a"], 0, LABELS).ids == [] == Overlays(tmp_path, [], 4, LABELS).ids
-
-
-@pytest.mark.parametrize(
-    "image",
-    [
-        np.zeros((400, 2000, 3), np.uint8),
-        np.arange(400 * 2000, dtype=np.uint16).reshape(400, 2000, 1),
-        np.random.default_rng(0).normal(size=(400, 2000, 13)).astype(np.float32),
-    ],
-)
-def test_overlays_are_small_rgb_pictures_of_any_image(tmp_path: Path, image: np.ndarray) -> None:
-    overlays = Overlays(tmp_path, ["one/two"], 1, LABELS)
-    labels = np.zeros(image.shape[:2], np.uint8)
-    overlays.draw("one/two", image, labels, labels)
-    with Image.open(tmp_path / "step-000000" / "one" / "two.jpg") as picture:
-        assert picture.mode == "RGB" and max(picture.size) == 1800

@@ -249,13 +249,6 @@ def test_averaged_weights_are_evaluated_and_saved(data: tuple[Any, LabelMap], tm
         trainer(data, tmp_path / "other", resume="auto", ema_decay=0.5).train()
 
 
-def test_training_states_by_default() -> None:
-    assert TrainingConfig(max_steps=300).state_every == 30
-    assert TrainingConfig(max_steps=4).state_every == 1
-    assert TrainingConfig(save_every=0).state_every is None
-    assert TrainingConfig(save_every=7).state_every == 7
-
-
 @pytest.mark.parametrize(("schedule", "last"), [("poly", 0.25), ("constant", 1.0)])
 def test_schedule_and_freezing_reach_the_optimiser(
     data: tuple[Any, LabelMap], tmp_path: Path, schedule: str, last: float
@@ -297,7 +290,7 @@ def test_it_learns(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
 
 
-@pytest.mark.parametrize("num_labels", [1, 4])
+@pytest.mark.parametrize("num_labels", [pytest.param(1, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize(
     "loss",
     [{"focal": 1}, {"ohem": 1}, {"dice": 1}, {"tversky": 1}, {"lovasz": 1}, {"cross_entropy": 1, "boundary": 0.02}],
@@ -338,16 +331,16 @@ def test_non_finite_loss_stops(data: tuple[Any, LabelMap], tmp_path: Path) -> No
     """At once, not at the next line of the log; the samples are kept, and what was best before as well."""
     run = trainer(data, tmp_path / "run", eval_every=1, log_every=100, max_steps=3)
     best = []
-    evaluate = run._evaluate
+    validate = run._validate
 
-    def spoil(watch: Any) -> dict[str, Any]:
-        scores = evaluate(watch)
+    def spoil() -> dict[str, Any]:
+        scores = validate()
         best.append((tmp_path / "run" / "best" / "model.safetensors").read_bytes())
         with torch.no_grad():
             run.model.decode_head.classifier.bias.fill_(float("nan"))
         return scores
 
-    run._evaluate = spoil
+    run._validate = spoil
     with pytest.raises(SegtuneError, match="the loss is nan at step 2, whose samples are kept in") as caught:
         run.train()
     assert caught.value.exit_code == 1
@@ -361,38 +354,6 @@ def counted(scores: Callable[[], dict[str, Any]]) -> SimpleNamespace:
     return SimpleNamespace(scores=scores, save=lambda path: None)
 
 
-@pytest.mark.parametrize(
-    ("metric", "direction", "steps"),
-    [
-        ("mean_iou", "max", [1, 3]),
-        ("per_class/arid/iou", "max", [1]),
-        ("overall_accuracy", "min", [1, 2]),
-    ],
-)
-def test_the_best_weights_by_any_number_in_either_direction(
-    data: tuple[Any, LabelMap], tmp_path: Path, metric: str, direction: str, steps: list[int]
-) -> None:
-    values = {"mean_iou": [0.2, 0.1, 0.3, 0.3], "overall_accuracy": [0.5, 0.4, 0.4, 0.6], "arid": [0.4, None, 0.3, 0.1]}
-    run = trainer(data, tmp_path / "run", eval_every=1, best_metric=metric, best_direction=direction)
-    saved: list[int] = []
-
-    def scores() -> dict[str, Any]:
-        overall = {key: values[key][run.step - 1] for key in ("mean_iou", "overall_accuracy")}
-        return overall | {"per_class": {"arid": {"iou": values["arid"][run.step - 1]}}}
-
-    run.count = lambda dataset, on_image: counted(scores)
-    run._save_model = lambda name: saved.append(run.step) if name == "best" else None
-    result = run.train()
-    assert saved == steps and result["best"]["step"] == steps[-1] and set(result["best"]) == {"step", metric}
-
-
-def test_a_best_metric_that_no_evaluation_has_is_refused(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
-    with pytest.raises(
-        UsageError, match=r"best_metric=miou is no number of an evaluation: num_images, mean_iou, .*per_class/polar/"
-    ):
-        trainer(data, tmp_path / "run", best_metric="miou")
-
-
 def test_a_run_ends_early_when_it_gets_no_better(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     """Also when it is resumed in between: the evaluations without a better one go on being counted."""
     values = [0.1, 0.3, 0.2, 0.3, 0.1, 0.4]
@@ -400,7 +361,7 @@ def test_a_run_ends_early_when_it_gets_no_better(data: tuple[Any, LabelMap], tmp
 
     def start(folder: str, **more: Any) -> dict[str, Any]:
         run = trainer(data, tmp_path / folder, **fields, **more)
-        run.count = lambda dataset, on_image: counted(lambda: {"mean_iou": values[run.step - 1]})
+        run.validation.count = lambda model, dataset, on_image: counted(lambda: {"mean_iou": values[run.step - 1]})
         return run.train()
 
     result = start("run")
@@ -450,27 +411,6 @@ def test_bf16_and_gradient_checkpointing_run(data: tuple[Any, LabelMap], tmp_pat
     ).train()
     assert result["step"] == 2
     assert all(value.dtype != torch.bfloat16 for value in weights(tmp_path / "run" / "final").values())
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"warmup_steps": 10, "max_steps": 10}, "warmup_steps=10 must be below max_steps=10"),
-        ({"betas": (0.9, 1.0)}, "betas"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"time_limit": "8.5h"}, "is no duration"),
-        ({"schedule": "linear"}, "poly"),
-    ],
-)
-def test_wrong_settings_are_refused(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TrainingConfig(**fields)
-
-
-def test_warmup_defaults_to_a_twentieth() -> None:
-    assert TrainingConfig(max_steps=300).warmup == 15
-    assert TrainingConfig(max_steps=160_000).warmup == 1500
-    assert TrainingConfig(max_steps=300, warmup_steps=0).warmup == 0
 
 
 def segtune_train(folder: Path, *overrides: str) -> subprocess.Popen[str]:

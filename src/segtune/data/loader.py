@@ -1,23 +1,25 @@
-"""What feeds the training loop: the micro-batches of each step, from rows at hand or from a stream."""
+"""The training data loader: the micro-batches of each optimiser step, from rows at hand or from a stream."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
 
+from segtune.data.rare_classes import training_transform
 from segtune.data.samples import SegmentationSamples, StepSampler, collate
 from segtune.data.streaming import ShardStream, State, StreamedSamples, StreamSampler, is_stream
-from segtune.data.transforms import TrainTransform
+from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
 from segtune.labels.label_map import LabelMap
 
 if TYPE_CHECKING:
     import datasets
 
-REMEMBERED = 64  # steps whose states of a stream are kept, for what is logged late
+REMEMBERED = 64  # steps whose states of a stream are kept: the log asks for those of earlier steps
 
 
 class TrainingBatches:
@@ -25,14 +27,19 @@ class TrainingBatches:
 
     Args:
         rows: a data set, or a stream of one (`data.streaming.open_stream`).
-        buffer: rows of a stream that are shuffled together.
+        transforms: describes the augmentation, see `training_transform`.
+        seed: decides the order of the samples and their augmentation.
+        buffer: the number of rows of a stream that are shuffled together.
+
+    Raises:
+        UsageError: the data set is empty, or `transforms` does not suit it.
     """
 
     def __init__(
         self,
         rows: datasets.Dataset | datasets.IterableDataset,
         label_map: LabelMap,
-        transform: TrainTransform,
+        transforms: TransformConfig,
         seed: int,
         *,
         batch_size: int,
@@ -42,17 +49,30 @@ class TrainingBatches:
         buffer: int = 256,
     ) -> None:
         self.streamed = is_stream(rows)
+        if not self.streamed and len(rows) == 0:
+            raise UsageError("the training split is empty")
+        transform = training_transform(transforms, rows, label_map)
         self.samples = (StreamedSamples if self.streamed else SegmentationSamples)(rows, label_map, transform, seed)
         self.seed, self.buffer = seed, buffer
         self.batch_size, self.accumulation_steps = batch_size, accumulation_steps
         self.process_index, self.num_processes = process_index, num_processes
+        self.stream_state: State | None = None  # to start from; None = the first row
         self.sampler: StepSampler | StreamSampler | None = None
+
+    @property
+    def layout(self) -> tuple[int, int, int]:
+        """How the images of a step are divided: batch size, accumulation steps, processes."""
+        return self.batch_size, self.accumulation_steps, self.num_processes
+
+    @property
+    def images_per_step(self) -> int:
+        """Of all processes together."""
+        return math.prod(self.layout)
 
     def steps(
         self,
         start_step: int,
         max_steps: int,
-        state: State | None = None,
         *,
         num_workers: int = 0,
         pin_memory: bool = False,
@@ -60,10 +80,9 @@ class TrainingBatches:
     ) -> Iterator[list[dict[str, Any]]]:
         """The micro-batches of each step from `start_step` on, as `collate` makes them.
 
-        Args:
-            state: of a stream, what `state_after(start_step)` was in the run that goes on.
+        To go on in the middle of a stream, `restore` its state first.
         """
-        self.sampler = self._sampler(start_step, max_steps, state)
+        self.sampler = self._sampler(start_step, max_steps)
         loader = iter(
             DataLoader(
                 self.samples,
@@ -84,45 +103,34 @@ class TrainingBatches:
         """Where the stream of this process is when `step` steps are done; None where the step says it all."""
         return self.sampler.state_after(step) if isinstance(self.sampler, StreamSampler) else None
 
-    def place_of(self, states: Sequence[State | None] | None) -> State | None:
-        """The state of this process among those of a training state.
+    def restore(self, states: Sequence[State | None] | None) -> None:
+        """Let `steps` go on in a stream from where this process was; rows at hand need the step only.
+
+        Args:
+            states: of each process, what `state_after` was at the step to start from; None of a run without a stream.
 
         Raises:
             UsageError: the stream was read by another number of processes, or there was none.
         """
         if not self.streamed:
-            return None
+            return
         if states is None or len(states) != self.num_processes:
             raise UsageError(
                 f"the training state is of {len(states or ())} streaming processes, now there are "
                 f"{self.num_processes}: go on with as many, or start a new run"
             )
-        return states[self.process_index]
+        self.stream_state = states[self.process_index]
 
     def epoch(self, step: int) -> float:
         """How often the samples have been seen after `step` steps; of a stream, in whole numbers."""
         if self.streamed:
             return float((self.state_after(step) or {}).get("epoch", 0))
-        return step * self.batch_size * self.accumulation_steps * self.num_processes / len(self.samples)
+        return step * self.images_per_step / len(self.samples)
 
-    def _sampler(self, start_step: int, max_steps: int, state: State | None) -> StepSampler | StreamSampler:
+    def _sampler(self, start_step: int, max_steps: int) -> StepSampler | StreamSampler:
+        steps = {"accumulation_steps": self.accumulation_steps, "start_step": start_step, "max_steps": max_steps}
+        processes = {"process_index": self.process_index, "num_processes": self.num_processes}
         if self.streamed:
-            stream = ShardStream(self.samples.dataset, self.buffer, self.seed, self.process_index, self.num_processes)
-            return StreamSampler(
-                stream,
-                self.batch_size,
-                accumulation_steps=self.accumulation_steps,
-                start_step=start_step,
-                max_steps=max_steps,
-                state=state,
-            )
-        return StepSampler(
-            len(self.samples),
-            self.batch_size,
-            accumulation_steps=self.accumulation_steps,
-            process_index=self.process_index,
-            num_processes=self.num_processes,
-            seed=self.seed,
-            start_step=start_step,
-            max_steps=max_steps,
-        )
+            stream = ShardStream(self.samples.dataset, self.buffer, self.seed, **processes)
+            return StreamSampler(stream, self.batch_size, state=self.stream_state, **steps)
+        return StepSampler(len(self.samples), self.batch_size, seed=self.seed, **steps, **processes)

@@ -166,11 +166,14 @@ class StepSampler(Sampler[list[Key]]):
     samples however G is split, no sample is dropped, and a run resumed at `start_step` goes on where it stopped.
 
     Args:
-        num_samples: in the data set.
-        batch_size: samples in one forward pass of one process.
-        accumulation_steps: forward passes of each process in an optimiser step.
-        seed: of the orders.
+        num_samples: the number of samples in the data set.
+        batch_size: the number of samples in one forward pass of one process.
+        accumulation_steps: the number of forward passes of each process in an optimiser step.
+        seed: decides the order in each epoch.
         start_step: the first step to yield; steps end before `max_steps`.
+
+    Raises:
+        UsageError: a size is below 1, or `process_index` is not below `num_processes`.
     """
 
     def __init__(
@@ -205,6 +208,9 @@ class StepSampler(Sampler[list[Key]]):
         return max(0, self.max_steps - self.start_step) * self.accumulation_steps
 
     def __iter__(self) -> Iterator[list[Key]]:
+        # Position t of the endless stream is sample order_e[t mod n] of epoch e = t div n. Micro-step m of process r
+        # takes the positions from (m P + r) B to (m P + r + 1) B, with P processes and batches of B: the samples of a
+        # step follow from its number alone, and there is no state to be saved.
         epoch, order = -1, np.empty(0, dtype=np.int64)
         for micro_step in range(self.start_step * self.accumulation_steps, self.max_steps * self.accumulation_steps):
             start = (micro_step * self.num_processes + self.process_index) * self.batch_size

@@ -20,6 +20,7 @@ from segtune.doctor.sample_facts import read_for_display
 from segtune.labels.label_map import LabelMap
 from segtune.labels.mask_values import Color
 from segtune.viz.charts import Axis, Frame
+from segtune.viz.comparisons import evenly_spaced
 from segtune.viz.html import check_page, data_url, render, write_page
 from segtune.viz.numbers import count
 from segtune.viz.overlay import overlay
@@ -125,9 +126,8 @@ def _samples(case: Case) -> list[tuple[Sample, str]]:
     figures: list[tuple[Sample, str]] = []
     for split in case.splits:
         samples = [facts.sample for facts in case.facts if facts.sample.split == split and not facts.faults]
-        number = min(SHOWN_SAMPLES // len(case.splits), len(samples))
-        spread = [samples[index * len(samples) // number] for index in range(number)]
-        figures += _figures(case, spread, overlay_of, number)
+        spread = evenly_spaced(samples, SHOWN_SAMPLES // len(case.splits))
+        figures += _figures(case, spread, overlay_of, len(spread))
     return figures
 
 

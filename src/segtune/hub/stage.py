@@ -20,7 +20,9 @@ logger = logging.getLogger(__name__)
 CODE_FILES = (
     "configuration_segformer.py",
     "fused.py",
+    "fused_decode_head.py",
     "image_processing_segformer.py",
+    "loading_report.py",
     "modeling_segformer.py",
     "upsampling.py",
 )

@@ -16,7 +16,7 @@ from segtune.imageio.raster import ImageLike, Raster, open_raster, read_ahead, r
 from segtune.inference.protocol import LOGIT_STRIDE, InferenceProtocol
 from segtune.inference.sliding_window import Span, UpsampledRows, blend_across, blend_down, spans
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
-from segtune.segformer.upsampling import band_rows, upsample, upsampled_confidence, upsampled_prediction
+from segtune.segformer.upsampling import strip_rows, upsample, upsampled_confidence, upsampled_prediction
 
 STRIP = 256  # rows of a prediction that are made at a time
 
@@ -92,7 +92,7 @@ class Segmenter:
         """The prediction of an image from top to bottom, 256 rows at a time, its logits never in memory as a whole."""
         views = [self._view(raster, scale) for scale in self.protocol.scales]
         first = views[0].read(0, 1)  # (flips, K, 1, w)
-        step = min(STRIP, band_rows(first.numel() * len(views), first.device))
+        step = min(STRIP, strip_rows(first.numel() * len(views), first.device))
         for top in range(0, raster.height, STRIP):
             bottom = min(top + STRIP, raster.height)
             parts = ((row, min(row + step, bottom)) for row in range(top, bottom, step))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from segtune.inference.protocol import LOGIT_STRIDE
-from segtune.segformer.upsampling import neighbours
+from segtune.segformer.upsampling import linear_weights
 
 ROWS = 16  # of logits that are handed on at a time
 
@@ -119,7 +119,7 @@ class UpsampledRows:
 
     def __init__(self, chunks: Iterator[Tensor], height: int, target: int) -> None:
         self.chunks = chunks
-        self.above, self.below, self.way = neighbours(height, target, torch.device("cpu"))
+        self.above, self.below, self.way = linear_weights(height, target, torch.device("cpu"))
         self.first = self.end = 0
         self.held = torch.empty(0, 0)  # rows `first` to `end` of the maps
 

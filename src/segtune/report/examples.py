@@ -17,6 +17,7 @@ from segtune.imageio.read import for_display
 from segtune.inference.evaluate import EvaluatedImage, evaluated_images
 from segtune.labels.label_map import LabelMap
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+from segtune.viz.comparisons import evenly_spaced
 from segtune.viz.layers import Layers, layers
 
 if TYPE_CHECKING:
@@ -79,17 +80,16 @@ def examine(
 
     Args:
         counted: an earlier evaluation of the same weights on the whole split, by which the worst and best are chosen.
-        at_most: look at so many images, evenly spread; default is all.
+        at_most: look at so many images, evenly spaced; default is all.
         model, dataset, label_map, processor, batch_size, progress: see `evaluated_images`.
 
     Raises:
         DataError, UsageError: see `evaluated_images`.
     """
     started = time.perf_counter()
-    number = len(dataset) if at_most is None else min(at_most, len(dataset))
     options: dict[str, Any] = {"confidence": True, "batch_size": batch_size, "progress": progress}
     evaluation, doubts = Evaluation(label_map.names, label_map.ignore_index, detailed=True), {}
-    looked_at = [index * len(dataset) // number for index in range(number)]
+    looked_at = evenly_spaced(range(len(dataset)), len(dataset) if at_most is None else at_most)
     for found in evaluated_images(model, dataset, label_map, processor, indices=looked_at, **options):
         assert found.confidence is not None
         evaluation.add(found.id, found.labels, found.prediction, found.confidence)

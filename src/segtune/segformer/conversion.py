@@ -1,8 +1,9 @@
-"""Networks of others as ours: transformers' SegFormer, already in memory."""
+"""Model conversion in memory: transformers' SegFormer as ours, sharing its parameters."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -96,20 +97,23 @@ def _check_layers(ours: nn.Module, modules: dict[str, nn.Module]) -> None:
 def _share_tensors(ours: nn.Module, theirs: nn.Module) -> None:
     """Put the parameters and buffers of `theirs` into `ours`, which must have a place for each and miss none."""
     wanted, given = _tensors(ours), {_published(key): value for key, value in _tensors(theirs).items()}
-    faults = {
-        "missing": sorted(wanted.keys() - given.keys()),
-        "left over": sorted(given.keys() - wanted.keys()),
-        "of another shape": sorted(
-            key for key in wanted.keys() & given.keys() if wanted[key].shape != given[key].shape
-        ),
-    }
-    if any(faults.values()):
-        found = "; ".join(f"{what}: {listed(names, _SHOWN)}" for what, names in faults.items() if names)
-        raise UsageError(f"the parameters are not those of a SegFormer with this configuration: {found}")
+    if faults := tensor_faults(wanted, given):
+        raise UsageError(f"the parameters are not those of a SegFormer with this configuration: {faults}")
     for key in wanted:
         path, _, leaf = key.rpartition(".")
         module = ours.get_submodule(path)
         (module._parameters if leaf in module._parameters else module._buffers)[leaf] = given[key]
+
+
+def tensor_faults(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Which tensors are missing, left over or of another shape, by name; empty where each finds its place."""
+    differ = [key for key in wanted.keys() & given.keys() if wanted[key].shape != given[key].shape]
+    faults = {
+        "missing": wanted.keys() - given.keys(),
+        "left over": given.keys() - wanted.keys(),
+        "of another shape": differ,
+    }
+    return "; ".join(f"{what}: {listed(sorted(names), _SHOWN)}" for what, names in faults.items() if names)
 
 
 def _tensors(model: nn.Module) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Checkpoint files (`.pth`) of the authors' code (NVlabs) and of mmsegmentation as our models, no tensor left over.
+"""Checkpoint conversion from NVlabs (the authors' code) and mmsegmentation: `.pth` files, no tensor left over.
 
 The names are those of Apache-2.0 sources: transformers' `convert_segformer_original_to_pytorch.py` and mmsegmentation's
 `mit2mmseg.py`. Both run the layer norms of the blocks with eps 1e-6, where the published layout has 1e-5.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from segtune.errors import DataError, UsageError
 from segtune.files import write_folder
 from segtune.labels.label_map import LabelMap
 from segtune.segformer.configuration_segformer import SegformerConfig
+from segtune.segformer.conversion import tensor_faults
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import (
     SegformerForImageClassification,
@@ -81,6 +83,11 @@ Converted from `{name}` by segtune.
 The weights that NVIDIA has published are for non-commercial use, and so is what started from them; mmseg's pre-trained
 encoders are conversions of them. Weights that were trained from random ones are their owner's: then change this card.
 """
+# What torch.load raises, besides its refusal to run code, where bytes are missing, changed or of another format.
+_NOT_A_CHECKPOINT = (
+    *(AssertionError, AttributeError, LookupError, OverflowError, TypeError, ValueError, struct.error),
+    *(EOFError, OSError, RuntimeError),
+)
 _FIRST = {"nvlabs": "patch_embed1.proj.weight", "mmseg": "layers.0.0.projection.weight"}
 
 
@@ -116,15 +123,8 @@ def read_original(path: str | Path, layout: Layout = "auto", *, encoder_only: bo
         )
     renamed, unknown = _rename(tensors, found)
     model = _build(path, renamed, meta)
-    own = model.state_dict()
-    faults = {
-        "missing": sorted(own.keys() - renamed.keys()),
-        "left over": sorted([*unknown, *(renamed.keys() - own.keys())]),
-        "of another shape": sorted(k for k in own.keys() & renamed.keys() if own[k].shape != renamed[k].shape),
-    }
-    if any(faults.values()):
-        told = "; ".join(f"{what}: {', '.join(names[:8])}" for what, names in faults.items() if names)
-        raise DataError(f"{path} is no SegFormer of {found}: {told}")
+    if faults := tensor_faults(model.state_dict(), renamed | unknown):
+        raise DataError(f"{path} is no SegFormer of {found}: {faults}")
     model.load_state_dict(renamed)
     return model.eval()
 
@@ -162,7 +162,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
             f"{path} holds more than tensors{f' ({wanted[1]})' if wanted else ''}, and loading that could run code: "
             'refused. If you trust the file: torch.save(torch.load(path, weights_only=False)["state_dict"], other_path)'
         ) from error
-    except Exception as error:  # the unpickler raises what it likes
+    except _NOT_A_CHECKPOINT as error:
         raise DataError(f"{path} is no checkpoint of PyTorch ({type(error).__name__})") from error
     content = content if isinstance(content, Mapping) else {}
     tensors = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
@@ -179,15 +179,15 @@ def _layout(path: str | Path, tensors: Mapping[str, Tensor], wanted: Layout) -> 
     return fitting[0]
 
 
-def _rename(tensors: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors under our names, and the names that mean nothing."""
+def _rename(tensors: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors under our names, and those whose names mean nothing."""
     heads = any(key.startswith(("decode_head.", "head.")) for key in tensors)
     renamed: dict[str, Tensor] = {}
-    unknown = []
+    unknown: dict[str, Tensor] = {}
     for key, value in tensors.items():
         names = _our_names(key, layout)
         if names is None:
-            unknown += [] if re.match(_UNUSED, key) else [key]
+            unknown |= {} if re.match(_UNUSED, key) else {key: value}
             continue
         if key.endswith("weight") and ".mlp.dense" in names[0]:
             value = value.flatten(1)  # mmseg's are 1x1 convolutions

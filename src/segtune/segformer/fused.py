@@ -1,142 +1,174 @@
-"""Three parts of the network that keep for the backward pass only what is expensive to compute again.
+"""Fast paths of the encoder: layers fused into one function, and the condition under which each gives the same.
 
-Autograd keeps every intermediate map. Here element-wise results and cheap products are computed a second time instead:
-of 14 units (a unit is a map of C channels, at the usual Mix-FFN ratio of 4) the Mix-FFN keeps one, its input; the
-projections of the attention keep their input and results; of its full-size maps of D channels the decode head keeps
-one. All equal the plain modules up to rounding, and differentiate once.
+Autograd keeps every intermediate map for the backward pass. The functions here keep only what is expensive to compute
+again, and compute element-wise results and cheap products a second time (as in gradient checkpointing, Chen et al.
+2016, arXiv 1604.06174): of 14 units (a unit is a map of C channels, at the usual Mix-FFN ratio of 4) the Mix-FFN
+keeps one, its input; the projections of the attention keep their input and results. All equal the plain layers up to
+rounding, and differentiate once.
+
+A fast path is a class: `applies` says whether it gives what the layers give, `run` computes it.
+
+Letters: B batch, C channels, H W size, N = H·W tokens, M = B·N, E = ratio·C, R sequence-reduction ratio. In comments,
+`dy` is the gradient of the loss with respect to y, and a linear layer is written `y = W x + b` for each pixel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.activations import GELUActivation
 
-from .upsampling import band_rows, neighbours, upsample_backward, upsampled_rows
+from .upsampling import strip_rows
 
-
-class MixFFN(torch.autograd.Function):
-    """`dense2(gelu(dwconv(dense1(layer_norm(x)))))` of a map `(B, H, W, C)`; M = B·H·W, E = ratio·C."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        norm_weight: Tensor,
-        norm_bias: Tensor,
-        eps: float,
-        weight1: Tensor,
-        bias1: Tensor,
-        conv_weight: Tensor,
-        conv_bias: Tensor,
-        weight2: Tensor,
-        bias2: Tensor,
-    ) -> Tensor:
-        ctx.dtype, ctx.eps = x.dtype, eps
-        x = x.to(norm_weight.dtype)
-        ctx.save_for_backward(x, norm_weight, norm_bias, weight1, bias1, conv_weight, conv_bias, weight2)
-        out = mix_ffn(x, norm_weight, norm_bias, eps, weight1, bias1, conv_weight, conv_bias, weight2, bias2)
-        ctx.compute_dtype = out.dtype
-        return out  # (B, H, W, C)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        refuse_second_derivative("the Mix-FFN")
-        x, norm_weight, norm_bias, weight1, bias1, conv_weight, conv_bias, weight2 = ctx.saved_tensors
-        dtype, width = ctx.compute_dtype, len(conv_weight)
-        train = any(ctx.needs_input_grad[1:])  # or only pass the gradient on, as with frozen weights
-        grad_x = torch.empty_like(x)
-        sums: list[Tensor] = []
-        for part in _groups_of_images(x, width):
-            normed, mean, rstd = torch.native_layer_norm(x[part], x.shape[-1:], norm_weight, norm_bias, ctx.eps)
-            normed = normed.to(dtype)
-            before = F.linear(normed, weight1.to(dtype), bias1.to(dtype))  # (b, H, W, E), as in the forward pass
-            wide = _depthwise(before, conv_weight.to(dtype), conv_bias.to(dtype))  # (b, H, W, E)
-
-            grad_out = grad[part].to(dtype).reshape(-1, grad.shape[-1])  # (M, C)
-            grad_weight2 = grad_out.t() @ F.gelu(wide).view(-1, width) if train else None
-            grad_wide = (grad_out @ weight2.to(dtype)).view_as(wide)
-            grad_wide = torch.ops.aten.gelu_backward(grad_wide, wide)
-            del wide
-            grad_before, grad_conv_weight, grad_conv_bias = torch.ops.aten.convolution_backward(
-                grad_wide.permute(0, 3, 1, 2),
-                before.permute(0, 3, 1, 2),
-                conv_weight.to(dtype),
-                [width],
-                [1, 1],
-                [1, 1],
-                [1, 1],
-                False,
-                [0, 0],
-                width,
-                [True, train, train],
-            )
-            del grad_wide, before
-            grad_before = grad_before.permute(0, 2, 3, 1).reshape(-1, width)  # (M, E)
-            grad_normed = (grad_before @ weight1.to(dtype)).view_as(x[part]).to(x.dtype)  # (b, H, W, C)
-            grad_x[part], grad_norm_weight, grad_norm_bias = torch.ops.aten.native_layer_norm_backward(
-                grad_normed, x[part], list(x.shape[-1:]), mean, rstd, norm_weight, norm_bias, [True, train, train]
-            )
-            if train:
-                grad_conv_weight = grad_conv_weight.flatten(1).view(conv_weight.shape)  # in the strides of the weight
-                grad_weight1 = grad_before.t() @ normed.view(-1, normed.shape[-1])
-                linear1, conv = (grad_weight1, grad_before.sum(0)), (grad_conv_weight, grad_conv_bias)
-                sums = _add(sums, grad_norm_weight, grad_norm_bias, *linear1, *conv, grad_weight2, grad_out.sum(0))
-        norm, others = (sums[:2], sums[2:]) if train else ([None] * 2, [None] * 6)
-        return grad_x.to(ctx.dtype), *norm, None, *others
+_NETWORK = f"{__name__.rpartition('.')[0]}.modeling_segformer"  # imports this file, so that it is not imported here
 
 
-def mix_ffn(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float,
-    weight1: Tensor,
-    bias1: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-) -> Tensor:
-    """The same without autograd: on a CPU over bands of rows, whose wide maps stay in the cache.
+# --- what every condition is made of ---------------------------------------------------------------------------------
 
-    A band sees one row more on each side, as the convolution does.
+
+def is_plain(module: Any, kind: type[nn.Module] | str) -> bool:
+    """Whether calling `module` does what its class does and nothing else, so that its weights may be read instead.
+
+    The one rule of all fast paths: neither adapted, quantised, parametrised or otherwise replaced, nor hooked.
+
+    Args:
+        kind: the class, exactly; a name stands for one of `modeling_segformer`.
     """
-    height = x.shape[1]
-    rows = band_rows(x.shape[2] * len(weight1), x.device)
-    if x.device.type != "cpu" or rows >= len(x) * height:
-        normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
-        return F.linear(F.gelu(_depthwise(F.linear(normed, weight1, bias1), conv_weight, conv_bias)), weight2, bias2)
-    device = x.device.type
-    out = torch.empty_like(x, dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None)
-    weight2, bias2 = weight2.to(out.dtype).t(), bias2.to(out.dtype)
-    for i in range(len(x)):
-        for first in range(0, height, rows):
-            last = min(first + rows, height)
-            top, bottom = max(first - 1, 0), min(last + 1, height)
-            normed = F.layer_norm(x[i : i + 1, top:bottom], x.shape[-1:], norm_weight, norm_bias, eps)
-            wide = _depthwise(F.linear(normed, weight1, bias1), conv_weight, conv_bias)  # (1, rows + 2, W, E)
-            wide = F.gelu(wide[0, first - top : last - top]).flatten(0, 1)  # (rows W, E)
-            torch.addmm(bias2, wide, weight2, out=out[i, first:last].flatten(0, 1))
-    return out
+    cls = type(module)
+    exact = (cls.__module__, cls.__name__) == (_NETWORK, kind) if isinstance(kind, str) else cls is kind
+    return exact and not (
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
-def _groups_of_images(x: Tensor, width: int) -> Iterator[slice]:
-    """Slices of the batch `(B, H, W, C)`: the images whose maps of `width` channels fill one band, at least one."""
-    images = band_rows(x.shape[1] * x.shape[2] * width, x.device)
-    return (slice(start, start + images) for start in range(0, len(x), images))
+def is_plain_convolution(
+    conv: Any, kernel: int, *, stride: int = 1, padding: int = 0, groups: int = 1, bias: bool = True
+) -> bool:
+    """Whether `conv` is a plain convolution of these settings, without dilation, padding with zeros."""
+    if not is_plain(conv, nn.Conv2d):
+        return False
+    settings = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
+    wanted = ((kernel, kernel), (stride, stride), (padding, padding), (1, 1), groups, "zeros")
+    return settings == wanted and (conv.bias is not None) is bias
 
 
-def _add(sums: list[Tensor], *terms: Any) -> list[Tensor]:
-    return [total.add_(term) for total, term in zip(sums, terms, strict=True)] if sums else list(terms)
+def is_idle(dropout: Any, kind: type[nn.Module]) -> bool:
+    """Whether `dropout` is a plain one that drops nothing now."""
+    return is_plain(dropout, kind) and not (dropout.training and dropout.p > 0)
 
 
-def _depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A zero-padded 3x3 depthwise convolution of a map `(B, H, W, E)`."""
-    return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=len(weight)).permute(0, 2, 3, 1)
+def is_eager() -> bool:
+    """Whether operations run one by one, as they are written; a compiler decides on its own what to keep."""
+    return not torch.compiler.is_compiling()
+
+
+def refuse_second_derivative(what: str) -> None:
+    """For the backward pass of a function that differentiates once."""
+    if torch.is_grad_enabled():  # create_graph=True
+        raise RuntimeError(f"{what} keeps too little for a second derivative: call backward without create_graph=True")
+
+
+# --- fast paths of the attention -------------------------------------------------------------------------------------
+
+
+class MatrixReduction:
+    """The convolution of the sequence reduction as one matrix product, because its kernel equals its stride."""
+
+    @staticmethod
+    def applies(attention: Any) -> bool:
+        """Whether `attention.sr` is such a convolution."""
+        return is_plain_convolution(attention.sr, attention.ratio, stride=attention.ratio)
+
+    @staticmethod
+    def run(attention: Any, x: Tensor) -> Tensor:
+        """`(B, H, W, C)` to `(B, N/R², C)`."""
+        return F.linear(unfold_patches(x, attention.ratio), MatrixReduction.matrix(attention), attention.sr.bias)
+
+    @staticmethod
+    def matrix(attention: Any) -> Tensor:
+        """The kernel as `(C, R²·C)`, in the order of `unfold_patches`."""
+        weight: Tensor = attention.sr.weight
+        return weight.permute(0, 2, 3, 1).flatten(1)
+
+
+class JointKeyValue:
+    """Keys and values by one matrix product."""
+
+    @staticmethod
+    def applies(attention: Any) -> bool:
+        """Whether both are plain linear layers."""
+        return is_plain(attention.key, nn.Linear) and is_plain(attention.value, nn.Linear)
+
+    @staticmethod
+    def run(attention: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`(B, N/R², C)` to key and value of the same shape."""
+        key, value = F.linear(x, *JointKeyValue.weights(attention)).chunk(2, -1)
+        return key, value
+
+    @staticmethod
+    def weights(attention: Any) -> tuple[Tensor, Tensor]:
+        """Weight `(2·C, C)` and bias `(2·C,)`, those of the key first."""
+        key, value = attention.key, attention.value
+        return torch.cat((key.weight, value.weight)), torch.cat((key.bias, value.bias))
+
+
+class FusedProjections:
+    """Layer norm, query, key and value of a block in training: `NormQueryKeyValue`."""
+
+    @staticmethod
+    def applies(block: Any, x: Tensor) -> bool:
+        """Whether nothing between the block's input and the attention's products is replaced or hooked."""
+        attention: Any = getattr(block.attention, "self", None)
+        return (
+            torch.is_grad_enabled()  # without autograd, nothing is kept anyway
+            and is_eager()
+            and is_plain(block.layer_norm_1, nn.LayerNorm)
+            and is_plain(block.attention, "SegformerAttention")
+            and is_plain(attention, "SegformerEfficientSelfAttention")
+            and min(x.shape[1:3]) >= attention.ratio  # a smaller map is padded first
+            and is_plain(attention.query, nn.Linear)
+            and JointKeyValue.applies(attention)
+            and (attention.ratio == 1 or MatrixReduction.applies(attention))
+            and (attention.ratio == 1 or is_plain(attention.layer_norm, nn.LayerNorm))
+        )
+
+    @staticmethod
+    def run(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`(B, H, W, C)` to the query `(B, N, C)` and to key and value `(B, N/R², C)`."""
+        norm, attention = block.layer_norm_1, block.attention.self
+        query, key_value = attention.query, JointKeyValue.weights(attention)
+        weights = ProjectionWeights(norm.weight, norm.bias, query.weight, query.bias, *key_value)
+        eps = reduction_eps = norm.eps
+        if attention.ratio > 1:
+            reduction_eps = attention.layer_norm.eps
+            weights = weights._replace(
+                reduction_weight=MatrixReduction.matrix(attention),
+                reduction_bias=attention.sr.bias,
+                reduction_norm_weight=attention.layer_norm.weight,
+                reduction_norm_bias=attention.layer_norm.bias,
+            )
+        query, key_value = NormQueryKeyValue.apply(x, attention.ratio, eps, reduction_eps, *weights)
+        key, value = key_value.chunk(2, -1)
+        return query, key, value
+
+
+class ProjectionWeights(NamedTuple):
+    """What `NormQueryKeyValue` reads besides the map; in its backward pass, the gradients of each."""
+
+    norm_weight: Any  # (C,)
+    norm_bias: Any
+    query_weight: Any  # (C, C)
+    query_bias: Any
+    key_value_weight: Any  # (2·C, C)
+    key_value_bias: Any
+    reduction_weight: Any = None  # (C, R²·C), the convolution as a matrix; from here on None for R = 1
+    reduction_bias: Any = None
+    reduction_norm_weight: Any = None  # (C,)
+    reduction_norm_bias: Any = None
 
 
 class NormQueryKeyValue(torch.autograd.Function):
@@ -147,294 +179,262 @@ class NormQueryKeyValue(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        norm_weight: Tensor,
-        norm_bias: Tensor,
-        eps: float,
-        query_weight: Tensor,
-        query_bias: Tensor,
-        key_value_weight: Tensor,
-        key_value_bias: Tensor,
-        ratio: int,
-        *reduction: Any,
+        ctx: Any, x: Tensor, ratio: int, eps: float, reduction_eps: float, *weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """`(B, H, W, C)` to the query `(B, N, C)` and key and value `(B, N/R², 2·C)`.
 
         Args:
-            key_value_weight: `(2·C, C)`.
-            reduction: for R > 1, weight `(C, R²·C)` and bias of the convolution as a matrix, its layer norm's weight,
-                bias and eps.
+            ratio: R.
+            eps, reduction_eps: of the block's layer norm, and of the reduction's.
+            weights: `ProjectionWeights`.
         """
-        dtype = x.dtype
-        x = x.to(norm_weight.dtype)
-        normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
+        w = ProjectionWeights(*weights)
+        ctx.dtype, x = x.dtype, x.to(w.norm_weight.dtype)
+        normed = F.layer_norm(x, x.shape[-1:], w.norm_weight, w.norm_bias, eps)
         reduced = normed.flatten(1, 2)  # (B, N, C)
         if ratio > 1:
-            weight, bias, reduced_norm_weight, reduced_norm_bias, reduced_eps = reduction
-            reduced = F.linear(windows(normed, ratio), weight, bias)  # (B, N/R², C)
-            reduced = F.layer_norm(reduced, x.shape[-1:], reduced_norm_weight, reduced_norm_bias, reduced_eps)
-        query = F.linear(normed.flatten(1, 2), query_weight, query_bias)
-        ctx.save_for_backward(x, norm_weight, norm_bias, query_weight, key_value_weight, *reduction[:4])
-        ctx.settings = dtype, query.dtype, eps, ratio, reduction[4] if ratio > 1 else 0.0
-        return query, F.linear(reduced, key_value_weight, key_value_bias)
+            reduced = F.linear(unfold_patches(normed, ratio), w.reduction_weight, w.reduction_bias)  # (B, N/R², C)
+            norm = (w.reduction_norm_weight, w.reduction_norm_bias)
+            reduced = F.layer_norm(reduced, x.shape[-1:], *norm, reduction_eps)
+        query = F.linear(normed.flatten(1, 2), w.query_weight, w.query_bias)
+        ctx.save_for_backward(x, *w)
+        ctx.settings = query.dtype, ratio, eps, reduction_eps
+        return query, F.linear(reduced, w.key_value_weight, w.key_value_bias)
 
     @staticmethod
     def backward(ctx: Any, grad_query: Tensor, grad_key_value: Tensor) -> Any:
         refuse_second_derivative("the attention's projections")
-        x, norm_weight, norm_bias, query_weight, key_value_weight, *reduction = ctx.saved_tensors
-        dtype, compute_dtype, eps, ratio, reduced_eps = ctx.settings
+        x, *saved = ctx.saved_tensors
+        w, (dtype, ratio, eps, reduction_eps) = ProjectionWeights(*saved), ctx.settings
         c = x.shape[-1]
-        normed, mean, rstd = torch.native_layer_norm(x, [c], norm_weight, norm_bias, eps)  # (B, H, W, C)
-        values = normed.to(compute_dtype)
-        grad_query = grad_query.to(compute_dtype).reshape(-1, c)  # (M, C)
-        grad_key_value = grad_key_value.to(compute_dtype).reshape(-1, 2 * c)  # (M/R², 2·C)
-        grad_reduced = grad_key_value @ key_value_weight.to(compute_dtype)  # (M/R², C)
-        grad_normed = (grad_query @ query_weight.to(compute_dtype)).view_as(x)
-        grads_reduction: list[Any] = []
+
+        # n = norm(x), a second time
+        normed, mean, rstd = torch.native_layer_norm(x, [c], w.norm_weight, w.norm_bias, eps)  # (B, H, W, C)
+        values = normed.to(dtype)
+
+        # q = Wq n + bq and kv = Wkv r + bkv: dn = dq Wq so far, dr = dkv Wkv
+        grad_query = grad_query.to(dtype).reshape(-1, c)  # (M, C)
+        grad_key_value = grad_key_value.to(dtype).reshape(-1, 2 * c)  # (M/R², 2·C)
+        grad_reduced = grad_key_value @ w.key_value_weight.to(dtype)  # (M/R², C)
+        grad_normed = (grad_query @ w.query_weight.to(dtype)).view_as(x)
+
+        # r = n for R = 1, else r = norm(sr(n)): the rest of dn, through the reduction
         if ratio == 1:
             reduced = values.view(-1, c)
             grad_normed += grad_reduced.view_as(x)
+            grads_reduction: tuple[Any, ...] = (None,) * 4
         else:
-            weight, bias, reduced_norm_weight, reduced_norm_bias = reduction
-            columns = windows(values, ratio)  # (B, N/R², R²·C)
-            before = F.linear(columns, weight.to(compute_dtype), bias.to(compute_dtype)).to(x.dtype)
-            reduced, reduced_mean, reduced_rstd = torch.native_layer_norm(
-                before, [c], reduced_norm_weight, reduced_norm_bias, reduced_eps
-            )
-            reduced = reduced.to(compute_dtype).view(-1, c)
-            grad_before, grad_reduced_norm_weight, grad_reduced_norm_bias = torch.ops.aten.native_layer_norm_backward(
-                grad_reduced.view_as(before).to(x.dtype),
-                before,
-                [c],
-                reduced_mean,
-                reduced_rstd,
-                reduced_norm_weight,
-                reduced_norm_bias,
-                [True, True, True],
-            )
-            grad_before = grad_before.to(compute_dtype).view(-1, c)
-            grad_weight = grad_before.t() @ columns.view(len(grad_before), -1)
-            del columns
-            add_windows(grad_normed, (grad_before @ weight.to(compute_dtype)), ratio)
-            grads_reduction = [
-                grad_weight,
-                grad_before.sum(0),
-                grad_reduced_norm_weight,
-                grad_reduced_norm_bias,
-                None,
-            ]
+            reduced, grads_reduction = _reduction_backward(w, values, grad_reduced, grad_normed, ratio, reduction_eps)
+
+        # dx, and of the norm dgamma = Σ dn ⊙ (x - mean) rstd, dbeta = Σ dn
         grad_x, grad_norm_weight, grad_norm_bias = torch.ops.aten.native_layer_norm_backward(
-            grad_normed.to(x.dtype), x, [c], mean, rstd, norm_weight, norm_bias, [True, True, True]
+            grad_normed.to(x.dtype), x, [c], mean, rstd, w.norm_weight, w.norm_bias, [True, True, True]
         )
-        return (
-            grad_x.to(dtype),
-            grad_norm_weight,
-            grad_norm_bias,
-            None,
-            grad_query.t() @ values.view(-1, c),
-            grad_query.sum(0),
-            grad_key_value.t() @ reduced,
-            grad_key_value.sum(0),
-            None,
-            *grads_reduction,
-        )
+        # of a linear layer dW = dyᵀ x and db = Σ dy
+        query = (grad_query.t() @ values.view(-1, c), grad_query.sum(0))
+        key_value = (grad_key_value.t() @ reduced, grad_key_value.sum(0))
+        grads = ProjectionWeights(grad_norm_weight, grad_norm_bias, *query, *key_value, *grads_reduction)
+        return grad_x.to(ctx.dtype), None, None, None, *grads
 
 
-def windows(x: Tensor, ratio: int) -> Tensor:
-    """Windows of R x R pixels of `(B, H, W, C)`, leaving out a remainder, as rows `(B, N/R², R²·C)`."""
-    b, h, w, c = x.shape
-    rows, columns = h // ratio, w // ratio
-    x = x[:, : rows * ratio, : columns * ratio].reshape(b, rows, ratio, columns, ratio, c)
-    return x.transpose(2, 3).reshape(b, rows * columns, ratio * ratio * c)
+def _reduction_backward(
+    w: ProjectionWeights, values: Tensor, grad_reduced: Tensor, grad_normed: Tensor, ratio: int, eps: float
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """The backward pass of `r = norm(Ws p + bs)`, p being the patches of n = `values` (B, H, W, C).
 
-
-def add_windows(x: Tensor, values: Tensor, ratio: int) -> None:
-    """Add `values`, laid out as `windows(x)` is, to `x` (B, H, W, C)."""
-    b, h, w, c = x.shape
-    rows, columns = h // ratio, w // ratio
-    target = x[:, : rows * ratio, : columns * ratio].unflatten(2, (columns, ratio)).unflatten(1, (rows, ratio))
-    target += values.view(b, rows, columns, ratio, ratio, c).transpose(2, 3)  # (B, rows, R, columns, R, C)
-
-
-class SumNormClassify(torch.autograd.Function):
-    """The decode head after its projections, with batch statistics, in bands of rows.
-
-    `classifier(dropout(relu(batch_norm(sum of maps upsampled to the size of stage 1))))`, of which only the sum is
-    kept. Channel dropout multiplies whole channels, so that it goes into the classifier's weight, sample by
-    sample. The running statistics are updated in place, as `nn.BatchNorm2d` does.
+    Adds its part of dn to `grad_normed`. Returns r `(M/R², C)` and the gradients of Ws, bs and the norm's two weights.
     """
+    dtype, c = values.dtype, values.shape[-1]
+    norm_weight, norm_bias = w.reduction_norm_weight, w.reduction_norm_bias
+    # z = Ws p + bs and r = norm(z), a second time
+    patches = unfold_patches(values, ratio)  # (B, N/R², R²·C)
+    before = F.linear(patches, w.reduction_weight.to(dtype), w.reduction_bias.to(dtype)).to(w.norm_weight.dtype)
+    reduced, mean, rstd = torch.native_layer_norm(before, [c], norm_weight, norm_bias, eps)
+    # dz of dr, with those of the norm's weights
+    grad_before, grad_norm_weight, grad_norm_bias = torch.ops.aten.native_layer_norm_backward(
+        grad_reduced.view_as(before).to(before.dtype), before, [c], mean, rstd, norm_weight, norm_bias, [True] * 3
+    )
+    # dWs = dzᵀ p, dbs = Σ dz; dp = dz Ws goes back to where each patch lies in n
+    grad_before = grad_before.to(dtype).view(-1, c)
+    grad_weight = grad_before.t() @ patches.view(len(grad_before), -1)
+    del patches
+    add_patches(grad_normed, grad_before @ w.reduction_weight.to(dtype), ratio)
+    return reduced.to(dtype).view(-1, c), (grad_weight, grad_before.sum(0), grad_norm_weight, grad_norm_bias)
+
+
+def unfold_patches(x: Tensor, ratio: int) -> Tensor:
+    """Patches of R x R pixels of `(B, H, W, C)`, side by side, without a remainder: `(B, N/R², R²·C)`."""
+    b, h, w, c = x.shape
+    down, across = h // ratio, w // ratio
+    x = x[:, : down * ratio, : across * ratio].reshape(b, down, ratio, across, ratio, c)
+    return x.transpose(2, 3).reshape(b, down * across, ratio * ratio * c)
+
+
+def add_patches(x: Tensor, values: Tensor, ratio: int) -> None:
+    """Add `values`, laid out as `unfold_patches(x)` is, to `x` (B, H, W, C)."""
+    b, h, w, c = x.shape
+    down, across = h // ratio, w // ratio
+    target = x[:, : down * ratio, : across * ratio].unflatten(2, (across, ratio)).unflatten(1, (down, ratio))
+    target += values.view(b, down, across, ratio, ratio, c).transpose(2, 3)  # (B, down, R, across, R, C)
+
+
+# --- the fast path of the Mix-FFN ------------------------------------------------------------------------------------
+
+
+class FusedMixFFN:
+    """Layer norm and Mix-FFN of a block: in training `MixFFN`, without autograd `mix_ffn` over strips."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        first: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        norm_weight: Tensor,
-        norm_bias: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        momentum: float,
-        eps: float,
-        group: Any,
-        noise: Tensor | None,
-        classify_weight: Tensor,
-        classify_bias: Tensor,
-        *maps: Tensor,
-    ) -> Tensor:
-        """Logits `(B, K, H, W)`.
+    def applies(block: Any) -> bool:
+        """Whether the activation is GELU, no dropout is on, and nothing is replaced or hooked."""
+        mlp = block.mlp
+        return (
+            is_eager()
+            and is_plain(block.layer_norm_2, nn.LayerNorm)
+            and is_plain(mlp, "SegformerMixFFN")
+            and is_plain(mlp.dense1, nn.Linear)
+            and is_plain(mlp.dwconv, "SegformerDepthwiseConv")
+            and is_plain_convolution(mlp.dwconv.dwconv, 3, padding=1, groups=mlp.dense1.out_features)
+            and is_plain(mlp.activation, GELUActivation)
+            and is_plain(mlp.dense2, nn.Linear)
+            and is_idle(mlp.dropout, nn.Dropout)
+        )
 
-        Args:
-            first: features of stage 1 `(B, H, W, C)`; `weight` (D, C) and `bias` (D,) project them.
-            group: the processes that share their statistics, as in `nn.SyncBatchNorm`; None: this one alone.
-            noise: what dropout multiplies with, `(B, D)`.
-            classify_weight, classify_bias: `(K, D)` and `(K,)`.
-            maps: the other stages, projected: `(B, H_i, W_i, D)`.
-        """
-        dtype = maps[0].dtype if maps else first.dtype  # autocast's, where it is on
-        ctx.dtype, ctx.group, ctx.shapes = dtype, group, [each.shape for each in maps]
-        total = _sum_upsampled(first.to(dtype), weight.to(dtype), bias.to(dtype), maps)  # (B, H, W, D)
-        mean, variance, count = _moments(total)
-        if group is not None:
-            mean, variance, count = _joined_moments(mean, variance, count, group)
-        if running_mean is not None and running_var is not None:
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_((variance * (count / (count - 1).clamp(min=1))).to(running_var.dtype), momentum)
-        rstd = torch.rsqrt(variance + eps)
-        ctx.save_for_backward(first, weight, total, mean, rstd, count, norm_weight, norm_bias, noise, classify_weight)
+    @staticmethod
+    def run(block: Any, x: Tensor) -> Tensor:
+        """`(B, H, W, C)` to the same shape."""
+        norm, mlp = block.layer_norm_2, block.mlp
+        dense1, conv, dense2 = mlp.dense1, mlp.dwconv.dwconv, mlp.dense2
+        weights = MixFFNWeights(
+            norm.weight, norm.bias, dense1.weight, dense1.bias, conv.weight, conv.bias, dense2.weight, dense2.bias
+        )
+        if torch.is_grad_enabled():
+            result: Tensor = MixFFN.apply(x, norm.eps, *weights)
+            return result
+        return mix_ffn(x, norm.eps, weights)
 
-        scale = norm_weight.to(rstd.dtype) * rstd
-        shift = norm_bias.to(rstd.dtype) - mean * scale
-        b, h, w, _ = total.shape
-        shape = (b, len(classify_weight), h, w)  # itself no view, which FSDP would warn of
-        logits = torch.empty(shape, dtype=dtype, device=total.device, memory_format=torch.channels_last)
-        rows = logits.permute(0, 2, 3, 1)  # (B, H, W, K)
-        last_bias = classify_bias.to(dtype)
-        for i, band in _bands(total):
-            active = torch.addcmul(shift, total[i, band], scale).relu_().to(dtype).flatten(0, 1)  # (N, D)
-            weights = _dropped(classify_weight, noise, i).to(dtype)
-            torch.addmm(last_bias, active, weights.t(), out=rows[i, band].flatten(0, 1))
-        return logits
+
+class MixFFNWeights(NamedTuple):
+    """What the fused Mix-FFN reads besides the map; E = ratio·C."""
+
+    norm_weight: Tensor  # (C,)
+    norm_bias: Tensor
+    weight1: Tensor  # (E, C)
+    bias1: Tensor
+    conv_weight: Tensor  # (E, 1, 3, 3)
+    conv_bias: Tensor
+    weight2: Tensor  # (C, E)
+    bias2: Tensor
+
+    def cast(self, dtype: torch.dtype) -> MixFFNWeights:
+        """The weights of the products in `dtype`; a layer norm keeps its own, as under autocast."""
+        return MixFFNWeights(*self[:2], *(value.to(dtype) for value in self[2:]))
+
+
+class MixFFN(torch.autograd.Function):
+    """`dense2(gelu(dwconv(dense1(layer_norm(x)))))` of a map `(B, H, W, C)`, of which only x is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float, *weights: Tensor) -> Tensor:
+        """`(B, H, W, C)`, and `MixFFNWeights`, to the same shape."""
+        w = MixFFNWeights(*weights)
+        ctx.dtype, ctx.eps, x = x.dtype, eps, x.to(w.norm_weight.dtype)
+        ctx.save_for_backward(x, *w)
+        out = mix_ffn(x, eps, w)
+        ctx.compute_dtype = out.dtype
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        refuse_second_derivative("the decode head")
-        first, weight, total, mean, rstd, count, norm_weight, norm_bias, noise, classify_weight = ctx.saved_tensors
-        dtype = ctx.dtype
-        grad = grad.permute(0, 2, 3, 1).to(dtype)  # (B, H, W, K)
-        gamma, beta = norm_weight.to(rstd.dtype), norm_bias.to(rstd.dtype)
+        refuse_second_derivative("the Mix-FFN")
+        x, *saved = ctx.saved_tensors
+        dtype = ctx.compute_dtype
+        w = MixFFNWeights(*saved).cast(dtype)
+        c, width = x.shape[-1], len(w.conv_weight)
+        norm = (w.norm_weight, w.norm_bias)
+        train = any(ctx.needs_input_grad[2:])  # or only pass the gradient on, as with frozen weights
+        grad_x = torch.empty_like(x)
+        sums: list[Tensor] = []
+        for part in _groups_of_images(x, width):
+            # n = norm(x), v = W1 n + b1, u = conv(v): a second time, as in the forward pass
+            normed, mean, rstd = torch.native_layer_norm(x[part], [c], *norm, ctx.eps)
+            normed = normed.to(dtype)
+            before = F.linear(normed, w.weight1, w.bias1)  # v (b, H, W, E)
+            wide = _depthwise(before, w.conv_weight, w.conv_bias)  # u (b, H, W, E)
 
-        grad_total = torch.empty_like(total)  # (B, H, W, D): first the gradient of what the norm puts out
-        grad_classify = torch.zeros_like(classify_weight)
-        sum_grad, sum_product = torch.zeros_like(rstd), torch.zeros_like(rstd)
-        for i, band in _bands(total):
-            normed = torch.addcmul(-mean * rstd, total[i, band], rstd)  # (rows, W, D)
-            active = torch.addcmul(beta, normed, gamma).relu_()
-            grad_band = grad[i, band].flatten(0, 1)  # (N, K)
-            grad_classify += _dropped(grad_band.t() @ active.to(dtype).flatten(0, 1), noise, i)
-            out = grad_total[i, band]
-            torch.mm(grad_band, _dropped(classify_weight, noise, i).to(dtype), out=out.flatten(0, 1))
-            torch.ops.aten.threshold_backward(out, active.to(dtype), 0, grad_input=out)
-            sum_grad += out.sum((0, 1), dtype=rstd.dtype)
-            sum_product += normed.mul_(out).sum((0, 1))
-
-        # the batch norm's own gradient, in place: gamma rstd (g - mean(g) - normed mean(g normed))
-        sums = torch.stack((sum_grad, sum_product))
-        if ctx.group is not None:
-            torch.distributed.all_reduce(sums, group=ctx.group)
-        scale = gamma * rstd
-        slope = -scale * rstd * sums[1] / count
-        offset = -scale * sums[0] / count - mean * slope
-        grad_first = torch.empty_like(first) if ctx.needs_input_grad[0] else None
-        grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(weight[:, 0])
-        for i, band in _bands(total):
-            out = grad_total[i, band]
-            out.copy_(torch.addcmul(torch.addcmul(offset, total[i, band], slope), out, scale))
-            flat = out.flatten(0, 1)  # (N, D)
-            grad_weight += flat.t() @ first[i, band].to(dtype).flatten(0, 1)
-            grad_bias += flat.sum(0)
-            if grad_first is not None:
-                grad_first[i, band] = (out @ weight.to(dtype)).to(first.dtype)
-        channels_first = grad_total.permute(0, 3, 1, 2)
-        grad_maps = (upsample_backward(channels_first, (b, d, h, w)).permute(0, 2, 3, 1) for b, h, w, d in ctx.shapes)
-        return (
-            grad_first,
-            grad_weight,
-            grad_bias,
-            sum_product.to(norm_weight.dtype),
-            sum_grad.to(norm_bias.dtype),
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            grad_classify,
-            grad.sum((0, 1, 2)),
-            *grad_maps,
-        )
+            # y = W2 g + b2 with g = gelu(u): dW2 = dyᵀ g, dg = dy W2
+            grad_out = grad[part].to(dtype).reshape(-1, c)  # (M, C)
+            grad_weight2 = grad_out.t() @ F.gelu(wide).view(-1, width) if train else None
+            grad_wide = (grad_out @ w.weight2).view_as(wide)
+            # du = dg ⊙ gelu'(u), with gelu'(u) = Φ(u) + u φ(u)
+            grad_wide = torch.ops.aten.gelu_backward(grad_wide, wide)
+            del wide
+            # dv is du convolved with the flipped kernel; the kernel's gradient at an offset o is Σ du ⊙ v shifted by o
+            grad_before, grad_conv_weight, grad_conv_bias = torch.ops.aten.convolution_backward(
+                grad_wide.permute(0, 3, 1, 2),
+                before.permute(0, 3, 1, 2),
+                w.conv_weight,
+                [width],  # of the bias
+                [1, 1],  # stride
+                [1, 1],  # padding
+                [1, 1],  # dilation
+                False,
+                [0, 0],
+                width,  # groups
+                [True, train, train],
+            )
+            del grad_wide, before
+            # dn = dv W1, and dx of dn through the norm
+            grad_before = grad_before.permute(0, 2, 3, 1).reshape(-1, width)  # (M, E)
+            grad_normed = (grad_before @ w.weight1).view_as(x[part]).to(x.dtype)  # (b, H, W, C)
+            grad_x[part], *grads_norm = torch.ops.aten.native_layer_norm_backward(
+                grad_normed, x[part], [c], mean, rstd, *norm, [True, train, train]
+            )
+            # dW1 = dvᵀ n, and of each bias the sum over pixels; parts of the batch add up
+            if train:
+                grad_conv_weight = grad_conv_weight.flatten(1).view(w.conv_weight.shape)  # in the strides of the weight
+                linear1 = (grad_before.t() @ normed.view(-1, c), grad_before.sum(0))
+                linear2 = (grad_weight2, grad_out.sum(0))
+                sums = _add(sums, *grads_norm, *linear1, grad_conv_weight, grad_conv_bias, *linear2)
+        return grad_x.to(ctx.dtype), None, *(sums if train else [None] * len(w))
 
 
-def _bands(x: Tensor) -> Iterator[tuple[int, slice]]:
-    """Image by image, bands of rows of `x` (B, H, W, D) that stay in the cache."""
-    rows = band_rows(x[0, 0].numel(), x.device)
-    for i in range(len(x)):
-        for start in range(0, x.shape[1], rows):
-            yield i, slice(start, min(start + rows, x.shape[1]))
+def mix_ffn(x: Tensor, eps: float, w: MixFFNWeights) -> Tensor:
+    """The same without autograd: on a CPU over strips, whose wide maps stay in the cache.
 
-
-def _sum_upsampled(first: Tensor, weight: Tensor, bias: Tensor, maps: Sequence[Tensor]) -> Tensor:
-    """`first @ weight.T + bias` of `(B, H, W, C)` plus every map of `maps` at that size: `(B, H, W, D)`."""
-    height, width = first.shape[1:3]
-    total = first.new_empty((*first.shape[:3], len(bias)))
-    places = [neighbours(each.shape[1], height, each.device) for each in maps]
-    for i, band in _bands(total):
-        out = total[i, band]  # (rows, W, D)
-        torch.addmm(bias, first[i, band].flatten(0, 1), weight.t(), out=out.flatten(0, 1))
-        for each, place in zip(maps, places, strict=True):
-            out += upsampled_rows(each[i], place, band, width)
-    return total
-
-
-def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance of each channel of `(B, H, W, D)`, at least in float32, and how many values they are of.
-
-    Bands are joined by the formula of Chan, Golub and LeVeque (1979), which does not subtract large numbers.
+    A strip sees one row more on each side, as the convolution does.
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    mean, squares = x.new_zeros(x.shape[-1], dtype=dtype), x.new_zeros(x.shape[-1], dtype=dtype)
-    count = 0
-    for i, band in _bands(x):
-        part = x[i, band].to(dtype).flatten(0, 1)  # (N, D)
-        center = part.mean(0)
-        n, difference = len(part), center - mean
-        squares += torch.linalg.vector_norm(part - center, dim=0).square_() + difference.square() * (
-            count * n / (count + n)
-        )
-        mean += difference * (n / (count + n))
-        count += n
-    return mean, squares / count, mean.new_full((), count)
+    height = x.shape[1]
+    rows = strip_rows(x.shape[2] * len(w.weight1), x.device)
+    if x.device.type != "cpu" or rows >= len(x) * height:
+        normed = F.layer_norm(x, x.shape[-1:], w.norm_weight, w.norm_bias, eps)
+        wide = _depthwise(F.linear(normed, w.weight1, w.bias1), w.conv_weight, w.conv_bias)  # (B, H, W, E)
+        return F.linear(F.gelu(wide), w.weight2, w.bias2)
+    device = x.device.type
+    out = torch.empty_like(x, dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None)
+    weight2, bias2 = w.weight2.to(out.dtype).t(), w.bias2.to(out.dtype)
+    for i in range(len(x)):
+        for first in range(0, height, rows):
+            last = min(first + rows, height)
+            top, bottom = max(first - 1, 0), min(last + 1, height)
+            normed = F.layer_norm(x[i : i + 1, top:bottom], x.shape[-1:], w.norm_weight, w.norm_bias, eps)
+            wide = _depthwise(F.linear(normed, w.weight1, w.bias1), w.conv_weight, w.conv_bias)  # (1, rows + 2, W, E)
+            # the convolution padded the outer rows with zeros: right at the border of the map, elsewhere cut off
+            wide = F.gelu(wide[0, first - top : last - top]).flatten(0, 1)  # (rows W, E)
+            torch.addmm(bias2, wide, weight2, out=out[i, first:last].flatten(0, 1))
+    return out
 
 
-def _joined_moments(mean: Tensor, variance: Tensor, count: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """What `_moments` of all values of all processes would return."""
-    own = torch.cat((mean, variance, count.view(1)))  # (2·D + 1,)
-    parts = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size(group))]
-    torch.distributed.all_gather(parts, own, group=group)
-    means, variances, counts = torch.stack(parts).split((len(mean), len(mean), 1), dim=1)  # (processes, D) and (…, 1)
-    total = counts.sum()
-    shares = counts / total
-    mean = (means * shares).sum(0)
-    return mean, ((variances + (means - mean).square()) * shares).sum(0), total
+def _groups_of_images(x: Tensor, width: int) -> Iterator[slice]:
+    """Slices of the batch `(B, H, W, C)`: the images whose maps of `width` channels fill one strip, at least one."""
+    images = strip_rows(x.shape[1] * x.shape[2] * width, x.device)
+    return (slice(start, start + images) for start in range(0, len(x), images))
 
 
-def _dropped(x: Tensor, noise: Tensor | None, image: int) -> Tensor:
-    """`x` (K, D) with the channels scaled as dropout does in one image."""
-    return x if noise is None else x * noise[image]
+def _add(sums: list[Tensor], *terms: Any) -> list[Tensor]:
+    return [total.add_(term) for total, term in zip(sums, terms, strict=True)] if sums else list(terms)
 
 
-def refuse_second_derivative(what: str) -> None:
-    """For the backward pass of a function that differentiates once."""
-    if torch.is_grad_enabled():  # create_graph=True
-        raise RuntimeError(f"{what} keeps too little for a second derivative: call backward without create_graph=True")
+def _depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A zero-padded 3x3 depthwise convolution of a map `(B, H, W, E)`."""
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=len(weight)).permute(0, 2, 3, 1)

@@ -40,7 +40,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IGNORED = 255  # what label reduction makes of id 0
 
-# Four bands go through Pillow as CMYK: it would multiply the first three of an RGBA image by the fourth.
+# Four channels go through Pillow as CMYK: it would multiply the first three of an RGBA image by the fourth.
 _PILLOW_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
@@ -205,11 +205,11 @@ class SegformerImageProcessor(ImageProcessingMixin):
                 "do_rescale=False where images are already between 0 and 1."
             )
         resized = resize(image, self.target_size(*image.shape[:2]), self.resample)
-        bands = np.ascontiguousarray(resized.transpose(2, 0, 1))  # (C, h, w)
-        values = np.empty(bands.shape, dtype=np.float32)
+        planes = np.ascontiguousarray(resized.transpose(2, 0, 1))  # (C, h, w)
+        values = np.empty(planes.shape, dtype=np.float32)
         # The product is rounded once, from float64: so do transformers, and the pixels are equal to the last bit.
         factor = self.rescale_factor if self.do_rescale else 1.0
-        np.multiply(bands, factor, out=values, dtype=np.float64, casting="unsafe")
+        np.multiply(planes, factor, out=values, dtype=np.float64, casting="unsafe")
         if self.do_normalize:
             values -= np.array(self.image_mean, dtype=np.float32)[:, None, None]
             values /= np.array(self.image_std, dtype=np.float32)[:, None, None]
@@ -385,8 +385,8 @@ def resize(
         data, mode = np.ascontiguousarray(image), _PILLOW_MODES[channels]
         resized = Image.frombuffer(mode, (width, height), data, "raw", mode, 0, 1).resize(size[::-1], resample, box)
         return np.asarray(resized).reshape(*size, channels)
-    bands = [Image.fromarray(np.ascontiguousarray(image[:, :, i])) for i in range(channels)]
-    return np.stack([np.asarray(band.resize(size[::-1], resample, box)) for band in bands], axis=-1)  # (*size, C)
+    planes = [Image.fromarray(np.ascontiguousarray(image[:, :, i])) for i in range(channels)]
+    return np.stack([np.asarray(plane.resize(size[::-1], resample, box)) for plane in planes], axis=-1)  # (*size, C)
 
 
 def _size_dict(size: Any) -> dict[str, int]:

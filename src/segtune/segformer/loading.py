@@ -1,4 +1,8 @@
-"""TODO."""
+"""Loading a checkpoint from a folder or the Hub, with one clear message where that fails.
+
+What a checkpoint gave the network is said by `loading_report`, which `from_pretrained` itself uses: it goes to the Hub
+with the network's code, and this module does not.
+"""
 
 from __future__ import annotations
 

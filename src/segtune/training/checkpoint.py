@@ -1,4 +1,4 @@
-"""From settings and files to a model, and back: the start of a run, its `best/` and `final/`, its training states."""
+"""Checkpoints: models as `from_pretrained` reads them, and training states from which a run resumes exactly."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 
 from segtune.errors import DataError
@@ -56,9 +57,10 @@ def save_state(
     content = {
         "optimizer": gather_full(optimizer.state_dict()),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-        "random": accelerator.gather_for_metrics([_random_state()], use_gather_object=True),
+        "random": gather_object([_random_state()]),  # of every process, by its index
         "state": gather_full(state),
     }
+    # Gathering is collective: every process takes part, though only the main one has a use for the result.
     weights = gather_full(accelerator.unwrap_model(model).state_dict())
     if not accelerator.is_main_process:
         return
@@ -68,6 +70,7 @@ def save_state(
         torch.save(content, target / STATE_FILE)
         if recipe is not None:
             (target / RECIPE_FILE).write_text(recipe, encoding="utf-8")
+        # The manifest comes last: a folder that has one was written to its end; its checksums tell bits that rotted.
         files = {file.name: _fingerprint(file) for file in sorted(target.iterdir())}
         (target / MANIFEST_FILE).write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
 
@@ -82,19 +85,24 @@ def load_state(
     Raises:
         DataError: a file is missing or torn (see `check_state`).
     """
+    # Exact means bit for bit: the next step must see the weights, AdamW's moments and step counts, the loss scale, and
+    # the random numbers (dropout, drop path) that the uninterrupted run would have seen. Sample order and augmentation
+    # are functions of seed, epoch and index, the learning rate one of the step: neither has a state.
     check_state(folder)
     weights = load_file(folder / WEIGHTS_FILE)
     content = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
     network = accelerator.unwrap_model(model)
-    own = network.state_dict()
-    network.load_state_dict({name: shard_like(value, own.get(name, value)) for name, value in weights.items()})
+    current = network.state_dict()
+    network.load_state_dict({name: shard_like(value, current.get(name, value)) for name, value in weights.items()})
     optimizer.load_state_dict(content["optimizer"])
+    # AdamW's moments have the shape of their parameter and are sharded with it; its step count is a scalar in each.
     for parameter, slots in optimizer.state.items():
         for name, value in slots.items():
             if value.shape == parameter.shape:
                 slots[name] = shard_like(value, parameter)
     if accelerator.scaler is not None and content["scaler"] is not None:
         accelerator.scaler.load_state_dict(content["scaler"])
+    # With another number of processes no generator continues one of before: dropout then draws other numbers.
     if len(content["random"]) == accelerator.num_processes:
         _set_random_state(content["random"][accelerator.process_index])
     return dict(content["state"])
@@ -120,31 +128,28 @@ def check_state(folder: Path) -> None:
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:
-    with file.open("rb") as opened:
-        return {"bytes": file.stat().st_size, "sha256": _sha256(opened)}
-
-
-def _sha256(opened: BinaryIO) -> str:
     digest = hashlib.sha256()
-    while block := opened.read(2**20):
-        digest.update(block)
-    return digest.hexdigest()
+    with file.open("rb") as opened:
+        while block := opened.read(2**20):
+            digest.update(block)
+    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _generators() -> dict[str, Any]:
+    """The modules of torch that hold a random generator on this machine."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    modules = {"cpu": torch.random, "cuda": torch.cuda, "mps": torch.mps}
+    return {name: modules[name] for name, there in available.items() if there}
 
 
 def _random_state() -> dict[str, Any]:
-    return {
-        "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
-    }
+    return {name: module.get_rng_state() for name, module in _generators().items()}
 
 
 def _set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    if state.get("mps") is not None and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(state["mps"])
+    for name, module in _generators().items():
+        if name in state:  # a run may go on on another kind of device
+            module.set_rng_state(state[name])
 
 
 def saved_states(folder: Path) -> list[Path]:

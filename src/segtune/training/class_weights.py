@@ -1,4 +1,4 @@
-"""How much each class weighs in the loss: from how often it occurs, or by name."""
+"""Class weights of the loss: counted from how often a class occurs, or given by name."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def counted_weights(kind: CountedWeights, pixels: np.ndarray, beta: float | None
         return weights
     n = totals[present]
     if kind == "median_frequency":
+        # f_c = n_c / (pixels of the images that show c): a class that fills a few images is no rare class.
         shown = (pixels.sum(axis=1, keepdims=True) * (pixels > 0)).sum(axis=0)[present]
         weights[present] = np.median(n / shown) / (n / shown)
         return weights
@@ -44,7 +45,9 @@ def counted_weights(kind: CountedWeights, pixels: np.ndarray, beta: float | None
         raw = 1 / n
     else:
         log_beta = np.log1p(-1 / max(np.median(n), 2)) if beta is None else np.log(beta)
-        raw = -1 / np.expm1(n * log_beta)  # the factor 1 - beta cancels
+        # 1 / (1 - beta^n) = -1 / expm1(n log beta), which keeps its digits where beta^n is close to 1; the factor
+        # 1 - beta is the same for all classes and cancels in the scaling.
+        raw = -1 / np.expm1(n * log_beta)
     weights[present] = raw / raw.mean()
     return weights
 

@@ -1,4 +1,4 @@
-"""One process or several: how they are started, agree, and what they run on."""
+"""Distributed training: the Accelerator, sharded tensors (FSDP 2), scalars read without waiting, the environment."""
 
 from __future__ import annotations
 
@@ -35,12 +35,15 @@ def make_accelerator(device: str = "auto", mixed_precision: str = "no") -> Accel
         UsageError: several processes were started, but this one believes to be alone, so that all would write into
             one folder; or a way of distributing that the loop does not know.
     """
+    # Accelerate takes a GPU where there is one. Its CPU mode must be asked for; without it, processes on CPUs would not
+    # form a group and each would train alone.
     on_cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     AcceleratorState._reset_state()  # a notebook may start a second run with another precision
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=mixed_precision,
-        # the loop divides by the pixels of the whole step; a launch file must not divide once more
+        # The loop divides by the pixels of the global batch; Accelerate, told of accumulation by a launch file, would
+        # divide every loss by the number of steps once more.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
     if accelerator.num_processes > 1:
@@ -65,57 +68,97 @@ def _leave() -> None:
         torch.distributed.destroy_process_group()
 
 
+# --- sharded and replicated state ------------------------------------------------------------------------------------
+
+
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether every process holds only its part of the parameters."""
     return getattr(accelerator, "is_fsdp2", False)
 
 
+def gather_full(tree: Any) -> Any:
+    """The same nested lists and dictionaries, with every sharded tensor gathered; all processes must call this."""
+    return tree_map(lambda value: value.full_tensor() if _is_sharded(value) else value, tree)
+
+
+def shard_like(value: Tensor, like: Tensor) -> Tensor:
+    """The shard that this process holds of a full tensor, divided as `like` is; the tensor itself where `like` is full.
+
+    All processes must call this.
+    """
+    if not _is_sharded(like) or _is_sharded(value):
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+
+
+def local_part(value: Tensor) -> Tensor:
+    """The shard that this process holds of a tensor, in the same memory; no communication."""
+    return value.to_local() if _is_sharded(value) else value  # type: ignore[attr-defined]
+
+
+def _is_sharded(value: Any) -> bool:
+    return hasattr(value, "full_tensor")  # a DTensor, whose module takes long to import
+
+
 @torch.no_grad()
 def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
-    """Give every process the main one's buffers: its batch norm has seen other images."""
+    """Give every process the main one's buffers, so that all evaluate the model that the main one saves."""
+    # Parameters are equal in all processes, since their gradients are. The running mean and variance of a local batch
+    # norm are not: each process has seen other images.
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, 0)
 
 
-class DeferredScalars:
-    """Numbers of a step, read without making the device wait.
+# --- scalars of a step -----------------------------------------------------------------------------------------------
 
-    A CPU has them at once. Another device is still busy with a step when Python is done with it, so that it is asked
-    for the numbers of the step before, while it computes this one.
+
+class DeferredScalars:
+    """Scalars of a step, copied from the device without making it wait: on a GPU they are read one step later.
+
+    A CPU has them at once.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._waiting: tuple[Tensor, Any, Any] | None = None
+        self._pending: tuple[Tensor, Any, Any] | None = None
 
     def put(self, numbers: Tensor, context: Any = None) -> tuple[list[float], Any] | None:
-        """Hand in `(N,)` numbers on the device; get those that are there, with what was handed in with them."""
+        """Start to copy `(N,)` numbers; returns those that are there, with the context that came with them."""
         if self.device.type != "cuda":
             return numbers.tolist(), context
+        # Kernels are queued, and Python is a step ahead of the device. Reading a number at once (`.item()`) would stop
+        # Python until the queue is empty, and the device then until Python has filled it again. Instead the copy is
+        # queued too, an event marks its end, and what is waited for is the event of the step before.
         ready = self.take()
         event = torch.cuda.Event()
         copy = numbers.to("cpu", non_blocking=True)
         event.record()
-        self._waiting = copy, context, event
+        self._pending = copy, context, event
         return ready
 
     def take(self) -> tuple[list[float], Any] | None:
-        """What was handed in last and not yet handed out; waits for it."""
-        if self._waiting is None:
+        """The numbers put last, where they were not returned yet; waits for them."""
+        if self._pending is None:
             return None
-        copy, context, event = self._waiting
+        copy, context, event = self._pending
         event.synchronize()
-        self._waiting = None
+        self._pending = None
         return copy.tolist(), context
 
     def is_waiting(self) -> bool:
-        """Whether the device has not yet come to what was handed in last."""
-        return self._waiting is not None and not self._waiting[2].query()
+        """Whether the device has not yet computed the numbers put last."""
+        return self._pending is not None and not self._pending[2].query()
+
+
+# --- what a run runs on ----------------------------------------------------------------------------------------------
 
 
 def versions() -> dict[str, str]:
-    """Of what decides a model's numbers, by name."""
+    """Versions of the packages that decide a model's numbers, by name."""
     return {
         "segtune": segtune.__version__,
         "python": platform.python_version(),
@@ -125,7 +168,7 @@ def versions() -> dict[str, str]:
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
-    """What a run runs on, for `metrics.jsonl`."""
+    """Versions, device, processes and precision of a run, for `metrics.jsonl`."""
     return {
         **versions(),
         "accelerate": accelerate.__version__,
@@ -137,32 +180,8 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
-def gather_full(tree: Any) -> Any:
-    """The same nested lists and dictionaries, with every sharded tensor put together."""
-    return tree_map(lambda value: value.full_tensor() if _is_sharded(value) else value, tree)
-
-
-def shard_like(value: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a whole tensor, sharded as `like` is; the tensor itself where `like` is whole."""
-    if not _is_sharded(like) or _is_sharded(value):
-        return value
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(like, DTensor)
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
-
-
-def local_part(value: Tensor) -> Tensor:
-    """What this process holds of a tensor, in the same memory; talks to nobody."""
-    return value.to_local() if _is_sharded(value) else value  # type: ignore[attr-defined]
-
-
-def _is_sharded(value: Any) -> bool:
-    return hasattr(value, "full_tensor")  # a DTensor, whose module takes long to import
-
-
 def peak_memory_mb(device: str | torch.device) -> float:
-    """Megabytes: of the allocator on a CUDA device, else of the whole process."""
+    """Peak memory in megabytes: what the allocator took of a CUDA device, else what the process took."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     status = Path("/proc/self/status")

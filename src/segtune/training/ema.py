@@ -1,4 +1,4 @@
-"""The exponential moving average of a model's weights, which evaluation and export may use in their place."""
+"""Exponential moving average (EMA) of a model's weights, which evaluation and export may use in their place."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from segtune.training.distributed import local_part, shard_like
 _UPDATES = "updates"
 
 
+# torch.optim.swa_utils.AveragedModel is not used: it copies the module, which FSDP 2 refuses ("FSDP does not support
+# deepcopy"), keeps averages of bf16 weights in bf16, copies frozen weights, and averages counters of batches.
 class ExponentialMovingAverage:
     """A running mean of the weights over the steps: `average = d · average + (1 - d) · weight`.
 
@@ -35,14 +37,20 @@ class ExponentialMovingAverage:
         self.averages = {
             name: value.detach().to(torch.promote_types(value.dtype, torch.float32), copy=True)
             for name, value in _tensors(model).items()
+            # fp32, since a step of (1 - d) (w - a) is lost in bf16: with d = 0.999 and w near a it is less than half of
+            # the last digit of a.
             if value.requires_grad or (value.is_floating_point() and not isinstance(value, nn.Parameter))
         }
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take in the weights after an optimiser step."""
+        # With a constant decay the initial weights still count d^t after t steps: 37 % of the average after 1000 steps
+        # of d = 0.999. The warm-up makes it a mean over about the last tenth of the steps until d is reached.
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         tensors = _tensors(model)
+        # Sharded parameters are averaged shard by shard: an average of shards is the shard of the average.
+        # lerp(a, w, 1 - d) = a + (1 - d) (w - a) = d a + (1 - d) w, of all tensors in a few kernels.
         averages = [local_part(average) for average in self.averages.values()]
         values = [local_part(tensors[name]).to(average.dtype) for name, average in self.averages.items()]
         torch._foreach_lerp_(averages, values, 1 - decay)
@@ -69,14 +77,14 @@ class ExponentialMovingAverage:
         Raises:
             DataError: the averages of another model.
         """
-        own = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        expected = {name: tuple(value.shape) for name, value in self.state_dict().items()}
         given = {name: tuple(value.shape) for name, value in state.items()}
-        differing = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
+        differing = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
         if differing:
             name = differing[0]
             raise DataError(
                 f"the averaged weights belong to another model: {len(differing)} tensors differ, e.g. {name} "
-                f"({given.get(name, 'missing')} stored, {own.get(name, 'none')} expected)"
+                f"({given.get(name, 'missing')} stored, {expected.get(name, 'none')} expected)"
             )
         self.updates = int(state[_UPDATES])
         _copy(self.averages, {name: shard_like(state[name], average) for name, average in self.averages.items()})
@@ -89,4 +97,5 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def _copy(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
     for name, source in sources.items():
-        targets[name].copy_(source)  # in place: wrappers, optimisers and caches keep seeing the same tensors
+        # In place: DDP, FSDP and the optimiser hold references to these very tensors.
+        targets[name].copy_(source)

@@ -1,4 +1,4 @@
-"""Asking a training to stop: signals and a time limit, both heard between two steps."""
+"""Graceful interruption of a run: signals and a time limit, both obeyed between two optimiser steps."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ class StopRequest:
         return self._signal
 
     def __enter__(self) -> StopRequest:
+        # Python allows signal handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._note)

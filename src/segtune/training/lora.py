@@ -1,4 +1,8 @@
-"""Change a pre-trained model before it is fine-tuned: low-rank adapters (LoRA, through peft), other input channels."""
+"""LoRA through peft: low-rank adapters of frozen weights (Hu et al. 2021, arXiv 2106.09685).
+
+`model.lora` of a recipe adds them, training saves them beside the merged network, `load_adapter` puts them back onto
+their base model.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +28,6 @@ Model = TypeVar("Model", bound=SegformerPreTrainedModel)
 ADAPTER_FILE, ADAPTER_CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 _HEAD = "decode_head"
 _PREFIX = "base_model.model."  # of the names in peft's files
-
-
-# --- LoRA (Hu et al. 2021, arXiv 2106.09685) -------------------------------------------------------------------------
 
 
 class LoraConfig(StrictModel):
@@ -80,6 +81,7 @@ def merged(model: SegformerForSemanticSegmentation) -> SegformerForSemanticSegme
     It is a plain SegFormer that every tool loads; its outputs equal those of `model` up to rounding.
     """
     plain = copy.deepcopy(model)
+    # y = W x + (alpha / r) B A x = (W + (alpha / r) B A) x: `merge` adds the update to W, whose layer can stand alone.
     for name, layer in _adapted(plain).items():
         layer.merge()
         plain.set_submodule(name, layer.get_base_layer())
@@ -95,6 +97,7 @@ def save_adapter(model: SegformerForSemanticSegmentation, folder: Path) -> None:
     """
     peft, settings = _import_peft(), model.peft_config["default"]
     tensors = dict(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
+    # State dicts in place of peft's parameters: the head's batch norm has running statistics too.
     for path in settings.modules_to_save:
         tensors |= {f"{path}.{name}": value for name, value in model.get_submodule(path).state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,6 +128,7 @@ def load_adapter(model: SegformerForSemanticSegmentation, folder: Path) -> Segfo
         result = peft.set_peft_model_state_dict(model, tensors)
     except (AttributeError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
         raise DataError(f"the adapter in {folder} cannot be loaded: {str(error).splitlines()[-1]}") from error
+    # Weights of the base are rightly missing; what trains must be in the file.
     frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
     faults = [*sorted(set(result.missing_keys) - frozen), *result.unexpected_keys]
     if faults:
@@ -177,6 +181,3 @@ def _import_peft() -> Any:
     except ImportError as error:
         raise UsageError("LoRA needs the package peft: pip install 'segtune[lora]'") from error
     return peft
-
-
-# --- input channels --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The model of a run: built from a recipe's `model` section, with the input channels that the data has."""
 
 from __future__ import annotations
 
@@ -70,6 +70,7 @@ def build_model(config: ModelConfig, label_map: LabelMap, seed: int = 0) -> Segf
             )
         name = label_map.names[1]
         fields |= {"id2label": {0: name}, "label2id": {name: 0}}
+    # What is drawn here must not shift the draws of the training, nor theirs depend on what is drawn here.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if config.name is None:
@@ -89,11 +90,11 @@ def build_model(config: ModelConfig, label_map: LabelMap, seed: int = 0) -> Segf
     return model
 
 
-def set_input_channels(model: Model, num_channels: int, how: Literal["inflate", "average", "random"]) -> Model:
+def set_input_channels(model: Model, num_channels: int, method: Literal["inflate", "average", "random"]) -> Model:
     """Give a pre-trained model another number of input channels, in place; all other weights stay.
 
     Args:
-        how: what the filters of the first convolution become, see `adapt_input_channels`; `random` draws them afresh
+        method: what the filters of the first convolution become, see `adapt_input_channels`; `random` draws them afresh
             from torch's global generator.
     """
     embedding = next(module for module in model.modules() if isinstance(module, SegformerOverlapPatchEmbeddings))
@@ -101,32 +102,34 @@ def set_input_channels(model: Model, num_channels: int, how: Literal["inflate", 
     if conv.in_channels == num_channels:
         return model
     old = conv.weight.detach()
-    if how == "random":
+    if method == "random":
         new = old.new_empty(old.shape[0], num_channels, *old.shape[2:])
     else:
-        new = adapt_input_channels(old, num_channels, how)
+        new = adapt_input_channels(old, num_channels, method)
     conv.in_channels = model.config.num_channels = num_channels
     conv.weight = nn.Parameter(new, conv.weight.requires_grad)
-    if how == "random":
+    if method == "random":
         model._init_weights(conv)
     return model
 
 
-def adapt_input_channels(weight: Tensor, num_channels: int, how: Literal["inflate", "average"]) -> Tensor:
+def adapt_input_channels(weight: Tensor, num_channels: int, method: Literal["inflate", "average"]) -> Tensor:
     """Filters `(C_out, num_channels, k, k)` made from `weight` `(C_out, C_in, k, k)`, e.g. from those of RGB.
 
     The response to an input that is equal in all channels stays the same.
 
     Args:
-        how: `inflate` repeats the filters in turn and divides each by how often it occurs (where there are fewer new
+        method: `inflate` repeats the filters in turn and divides each by how often it occurs (where there are fewer new
             channels than old ones, those that fall on the same channel are added); `average` gives every channel the
             mean filter.
     """
     old = weight.shape[1]
-    if how == "average":
+    if method == "average":
         return weight.mean(1, keepdim=True).repeat(1, num_channels, 1, 1) * (old / num_channels)
-    places = torch.arange(max(old, num_channels), device=weight.device)
+    # W'[:, n] = sum_i W[:, i] S[i, n]. Both sets of channels are gone round in turn, S[i, n] = 1 where they meet. A row
+    # is divided by its sum, so that sum_n S[i, n] = 1: the response to equal channels, sum_n W'[:, n] x, stays.
+    pairs = torch.arange(max(old, num_channels), device=weight.device)
     shares = weight.new_zeros(old, num_channels)
-    shares[places % old, places % num_channels] = 1
+    shares[pairs % old, pairs % num_channels] = 1
     shares /= shares.sum(1, keepdim=True)
     return torch.einsum("oihw,in->onhw", weight, shares).contiguous()

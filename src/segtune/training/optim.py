@@ -1,4 +1,4 @@
-"""What is trained and how fast: frozen parts, AdamW's parameter groups, the learning rate as a function of the step."""
+"""Optimisation: AdamW's parameter groups, learning-rate schedules with warm-up, frozen parts of the model."""
 
 from __future__ import annotations
 
@@ -70,6 +70,8 @@ def _part(name: str, depths: list[int]) -> tuple[float, str]:
     match = _ENCODER_LAYER.match(name)
     if match is None:
         raise ValueError(f"parameter {name} belongs to no block of the encoder")
+    # The rate is base · decay^distance, distance being the number of blocks between this one and the last: those of
+    # this stage and of the later ones, less the block itself and those below it.
     kind, stage = match[1], int(match[2])
     block = {"patch_embeddings": 0, "layer_norm": depths[stage] - 1}.get(kind)
     if block is None:
@@ -98,14 +100,17 @@ def schedule_factor(
     """What the base learning rate is multiplied by at `step` (from 0): linear warm-up, then the schedule.
 
     Args:
-        name: `poly` falls to 0 as `(1 - progress) ** power`, `cosine` as half a cosine wave, `constant` does not fall;
-            `wsd` (warm-up, stable, decay; Hu et al. 2024, arXiv 2404.06395) stays at 1, then falls like `poly`.
-        max_steps: where the rate reaches 0.
-        start_factor: of the warm-up's first step.
-        decay_share: part of `max_steps` over which `wsd` falls, at most what the warm-up leaves.
+        name: the schedule: `poly` falls to 0 as `(1 - progress) ** power`, `cosine` as half a cosine wave, `constant`
+            does not fall; `wsd` (warm-up, stable, decay; Hu et al. 2024, arXiv 2404.06395) stays at 1, then falls like
+            `poly`.
+        max_steps: the step at which the rate reaches 0.
+        start_factor: the factor of the warm-up's first step.
+        power: the exponent of `poly` and of the fall of `wsd`.
+        decay_share: the part of `max_steps` over which `wsd` falls, at most what the warm-up leaves.
     """
     if name not in get_args(ScheduleName):
         raise ValueError(f"schedule {name!r} does not exist: choose one of {', '.join(get_args(ScheduleName))}")
+    # Warm-up: from f_0 in a straight line to 1, f(s) = f_0 + (1 - f_0) s / w.
     if step < warmup_steps:
         return start_factor + (1 - start_factor) * step / warmup_steps
     if name == "constant":
@@ -113,6 +118,8 @@ def schedule_factor(
     falling = max_steps - warmup_steps
     if name == "wsd":
         falling = min(round(decay_share * max_steps), falling)
+    # The last `falling` steps fall from 1 to 0: progress p = (s - (max - falling)) / falling, and f = (1 - p)^power, or
+    # half a cosine wave, f = (1 + cos(pi p)) / 2. For poly and cosine everything after the warm-up falls.
     progress = max(step - (max_steps - falling), 0) / max(falling, 1)
     return (1 + math.cos(math.pi * progress)) / 2 if name == "cosine" else (1 - progress) ** power
 
@@ -134,7 +141,7 @@ class FreezeConfig(StrictModel):
 
 
 def freeze(model: nn.Module, config: FreezeConfig) -> None:
-    """Take the frozen parameters out of the training; before `parameter_groups`, which leaves them out.
+    """Let the frozen parameters not require gradients; call it before `parameter_groups`, which leaves them out.
 
     Raises:
         UsageError: the encoder has no such stage.
@@ -144,11 +151,15 @@ def freeze(model: nn.Module, config: FreezeConfig) -> None:
 
 
 def train_mode(model: nn.Module, config: FreezeConfig, batch_norm: BatchNormMode = "local") -> None:
-    """`model.train()`, in place of it, with the frozen parts in evaluation mode; `model` may be wrapped.
+    """Put the model into training mode, but its frozen parts into evaluation mode; use it in place of `model.train()`.
 
-    Where `batch_norm` is frozen, it uses its stored mean and variance and leaves them; scale and shift still learn.
+    Args:
+        model: may be wrapped, as DDP does.
+        batch_norm: where it is frozen, batch norm uses its stored mean and variance and leaves them as they are; its
+            scale and shift still learn.
     """
     model.train()
+    # Evaluation mode, too, for what is frozen: drop path would disturb features that nothing adapts to.
     for module in _frozen_stages(model, config) + (_batch_norms(model) if batch_norm == "frozen" else []):
         module.eval()
 

@@ -1,4 +1,4 @@
-"""The folder of a run: opened once, written by the main process, gone on with after any end."""
+"""The run folder: opened once, written by the main process, resumed after any end."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _FOLDERS = ("checkpoints", "best", "final", "overlays", "tensorboard", "non_fini
 
 
 class RunFolder:
-    """What a run leaves behind, and what it goes on from.
+    """Reads and writes the files of a run: training states, best/, final/, `metrics.jsonl`, recipe and splits.
 
     Every process makes one and calls the same methods; the main process writes.
 
     Args:
-        resume: `never`, `auto` (from the newest whole state in the folder) or the path of a state.
-        overwrite: remove the run that the folder holds.
-        keep_last: training states that stay.
+        resume: `never`, `auto` (from the newest complete state in the folder) or the path of a state.
+        overwrite: whether the run that the folder holds is removed.
+        keep_last: how many training states stay.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class RunFolder:
     # --- before the first step ---------------------------------------------------------------------------------------
 
     def open(self, recipe: str | None, splits: datasets.DatasetDict | None) -> Path | None:
-        """Mend what a killed process left half done, remove what may be removed, store which sample is in which split.
+        """Repair what a killed process left half done, remove what may be removed, store the splits.
 
         Returns:
             The training state to go on from; None: start from the first step.
@@ -102,7 +102,7 @@ class RunFolder:
         return state
 
     def newest_state(self) -> Path | None:
-        """The newest training state that is whole; torn ones are named and removed."""
+        """The newest training state that is complete; torn ones are named and removed."""
         for folder in reversed(checkpoint.saved_states(self.states)):
             try:
                 checkpoint.check_state(folder)
@@ -148,7 +148,7 @@ class RunFolder:
             kept.append({"step": step, "environment": environment})
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def check_division(self, state: Path, before: tuple[int, int, int], now: tuple[int, int, int]) -> None:
+    def check_batch_layout(self, state: Path, before: tuple[int, int, int], now: tuple[int, int, int]) -> None:
         """The images of a step must be as many as before; how they are divided changes rounding and batch norm.
 
         Args:
@@ -185,6 +185,14 @@ class RunFolder:
             for outdated in checkpoint.saved_states(self.states)[: -self.keep_last]:
                 shutil.rmtree(outdated)
         self.accelerator.wait_for_everyone()
+
+    def load_state(self, state: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Put a training state back into model, optimiser and random generators; returns the rest, see `save_state`.
+
+        Raises:
+            DataError: a file is missing or torn.
+        """
+        return checkpoint.load_state(state, self.accelerator, model, optimizer)
 
     def save_model(
         self, name: str, model: SegformerForSemanticSegmentation, processor: SegformerImageProcessor

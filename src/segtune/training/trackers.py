@@ -1,4 +1,4 @@
-"""Experiment trackers, through Accelerate, and the pictures that a run draws at its evaluations."""
+"""Experiment trackers through Accelerate: TensorBoard, trackio, Weights & Biases, MLflow."""
 
 from __future__ import annotations
 
@@ -52,11 +52,13 @@ class Trackers:
             LOGGER_TYPE_TO_CLASS[each]("tensorboard" if each == "tensorboard" else project, **options[each])
             for each in self.names
         ]
+        # `init_trackers` appends to those of an earlier start, which would then get every number as well.
         self.accelerator.trackers = []
         self.accelerator.init_trackers(project)
         values = {key: _plain(value) for key, value in flat(settings)}
         for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard":  # its own way makes a second run of the settings
+            # TensorBoard's own way (hparams) would show the settings as a second run.
+            if tracker.name == "tensorboard":
                 text = "\n".join(f"    {key}: {value}" for key, value in values.items())
                 tracker.log({"settings": text}, step=step)
             else:

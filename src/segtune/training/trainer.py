@@ -7,26 +7,22 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import accelerate
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from torch import nn
 
-from segtune.data.lazy_rows import sample_ids
 from segtune.data.loader import TrainingBatches
-from segtune.data.rare_classes import training_transform
-from segtune.data.streaming import State, is_stream
 from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
 from segtune.evaluation.evaluation import Evaluation
-from segtune.inference.evaluate import OnImage, evaluate_model
 from segtune.labels.label_map import LabelMap
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
-from segtune.training import checkpoint
 from segtune.training.config import TrainingConfig
 from segtune.training.distributed import (
     DeferredScalars,
@@ -42,8 +38,7 @@ from segtune.training.losses import SegmentationLoss
 from segtune.training.optim import adamw, freeze, parameter_groups, schedule_factor, set_learning_rate, train_mode
 from segtune.training.progress import TrainingProgress
 from segtune.training.run_folder import RunFolder
-from segtune.training.trackers import Trackers, flat
-from segtune.viz.comparisons import Overlays
+from segtune.training.validation import Validation
 
 if TYPE_CHECKING:
     import datasets
@@ -58,18 +53,22 @@ class SegmentationTrainer:
     `SegmentationLoss`), however it is divided into micro-batches and processes. The same seed gives the same run.
 
     Args:
-        model: its configuration must agree with `label_map`.
-        train_dataset: rows with `id`, `image` and `mask`, see `load_segmentation_dataset`.
-        eval_dataset: the same; without it, nothing is evaluated and `best/` is the final model.
-        transforms: augmentation of the training samples.
-        processor: what evaluation and deployment do to an image; saved with the model.
-        recipe: the resolved recipe's text for the run folder.
-        settings: the same as nested mappings, for trackers; by default those of `config`.
-        splits: the dataset whose drawn splits are stored in the run folder.
-        shuffle_buffer: rows of a streamed `train_dataset` that are shuffled together.
+        model: the network to train, in place; its configuration must agree with `label_map`.
+        train_dataset: the training split, rows with `id`, `image` and `mask`, see `load_segmentation_dataset`.
+        eval_dataset: the validation split, the same; without it, nothing is evaluated and `best/` is the final model.
+        transforms: describes the augmentation of the training samples.
+        processor: prepares images for evaluation and deployment; it is saved with the model.
+        recipe: is the resolved recipe's text, which is kept in the run folder.
+        settings: holds the same as nested mappings, for trackers; by default those of `config`.
+        splits: are all splits of the data, whose ids are kept in the run folder.
+        shuffle_buffer: is the number of rows of a streamed `train_dataset` that are shuffled together.
 
     Attributes:
-        after_evaluation: where it is set, called after each evaluation with whether best/ was written.
+        after_evaluation: is called, where it is set, after each evaluation, with whether best/ was written.
+
+    Raises:
+        UsageError: no run folder is named, the training split is empty, nothing is left to train, or `best_metric` is
+            no number of an evaluation.
     """
 
     def __init__(
@@ -89,16 +88,12 @@ class SegmentationTrainer:
     ) -> None:
         if config.output_dir is None:
             raise UsageError("training.output_dir is not set: name the run folder, e.g. training.output_dir=runs/mine")
-        if not is_stream(train_dataset) and len(train_dataset) == 0:
-            raise UsageError("the training split is empty")
-        _check_best_metric(config.best_metric, label_map)
         self.config = config
         self.label_map = label_map
         self.loss = SegmentationLoss(config.loss, label_map.names, label_map.ignore_index)
         self.processor = processor
         self.eval_dataset = eval_dataset
         self.recipe = recipe
-        self.settings = {"training": config.model_dump()} if settings is None else settings
         self.splits = splits
         self.accelerator = make_accelerator(config.device, config.mixed_precision)
         self.run = RunFolder(
@@ -108,12 +103,12 @@ class SegmentationTrainer:
             overwrite=config.overwrite,
             keep_last=config.keep_last,
         )
-        self.trackers = Trackers(self.accelerator, config.trackers, self.run.path)
+        self.validation = Validation(eval_dataset, label_map, processor, self.run, config)
         self._prepare(model)
         self.batches = TrainingBatches(
             train_dataset,
             label_map,
-            training_transform(transforms, train_dataset, label_map),
+            transforms,
             config.seed,
             batch_size=config.batch_size,
             accumulation_steps=config.accumulation_steps,
@@ -121,17 +116,14 @@ class SegmentationTrainer:
             num_processes=self.accelerator.num_processes,
             buffer=shuffle_buffer,
         )
-        self.place: State | None = None  # in a stream
-        ids = [] if eval_dataset is None else sample_ids(eval_dataset)
-        self.overlays = Overlays(self.run.path / "overlays", ids, config.overlays, label_map)
+        settings = {"training": config.model_dump()} if settings is None else settings
+        self.progress = TrainingProgress(self.run, config, self.batches, settings)
         self.step = 0
-        self.best: dict[str, Any] = {}
-        self.evaluations_since_best = 0
         self.stop_flag = DeferredScalars(self.accelerator.device)
         self.after_evaluation: Callable[[bool], None] | None = None
 
     def _prepare(self, model: SegformerForSemanticSegmentation) -> None:
-        """Freeze, wrap and hand over to Accelerate what is trained."""
+        """Freeze and wrap the model, and make what updates it: optimiser, learning-rate schedule, weight average."""
         config = self.config
         if config.gradient_checkpointing:
             model._set_gradient_checkpointing(True, _checkpoint_block)
@@ -144,12 +136,23 @@ class SegmentationTrainer:
         sharded = is_sharded(self.accelerator)
         self.unsharded = copy.deepcopy(model) if sharded else None
         optimizer = adamw(groups, config.betas)
-        synchronise = config.batch_norm == "sync" and self.accelerator.num_processes > 1
-        if synchronise and sharded:  # before, since shards belong to modules
+        sync_batch_norm = config.batch_norm == "sync" and self.accelerator.num_processes > 1
+        # FSDP 2 registers its shards with the modules it wraps, so that these must be the final ones. DDP refuses
+        # SyncBatchNorm on CPUs, not knowing that our head computes it without torch's kernels: convert behind its back.
+        if sync_batch_norm and sharded:
             nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        if synchronise and not sharded:  # after, since DDP does not know that our head does without torch's kernels
+        if sync_batch_norm and not sharded:
             nn.SyncBatchNorm.convert_sync_batchnorm(self.accelerator.unwrap_model(self.model))
+        self.schedule = partial(
+            schedule_factor,
+            config.schedule,
+            max_steps=config.max_steps,
+            warmup_steps=config.warmup,
+            start_factor=config.warmup_start_factor,
+            power=config.power,
+            decay_share=config.decay_share,
+        )
         self.ema = None
         if config.ema_decay is not None:
             self.ema = ExponentialMovingAverage(self.accelerator.unwrap_model(self.model), config.ema_decay)
@@ -164,75 +167,78 @@ class SegmentationTrainer:
         """
         config = self.config
         state = self.run.open(self.recipe, self.splits)
+        # Dropout and drop path draw from the global generator: other draws in every process. Sample order and
+        # augmentation have generators of their own, which depend on seed, epoch and sample only.
         accelerate.utils.set_seed(config.seed + self.accelerator.process_index)
         if state is not None:
             self._resume(state)
         self.run.begin(self.step, environment(self.accelerator))
         train_mode(self.model, config.freeze, config.batch_norm)
         limit = seconds(config.time_limit) if config.time_limit else None
-        with StopRequest(limit) as request, self._watch() as watch:
-            last, stopped = self._steps(watch, request)
+        with StopRequest(limit) as request, self.progress.logged_from(self.step):
+            last, stopped = self._steps(request)
             if not stopped:
-                with self._averaged():
-                    self._save_model("final")
-                    if self.eval_dataset is None:
-                        self._save_model("best")
-                self.accelerator.wait_for_everyone()
-        result = {"output_dir": str(self.run.path), "step": self.step, "best": self.best, "last": last}
+                self._save_final()
+        result = {"output_dir": str(self.run.path), "step": self.step, "best": self.validation.best, "last": last}
         return {**result, "stopped": stopped} if stopped else result
 
-    def _steps(self, watch: TrainingProgress, request: StopRequest) -> tuple[dict[str, Any], str | None]:
+    def _steps(self, request: StopRequest) -> tuple[dict[str, Any], str | None]:
         """The optimiser steps that remain; returns the last evaluation and, where asked to stop before the end, why."""
-        config = self.config
-        last: dict[str, Any] = {}
-        for micro_batches in watch.loaded(self._batches()):
-            set_learning_rate(self.optimizer, self._factor())
+        config, progress = self.config, self.progress
+        scores: dict[str, Any] = {}
+        for micro_batches in progress.timed(self._batches()):
             loss, norm = self._optimizer_step(micro_batches)
-            self.step += 1
-            if self.ema is not None:
-                self.ema.update(self.accelerator.unwrap_model(self.model))
-            watch.add(loss, norm, self.optimizer.param_groups[0]["lr"], micro_batches)
+            progress.add(loss, norm, self.optimizer.param_groups[0]["lr"], micro_batches)
             if self._due(config.eval_every) and self.eval_dataset is not None:
-                last = self._evaluate(watch)
-                patience = config.early_stopping_patience
-                if patience is not None and self.evaluations_since_best >= patience:
-                    watch.finish(f"early: no better {config.best_metric} in {self.evaluations_since_best} evaluations")
-                    return last, None
+                scores = self._validate()
+                if reason := self.validation.early_stop():
+                    progress.finish(reason)
+                    return scores, None
             stopped = self._agree(request.reason) if self.step < config.max_steps else None
             if stopped or self._due(config.state_every, at_end=False):
-                watch.flush()
                 self._save_state()
             if stopped:
-                watch.finish(stopped)
-                return last, stopped
-        watch.flush()
-        watch.finish("done")
-        return last, None
-
-    def _agree(self, reason: str | None) -> str | None:
-        """A reason to stop that any of the processes has, so that all stop at the same step."""
-        if self.accelerator.num_processes == 1:
-            return reason
-        flag = torch.full((1,), float(reason is not None), device=self.accelerator.device)
-        seen = self.stop_flag.put(self.accelerator.reduce(flag, "sum"))
-        return (reason or "another process was asked to") if seen and seen[0][0] else None
+                progress.finish(stopped)
+                return scores, stopped
+        progress.flush()
+        progress.finish("done")
+        return scores, None
 
     def _optimizer_step(self, micro_batches: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """accumulate -> forward -> backward -> clip -> step -> zero; returns the step's loss and gradient norm."""
+        """accumulate -> forward -> backward -> clip -> schedule -> step -> zero.
+
+        Args:
+            micro_batches: this process's share of the global batch, on the device.
+
+        Returns:
+            The loss of the global batch and the norm of its gradient before clipping, scalars on the device.
+        """
+        accelerator = self.accelerator
+        # The loss of a step is L = sum(l) / sum(v), summed over the pixels (v = 1 where valid) of all micro-batches
+        # and processes. A mean of their means is another number where they differ in valid pixels, so that the divisor
+        # is counted before the first forward pass.
         counts = torch.stack([self.loss.count(batch["labels"]) for batch in micro_batches]).sum(0)
-        counts = self.accelerator.reduce(counts, "sum")  # of the global batch
-        total = torch.zeros((), device=self.accelerator.device)
+        counts = accelerator.reduce(counts, "sum")
+        total = torch.zeros((), device=accelerator.device)
         for index, batch in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+            # Gradients of the micro-batches add up locally; they cross the network once, in the last backward pass.
+            with nullcontext() if is_last else accelerator.no_sync(self.model):
                 logits = self.model(batch["pixel_values"]).logits  # (B, K, h/4, w/4)
                 loss = self.loss(logits, batch["labels"], counts)
-                self.accelerator.backward(loss * self.accelerator.num_processes)  # averaged over processes
+                # DDP and FSDP average gradients over n processes; shares of the loss must be summed: sum = n · mean.
+                accelerator.backward(loss * accelerator.num_processes)
             total += loss.detach()
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
+        # Without a limit the norm is still computed, for the log, and scales nothing: min(1, inf / norm) = 1.
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
+        # The rate is a function of the step alone: a resumed run needs no state of a scheduler.
+        set_learning_rate(self.optimizer, self.schedule(self.step))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return self.accelerator.reduce(total, "sum"), gather_full(norm)
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update(accelerator.unwrap_model(self.model))
+        return accelerator.reduce(total, "sum"), gather_full(norm)
 
     def _batches(self) -> Iterator[list[dict[str, Any]]]:
         """The micro-batches of each remaining optimiser step, on the device."""
@@ -240,65 +246,44 @@ class SegmentationTrainer:
         steps = self.batches.steps(
             self.step,
             config.max_steps,
-            self.place,
             num_workers=config.num_workers,
             pin_memory=device.type == "cuda",
             worker_init_fn=ignore_interrupts,
         )
-        for micro_batches in steps:
-            for batch in micro_batches:
-                for key in ("pixel_values", "labels"):
-                    batch[key] = batch[key].to(device, non_blocking=True)
-            yield micro_batches
-
-    def _factor(self) -> float:
-        config = self.config
-        return schedule_factor(
-            config.schedule,
-            self.step,
-            config.max_steps,
-            config.warmup,
-            config.warmup_start_factor,
-            config.power,
-            config.decay_share,
-        )
+        return (send_to_device(micro_batches, device, non_blocking=True) for micro_batches in steps)
 
     def _due(self, every: int | None, at_end: bool = True) -> bool:
         if self.step == self.config.max_steps:
             return at_end
         return every is not None and self.step % every == 0
 
+    def _agree(self, reason: str | None) -> str | None:
+        """A reason to stop that any of the processes has, so that all stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return reason
+        # A process that stopped alone would leave the others waiting in the next all-reduce for ever. On a GPU the sum
+        # is read one step late: late by the same step in all of them.
+        flag = torch.full((1,), float(reason is not None), device=self.accelerator.device)
+        asked = self.stop_flag.put(self.accelerator.reduce(flag, "sum"))
+        return (reason or "another process was asked to") if asked and asked[0][0] else None
+
     # --- evaluation ----------------------------------------------------------------------------------------------
 
-    def _evaluate(self, watch: TrainingProgress) -> dict[str, Any]:
+    def _validate(self) -> dict[str, Any]:
         """Evaluate the weights of this step, and keep them as best/ where none were better."""
-        config = self.config
-        watch.flush()
+        self.progress.flush()  # weights that a loss of NaN has spoiled are neither evaluated nor saved
         with self._averaged():
-            self.overlays.step = self.step
-            evaluation = self.count(self.eval_dataset, self.overlays.draw)
-            scores = evaluation.scores()
-            watch.scores(scores, self.overlays)
-            value, best = dict(flat(scores))[config.best_metric], self.best.get(config.best_metric)
-            sign = 1 if config.best_direction == "max" else -1
-            is_best = value is not None and (best is None or sign * value > sign * best)
-            if is_best:
-                self.best = {"step": self.step, config.best_metric: value}
-                self.evaluations_since_best = 0
-                self._save_model("best")
-                self.run.save_evaluation(evaluation, "val", self.step)
-            else:
-                self.evaluations_since_best += 1
+            scores = self.validation.evaluate(self._full_model(), self.step, self.progress)
         if self.after_evaluation is not None:
-            self.after_evaluation(is_best)
+            self.after_evaluation(self.validation.best.get("step") == self.step)
         return scores
 
     def _averaged(self) -> AbstractContextManager[None]:
         """Where weights are averaged, the block sees the average."""
         return self.ema.swapped_in(self.accelerator.unwrap_model(self.model)) if self.ema else nullcontext()
 
-    def _whole_model(self) -> SegformerForSemanticSegmentation:
-        """The model as evaluation and best/ see it, the same in every process; sharded ones are put together."""
+    def _full_model(self) -> SegformerForSemanticSegmentation:
+        """The model as evaluation and best/ see it, the same in every process; shards are gathered."""
         model = self.accelerator.unwrap_model(self.model)
         share_buffers(model, self.accelerator)
         if self.unsharded is None:
@@ -307,91 +292,48 @@ class SegmentationTrainer:
         return self.unsharded
 
     def evaluate(self, dataset: datasets.Dataset) -> dict[str, Any]:
-        """Metrics of the whole `dataset`, every image counted once over all processes, as plain numbers."""
+        """Metrics of all of `dataset`, every image counted once over all processes, as plain numbers."""
         return self.count(dataset).scores()
 
-    def count(self, dataset: datasets.Dataset, on_image: OnImage | None = None) -> Evaluation:
-        """What all processes counted of the whole `dataset`, the same in every process.
-
-        Args:
-            on_image: see `evaluate_model`; each process calls it for its share of the images.
-        """
-        accelerator = self.accelerator
-        evaluation = evaluate_model(
-            self._whole_model(),
-            dataset,
-            self.label_map,
-            self.processor,
-            batch_size=self.config.eval_batch_size,
-            device=accelerator.device,
-            progress=accelerator.is_local_main_process,
-            indices=range(accelerator.process_index, len(dataset), accelerator.num_processes),
-            on_image=on_image,
-        )
-        first, *others = gather_object([evaluation])
-        for other in others:
-            first.merge(other)
-        return first
+    def count(self, dataset: datasets.Dataset) -> Evaluation:
+        """What all processes count on all of `dataset`, the same in every process."""
+        return self.validation.count(self._full_model(), dataset)
 
     # --- the run folder ------------------------------------------------------------------------------------------
 
     def _resume(self, folder: Path) -> None:
-        state = checkpoint.load_state(folder, self.accelerator, self.model, self.optimizer)
-        self.run.check_division(folder, tuple(state["division"]), self.batch_layout)
+        state = self.run.load_state(folder, self.model, self.optimizer)
+        self.run.check_batch_layout(folder, tuple(state["batch_layout"]), self.batches.layout)
         if state["step"] >= self.config.max_steps:
             raise UsageError(f"{folder} is of step {state['step']}: training.max_steps={self.config.max_steps} is done")
         self.step = state["step"]
-        self.place = self.batches.place_of(state.get("places"))
-        if self.run.is_resuming:
-            self.best, self.evaluations_since_best = state["best"], state["evaluations_since_best"]
+        self.batches.restore(state.get("stream_states"))
+        if self.run.is_resuming:  # best/ of another run stays there
+            self.validation.load_state_dict(state)
         if self.ema is not None:
             if "ema" not in state:
                 raise UsageError(f"{folder} was saved without training.ema_decay: resume it without, or start anew")
             self.ema.load_state_dict(state["ema"])
         logger.warning("going on from step %d (%s)", self.step, folder)
 
-    @property
-    def batch_layout(self) -> tuple[int, int, int]:
-        """How the images of a step are divided."""
-        return self.config.batch_size, self.config.accumulation_steps, self.accelerator.num_processes
-
     def _save_state(self) -> None:
-        state: dict[str, Any] = {
-            "step": self.step,
-            "division": self.batch_layout,
-            "best": self.best,
-            "evaluations_since_best": self.evaluations_since_best,
-        }
+        self.progress.flush()
+        state: dict[str, Any] = {"step": self.step, "batch_layout": self.batches.layout}
+        state |= self.validation.state_dict()
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
         if self.batches.streamed:
-            state["places"] = gather_object([self.batches.state_after(self.step)])
+            state["stream_states"] = gather_object([self.batches.state_after(self.step)])
         self.run.save_state(self.step, self.model, self.optimizer, state)
 
-    def _save_model(self, name: str) -> None:
-        self.run.save_model(name, self._whole_model(), self.processor)
-
-    def _watch(self) -> TrainingProgress:
-        config = self.config
-        self.trackers.start(self.step, self.settings)
-        return TrainingProgress(
-            self.run,
-            self.accelerator,
-            self.trackers,
-            first_step=self.step,
-            max_steps=config.max_steps,
-            log_every=config.log_every,
-            images_per_step=math.prod(self.batch_layout),
-            epoch=self.batches.epoch,
-            num_workers=config.num_workers,
-        )
+    def _save_final(self) -> None:
+        """Save the weights of the last step as final/ and, where nothing was evaluated, as best/."""
+        with self._averaged():
+            model = self._full_model()
+            for name in ("final",) if self.eval_dataset is not None else ("final", "best"):
+                self.run.save_model(name, model, self.processor)
+        self.accelerator.wait_for_everyone()
 
 
 def _checkpoint_block(function: Any, *args: Any) -> Any:
     return torch.utils.checkpoint.checkpoint(function, *args, use_reentrant=False)
-
-
-def _check_best_metric(name: str, label_map: LabelMap) -> None:
-    numbers = [key for key, _ in flat(Evaluation(label_map.names).scores())]
-    if name not in numbers:
-        raise UsageError(f"training.best_metric={name} is no number of an evaluation: {', '.join(numbers)}")

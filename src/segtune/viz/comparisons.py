@@ -1,10 +1,11 @@
-"""TODO."""
+"""Side-by-side comparisons: image | truth | prediction of a few samples, spread evenly over a split."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -12,25 +13,67 @@ from PIL import Image
 from segtune.labels.label_map import LabelMap
 from segtune.viz.overlay import comparison
 
+Item = TypeVar("Item")
+
+OVERVIEW = "overview.png"
+OVERVIEW_PICTURES = 6
+GAP = 24  # pixels between the pictures of the overview
+
+
+def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of the items, in their order, from the first one on at equal distances."""
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
+
 
 class Comparisons:
-    """Saves image | truth | prediction of some samples, spread evenly over a split, and one sheet of six of them."""
+    """Saves the comparisons of a few samples, always the same ones, while a model is evaluated on a split.
 
-    def __init__(self, folder: Path, label_map: LabelMap, ids: Sequence[str], limit: int) -> None:
+    Args:
+        folder: where a sample's picture is saved under its id.
+        ids: the ids of all samples that are evaluated.
+        count: how many of them are saved.
+        suffix: the format of the pictures, `.png` or `.jpg`.
+        longest_side: pictures that are larger, in pixels, are made smaller; None saves them as they are.
+
+    Attributes:
+        folder: may be set anew between two evaluations.
+        ids: the samples whose comparisons are saved.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        label_map: LabelMap,
+        ids: Sequence[str],
+        count: int,
+        *,
+        suffix: str = ".png",
+        longest_side: int | None = None,
+    ) -> None:
         self.folder, self.label_map = folder, label_map
-        self.ids = _spread(ids, limit)
+        self.ids = evenly_spaced(ids, count)
+        self.suffix, self.longest_side = suffix, longest_side
 
     def save(self, sample_id: str, image: np.ndarray, labels: np.ndarray, prediction: np.ndarray) -> None:
-        """The hook of `evaluate_model`: image (H, W, 3), labels and prediction (H, W)."""
-        if sample_id in self.ids:
-            path = self._path(sample_id)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            comparison(image, labels, prediction, self.label_map).save(path)
+        """Save one comparison; the hook of `evaluate_model`: image (H, W, 3) uint8, labels and prediction (H, W)."""
+        if sample_id not in self.ids:
+            return
+        picture = comparison(image, labels, prediction, self.label_map)
+        if self.longest_side is not None:
+            picture.thumbnail((self.longest_side, self.longest_side))
+        path = self._path(sample_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path, quality=90)
+
+    def saved(self) -> Iterator[tuple[str, Path]]:
+        """Ids and files of the pictures in `folder`; in a distributed run, of those on this machine's disk."""
+        return ((sample_id, path) for sample_id in self.ids if (path := self._path(sample_id)).is_file())
 
     def save_overview(self) -> None:
-        """Pastes up to six of the saved pictures into one sheet of two columns."""
+        """Paste up to six of the saved pictures into one sheet of two columns, `overview.png`."""
         pictures = []
-        for sample_id in _spread(self.ids, OVERVIEW_PICTURES):
+        for sample_id in evenly_spaced(self.ids, OVERVIEW_PICTURES):
             with Image.open(self._path(sample_id)) as saved:
                 pictures.append(saved.convert("RGB"))
         width, height = max(p.width for p in pictures) + GAP, max(p.height for p in pictures) + GAP
@@ -41,62 +84,4 @@ class Comparisons:
         sheet.save(self.folder / OVERVIEW)
 
     def _path(self, sample_id: str) -> Path:
-        return self.folder / f"{sample_id}.png"
-
-
-def _spread(ids: Sequence[str], limit: int) -> list[str]:
-    count = min(limit, len(ids))
-    return [ids[index * len(ids) // count] for index in range(count)]
-
-
-class Overlays:
-    """image | truth | prediction of the same few samples at every evaluation, in `overlays/step-000100/NAME.jpg`.
-
-    Args:
-        folder: `overlays` of the run.
-        ids: of all samples that are evaluated; `count` of them, evenly spread, are drawn.
-    """
-
-    def __init__(self, folder: Path, ids: Sequence[str], count: int, label_map: LabelMap) -> None:
-        self.folder = folder
-        self.label_map = label_map
-        chosen = min(count, len(ids))
-        self.ids = [ids[index * len(ids) // chosen] for index in range(chosen)]
-        self.step = 0
-
-    def draw(self, sample_id: str, image: np.ndarray, labels: np.ndarray, prediction: np.ndarray) -> None:
-        """The hook of `evaluate_model`: image (H, W, C), labels and prediction (H, W)."""
-        if sample_id in self.ids:
-            path = self._path(sample_id)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            picture = comparison(_visible(image), labels, prediction, self.label_map)
-            picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
-            picture.save(path, quality=90)
-
-    def drawn(self) -> Iterator[tuple[str, Path]]:
-        """The samples whose pictures of this step are on this machine's disk."""
-        return ((sample_id, path) for sample_id in self.ids if (path := self._path(sample_id)).is_file())
-
-    def _path(self, sample_id: str) -> Path:
-        return self.folder / f"step-{self.step:06d}" / f"{sample_id}.jpg"
-
-
-def _visible(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8: the first three channels, or the first one as grey, of an image that is no RGB picture."""
-    if image.shape[-1] == 3 and image.dtype == np.uint8:
-        return image
-    channels = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)  # (H, W, 3)
-    low, high = np.nanmin(channels), np.nanmax(channels)
-    return ((channels - low) / max(high - low, 1e-9) * 255).astype(np.uint8)
-
-
-OVERVIEW = "overview.png"
-
-
-OVERVIEW_PICTURES = 6
-
-
-GAP = 24  # pixels between the pictures of the overview
-
-
-_LONGEST_SIDE = 1800  # pixels of a picture
+        return self.folder / f"{sample_id}{self.suffix}"

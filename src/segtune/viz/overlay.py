@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from segtune.data.loader import TrainingBatches
-from segtune.data.rare_classes import training_transform
 from segtune.errors import UsageError
 from segtune.imageio.raster import ImageLike, shown
 from segtune.labels.label_map import LabelMap
@@ -218,8 +217,7 @@ def preview(
     Args:
         rows: the training split, or a stream of it.
     """
-    transform = training_transform(transforms, rows, label_map)
-    steps = TrainingBatches(rows, label_map, transform, seed, batch_size=1, buffer=count).steps(0, count)
+    steps = TrainingBatches(rows, label_map, transforms, seed, batch_size=1, buffer=count).steps(0, count)
     samples = []
     for (batch,) in steps:
         pixels = denormalize(batch["pixel_values"][0].numpy(), transforms)

@@ -124,7 +124,18 @@ def test_ellipses() -> None:
     assert upright.tolist() == flat.T.tolist()
 
 
+def test_ellipses_turn_clockwise_in_pictures_of_any_shape() -> None:
+    """Degrees go from x to y, which points down."""
+    falling = draw([{"value": 1, "ellipse": [4, 2, 2.8, 0.6, 45]}], (4, 8), "later")
+    assert falling.tolist() == picture("00100000", "00010000", "00001000", "00000100")
+    rising = draw([{"value": 1, "ellipse": [4, 2, 2.8, 0.6, -45]}], (4, 8), "later")
+    assert rising.tolist() == falling[::-1].tolist()
+    touched = draw([{"value": 1, "ellipse": [2.5, 0.5, 2, 1, 0]}], (1, 6), "later")
+    assert touched.tolist() == picture("111110")  # a centre on the rim belongs to it
+
+
 def test_turned_boxes() -> None:
+    assert rectangle(0, 0, 4, 2) == [0, 0, 4, 0, 4, 2, 0, 2]
     np.testing.assert_allclose(rectangle(0, 0, 4, 2, 90), [3, -1, 3, 3, 1, 3, 1, -1], atol=1e-12)
     np.testing.assert_allclose(rectangle(0, 0, 4, 2, 90, pivot=(0, 0)), [0, 0, 0, 4, -2, 4, -2, 0], atol=1e-12)
 
@@ -156,6 +167,18 @@ def test_header_of_a_file_that_label_studio_wrote() -> None:
     assert bits.take(5) + 1 == 8
     assert [bits.take(4) + 1 for _ in range(4)] == [3, 4, 8, 16]
     assert (bits.take(1), bits.take(2), bits.take(16) + 1) == (1, 3, 2**16)
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 2**40 - 1)), max_size=20))
+@settings(deadline=None, max_examples=40)
+def test_bits_are_read_as_they_were_written(numbers: list[tuple[int, int]]) -> None:
+    numbers = [(width, number % 2**width) for width, number in numbers]
+    text = "".join(f"{number:0{width}b}" for width, number in numbers)
+    padded = text + "0" * (-len(text) % 8)
+    bits = _Bits(bytes(int(padded[start : start + 8], 2) for start in range(0, len(padded), 8)))
+    assert [bits.take(width) for width, _ in numbers] == [number for _, number in numbers]
+    with pytest.raises(DataError, match="end too early"):
+        bits.take(9)
 
 
 # -- against simple rules ---------------------------------------------------------------------------------------------

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from segtune.errors import DataError, UsageError
+from segtune.segformer.configuration_segformer import SegformerConfig
+from segtune.segformer.loading import load_model, split_revision
+from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+from support import networks
+
+
+def test_missing_checkpoints_have_clear_messages(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        load_model(tmp_path / "nowhere")
+    (tmp_path / "run" / "best").mkdir(parents=True)
+    (tmp_path / "run" / "best" / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"did you mean .*run/best\?"):
+        load_model(tmp_path / "run")
+    with pytest.raises(UsageError, match="checkpoint nobody/nothing cannot be loaded"):
+        load_model("nobody/nothing")
+    with pytest.raises(UsageError, match="cannot be loaded"):
+        load_model(tmp_path / "run" / "best")
+
+
+def test_revision_is_part_of_the_name_of_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert split_revision("nvidia/mit-b0@v1.0") == ("nvidia/mit-b0", "v1.0")
+    assert split_revision("nvidia/mit-b0") == ("nvidia/mit-b0", None)
+    (tmp_path / "runs@home").mkdir()
+    assert split_revision("runs@home") == ("runs@home", None)
+
+
+class Harmful:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch harmed",)
+
+
+def test_older_files_are_read_and_do_not_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = SegformerForSemanticSegmentation(SegformerConfig(**networks.TINY))
+    model.config.save_pretrained("old")
+    torch.save(model.state_dict(), "old/pytorch_model.bin")
+    weights = load_model("old").state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+    torch.save({**model.state_dict(), "hook": Harmful()}, "old/pytorch_model.bin")
+    with pytest.raises(DataError, match=r"old: its pytorch_model\.bin is no pure .* asks for \w+\.system\. .*refused"):
+        load_model("old")
+    assert not Path("harmed").exists()
