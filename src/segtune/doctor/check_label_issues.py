@@ -26,7 +26,7 @@ def find_label_issues(
     segmenter = Segmenter(model, processor, num_labels=case.label_map.num_labels)
     issues = {}
     with eval_mode(model):
-        for sample in tqdm(samples, "label noise", leave=False):
+        for sample in tqdm(samples, "label issues", leave=False):
             row = {"image": case.opener.image(sample)[0], "mask": case.opener.mask(sample)[0]}
             image, labels = read_pair(row, case.label_map, *segmenter.form)  # (H, W, C), (H, W)
             prediction, confidence = segmenter(image, confidence=True)  # (H, W) each
