@@ -112,6 +112,7 @@ def test_wheel_contents(wheel: Path) -> None:
         "viz/templates/base.html",
         "viz/templates/page.css",
         "data/convert/templates/dataset_card.md",
+        "recipe/recipe.schema.json",
         "data/earth/README.md",
         "data/earth/LICENSE.md",
         "data/earth/classes.json",

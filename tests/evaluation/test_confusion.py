@@ -65,6 +65,26 @@ def test_equals_scikit_learn_and_the_formula_of_evaluate(num_labels, ignore_inde
         np.testing.assert_array_equal(ours, others)
 
 
+def test_long_runs_are_counted_from_the_first_pixel_on():
+    prediction, reference = np.ones((4, 100), np.uint8), np.zeros((4, 100), np.uint8)
+    reference[2:] = 1
+    assert count_pairs(prediction, reference, 2).tolist() == [[0, 200], [0, 200]]
+
+
+@pytest.mark.parametrize("largest", [127, 128, 129])  # codes of 16 bits change their sign at 128
+def test_many_classes_in_short_runs(largest):
+    reference = np.arange(largest + 1, dtype=np.uint8)[None].repeat(3, 0)
+    counts = count_pairs(reference[:, ::-1], reference, 150, -100)
+    assert counts[range(largest + 1), range(largest, -1, -1)].tolist() == [3] * (largest + 1)
+    assert counts.sum() == reference.size
+
+
+@pytest.mark.parametrize("ignore_index", [-1, 0, 255, 256])
+def test_bytes_without_an_ignored_pixel(ignore_index):
+    maps = np.ones((2, 3), np.uint8)
+    assert count_pairs(maps, maps, 2, ignore_index).tolist() == [[0, 0], [0, 6]]
+
+
 def test_no_pixels():
     assert count_pairs(np.zeros((0, 3), np.uint8), np.zeros((0, 3), np.uint8), 2).tolist() == [[0, 0], [0, 0]]
     assert count_pairs(np.ones((1, 1), bool), np.ones((1, 1), bool), 2).tolist() == [[0, 0], [0, 1]]

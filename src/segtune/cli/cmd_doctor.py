@@ -62,7 +62,8 @@ def doctor(
 
 def _finding_lines(diagnosis: Diagnosis, limit: int = 3) -> Iterator[str]:
     """The findings as text, each with its first files and what fixes it."""
-    from segtune.doctor.findings import count, sentence
+    from segtune.doctor.findings import sentence
+    from segtune.viz.numbers import count
 
     width = max(60, shutil.get_terminal_size((100, 24)).columns)
     colors = {"error": "red", "warning": "yellow", "info": "blue"}

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from segtune.doctor.case import Case
-from segtune.doctor.findings import Finding, count, percent
+from segtune.doctor.findings import Finding
 from segtune.errors import listed
 from segtune.labels.mask_values import show_value
 from segtune.training.class_weights import counted_weights
+from segtune.viz.numbers import count, percent
 
 SHOWN = 8  # names of classes
 

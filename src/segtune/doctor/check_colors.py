@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from segtune.doctor.case import Case
-from segtune.doctor.findings import Finding, count
+from segtune.doctor.findings import Finding
 from segtune.doctor.sample_facts import COLOR_BINS, Facts
+from segtune.viz.numbers import count
 
 # Mean log likelihood of a pixel's red minus blue given its class, over that of blue minus red, learned from all other
 # images.

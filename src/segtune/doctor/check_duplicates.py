@@ -11,9 +11,10 @@ import numpy as np
 
 from segtune.data.index import Sample
 from segtune.doctor.case import Case
-from segtune.doctor.findings import Finding, Severity, count, percent
+from segtune.doctor.findings import Finding, Severity
 from segtune.doctor.sample_facts import THUMBNAIL, Facts
 from segtune.errors import listed
+from segtune.viz.numbers import count, percent
 
 # Correlation of two thumbnails, each free of its local mean. A copy that was compressed again, resized, brightened or
 # given another contrast keeps at least 0.96, mostly 0.99. Different tiles of earth reach 0.46, different splits of

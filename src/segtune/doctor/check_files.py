@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from segtune.doctor.case import Case
 from segtune.doctor.check_alignment import CERTAIN
-from segtune.doctor.findings import Finding, Severity, by, count
+from segtune.doctor.findings import Finding, Severity
 from segtune.doctor.sample_facts import Facts
+from segtune.viz.numbers import by, count
 
 SCAN_CODES = {  # kinds of problems of an index -> our codes
     "image_without_mask": "unpaired",

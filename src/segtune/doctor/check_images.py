@@ -9,8 +9,9 @@ import numpy as np
 
 from segtune.data.index import Sample
 from segtune.doctor.case import Case
-from segtune.doctor.findings import Finding, by, count, percent
+from segtune.doctor.findings import Finding
 from segtune.doctor.sample_facts import COLOR_BINS, Facts, ImageFacts
+from segtune.viz.numbers import by, count, percent
 
 UNUSUAL_AREA = 4.0  # times the median area, or a fourth of it, where most pictures have nearly the same size
 LEAST_IMAGES = 10  # for a size to be unusual

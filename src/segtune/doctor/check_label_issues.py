@@ -10,10 +10,11 @@ from tqdm.auto import tqdm
 from segtune.data.index import Sample
 from segtune.data.samples import read_pair
 from segtune.doctor.case import Case
-from segtune.doctor.findings import Finding, count, percent
+from segtune.doctor.findings import Finding
 from segtune.evaluation.label_issues import label_issue, median_share, ranked, suspects
 from segtune.inference.segmenter import Segmenter, eval_mode
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+from segtune.viz.numbers import count, percent
 
 LISTED = 20  # images that are named where none stands out
 
@@ -25,7 +26,7 @@ def find_label_issues(
     segmenter = Segmenter(model, processor, num_labels=case.label_map.num_labels)
     issues = {}
     with eval_mode(model):
-        for sample in tqdm(samples, "label noise", leave=False):
+        for sample in tqdm(samples, "label issues", leave=False):
             row = {"image": case.opener.image(sample)[0], "mask": case.opener.mask(sample)[0]}
             image, labels = read_pair(row, case.label_map, *segmenter.form)  # (H, W, C), (H, W)
             prediction, confidence = segmenter(image, confidence=True)  # (H, W) each

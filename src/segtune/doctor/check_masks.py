@@ -9,9 +9,10 @@ import numpy as np
 
 from segtune.data.index import Sample
 from segtune.doctor.case import Case
-from segtune.doctor.findings import Finding, count, percent
+from segtune.doctor.findings import Finding
 from segtune.doctor.sample_facts import MaskFacts
 from segtune.labels.mask_values import Color
+from segtune.viz.numbers import count, percent
 
 MUCH_IGNORED = 0.5  # of a mask; the largest of CamVid is 0.32, of earth 0.14
 SELDOM_IGNORED = 0.1  # median share, up to which a mask of which much is ignored is odd

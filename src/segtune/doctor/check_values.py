@@ -12,10 +12,11 @@ import numpy as np
 
 from segtune.data.index import Sample
 from segtune.doctor.case import Case
-from segtune.doctor.findings import Finding, Severity, count, percent
+from segtune.doctor.findings import Finding, Severity
 from segtune.doctor.sample_facts import MaskFacts
 from segtune.errors import listed
 from segtune.labels.mask_values import NO_DATA, Color, show_value
+from segtune.viz.numbers import count, percent
 
 # A mask reduced or turned with interpolation has a rim on at least 0.29 of its boundaries, a JPEG on 0.19; clean ones
 # have it on at most 0.03 (CamVid) and 0.04 (earth), enlarged or reduced without interpolation on 0.06.

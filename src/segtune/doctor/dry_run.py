@@ -17,9 +17,10 @@ from tqdm.auto import tqdm
 
 from segtune.data.samples import SegmentationSamples
 from segtune.data.transforms import TrainTransform, TransformConfig
-from segtune.doctor.findings import Finding, by, count
+from segtune.doctor.findings import Finding
 from segtune.labels.label_map import LabelMap
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation, segmentation_loss
+from segtune.viz.numbers import by, count
 
 if TYPE_CHECKING:
     import datasets

@@ -1,4 +1,4 @@
-"""Findings: one for each kind of fault, with its severity, its files, and what fixes it; and the words they use."""
+"""Findings: one for each kind of fault, with its severity, its files, and what fixes it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from segtune.data.index import Sample
-from segtune.viz.numbers import by as by  # what findings are worded with
-from segtune.viz.numbers import count as count
-from segtune.viz.numbers import percent as percent
 
 Severity = Literal["error", "warning", "info"]
 LEAVE_OUT = "or leave these samples out: segtune doctor … --split-file FILE, then dataset.split_file=FILE"

@@ -6,6 +6,7 @@ of the predicted class; a pixel is right when that is the reference's class.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,13 @@ BINS = 15  # of equal width over confidences from 0 to 1; the upper limit belong
 REGIONS = ("all", "boundary")
 UNIT = 1 << 20  # sums of confidences are kept as integers of this part of 1, so that their order does not matter
 
-# Inverse temperatures at which the slope of the likelihood is followed: from 1/20 to 20, 9 % apart.
-_INVERSE = np.geomspace(1 / 20, 20, 71)
+LIMIT = 20.0  # of a temperature, and of its inverse
 
 
 def reliability_counts(
     prediction: np.ndarray,
     labels: np.ndarray,
-    confidence: np.ndarray,
+    confidences: np.ndarray,
     num_labels: int,
     ignore_index: int = 255,
     width: float = WIDTH,
@@ -34,7 +34,7 @@ def reliability_counts(
     Args:
         prediction: ids `(H, W)`.
         labels: ids or `ignore_index` `(H, W)`; ignored pixels do not count.
-        confidence: probability of the prediction, 0 to 1, `(H, W)`.
+        confidences: probability of the prediction, 0 to 1, `(H, W)`.
         width: what counts as the boundary: pixels within this share of the diagonal of another class of the reference.
 
     Returns:
@@ -43,9 +43,9 @@ def reliability_counts(
     """
     ignored = labels == ignore_index
     near = margin(from_one(labels, ignored, num_labels), pixels_of(width, labels.shape))
-    codes = np.minimum(confidence * np.float32(BINS), BINS - 1).astype(np.uint8)  # (H, W)
+    codes = np.minimum(confidences * np.float32(BINS), BINS - 1).astype(np.uint8)  # (H, W)
     codes = codes << 2 | (prediction == labels).view(np.uint8) << 1 | near.view(np.uint8)
-    codes, sure = codes[~ignored], confidence[~ignored]
+    codes, sure = codes[~ignored], confidences[~ignored]
     pixels = np.bincount(codes, minlength=4 * BINS).reshape(BINS, 2, 2)  # (bins, right or not, near or not)
     total = np.rint(np.bincount(codes, weights=sure, minlength=4 * BINS) * UNIT).astype(np.int64).reshape(BINS, 2, 2)
     columns = np.stack([pixels.sum(axis=1), pixels[:, 1], total.sum(axis=1)])  # (columns, bins, near or not)
@@ -76,49 +76,39 @@ def calibration_scores(counts: np.ndarray) -> dict[str, Any]:
 
 
 class TemperatureFit:
-    """The temperature T for which `softmax(logits / T)` has the least negative log-likelihood (NLL), as a stream.
+    """The temperature T for which `softmax(logits / T)` has the least negative log-likelihood (NLL).
 
-    The NLL is convex in 1/T, and all that is kept of the pixels is its value and slope at fixed temperatures; where the
-    slope vanishes between two of them is found by interpolation. T lies between 1/20 and 20.
+    With m the largest logit of a pixel, its NLL is `log Σ_k exp((z_k - m) / T) + (m - z_label) / T`, so that `z_k - m`
+    and `m - z_label` are kept of each. The NLL is convex in 1/T, and its minimum is looked for between 1/20 and 20.
     """
 
     def __init__(self) -> None:
         self.pixels = 0
-        self._sums = np.zeros((2, len(_INVERSE)))  # of the NLL and of its slope in 1/T
+        self._parts: list[tuple[np.ndarray, np.ndarray]] = []  # float32 (n, K), (n,)
 
     def add(self, logits: np.ndarray, labels: np.ndarray) -> None:
         """Take account of pixels: logits `(n, K)`, or `(n, 1)` of a binary model, and their classes `(n,)`."""
-        logits = np.asarray(logits, dtype=np.float64)
         if logits.shape[1] == 1:
             logits = np.concatenate([np.zeros_like(logits), logits], axis=1)  # (n, 2)
-        logits = logits - logits.max(axis=1, keepdims=True)
-        truth = logits[np.arange(len(logits)), labels]  # (n,)
-        for index, inverse in enumerate(_INVERSE):
-            weights = np.exp(inverse * logits)  # (n, K)
-            norm = weights.sum(axis=1)
-            self._sums[0, index] += (np.log(norm) - inverse * truth).sum()
-            self._sums[1, index] += ((weights * logits).sum(axis=1) / norm - truth).sum()
+        below = (logits - logits.max(axis=1, keepdims=True)).astype(np.float32)  # (n, K)
+        self._parts.append((below, -below[np.arange(len(below)), labels]))
         self.pixels += len(logits)
 
     def nll(self, temperature: float) -> float:
-        """Mean negative log-likelihood of a pixel, in nats; a cubic between the temperatures that are followed."""
-        inverse = min(max(1 / temperature, _INVERSE[0]), _INVERSE[-1])
-        at = min(int(np.searchsorted(_INVERSE, inverse, side="right")), len(_INVERSE) - 1)
-        (before, after), (slope, next_slope) = self._sums[:, at - 1 : at + 1]
-        width = _INVERSE[at] - _INVERSE[at - 1]
-        t = (inverse - _INVERSE[at - 1]) / width
-        value = before + t * t * (3 - 2 * t) * (after - before)
-        value += width * t * (1 - t) * ((1 - t) * slope - t * next_slope)
-        return float(value / max(self.pixels, 1))
+        """Mean negative log-likelihood of a pixel, in nats."""
+        total = 0.0
+        for below, missed in self._parts:
+            total += np.log(np.exp(below / temperature).sum(axis=1)).sum(dtype=np.float64)
+            total += missed.sum(dtype=np.float64) / temperature
+        return float(total / max(self.pixels, 1))
 
     def temperature(self) -> float:
         """The best temperature; 1 where no pixel was seen."""
+        from scipy.optimize import minimize_scalar  # takes a while to import, and only a fit needs it
+
         if not self.pixels:
             return 1.0
-        slope = self._sums[1]
-        above = int(np.argmax(slope >= 0)) if slope[-1] >= 0 else len(slope) - 1
-        if above == 0 or slope[above] < 0:
-            return float(1 / _INVERSE[above])  # the best is beyond the range
-        step = slope[above - 1] / (slope[above - 1] - slope[above])
-        low, high = np.log(_INVERSE[above - 1 : above + 1])
-        return float(np.exp(-(low + step * (high - low))))
+        low, high = -math.log(LIMIT), math.log(LIMIT)
+        options = {"bounds": (low, high), "method": "bounded", "options": {"xatol": 1e-4}}
+        found = minimize_scalar(lambda exponent: self.nll(math.exp(exponent)), **options).x
+        return min(map(math.exp, (low, found, high)), key=self.nll)  # an end, where the best lies beyond it

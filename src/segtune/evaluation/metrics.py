@@ -116,13 +116,6 @@ def _checked(count: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     return staticmethod(checked)
 
 
-def _count_confidences(
-    prediction: np.ndarray, reference: np.ndarray, confidences: np.ndarray, **settings: Any
-) -> np.ndarray:
-    """`reliability_counts` of one image, by the name that evaluate's inputs have."""
-    return reliability_counts(prediction, reference, confidences, **settings)
-
-
 def _named(scores: dict[str, Any]) -> dict[str, Any]:
     """Means as numbers, scores of each class as `per_category_…`."""
     means = {key: float(value) for key, value in scores.items() if np.ndim(value) == 0}
@@ -232,7 +225,7 @@ class CalibrationError(BoundaryScores):
 
     _citation = "Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv:1706.04599"
     _inputs = ("predictions", "references", "confidences")
-    _count = _checked(_count_confidences)
+    _count = _checked(reliability_counts)
 
     @staticmethod
     def _scores(total: np.ndarray) -> dict[str, Any]:

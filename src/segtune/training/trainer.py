@@ -37,7 +37,7 @@ from segtune.training.interrupts import StopRequest, ignore_interrupts, seconds
 from segtune.training.losses import SegmentationLoss
 from segtune.training.optim import adamw, freeze, parameter_groups, schedule_factor, set_learning_rate, train_mode
 from segtune.training.progress import TrainingProgress
-from segtune.training.run_folder import RunFolder
+from segtune.training.run_folder import BEST, FINAL, RunFolder
 from segtune.training.validation import Validation
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class SegmentationTrainer:
         settings: holds the same as nested mappings, for trackers; by default those of `config`.
         splits: are all splits of the data, whose ids are kept in the run folder.
         shuffle_buffer: is the number of rows of a streamed `train_dataset` that are shuffled together.
+        eval_batch_size: counts the images of one size that are evaluated together.
 
     Attributes:
         after_evaluation: is called, where it is set, after each evaluation, with whether best/ was written.
@@ -85,6 +86,7 @@ class SegmentationTrainer:
         settings: Mapping[str, Any] | None = None,
         splits: datasets.DatasetDict | None = None,
         shuffle_buffer: int = 256,
+        eval_batch_size: int = 1,
     ) -> None:
         if config.output_dir is None:
             raise UsageError("training.output_dir is not set: name the run folder, e.g. training.output_dir=runs/mine")
@@ -103,7 +105,7 @@ class SegmentationTrainer:
             overwrite=config.overwrite,
             keep_last=config.keep_last,
         )
-        self.validation = Validation(eval_dataset, label_map, processor, self.run, config)
+        self.validation = Validation(eval_dataset, label_map, processor, self.run, config, eval_batch_size)
         self._prepare(model)
         self.batches = TrainingBatches(
             train_dataset,
@@ -330,7 +332,7 @@ class SegmentationTrainer:
         """Save the weights of the last step as final/ and, where nothing was evaluated, as best/."""
         with self._averaged():
             model = self._full_model()
-            for name in ("final",) if self.eval_dataset is not None else ("final", "best"):
+            for name in (FINAL,) if self.eval_dataset is not None else (FINAL, BEST):
                 self.run.save_model(name, model, self.processor)
         self.accelerator.wait_for_everyone()
 
