@@ -1,11 +1,11 @@
-"""TODO."""
+"""Fine-tuning as a recipe says: data, checks, training, report and push."""
 
 from __future__ import annotations
 
 import logging
 import shlex
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from segtune.data.checks import check_masks
 from segtune.data.dataset import open_dataset
@@ -13,15 +13,12 @@ from segtune.data.streaming import is_stream
 from segtune.errors import SegtuneError, UsageError
 from segtune.hub.push import RunPush
 from segtune.inference.processor import processor_from_transforms
+from segtune.recipe.recipe import Recipe, refuse_another_run, resolved, with_channels
 from segtune.report.gather import of_training
 from segtune.report.page import write_report
 from segtune.training.model import build_model
 from segtune.training.run_folder import refuse_existing_run
 from segtune.training.trainer import SegmentationTrainer
-
-if TYPE_CHECKING:
-    pass
-from segtune.recipe.recipe import Recipe, _with, refuse_another_run, resolved, with_channels
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +44,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
     if recipe.dataset.check_masks or counted:
         pixels = check_masks(_at_hand(recipe, dataset), label_map)
         if counted:
-            recipe = _with(recipe, "training", loss=loss.counted(pixels["train"][:, :-1], label_map.names))
+            recipe = recipe.with_changes("training", loss=loss.counted(pixels["train"][:, :-1], label_map.names))
     recipe = with_channels(recipe, dataset["train"])
     if training.output_dir is not None:
         refuse_another_run(recipe)  # with what was counted
@@ -58,11 +55,12 @@ def train(recipe: Recipe) -> dict[str, Any]:
         eval_dataset=dataset.get("val"),
         label_map=label_map,
         transforms=recipe.transforms,
-        processor=processor_from_transforms(recipe.transforms),
+        processor=processor_from_transforms(recipe.transforms, recipe.evaluation),
         recipe=resolved(recipe).to_yaml(),
         settings=recipe.model_dump(),
         splits=None if recipe.dataset.streaming else dataset,
         shuffle_buffer=recipe.dataset.shuffle_buffer,
+        eval_batch_size=recipe.evaluation.batch_size,
     )
     push = _push_beside(recipe, trainer)
     result = {**trainer.train(), "splits": list(dataset)}
@@ -91,7 +89,7 @@ def _write_report(
     """Write the report of a run that is done; returns its path, or None where that failed, which is only told."""
     run = trainer.run.path
     try:
-        options: dict[str, Any] = {"pixels": pixels, "batch_size": trainer.config.eval_batch_size}
+        options: dict[str, Any] = {"pixels": pixels, "batch_size": trainer.validation.batch_size}
         facts = of_training(run, dataset, trainer.label_map, device=trainer.accelerator.device, **options)
         write_report(facts, facts.place.page)
     except Exception as error:  # whatever it is, the run is done; a bug is told with its traceback

@@ -183,9 +183,9 @@ def test_folders_for_output_are_no_files(segtune_command: Any, tmp_path: Path) -
 
 
 def test_windows_of_a_recipe_are_those_of_its_checkpoint(segtune_command: Any, earth: Path, tmp_path: Path) -> None:
-    """One place decides: transforms.eval_window is used in training's evaluation and by every command afterwards."""
+    """One place decides: evaluation.window is used in training's evaluation and by every command afterwards."""
     folder, photo = tmp_path / "run", min((earth / "images" / "test").iterdir())
-    overrides = (f"training.output_dir={folder}", "transforms.eval_window=96", "transforms.eval_stride=64", *TINY)
+    overrides = (f"training.output_dir={folder}", "evaluation.window=96", "evaluation.stride=64", *TINY)
     assert segtune_command("train", "demo", *overrides).code == 0
     stored = json.loads((folder / "best" / "preprocessor_config.json").read_text())
     assert (stored["window"], stored["stride"]) == (96, 64)

@@ -391,7 +391,6 @@ def test_unsuitable_samples(image: np.ndarray, labels: np.ndarray, message: str)
         ({"preset": "extreme"}, "preset"),
         ({"copy_paste": 2}, "copy_paste"),
         ({"rare_classes": "pole"}, "rare_classes"),
-        ({"eval_size_divisor": 0}, "eval_size_divisor"),
         ({"crop": 3}, "crop"),
     ],
 )

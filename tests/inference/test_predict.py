@@ -20,6 +20,7 @@ from segtune.evaluation.evaluation import Evaluation
 from segtune.finetune import train
 from segtune.imageio.raster import ArrayRaster
 from segtune.imageio.read import read_image, read_mask
+from segtune.inference.config import EvaluationConfig
 from segtune.inference.evaluate import evaluate_model, evaluated_images
 from segtune.inference.predict import predict
 from segtune.inference.processor import processor_from_transforms
@@ -517,7 +518,7 @@ def test_evaluation_by_hand():
 def test_parts_of_a_dataset_add_up_and_evaluation_equals_prediction(earth):
     dataset = load_segmentation_dataset(earth)["test"].select(range(4))
     label_map, model = LabelMap.from_file(next(earth.glob("*.json"))), _tiny()
-    processor = processor_from_transforms(TransformConfig(eval_short_side=96, eval_size_divisor=32))
+    processor = processor_from_transforms(TransformConfig(), EvaluationConfig(short_side=96, size_divisor=32))
     whole = evaluate_model(model, dataset, label_map, processor, progress=False)
     parts = [evaluate_model(model, dataset, label_map, processor, indices=i, progress=False) for i in ([0, 2], [1, 3])]
     assert parts[0].merge(parts[1]).scores() == whole.scores()
@@ -603,10 +604,10 @@ def test_street_scenes_from_file_to_picture(camvid, tmp_path):
 # ---- processor_for ----
 
 
-def test_the_processor_follows_the_transforms():
+def test_the_processor_follows_the_recipe():
     plain = processor_from_transforms(TransformConfig(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)))
     assert (plain.do_resize, plain.size_divisor) == (False, 1)
     assert (plain.image_mean, plain.image_std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
-    sized = processor_from_transforms(TransformConfig(eval_short_side=64, eval_size_divisor=32))
+    sized = processor_from_transforms(TransformConfig(), EvaluationConfig(short_side=64, size_divisor=32))
     assert sized(_photo(100, 151))["pixel_values"][0].shape == (3, 64, 96)
     assert sized.do_resize

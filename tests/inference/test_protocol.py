@@ -6,6 +6,7 @@ import pytest
 
 from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
+from segtune.inference.config import EvaluationConfig
 from segtune.inference.processor import processor_from_transforms
 from segtune.inference.protocol import TTA_SCALES, InferenceProtocol
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
@@ -64,7 +65,8 @@ def test_the_processor_decides_unless_something_is_given() -> None:
 
 
 def test_recipe_checkpoint_and_deployment_agree(tmp_path) -> None:
-    processor_from_transforms(TransformConfig(eval_window=1024, eval_stride=768)).save_pretrained(tmp_path / "slide")
+    slide = processor_from_transforms(TransformConfig(), EvaluationConfig(window=1024, stride=768))
+    slide.save_pretrained(tmp_path / "slide")
     assert InferenceProtocol.choose(SegformerImageProcessor.from_pretrained(tmp_path / "slide")) == InferenceProtocol(
         1024, 768
     )
@@ -72,4 +74,4 @@ def test_recipe_checkpoint_and_deployment_agree(tmp_path) -> None:
     stored = (tmp_path / "whole" / "preprocessor_config.json").read_text()
     assert "window" not in stored and "stride" not in stored  # transformers 4 would warn
     with pytest.raises(ValueError, match="window 500: use a multiple of 32"):
-        TransformConfig(eval_window=500)
+        EvaluationConfig(window=500)

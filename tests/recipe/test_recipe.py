@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
@@ -12,15 +13,17 @@ import yaml
 from PIL import Image
 
 import segtune
-from segtune.data.dataset import DatasetConfig
+from segtune.config import section_of, walk_fields
+from segtune.data.config import DatasetConfig
 from segtune.data.transforms import TransformConfig
 from segtune.errors import DataError, UsageError
 from segtune.finetune import train
 from segtune.hub.push import HubConfig
-from segtune.recipe.recipe import Recipe, load_recipe, load_recipe_or_data, resolved
+from segtune.recipe.recipe import Recipe, load_recipe, load_recipe_or_data, refuse_another_run, resolved
 from segtune.recipe.shipped import list_recipes, recipe_folder, recipe_table
 from segtune.training.class_weights import counted_weights
 from segtune.training.config import TrainingConfig
+from segtune.training.lora import LoraConfig
 from segtune.training.losses import LossConfig
 from segtune.training.model import ModelConfig
 
@@ -171,6 +174,23 @@ def test_misspelt_names_are_named_with_the_nearest(write: Any) -> None:
     assert fault(path) == (
         f"{path}: training.learnig_rate = 6e-05: no such key; did you mean 'training.learning_rate'?"
     )
+
+
+@pytest.mark.parametrize(
+    ("key", "close"),
+    [
+        ("transforms.eval_short_side", "evaluation.short_side"),
+        ("transforms.eval_size_divisor", "evaluation.size_divisor"),
+        ("transforms.eval_window", "evaluation.window"),
+        ("transforms.eval_stride", "evaluation.stride"),
+        ("training.eval_batch_size", "evaluation.batch_size"),
+        ("evaluation.eval_every", "training.eval_every"),
+        ("training.eval_evry", "training.eval_every"),
+        ("model.lora_rank", "model.lora.rank"),
+    ],
+)
+def test_keys_that_stand_in_another_section(write: Any, key: str, close: str) -> None:
+    assert fault(write(DATASET), f"{key}=32") == f"command line: {key} = 32: no such key; did you mean '{close}'?"
 
 
 def test_misspelt_field_of_the_model_configuration(write: Any) -> None:
@@ -495,6 +515,36 @@ def test_run_needs_a_training_split(few: Path, tmp_path: Path) -> None:
         (few / "moved").rename(few / kind / "test")
     with pytest.raises(UsageError, match="no training images, only test"):
         train(tiny(few, tmp_path / "run"))
+
+
+def test_every_setting_stays_on_resume_but_those_that_say_they_may_change(tmp_path: Path) -> None:
+    recipe = Recipe(
+        dataset=DatasetConfig(path="x"),
+        model=ModelConfig(name="user/name", lora=LoraConfig()),
+        training=TrainingConfig(output_dir=str(tmp_path), resume="auto"),
+    )
+    refused, taken = set(), set()
+    for keys, field in walk_fields(Recipe):
+        if section_of(field.annotation):
+            continue
+        stored = yaml.safe_load(recipe.to_yaml())
+        section = functools.reduce(dict.__getitem__, keys[:-1], stored)
+        section[keys[-1]] = "another"
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(stored), encoding="utf-8")
+        try:
+            refuse_another_run(recipe)
+            taken.add(".".join(keys))
+        except UsageError as error:
+            assert f"\n  {'.'.join(keys)}: " in str(error)
+            refused.add(".".join(keys))
+    assert len(refused) >= 70
+    of_training = "output_dir batch_size accumulation_steps num_workers gradient_checkpointing early_stopping_patience "
+    of_training += "overlays report trackers save_every keep_last log_every device time_limit resume overwrite"
+    assert taken == {
+        *(f"training.{name}" for name in of_training.split()),
+        *(f"hub.{name}" for name in HubConfig.model_fields),
+        *("dataset.check_masks", "dataset.split_file", "evaluation.batch_size"),
+    }
 
 
 def test_a_run_goes_on_with_its_own_settings_only(few: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

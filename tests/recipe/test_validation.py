@@ -50,21 +50,23 @@ class Loop(StrictModel):
         return self
 
 
-MODELS = {"place": Place, "loop": Loop}
+class Both(StrictModel):
+    place: Place
+    loop: Loop = Loop()
 
 
 def messages(data: dict[Any, Any]) -> list[str]:
-    return [problem.message for problem in check({"place": {"path": "x"}} | data, MODELS)[1]]
+    return [problem.message for problem in check({"place": {"path": "x"}} | data, Both)[1]]
 
 
 def test_right_values_become_sections_coerced_by_their_type() -> None:
-    sections, problems = check({"place": {"path": "x"}, "loop": {"learning_rate": "6e-5", "betas": [0, 1]}}, MODELS)
+    checked, problems = check({"place": {"path": "x"}, "loop": {"learning_rate": "6e-5", "betas": [0, 1]}}, Both)
     assert problems == []
-    assert sections == {"place": Place(path="x"), "loop": Loop(learning_rate=6e-5, betas=(0.0, 1.0))}
+    assert checked == Both(place=Place(path="x"), loop=Loop(learning_rate=6e-5, betas=(0.0, 1.0)))
 
 
 def test_section_left_empty_has_its_defaults() -> None:
-    assert check({"place": {"path": "x"}, "loop": None}, MODELS)[0]["loop"] == Loop()
+    assert check({"place": {"path": "x"}, "loop": None}, Both)[0] == Both(place=Place(path="x"))
 
 
 @pytest.mark.parametrize(
@@ -123,13 +125,13 @@ def test_truth_values_stand_where_anything_may() -> None:
 
 
 def test_missing_key_and_section() -> None:
-    assert check({}, MODELS)[1] == [Problem(("place", "path"), "place.path is missing")]
+    assert check({}, Both)[1] == [Problem(("place", "path"), "place.path is missing")]
 
 
 def test_what_a_misspelt_name_stands_for_is_not_missing_as_well() -> None:
-    assert [p.keys for p in check({"plase": {"path": "x"}}, MODELS)[1]] == [("plase",)]
-    assert [p.keys for p in check({"place": {"pth": "x"}}, MODELS)[1]] == [("place", "pth")]
-    assert [p.keys for p in check({"place": {"verfy": True}}, MODELS)[1]] == [("place", "verfy"), ("place", "path")]
+    assert [p.keys for p in check({"plase": {"path": "x"}}, Both)[1]] == [("plase",)]
+    assert [p.keys for p in check({"place": {"pth": "x"}}, Both)[1]] == [("place", "pth")]
+    assert [p.keys for p in check({"place": {"verfy": True}}, Both)[1]] == [("place", "verfy"), ("place", "path")]
 
 
 @pytest.mark.parametrize(
@@ -153,9 +155,8 @@ def test_section_in_a_section(inner: Any, message: str) -> None:
 
 
 def test_optional_section_in_a_section() -> None:
-    assert check({"place": {"path": "x"}, "loop": {"named": {"name": "a"}}}, MODELS)[0]["loop"] == Loop(
-        named=Named(name="a")
-    )
+    checked, _ = check({"place": {"path": "x"}, "loop": {"named": {"name": "a"}}}, Both)
+    assert checked is not None and checked.loop == Loop(named=Named(name="a"))
     assert messages({"loop": {"named": {}}}) == ["loop.named.name is missing"]
     assert messages({"loop": {"named": {"nam": "a"}}}) == [
         "loop.named.nam = \"a\": no such key; did you mean 'loop.named.name'?"
@@ -165,7 +166,7 @@ def test_optional_section_in_a_section() -> None:
 
 
 def test_everything_is_said_at_once() -> None:
-    _, problems = check({"lop": 1, "place": {"fraction": "a"}, "loop": {"max_steps": "b", "every": "c"}}, MODELS)
+    _, problems = check({"lop": 1, "place": {"fraction": "a"}, "loop": {"max_steps": "b", "every": "c"}}, Both)
     assert [problem.keys for problem in problems] == [
         ("lop",),
         ("place", "path"),
@@ -176,12 +177,20 @@ def test_everything_is_said_at_once() -> None:
 
 
 def test_nearest_is_this_very_name_elsewhere_or_a_similar_one_in_the_same_section() -> None:
-    assert nearest(("loop", "max_step"), MODELS) == ("loop", "max_steps")
-    assert nearest(("place", "max_steps"), MODELS) == ("loop", "max_steps")
-    assert nearest(("place", "max_step"), MODELS) is None
-    assert nearest(("loop", "wide"), MODELS) == ("loop", "inner", "wide")
-    assert nearest(("loop", "inner", "path"), MODELS) == ("place", "path")
-    assert nearest(("loop", "zebra"), MODELS) is None
+    assert nearest(("loop", "max_step"), Both) == ("loop", "max_steps")
+    assert nearest(("place", "max_steps"), Both) == ("loop", "max_steps")
+    assert nearest(("place", "max_step"), Both) is None
+    assert nearest(("loop", "wide"), Both) == ("loop", "inner", "wide")
+    assert nearest(("loop", "inner", "path"), Both) == ("place", "path")
+    assert nearest(("loop", "zebra"), Both) is None
+    assert nearest(("depth",), Both) == ("loop", "inner", "depth")
+
+
+def test_nearest_of_an_abbreviated_section_and_a_key() -> None:
+    """`eval_short_side` resembles `short_side` beside it more than `evaluation.short_side`."""
+    assert nearest(("loop", "pl_path"), Both) == nearest(("place", "loop_path"), Both) == ("place", "path")
+    assert nearest(("place", "in_dept"), Both) == ("loop", "inner", "depth")
+    assert nearest(("loop", "every_step"), Both) == ("loop", "every")
 
 
 @pytest.mark.parametrize(
@@ -193,6 +202,7 @@ def test_nearest_is_this_very_name_elsewhere_or_a_similar_one_in_the_same_sectio
         (tuple[int, int], "a list of 2 whole numbers"),
         (list[str] | dict[str | int, Any], "a list of texts or a mapping"),
         (Literal[1] | None, "1 or null"),
+        (tuple[Literal["a", "b"], ...], 'a list, each "a" or "b"'),
     ],
 )
 def test_expected(annotation: Any, words: str) -> None:

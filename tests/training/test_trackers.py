@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from segtune.errors import UsageError
-from segtune.training.trackers import Trackers, flat
+from segtune.training.trackers import Trackers
 
 
 @pytest.fixture
@@ -21,10 +21,6 @@ def events(folder: Path) -> Any:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     return EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0}).Reload()
-
-
-def test_flat() -> None:
-    assert dict(flat({"a": {"b": 1, "c": {"d": None}}, "e": [2]})) == {"a/b": 1, "a/c/d": None, "e": [2]}
 
 
 def test_tensorboard_gets_numbers_settings_and_pictures(accelerator: Accelerator, tmp_path: Path) -> None:

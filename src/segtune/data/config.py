@@ -1,4 +1,4 @@
-"""The recipe's `dataset` section."""
+"""The `dataset` section of a recipe: the images and masks, their classes and splits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from segtune.config import StrictModel
+from segtune.config import MayChangeOnResume, StrictModel
 from segtune.data.formats.shapes import OnTop
 from segtune.data.splits import SPLITS
 
@@ -16,62 +16,86 @@ Format = Literal[
 
 
 class DatasetConfig(StrictModel):
-    """The recipe's `dataset` section; docs/data.md shows each format.
+    """The `dataset` section of a recipe; docs/data.md shows each format."""
 
-    Attributes:
-        path: a folder or an annotation file; "hub://user/name" for a data set of the Hub; "segtune://earth" for the one
-            inside the package.
-        format: what lies there. auto: found out, logged with the reason; an error where several would fit.
-        images: where the images are, if not in a usual place: a sub-folder, a pattern such as "{split}/*_rgb.png", or
-            the name of a column.
-        masks: the same for the masks; also an annotation file. In patterns, `{split}` stands for the name of a split
-            and `{class}` for that of a class with a mask of its own.
-        labels: the classes, inline or a file (relative to `path`, else to the working directory;
-            "segtune://ade20k.json" for one inside the package), in a form of `LabelMap.from_dict`. Left out: the names
-            that the format holds, or a label file in `path`.
-        ignore_index: what ignored pixels become in labels.
-        splits: the data's own names of our splits train, val and test, where they are not usual ones; null leaves out.
-        val_fraction: the part of the training samples that becomes "val" where the data has no such split.
-        split_seed: of that split.
-        split_file: JSON {"train": [ids], "val": [ids], "test": [ids]}, or a pattern of lists such as
-            "ImageSets/{split}.txt", found like `labels`.
-        check_masks: read every image and mask before the first step.
-        resize_images: give images the size of their masks where the two differ by one factor.
-        on_error: raise, or skip samples that are incomplete, cannot be read or differ in size, with a warning.
-        on_top: which shape counts where several overlap: the smaller or the later one. Null: the smaller one in COCO
-            and YOLO, the later one elsewhere.
-        crowd: whether COCO's crowd regions are ignored or count as their class.
-        one_hot: masks have a channel for each class, in the order of the mask ids.
-        tile: cut large images into tiles of this side, without writing them. Null: whole images.
-        overlap: of neighbouring training tiles, pixels; tiles of val and test do not overlap.
-        name: configuration of a Hub data set.
-        revision: branch, tag or commit of a Hub data set.
-        streaming: read the training split of parquet files or of a Hub data set in passing, without a copy on disk.
-        shuffle_buffer: rows of a stream that are held and shuffled together; its shards are shuffled as a whole.
-    """
-
-    path: str
-    format: Format = "auto"
-    images: str | None = None
-    masks: str | None = None
-    labels: str | list[str] | dict[str | int, Any] | None = None
-    ignore_index: int = 255
-    splits: dict[str, str | None] | None = None
-    val_fraction: float = Field(default=0.1, ge=0, lt=1)
-    split_seed: int = 0
-    split_file: str | None = None
-    check_masks: bool = True
-    resize_images: bool = False
-    on_error: Literal["raise", "skip"] = "raise"
-    on_top: OnTop | None = None
-    crowd: Literal["ignore", "class"] = "ignore"
-    one_hot: bool = False
-    tile: int | None = Field(default=None, ge=32)
-    overlap: int = Field(default=0, ge=0)
-    name: str | None = None
-    revision: str | None = None
-    streaming: bool = False
-    shuffle_buffer: int = Field(default=256, ge=1)
+    path: str = Field(
+        description="A folder or an annotation file; hub://user/name for a data set of the Hub; segtune://earth for "
+        "the one inside the package."
+    )
+    format: Format = Field(
+        "auto",
+        description="What lies at path; auto = found out, logged with the reason; an error where several would fit.",
+    )
+    images: str | None = Field(
+        None,
+        description="Where the images are, if not in a usual place: a sub-folder, a pattern such as {split}/*_rgb.png, "
+        "or the name of a column.",
+    )
+    masks: str | None = Field(
+        None,
+        description="Where the masks are, likewise, or an annotation file. In patterns, {split} stands for the name of "
+        "a split and {class} for that of a class with a mask of its own.",
+    )
+    labels: str | list[str] | dict[str | int, Any] | None = Field(
+        None,
+        description="The classes, inline or a file (relative to path, else to the working directory; "
+        "segtune://ade20k.json for one inside the package), in a form of LabelMap.from_dict; null = the names that the "
+        "format holds, or a label file in path.",
+    )
+    ignore_index: int = Field(255, description="Value that ignored pixels have in labels.")
+    splits: dict[str, str | None] | None = Field(
+        None,
+        description="The data's own names of train, val and test, where they are not usual ones; a split that is null "
+        "is left out.",
+    )
+    val_fraction: float = Field(
+        0.1, ge=0, lt=1, description='Part of the training samples that becomes "val" where the data has no such split.'
+    )
+    split_seed: int = Field(0, description="Seed by which the val split is drawn.")
+    split_file: MayChangeOnResume[str | None] = Field(
+        None,
+        description='A JSON file {"train": [ids], "val": [ids], "test": [ids]}, or a pattern of lists such as '
+        "ImageSets/{split}.txt, found as labels are.",
+    )
+    check_masks: MayChangeOnResume[bool] = Field(True, description="Read every image and mask before the first step.")
+    resize_images: bool = Field(
+        False, description="Give images the size of their masks where the two differ by one factor."
+    )
+    on_error: Literal["raise", "skip"] = Field(
+        "raise",
+        description="What becomes of samples that are incomplete, cannot be read or differ in size; skip leaves them "
+        "out with a warning.",
+    )
+    on_top: OnTop | None = Field(
+        None,
+        description="Shape that counts where several overlap: the smaller or the later one; null = the smaller one in "
+        "COCO and YOLO, the later one elsewhere.",
+    )
+    crowd: Literal["ignore", "class"] = Field(
+        "ignore", description="Whether COCO's crowd regions are ignored or count as their class."
+    )
+    one_hot: bool = Field(False, description="Masks have a channel for each class, in the order of the mask ids.")
+    tile: int | None = Field(
+        None,
+        ge=32,
+        description="Side of the tiles, in pixels, that large images are cut into, without writing them; null = whole "
+        "images.",
+    )
+    overlap: int = Field(
+        0, ge=0, description="Pixels that neighbouring training tiles share; tiles of val and test do not overlap."
+    )
+    name: str | None = Field(None, description="Configuration of a data set of the Hub.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a data set of the Hub.")
+    streaming: bool = Field(
+        False,
+        description="Read the training split of parquet files or of a data set of the Hub in passing, without a copy "
+        "on disk.",
+    )
+    shuffle_buffer: int = Field(
+        256,
+        ge=1,
+        description="Rows of a stream that are held and shuffled together; its shards are shuffled as a whole.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> DatasetConfig:

@@ -24,7 +24,6 @@ from segtune.data.augmentations import (
 )
 from segtune.data.crops import RandomCrop, Readable, paste
 from segtune.errors import DataError, UsageError
-from segtune.inference.protocol import InferenceProtocol
 
 Side = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -32,59 +31,65 @@ PasteSource = Callable[[random.Random], tuple[Readable, Readable] | None]  # an 
 
 
 class TransformConfig(StrictModel):
-    """The recipe's `transforms` section; sizes are (height, width) in pixels.
+    """The `transforms` section of a recipe; sizes are (height, width) in pixels."""
 
-    Attributes:
-        crop_size: of a training sample; one number for a square.
-        short_side: the short side that scale 1 stands for. None: the image's own.
-        scale: the range of the random resize.
-        max_class_share: a crop with more than this share of its labelled pixels in one class is drawn anew, up to 10
-            times; 1 takes every crop.
-        horizontal_flip: probability; `vertical_flip` likewise.
-        rotate90: turn by a random multiple of 90 degrees.
-        photometric: change brightness (by up to 32 of 255), contrast and saturation (0.5 to 1.5) and hue (up to a tenth
-            of the circle), each with probability 0.5. Images of other than three channels, and those with a
-            `value_range`, are left as they are.
-        rare_classes: names of the classes that `rare_crop` and `copy_paste` look for. "auto": those with less than a
-            quarter of an equal share of the pixels.
-        rare_crop: probability that the crop is laid around a pixel of a rare class, where the image has any. Every
-            rare class that occurs is as likely as the others.
-        copy_paste: probability that rare classes of another training image are pasted in (Ghiasi et al. 2021,
-            https://arxiv.org/abs/2012.07177, with the regions of classes in place of instances).
-        preset: light, medium or strong: Albumentations' transforms on top of all that (segtune.data.augmentations).
-        extra: further transforms by the names and arguments of Albumentations, as in
-            `[HorizontalFlip, {GaussNoise: {std_range: [0.01, 0.05], p: 0.3}}]`. They see the uint8 crop, at last.
-        mean: per channel, of values from 0 to 1; `std` likewise. Their length is the number of channels. "counted" for
-            both: from the training images.
-        value_range: the pixel values that 0 and 1 stand for there. None: 0 and 255, of 16-bit pictures 65535; images of
-            more than 3 channels that are not 8-bit, and those of fractions, must declare it.
-        eval_short_side: the short side images are resized to for evaluation and prediction. None: their own size.
-        eval_size_divisor: there, sides are rounded up to a multiple of this.
-        eval_window: there, the side of the windows that are segmented one by one and blended (mmseg's `slide`), a
-            multiple of 32. None: the whole image at once (mmseg's `whole`).
-        eval_stride: from one window to the next, a multiple of 4. None: three quarters of the window.
-    """
-
-    crop_size: Side | tuple[Side, Side] = 512
-    short_side: Side | None = None
-    scale: tuple[float, float] = (0.5, 2.0)
-    max_class_share: float = Field(default=0.75, gt=0, le=1)
-    horizontal_flip: Probability = 0.5
-    vertical_flip: Probability = 0.0
-    rotate90: bool = False
-    photometric: bool = True
-    rare_classes: Literal["auto"] | tuple[str, ...] = "auto"
-    rare_crop: Probability = 0.0
-    copy_paste: Probability = 0.0
-    preset: Preset | None = None
-    extra: tuple[Named, ...] = ()
-    mean: tuple[float, ...] | Literal["counted"] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] | Literal["counted"] = (0.229, 0.224, 0.225)
-    value_range: tuple[float, float] | None = None
-    eval_short_side: Side | None = None
-    eval_size_divisor: Side = 1
-    eval_window: Side | None = None
-    eval_stride: Side | None = None
+    crop_size: Side | tuple[Side, Side] = Field(
+        512, description="Size of a training sample, (height, width) in pixels; one number for a square."
+    )
+    short_side: Side | None = Field(
+        None, description="Short side, in pixels, that scale 1 stands for; null = the image's own."
+    )
+    scale: tuple[float, float] = Field((0.5, 2.0), description="Range of the random resize, the smaller factor first.")
+    max_class_share: float = Field(
+        0.75,
+        gt=0,
+        le=1,
+        description="A crop with more than this share of its labelled pixels in one class is drawn anew, up to 10 "
+        "times; 1 takes every crop.",
+    )
+    horizontal_flip: Probability = Field(0.5, description="Probability of a horizontal flip.")
+    vertical_flip: Probability = Field(0.0, description="Probability of a vertical flip.")
+    rotate90: bool = Field(False, description="Turn by a random multiple of 90 degrees.")
+    photometric: bool = Field(
+        True,
+        description="Change brightness (by up to 32 of 255), contrast and saturation (0.5 to 1.5) and hue (up to a "
+        "tenth of the circle), each with probability 0.5. Images of other than three channels, and those with a "
+        "value_range, are left as they are.",
+    )
+    rare_classes: Literal["auto"] | tuple[str, ...] = Field(
+        "auto",
+        description="Names of the classes that rare_crop and copy_paste look for; auto = those with less than a "
+        "quarter of an equal share of the pixels.",
+    )
+    rare_crop: Probability = Field(
+        0.0,
+        description="Probability that the crop is laid around a pixel of a rare class, where the image has any; every "
+        "rare class that occurs is as likely as the others.",
+    )
+    copy_paste: Probability = Field(
+        0.0,
+        description="Probability that rare classes of another training image are pasted in (Ghiasi et al. 2021, "
+        "https://arxiv.org/abs/2012.07177, with the regions of classes in place of instances).",
+    )
+    preset: Preset | None = Field(None, description="Transforms of Albumentations on top of all that; null = none.")
+    extra: tuple[Named, ...] = Field(
+        (),
+        description="Further transforms by the names and arguments of Albumentations, as in [HorizontalFlip, "
+        "{GaussNoise: {std_range: [0.01, 0.05], p: 0.3}}]. They see the uint8 crop, at last.",
+    )
+    mean: tuple[float, ...] | Literal["counted"] = Field(
+        (0.485, 0.456, 0.406),
+        description="Mean of each channel, of values from 0 to 1; as many as the images have channels. counted = from "
+        "the training images.",
+    )
+    std: tuple[float, ...] | Literal["counted"] = Field(
+        (0.229, 0.224, 0.225), description="Standard deviation of each channel, likewise."
+    )
+    value_range: tuple[float, float] | None = Field(
+        None,
+        description="Pixel values that 0 and 1 stand for in mean and std; null = 0 and 255, of 16-bit pictures 65535. "
+        "Images of more than 3 channels that are not 8-bit, and those of fractions, must declare it.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> TransformConfig:
@@ -98,7 +103,6 @@ class TransformConfig(StrictModel):
             raise ValueError(f"std {self.std}: every number must be above 0")
         if self.value_range and not self.value_range[0] < self.value_range[1]:
             raise ValueError(f"value_range {self.value_range}: give the smaller value first")
-        InferenceProtocol(self.eval_window, self.eval_stride)
         return self
 
     @field_validator("extra", mode="before")

@@ -17,6 +17,7 @@ from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
 from segtune.evaluation import uncertainty
 from segtune.evaluation.evaluation import Evaluation
+from segtune.inference.config import EvaluationConfig
 from segtune.inference.device import to_device
 from segtune.inference.evaluate import evaluate_model
 from segtune.inference.processor import load_processor, processor_from_transforms
@@ -39,6 +40,9 @@ class DataSettings(Protocol):
 
     @property
     def transforms(self) -> TransformConfig: ...
+
+    @property
+    def evaluation(self) -> EvaluationConfig: ...
 
 
 @dataclass
@@ -181,7 +185,7 @@ def open_checkpoint(
         labels = LabelMap.from_config(model.config)
         config = DatasetConfig(path=os.fspath(data), labels=labels.to_dict(), ignore_index=labels.ignore_index)
     else:
-        config, default = data.dataset, partial(processor_from_transforms, data.transforms)
+        config, default = data.dataset, partial(processor_from_transforms, data.transforms, data.evaluation)
     at_hand = config.model_copy(update={"streaming": config.streaming and split != "train"})
     dataset, label_map = open_dataset(at_hand)
     split = choose_split(split, dataset, config.path)

@@ -1,4 +1,4 @@
-"""Image processors: the one saved beside a checkpoint, or one made from a recipe's transforms."""
+"""Image processors: the one saved beside a checkpoint, or one made from the sections of a recipe."""
 
 from __future__ import annotations
 
@@ -11,25 +11,31 @@ from torch import nn
 
 from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
+from segtune.inference.config import EvaluationConfig
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 
 logger = logging.getLogger(__name__)
 
 
-def processor_from_transforms(transforms: TransformConfig) -> SegformerImageProcessor:
+def processor_from_transforms(
+    transforms: TransformConfig, evaluation: EvaluationConfig | None = None
+) -> SegformerImageProcessor:
     """The image processor that prepares an image as evaluation during training did; it is saved with the weights.
 
-    Without `eval_short_side` images keep their size, apart from `eval_size_divisor`.
+    Args:
+        transforms: the section gives the mean, the standard deviation and the range of the pixel values.
+        evaluation: the section gives the size of the image and of the windows; by default images keep their size.
     """
+    evaluation = evaluation or EvaluationConfig()
     if isinstance(transforms.mean, str) or isinstance(transforms.std, str):
         raise UsageError("transforms.mean and std are not counted yet: take them from the recipe.yaml of a run")
     low, high = transforms.value_range or (0, 255)
     return SegformerImageProcessor(
-        do_resize=transforms.eval_short_side is not None,
-        size={"shortest_edge": transforms.eval_short_side} if transforms.eval_short_side else 512,
-        size_divisor=transforms.eval_size_divisor,
-        window=transforms.eval_window,
-        stride=transforms.eval_stride,
+        do_resize=evaluation.short_side is not None,
+        size={"shortest_edge": evaluation.short_side} if evaluation.short_side else 512,
+        size_divisor=evaluation.size_divisor,
+        window=evaluation.window,
+        stride=evaluation.stride,
         rescale_factor=1 / (high - low),
         image_mean=[mean + low / (high - low) for mean in transforms.mean],
         image_std=transforms.std,

@@ -4,78 +4,56 @@ from __future__ import annotations
 
 import logging
 import re
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from pydantic import Field
 
 import segtune
-from segtune.config import StrictModel
+from segtune.config import Keys, MayChangeOnResume, StrictModel, flatten, may_change_on_resume, walk_fields
 from segtune.data.checks import with_statistics
 from segtune.data.config import DatasetConfig
 from segtune.data.streaming import is_stream
 from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
 from segtune.hub.push import HubConfig
-from segtune.recipe.shipped import find_recipe, list_recipes, recipe_name
-from segtune.recipe.validation import Keys, check, dotted, show
-from segtune.recipe.yaml_file import _Dumper, parse, read_yaml
+from segtune.inference.config import EvaluationConfig
+from segtune.recipe.shipped import find_recipe, recipe_name
+from segtune.recipe.validation import check, dotted, show
+from segtune.recipe.yaml_file import dump_yaml, parse_yaml, read_yaml
 from segtune.training.config import TrainingConfig
 from segtune.training.model import ModelConfig
 from segtune.training.run_folder import RECIPE_FILE, SPLIT_FILE, is_resuming
-from segtune.training.trackers import flat
-
-__all__ = ["Recipe", "find_recipe", "list_recipes", "load_recipe"]
 
 if TYPE_CHECKING:
     import datasets
 
 logger = logging.getLogger(__name__)
 
-# What may change when a run goes on: how it runs and what it writes, not what it computes. The images of a step are
-# compared as a whole, the splits by their samples.
-_FREE = {
-    "dataset/check_masks",
-    "dataset/split_file",
-    "training/output_dir",
-    "training/batch_size",
-    "training/accumulation_steps",
-    "training/eval_batch_size",
-    "training/num_workers",
-    "training/gradient_checkpointing",
-    "training/early_stopping_patience",
-    "training/overlays",
-    "training/report",
-    "training/trackers",
-    "training/save_every",
-    "training/keep_last",
-    "training/log_every",
-    "training/device",
-    "training/time_limit",
-    "training/resume",
-    "training/overwrite",
-}
-
 
 class Recipe(StrictModel):
     """Everything that determines one run. Read from YAML by `load_recipe`, written back by `to_yaml` and `save`."""
 
-    dataset: DatasetConfig
-    transforms: TransformConfig = TransformConfig()
-    model: ModelConfig = ModelConfig()
-    training: TrainingConfig = TrainingConfig()
-    hub: HubConfig = HubConfig()
+    dataset: DatasetConfig = Field(description="The images and masks: where they are, their classes and splits.")
+    transforms: TransformConfig = Field(TransformConfig(), description="What happens to an image before the network.")
+    model: ModelConfig = Field(ModelConfig(), description="The network that is fine-tuned.")
+    training: TrainingConfig = Field(TrainingConfig(), description="Steps, loss, optimizer, and what a run writes.")
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="How images are segmented when it counts.")
+    hub: MayChangeOnResume[HubConfig] = Field(HubConfig(), description="When and where the run is pushed.")
 
     def to_yaml(self) -> str:
         """The recipe with every field written out, so that it keeps its meaning when a default changes."""
-        body = yaml.dump(self.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-        return f"# Every setting of one run, written by segtune {segtune.__version__}\n{body}"
+        return f"# Every setting of one run, written by segtune {segtune.__version__}\n{dump_yaml(self.model_dump())}"
 
     def save(self, path: str | Path) -> None:
         """Writes `to_yaml()` to a file."""
         Path(path).write_text(self.to_yaml(), encoding="utf-8")
+
+    def with_changes(self, section: str, **changes: Any) -> Recipe:
+        """The same recipe with other values in one section; they are taken as they are, unchecked."""
+        return self.model_copy(update={section: getattr(self, section).model_copy(update=changes)})
 
 
 def load_recipe(ref: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -85,7 +63,7 @@ def load_recipe(ref: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises UsageError that lists everything wrong with the file and the overrides at once.
     """
     path = find_recipe(ref)
-    return _checked(path, read_yaml(path, _sections()), overrides)
+    return _checked(path, read_yaml(path, Recipe.model_fields), overrides)
 
 
 def load_recipe_or_data(ref: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -109,15 +87,14 @@ def _checked(path: Path, data: dict[Any, Any], overrides: Sequence[str]) -> Reci
             changed.append(_override(merged, text))
         except ValueError as error:
             problems.append(f"command line: {error}")
-    sections, found = check(merged, _sections())
+    recipe, found = check(merged, Recipe)
     problems += [f"{_origin(problem.keys, path, data, changed)}: {problem.message}" for problem in found]
-    if problems:
+    if recipe is None or problems:
         raise UsageError(
             "\n  ".join([f"{len(problems)} faults in the recipe", *problems]) if len(problems) > 1 else problems[0]
         )
-    recipe = Recipe.model_validate(sections)
     if recipe.training.output_dir is None:
-        recipe = _with(recipe, "training", output_dir=f"runs/{recipe_name(path)}")
+        recipe = recipe.with_changes("training", output_dir=f"runs/{recipe_name(path)}")
     return recipe
 
 
@@ -135,19 +112,15 @@ def with_channels(recipe: Recipe, rows: datasets.Dataset) -> Recipe:
     if stated not in (None, channels):
         raise UsageError(f"model.config.num_channels={stated}, but transforms.mean has {channels} values: one for each")
     config = recipe.model.config if channels == 3 else {**recipe.model.config, "num_channels": channels}
-    return _with(recipe.model_copy(update={"transforms": transforms}), "model", config=config)
+    return recipe.model_copy(update={"transforms": transforms}).with_changes("model", config=config)
 
 
 def resolved(recipe: Recipe) -> Recipe:
     """The recipe as the run folder keeps it: with the stored split, from the first step, overwriting nothing."""
     if not recipe.dataset.streaming:  # its splits are those of the data
-        recipe = _with(recipe, "dataset", split_file=f"{recipe.training.output_dir}/{SPLIT_FILE}")
-    recipe = _with(recipe, "hub", push=None)
-    return _with(recipe, "training", resume="never", overwrite=False)
-
-
-def _with(recipe: Recipe, section: str, **changes: Any) -> Recipe:
-    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=changes)})
+        recipe = recipe.with_changes("dataset", split_file=f"{recipe.training.output_dir}/{SPLIT_FILE}")
+    recipe = recipe.with_changes("hub", push=None)
+    return recipe.with_changes("training", resume="never", overwrite=False)
 
 
 def refuse_another_run(recipe: Recipe) -> None:
@@ -159,11 +132,14 @@ def refuse_another_run(recipe: Recipe) -> None:
     stored = Path(folder if resume == "auto" else resume) / RECIPE_FILE
     if resume == "never" or not stored.is_file():
         return
-    before, now = dict(flat(read_yaml(stored, _sections()))), dict(flat(parse(recipe.to_yaml())))
+    before, now = (
+        dict(flatten(values, ".")) for values in (read_yaml(stored, Recipe.model_fields), parse_yaml(recipe.to_yaml()))
+    )
+    changeable = [dotted(keys) for keys, field in walk_fields(Recipe) if may_change_on_resume(field)]
     differing = [
-        f"{key.replace('/', '.')}: {show(before.get(key))} then, {show(now.get(key))} now"
+        f"{key}: {show(before.get(key))} then, {show(now.get(key))} now"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in _FREE and not key.startswith("hub/")
+        if before.get(key) != now.get(key) and not any(f"{key}.".startswith(f"{name}.") for name in changeable)
     ]
     if differing and is_resuming(folder, resume):
         raise UsageError(
@@ -174,16 +150,6 @@ def refuse_another_run(recipe: Recipe) -> None:
         logger.warning("a new run from %s with other settings: %s", resume, "; ".join(differing))
 
 
-# YAML ----------------------------------------------------------------------------------------------------------------
-
-
-def _sections() -> dict[str, type[StrictModel]]:
-    return {name: typing.cast("type[StrictModel]", field.annotation) for name, field in Recipe.model_fields.items()}
-
-
-# Overrides -----------------------------------------------------------------------------------------------------------
-
-
 def _override(data: dict[Any, Any], text: str) -> Keys:
     """Sets `section.key=value` in `data`, copying what it changes; returns the keys. ValueError says what is wrong."""
     path, equals, value = text.partition("=")
@@ -191,8 +157,8 @@ def _override(data: dict[Any, Any], text: str) -> Keys:
         raise ValueError(f"'{text}' does not have the form section.key=value")
     section, key, *deeper = path.split(".")
     try:
-        keys = (section, key, *map(parse, deeper))
-        parsed = parse(value)
+        keys = (section, key, *map(parse_yaml, deeper))
+        parsed = parse_yaml(value)
     except yaml.YAMLError as error:
         raise ValueError(f"{text}: not valid YAML; text with special characters needs quotes: '\"…\"'") from error
     for depth, name in enumerate(keys[:-1], start=1):

@@ -1,4 +1,4 @@
-"""Checks a mapping of sections against their models and says everything that is wrong in the words of a recipe."""
+"""Validation of a recipe: everything that is wrong with a mapping of sections, in the words of a recipe."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import json
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from segtune.config import StrictModel
+from segtune.config import Keys, StrictModel, section_of, walk_fields
 
-Keys = tuple[Any, ...]  # ("training", "max_steps"): where in a recipe a value stands
-Models = Mapping[str, type[StrictModel]]
+Root = TypeVar("Root", bound=StrictModel)
 
 
 class Problem(NamedTuple):
@@ -24,38 +23,38 @@ class Problem(NamedTuple):
     message: str
 
 
-def check(data: Mapping[Any, Any], models: Models) -> tuple[dict[str, StrictModel], list[Problem]]:
-    """Validates `data` (section → key → value; a value may be a section itself).
+def check(data: Mapping[Any, Any], model: type[Root]) -> tuple[Root | None, list[Problem]]:
+    """Validate `data` (section → key → value; a value may be a section itself) against a model of sections.
 
-    Returns the sections that are right and one problem for each unknown name, missing key and wrong value.
+    Returns:
+        The validated model, None where a value is wrong; and one problem for each unknown name, missing key and wrong
+        value.
     """
-    given = {name: {} if data.get(name) is None else data[name] for name in models}
-    mappings = {name: values for name, values in given.items() if isinstance(values, dict)}
-    unknown: list[Keys] = [(name,) for name in data if name not in models]
-    unknown += [keys for name, values in mappings.items() for keys in _unknown((name,), models[name], values)]
-    problems = [Problem(keys, _say_unknown(keys, data, models)) for keys in unknown]
-    meant = {nearest(keys, models) for keys in unknown}  # what a misspelt name stands for is not missing as well
-    sections: dict[str, StrictModel] = {}
-    for name, model in models.items():
-        if name not in mappings:
-            problems.append(Problem((name,), f"{name} = {show(data[name])}: expected a mapping of settings"))
-            continue
-        try:
-            sections[name] = model.model_validate(_known(model, mappings[name]))
-        except ValidationError as error:
-            problems += _explain(name, model, data, error, meant)
-    return sections, problems
+    filled = {**data, **{name: {} for name in model.model_fields if data.get(name) is None}}  # left out, or left empty
+    unknown = list(_unknown((), model, filled))
+    problems = [Problem(keys, _say_unknown(keys, data, model)) for keys in unknown]
+    try:
+        return model.model_validate(_known(model, filled)), problems
+    except ValidationError as error:
+        meant = {nearest(keys, model) for keys in unknown}  # what a misspelt name stands for is not missing as well
+        return None, [*problems, *_explain(model, filled, error, meant)]
 
 
-def nearest(keys: Keys, models: Models) -> Keys | None:
-    """The valid section or key that an unknown one most resembles; a key of that name may stand elsewhere."""
+def nearest(keys: Keys, model: type[StrictModel]) -> Keys | None:
+    """The valid section or key that an unknown one most resembles, if any does.
+
+    First comes a key of this very name, wherever it stands; then `window` of `evaluation` for `eval_window`; then a
+    similar name in the same section.
+    """
     *section, key = map(str, keys)
-    if not section:
-        close = difflib.get_close_matches(key, models, n=1)
-        return (close[0],) if close else None
-    fields = [field for name, model in models.items() for field in _fields((name,), model)]
-    for candidates, cutoff in ((fields, 1.0), ([field for field in fields if field[:-1] == tuple(section)], 0.6)):
-        if close := difflib.get_close_matches(key, [field[-1] for field in candidates], n=1, cutoff=cutoff):
+    fields = [field for field, _ in walk_fields(model)]
+    abbreviation, _, rest = key.partition("_")
+    for name, candidates, cutoff in (
+        (key, fields, 1.0),
+        (rest, [field for field in fields if field[-2:-1] and field[-2].startswith(abbreviation)], 0.8),
+        (key, [field for field in fields if field[:-1] == tuple(section)], 0.6),
+    ):
+        if close := difflib.get_close_matches(name, [field[-1] for field in candidates], n=1, cutoff=cutoff):
             return next(field for field in candidates if field[-1] == close[0])
     return None
 
@@ -67,13 +66,16 @@ def expected(annotation: Any) -> str:
         return " or ".join(expected(member) for member in members)
     if origin is typing.Annotated:
         return expected(members[0])
-    if _section(annotation) is not None:
+    if section_of(annotation) is not None:
         return "a mapping of settings"
     if origin is Literal:
         return " or ".join(show(member) for member in members)
     if origin in (tuple, list) and members:
+        item = expected(members[0])
+        if " or " in item:
+            return f"a list, each {item}"
         count = "" if origin is list or members[-1] is Ellipsis else f"{len(members)} "
-        return f"a list of {count}{expected(members[0]).removeprefix('a ')}s"
+        return f"a list of {count}{item.removeprefix('a ')}s"
     return _WORDS.get(origin or annotation, str(annotation))
 
 
@@ -99,27 +101,12 @@ _WORDS = {
 }
 
 
-def _section(annotation: Any) -> type[StrictModel] | None:
-    """The section that a field of this type holds, if any: of `FreezeConfig` and of `LoraConfig | None`."""
-    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    kinds = typing.get_args(annotation) if union else (annotation,)
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, StrictModel)), None)
-
-
-def _fields(keys: Keys, model: type[StrictModel]) -> Iterator[Keys]:
-    """Where the fields of a section stand, those of the sections in it included."""
-    for name, field in model.model_fields.items():
-        yield (*keys, name)
-        if inner := _section(field.annotation):
-            yield from _fields((*keys, name), inner)
-
-
 def _unknown(keys: Keys, model: type[StrictModel], values: Mapping[Any, Any]) -> Iterator[Keys]:
     """Where a section and the sections in it have names that they do not know."""
     for name, value in values.items():
         if name not in model.model_fields:
             yield (*keys, name)
-        elif isinstance(value, dict) and (inner := _section(model.model_fields[name].annotation)):
+        elif isinstance(value, dict) and (inner := section_of(model.model_fields[name].annotation)):
             yield from _unknown((*keys, name), inner, value)
 
 
@@ -135,17 +122,17 @@ def _value(data: Any, keys: Keys) -> Any:
 
 
 def _explain(
-    name: str, model: type[StrictModel], data: Mapping[Any, Any], error: ValidationError, meant: set[Keys | None]
+    model: type[StrictModel], data: Mapping[Any, Any], error: ValidationError, meant: set[Keys | None]
 ) -> Iterator[Problem]:
     """One problem a field: its value and the rule that it breaks or, where the type is wrong, what is expected."""
     places: dict[Keys, tuple[Any, list[Any]]] = {}
     for item in error.errors(include_url=False):
-        keys, annotation = _place(name, model, item["loc"])
+        keys, annotation = _place(model, item["loc"])
         places.setdefault(keys, (annotation, []))[1].append(item)
     for keys, (annotation, items) in places.items():
         rules = "; ".join(item["msg"].removeprefix("Value error, ") for item in items if not _about_type(item["type"]))
-        if len(keys) == 1:  # a rule about several fields
-            yield Problem(keys, f"{name}: {rules}")
+        if len(keys) == 1 and rules:  # about several fields of a section
+            yield Problem(keys, f"{keys[0]}: {rules}")
             continue
         try:
             value = _value(data, keys)
@@ -156,16 +143,16 @@ def _explain(
             yield Problem(keys, f"{dotted(keys)} = {show(value)}: {rules or f'expected {expected(annotation)}'}")
 
 
-def _place(name: str, model: type[StrictModel], location: tuple[Any, ...]) -> tuple[Keys, Any]:
-    """Where the field stands that pydantic finds at `location` of a section, and its type."""
-    keys: Keys = (name,)
+def _place(model: type[StrictModel], location: tuple[Any, ...]) -> tuple[Keys, Any]:
+    """Where the field stands that pydantic finds at `location` of a model, and its type."""
+    keys: Keys = ()
     inner: type[StrictModel] | None = model
     annotation: Any = None
     for part in location:
         if inner is None or part not in inner.model_fields:
             break
         keys, annotation = (*keys, part), inner.model_fields[part].annotation
-        inner = _section(annotation)
+        inner = section_of(annotation)
     return keys, annotation
 
 
@@ -178,7 +165,7 @@ def _known(model: type[StrictModel], values: Mapping[Any, Any]) -> dict[str, Any
     known: dict[str, Any] = {}
     for key, field in model.model_fields.items():
         if key in values:
-            inner, value = _section(field.annotation), values[key]
+            inner, value = section_of(field.annotation), values[key]
             if inner and isinstance(value, dict):
                 value = _known(inner, value)
             known[key] = _Invalid() if _is_mistaken_truth(field.annotation, value) else value
@@ -205,13 +192,10 @@ def _leaves(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
-def _say_unknown(keys: Keys, data: Mapping[Any, Any], models: Models) -> str:
-    close = nearest(keys, models)
-    if len(keys) == 1:
-        choices = list(models)
-    else:
-        choices = [field[-1] for field in _fields(keys[:1], models[keys[0]]) if field[:-1] == keys[:-1]]
-    hint = f"did you mean '{dotted(close)}'?" if close else f"known are {', '.join(choices)}"
+def _say_unknown(keys: Keys, data: Mapping[Any, Any], model: type[StrictModel]) -> str:
+    close = nearest(keys, model)
+    beside = [field[-1] for field, _ in walk_fields(model) if field[:-1] == keys[:-1]]
+    hint = f"did you mean '{dotted(close)}'?" if close else f"known are {', '.join(beside)}"
     if len(keys) == 1:
         return f"{keys[0]}: no such section; {hint}"
     return f"{dotted(keys)} = {show(_value(data, keys))}: no such key; {hint}"

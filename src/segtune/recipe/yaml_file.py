@@ -1,9 +1,13 @@
-"""TODO."""
+"""YAML of a recipe: read as YAML 1.2, each key once; written so that YAML 1.1 reads the same values.
+
+PyYAML alone reads YAML 1.1, where 6e-5 is text, `no` is false and 12:30 is a number, and a key that is given twice
+has its last value. (ruamel.yaml would leave the tables below as long: it takes dates, 1_000 and merge keys.)
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ from segtune.recipe.validation import show
 
 
 def _core_schema() -> dict[str, Any]:
-    """First character -> what plain scalars mean: https://yaml.org/spec/1.2.2/#103-core-schema."""
+    """First character -> (tag, pattern) of plain scalars: https://yaml.org/spec/1.2.2/#103-core-schema."""
     scalars = (
         ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
         ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -46,6 +50,7 @@ def _constructors() -> dict[str | None, Any]:
 
 
 def _both_schemas() -> dict[str, Any]:
+    """What a plain scalar may be taken for by a reader of YAML 1.1 or of 1.2."""
     old, new = yaml.SafeDumper.yaml_implicit_resolvers, _core_schema()
     return {first: [*old.get(first, []), *new.get(first, [])] for first in {*old, *new}}
 
@@ -79,13 +84,27 @@ class _Dumper(yaml.SafeDumper):
         return super().represent_sequence(tag, sequence, flow_style=True)
 
 
-def parse(text: str | bytes) -> Any:
+def parse_yaml(text: str | bytes) -> Any:
+    """The value of a YAML document; yaml.YAMLError or ValueError says what is wrong."""
     return yaml.load(text, Loader=_Loader)
 
 
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """Nested mappings in their order, lists on one line."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
 def read_yaml(path: Path, sections: Iterable[str]) -> dict[Any, Any]:
+    """The content of a recipe's file.
+
+    Args:
+        sections: the names that the message names where the file holds something else than a mapping.
+
+    Raises:
+        UsageError: the file cannot be read, or is not the YAML of a mapping; the message says where and why.
+    """
     try:
-        data = parse(path.read_bytes())
+        data = parse_yaml(path.read_bytes())
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, ValueError) as error:

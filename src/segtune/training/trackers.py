@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from PIL import Image
 
+from segtune.config import flatten
 from segtune.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Trackers:
         # `init_trackers` appends to those of an earlier start, which would then get every number as well.
         self.accelerator.trackers = []
         self.accelerator.init_trackers(project)
-        values = {key: _plain(value) for key, value in flat(settings)}
+        values = {key: _plain(value) for key, value in flatten(settings)}
         for tracker in self.accelerator.trackers:
             # TensorBoard's own way (hparams) would show the settings as a second run.
             if tracker.name == "tensorboard":
@@ -67,7 +68,9 @@ class Trackers:
     def log(self, split: str, record: Mapping[str, Any]) -> None:
         """Send the numbers of a line of `metrics.jsonl`, as `split/name`."""
         if self.names:
-            numbers = {key: value for key, value in flat(record) if isinstance(value, (int, float)) and key != "step"}
+            numbers = {
+                key: value for key, value in flatten(record) if isinstance(value, (int, float)) and key != "step"
+            }
             self.accelerator.log({f"{split}/{key}": value for key, value in numbers.items()}, step=record["step"])
 
     def log_picture(self, name: str, path: Path, step: int) -> None:
@@ -97,15 +100,6 @@ def _import(name: str) -> Any:
         raise UsageError(
             f"training.trackers names {name}, which cannot be imported ({error}): pip install 'segtune[{name}]'"
         ) from error
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested mappings, each under its keys joined by slashes."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}/")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _plain(value: Any) -> bool | int | float | str:

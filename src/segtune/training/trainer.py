@@ -62,6 +62,7 @@ class SegmentationTrainer:
         settings: holds the same as nested mappings, for trackers; by default those of `config`.
         splits: are all splits of the data, whose ids are kept in the run folder.
         shuffle_buffer: is the number of rows of a streamed `train_dataset` that are shuffled together.
+        eval_batch_size: is the number of images of one size that are evaluated together.
 
     Attributes:
         after_evaluation: is called, where it is set, after each evaluation, with whether best/ was written.
@@ -85,6 +86,7 @@ class SegmentationTrainer:
         settings: Mapping[str, Any] | None = None,
         splits: datasets.DatasetDict | None = None,
         shuffle_buffer: int = 256,
+        eval_batch_size: int = 1,
     ) -> None:
         if config.output_dir is None:
             raise UsageError("training.output_dir is not set: name the run folder, e.g. training.output_dir=runs/mine")
@@ -103,7 +105,7 @@ class SegmentationTrainer:
             overwrite=config.overwrite,
             keep_last=config.keep_last,
         )
-        self.validation = Validation(eval_dataset, label_map, processor, self.run, config)
+        self.validation = Validation(eval_dataset, label_map, processor, self.run, config, eval_batch_size)
         self._prepare(model)
         self.batches = TrainingBatches(
             train_dataset,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
 
+from segtune.config import flatten
 from segtune.data.lazy_rows import sample_ids
 from segtune.errors import UsageError
 from segtune.evaluation.evaluation import Evaluation
@@ -16,7 +17,6 @@ from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentatio
 from segtune.training.config import TrainingConfig
 from segtune.training.progress import TrainingProgress
 from segtune.training.run_folder import RunFolder
-from segtune.training.trackers import flat
 from segtune.viz.comparisons import Comparisons
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Validation:
 
     Args:
         dataset: the validation split; None where there is none, and `evaluate` is not called.
+        batch_size: images of one size that are evaluated together.
 
     Attributes:
         best: "step" and value of `config.best_metric` of the weights in best/; empty where there are none.
@@ -46,8 +47,9 @@ class Validation:
         processor: SegformerImageProcessor,
         run: RunFolder,
         config: TrainingConfig,
+        batch_size: int = 1,
     ) -> None:
-        numbers = [key for key, _ in flat(Evaluation(label_map.names).scores())]
+        numbers = [key for key, _ in flatten(Evaluation(label_map.names).scores())]
         if config.best_metric not in numbers:
             raise UsageError(
                 f"training.best_metric={config.best_metric} is no number of an evaluation: {', '.join(numbers)}"
@@ -57,6 +59,7 @@ class Validation:
         self.processor = processor
         self.run = run
         self.config = config
+        self.batch_size = batch_size
         ids = [] if dataset is None else sample_ids(dataset)
         self.comparisons = Comparisons(
             run.path / "overlays", label_map, ids, config.overlays, suffix=".jpg", longest_side=OVERLAY_SIDE
@@ -72,7 +75,7 @@ class Validation:
         evaluation = self.count(model, self.dataset, self.comparisons.save)
         scores = evaluation.scores()
         progress.scores(scores, self.comparisons)
-        value = dict(flat(scores))[self.config.best_metric]
+        value = dict(flatten(scores))[self.config.best_metric]
         if self._is_better(value):
             self.best, self.since_best = {"step": step, self.config.best_metric: value}, 0
             self.run.save_model("best", model, self.processor)
@@ -108,7 +111,7 @@ class Validation:
             dataset,
             self.label_map,
             self.processor,
-            batch_size=self.config.eval_batch_size,
+            batch_size=self.batch_size,
             device=accelerator.device,
             progress=accelerator.is_local_main_process,
             # Process r of n takes the images r, r + n, r + 2n, …: every image once, unlike a padded sampler, which
