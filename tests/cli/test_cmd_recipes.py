@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from segtune.recipe.recipe import load_recipe
+from segtune.recipe.schema import json_schema, list_settings, settings_as_markdown
 from segtune.recipe.shipped import list_recipes, recipe_folder, recipe_table
 
 
@@ -24,6 +25,24 @@ def test_recipes_are_listed_with_their_headers(segtune_command: Any) -> None:
     listed = json.loads(segtune_command("recipes", "--json").out)["recipes"]
     assert listed == [recipe.to_dict() for recipe in recipes]
     assert segtune_command("recipes", "--markdown").out == recipe_table(recipes)
+
+
+def test_keys_are_explained(segtune_command: Any) -> None:
+    code, out, _ = segtune_command("recipes", "keys", "evaluation")
+    assert code == 0
+    lines = out.splitlines()
+    (window,) = [line for line in lines if line.split()[:1] == ["evaluation.window"]]
+    assert "a whole number or null" in window and "Side of the windows" in window
+    assert any(line.split()[:2] == ["evaluation.batch_size", "†"] for line in lines) and lines[-1].startswith("† may")
+    assert json.loads(segtune_command("recipes", "keys", "--json").out)["keys"] == list_settings()
+    assert segtune_command("recipes", "keys", "hub", "--markdown").out == settings_as_markdown(list_settings("hub"))
+    code, out, err = segtune_command("recipes", "keys", "evaluation.windo")
+    assert (code, out) == (2, "")
+    assert err == "error: 'evaluation.windo': a recipe has no such section or key; did you mean 'evaluation.window'?\n"
+
+
+def test_schema_is_printed(segtune_command: Any) -> None:
+    assert segtune_command("recipes", "schema") == (0, json_schema(), "")
 
 
 def test_recipe_is_copied_and_never_overwritten_unasked(

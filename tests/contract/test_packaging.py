@@ -105,6 +105,7 @@ def test_wheel_contents(wheel: Path) -> None:
     assert packaged == wanted | recipes
     assert {
         "py.typed",
+        "recipe/recipe.schema.json",
         "doctor/templates/page.html",
         "hub/templates/model_card.md",
         "report/templates/page.html",

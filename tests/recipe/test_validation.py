@@ -203,6 +203,7 @@ def test_nearest_of_an_abbreviated_section_and_a_key() -> None:
         (list[str] | dict[str | int, Any], "a list of texts or a mapping"),
         (Literal[1] | None, "1 or null"),
         (tuple[Literal["a", "b"], ...], 'a list, each "a" or "b"'),
+        (Literal["a", "b"] | float | None, '"a", "b", a number or null'),
     ],
 )
 def test_expected(annotation: Any, words: str) -> None:

@@ -1,4 +1,4 @@
-"""`segtune recipes`: list, show or copy the shipped ones."""
+"""`segtune recipes`: list, show or copy the shipped ones; explain their keys."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ from segtune.recipe.shipped import RecipeInfo, find_recipe, list_recipes, recipe
 
 def application() -> typer.Typer:
     recipes = typer.Typer(rich_markup_mode=None)
-    recipes.callback(invoke_without_command=True, help="List, show or copy the shipped recipes.")(_list)
+    recipes.callback(invoke_without_command=True, help="List, show or copy the shipped recipes; explain their keys.")(
+        _list
+    )
     recipes.command()(show)
     recipes.command()(copy)
+    recipes.command()(keys)
+    recipes.command()(schema)
     return recipes
 
 
@@ -51,6 +55,7 @@ def _hints(recipes: Sequence[RecipeInfo]) -> Iterator[str]:
     yield ""
     yield "segtune recipes show NAME             prints one: what to download, cost, result, sources of its facts"
     yield "segtune recipes copy NAME mine.yaml   makes it your own, to be edited"
+    yield "segtune recipes keys training         explains the settings of a section; without a name, all of them"
     yield "segtune doctor mine.yaml              says whether the data is what the recipe takes it for"
     yield "segtune train mine.yaml"
 
@@ -72,3 +77,31 @@ def copy(
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     typer.echo(f"{target}")
+
+
+def keys(
+    section: Annotated[
+        str, typer.Argument(metavar="SECTION", help="Such as training, training.loss or training.seed; default all.")
+    ] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the tables of docs/recipe.md.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Explain the keys of a recipe: the type, the default, and what each does."""
+    from segtune.recipe.schema import list_settings, settings_as_markdown
+    from segtune.viz import terminal
+
+    settings = list_settings(section)
+    if markdown:
+        typer.echo(settings_as_markdown(settings), nl=False)
+    elif as_json:
+        typer.echo(json.dumps({"keys": settings}))
+    else:
+        legend = "† may take another value when a run goes on with training.resume=auto"
+        terminal.show(terminal.settings_table(settings), legend)
+
+
+def schema() -> None:
+    """Print the JSON schema of a recipe, by which editors complete and check one."""
+    from segtune.recipe.schema import json_schema
+
+    typer.echo(json_schema(), nl=False)

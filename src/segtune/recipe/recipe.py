@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field
 
 import segtune
-from segtune.config import Keys, MayChangeOnResume, StrictModel, flatten, may_change_on_resume, walk_fields
+from segtune.config import Keys, StrictModel, flatten, may_change_on_resume, walk_fields
 from segtune.data.checks import with_statistics
 from segtune.data.config import DatasetConfig
 from segtune.data.streaming import is_stream
@@ -41,7 +41,7 @@ class Recipe(StrictModel):
     model: ModelConfig = Field(ModelConfig(), description="The network that is fine-tuned.")
     training: TrainingConfig = Field(TrainingConfig(), description="Steps, loss, optimizer, and what a run writes.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="How images are segmented when it counts.")
-    hub: MayChangeOnResume[HubConfig] = Field(HubConfig(), description="When and where the run is pushed.")
+    hub: HubConfig = Field(HubConfig(), description="When and where the run is pushed.")
 
     def to_yaml(self) -> str:
         """The recipe with every field written out, so that it keeps its meaning when a default changes."""
@@ -135,11 +135,11 @@ def refuse_another_run(recipe: Recipe) -> None:
     before, now = (
         dict(flatten(values, ".")) for values in (read_yaml(stored, Recipe.model_fields), parse_yaml(recipe.to_yaml()))
     )
-    changeable = [dotted(keys) for keys, field in walk_fields(Recipe) if may_change_on_resume(field)]
+    changeable = {dotted(keys) for keys, field in walk_fields(Recipe) if may_change_on_resume(field)}
     differing = [
         f"{key}: {show(before.get(key))} then, {show(now.get(key))} now"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not any(f"{key}.".startswith(f"{name}.") for name in changeable)
+        if before.get(key) != now.get(key) and key not in changeable
     ]
     if differing and is_resuming(folder, resume):
         raise UsageError(

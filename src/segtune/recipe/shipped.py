@@ -1,4 +1,4 @@
-"""The recipes that ship with segtune: where they are and what their first lines say.
+"""Shipped recipes: where they are and what their first lines say.
 
 Standard library only, so that `segtune recipes` answers at once; `segtune.recipe.recipe` reads the files themselves.
 """

@@ -61,22 +61,27 @@ def nearest(keys: Keys, model: type[StrictModel]) -> Keys | None:
 
 def expected(annotation: Any) -> str:
     """A field's type in words: `tuple[int, int] | None` is "a list of 2 whole numbers or null"."""
+    *others, last = _alternatives(annotation)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _alternatives(annotation: Any) -> Iterator[str]:
     origin, members = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(expected(member) for member in members)
-    if origin is typing.Annotated:
-        return expected(members[0])
-    if section_of(annotation) is not None:
-        return "a mapping of settings"
-    if origin is Literal:
-        return " or ".join(show(member) for member in members)
-    if origin in (tuple, list) and members:
+        for member in members:
+            yield from _alternatives(member)
+    elif origin is typing.Annotated:
+        yield from _alternatives(members[0])
+    elif origin is Literal:
+        yield from map(show, members)
+    elif section_of(annotation) is not None:
+        yield "a mapping of settings"
+    elif origin in (tuple, list) and members:
         item = expected(members[0])
-        if " or " in item:
-            return f"a list, each {item}"
         count = "" if origin is list or members[-1] is Ellipsis else f"{len(members)} "
-        return f"a list of {count}{item.removeprefix('a ')}s"
-    return _WORDS.get(origin or annotation, str(annotation))
+        yield f"a list, each {item}" if " or " in item else f"a list of {count}{item.removeprefix('a ')}s"
+    else:
+        yield _WORDS.get(origin or annotation, str(annotation))
 
 
 def dotted(keys: Keys) -> str:

@@ -35,7 +35,7 @@ class LoraConfig(StrictModel):
 
     rank: int = Field(8, ge=1, description="Rank of the update of each adapted matrix.")
     alpha: float | None = Field(None, gt=0, description="The update is scaled by alpha / rank; null = twice the rank.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="On the input of the update.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Probability of dropout on the input of the update.")
     targets: tuple[str, ...] = Field(
         ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
         min_length=1,

@@ -60,12 +60,19 @@ class LossConfig(StrictModel):
         description="Distance to the true outline in pixels (Kervadec et al. 2019); 0.01 beside another term.",
     )
     class_weights: CountedWeights | dict[str, Weight] | list[Weight] | None = Field(
-        None, description="Of cross_entropy, focal and ohem: by name, as a list, or counted from the training masks."
+        None,
+        description="Weights of the classes in cross_entropy, focal and ohem: by name, as a list, or counted from the "
+        "training masks.",
     )
     effective_number_beta: float | None = Field(
-        None, gt=0, lt=1, description="Of effective_number; null = from the median number of pixels of a class."
+        None,
+        gt=0,
+        lt=1,
+        description="Beta of the effective number of pixels; null = from the median number of pixels of a class.",
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Of cross_entropy: target spread over all classes.")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Part of the target of cross_entropy that is spread over all classes."
+    )
     focal_gamma: float = Field(2.0, ge=0, allow_inf_nan=False, description="How much easy pixels count less.")
     ohem_threshold: float = Field(0.7, gt=0, le=1, description="A pixel is hard below this probability of its class.")
     ohem_min_kept: float = Field(0.1, gt=0, le=1, description="Share of an image's valid pixels kept at least.")

@@ -38,7 +38,7 @@ class ModelConfig(StrictModel):
     )
     lora: LoraConfig | None = Field(None, description="Train low-rank updates and the head only; null = all weights.")
     input_channels: Literal["inflate", "average", "random"] = Field(
-        "inflate", description="The first convolution of a checkpoint that reads another number of channels."
+        "inflate", description="How the first convolution of a checkpoint takes another number of channels."
     )
 
     @model_validator(mode="after")

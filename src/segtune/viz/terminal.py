@@ -1,7 +1,9 @@
-"""Terminal tables: of an evaluation, of a comparison, of the shipped recipes."""
+"""Terminal tables: of an evaluation, of a comparison, of the shipped recipes and their settings."""
 
 from __future__ import annotations
 
+import itertools
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -111,6 +113,20 @@ def recipe_table(recipes: Sequence[Row]) -> Table:
         if row["template"] and index and not recipes[index - 1]["template"]:
             table.add_section()
         table.add_row(*(row[key] for key in ("name", "data", "size", "license", "checked")))
+    return table
+
+
+def settings_table(settings: Sequence[Row]) -> Table:
+    """The settings of a recipe, of `list_settings`, a part for each section."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name, ratio in (("key", None), ("type", 3), ("default", 2), ("what it does", 8)):
+        table.add_column(name, no_wrap=ratio is None, overflow="fold", ratio=ratio)
+    for _, section in itertools.groupby(settings, key=lambda row: row["key"].split(".")[0]):
+        for row in section:
+            default = "required" if row["required"] else json.dumps(row["default"], ensure_ascii=False)
+            key = f"{row['key']} †" if row["may_change_on_resume"] else row["key"]
+            table.add_row(key, row["type"], default, row["description"])
+        table.add_section()
     return table
 
 
