@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -13,8 +14,18 @@ from datasets import Dataset
 
 from segtune.errors import DataError, UsageError
 from segtune.evaluation.evaluation import Evaluation
+from segtune.training import run_folder
 from segtune.training.checkpoint import load_state
-from segtune.training.run_folder import RunFolder, find_checkpoint, run_content
+from segtune.training.run_folder import (
+    METRICS_FILE,
+    NON_FINITE,
+    RECIPE_FILE,
+    REPORT_FILE,
+    SPLIT_FILE,
+    RunFolder,
+    find_checkpoint,
+    run_content,
+)
 
 
 @pytest.fixture
@@ -234,3 +245,15 @@ def test_the_images_of_a_step_must_be_as_many_as_before(
         run.check_batch_layout(state, (4, 2, 2), (4, 2, 1))
     folder(tmp_path / "new", accelerator, resume=str(state)).check_batch_layout(state, (4, 2, 2), (4, 2, 1))
     assert "now 8" in caplog.text  # where a new run starts, it is only said
+
+
+def test_names_of_the_files_of_a_run_are_spelled_in_one_module() -> None:
+    names = {RECIPE_FILE, SPLIT_FILE, METRICS_FILE, REPORT_FILE, NON_FINITE}
+    package = Path(run_folder.__file__).parents[1]
+    spelled = [
+        (path.name, node.value)
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in names
+    ]
+    assert sorted(spelled) == sorted(("run_folder.py", name) for name in names)

@@ -38,6 +38,7 @@ def report(
     from segtune.recipe.recipe import load_recipe
     from segtune.report.gather import find_place, gather
     from segtune.report.page import COMMAND, write_report
+    from segtune.training.run_folder import RECIPE_FILE
     from segtune.viz.html import check_page
     from segtune.viz.numbers import number
 
@@ -45,7 +46,7 @@ def report(
     if recipe is None:
         if place.run is None:
             raise UsageError(f"{source} is no run folder: name the RECIPE whose data it is to be tried on")
-        recipe = str(place.run / "recipe.yaml")
+        recipe = str(place.run / RECIPE_FILE)
     path = output or place.page
     check_page(path, COMMAND, "--output")
     settings = load_recipe(recipe, overrides or ())

@@ -39,6 +39,8 @@ def _stopped_lines(recipe: str, overrides: Sequence[str], result: dict[str, Any]
 
 
 def _closing_lines(result: dict[str, Any]) -> list[str]:
+    from segtune.training.run_folder import BEST, OVERLAYS, RECIPE_FILE
+
     folder = Path(result["output_dir"])
     lines = []
     for metric, value in result["best"].items():
@@ -52,6 +54,6 @@ def _closing_lines(result: dict[str, Any]) -> list[str]:
         lines.append(f"pushed to {result['pushed']}")
     split = next((split for split in ("test", "val") if split in result["splits"]), None)
     if split:
-        words = ["segtune", "evaluate", str(folder / "best"), str(folder / "recipe.yaml"), "--split", split]
-        lines.append(f"next: {shlex.join([*words, '--overlays', str(folder / 'overlays')])}")
+        words = ["segtune", "evaluate", str(folder / BEST), str(folder / RECIPE_FILE), "--split", split]
+        lines.append(f"next: {shlex.join([*words, '--overlays', str(folder / OVERLAYS)])}")
     return lines

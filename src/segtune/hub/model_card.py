@@ -27,7 +27,7 @@ from segtune.hub.licenses import Ancestor, License, describe, hub_id, is_non_com
 from segtune.hub.stage import CODE_FILES, EXAMPLE, find_overlays, read_recipe
 from segtune.labels.label_map import LabelMap
 from segtune.labels.mask_values import show_value
-from segtune.training.run_folder import METRICS_FILE, RECIPE
+from segtune.training.run_folder import FINAL, METRICS_FILE, OVERLAYS, RECIPE_FILE, SPLIT_FILE
 from segtune.viz.html import render
 from segtune.viz.numbers import interval, number
 
@@ -267,13 +267,13 @@ def describe_run(
         preprocessor=_read_json(staged / "preprocessor_config.json"),
         parameters=_count_parameters(staged / "model.safetensors"),
         recipe=recipe,
-        recipe_text=(staged / RECIPE).read_text(encoding="utf-8"),
-        data=_data_facts(recipe["dataset"]["path"], staged / "split.json", read),
+        recipe_text=(staged / RECIPE_FILE).read_text(encoding="utf-8"),
+        data=_data_facts(recipe["dataset"]["path"], staged / SPLIT_FILE, read),
         line=line,
         license=license,
-        results=_counted(staged) or _logged(records, recipe, checkpoint.name == "final"),
+        results=_counted(staged) or _logged(records, recipe, checkpoint.name == FINAL),
         environment=environments[-1] if environments else {},
-        pictures=[path.relative_to(staged).as_posix() for path in find_overlays(staged / "overlays")],
+        pictures=[path.relative_to(staged).as_posix() for path in find_overlays(staged / OVERLAYS)],
         example=EXAMPLE if (staged / EXAMPLE).is_file() else None,
         with_code=(staged / CODE_FILES[0]).is_file(),
     )
@@ -286,7 +286,7 @@ def _card_of_weights(name: str, read: ReadCard) -> Mapping[str, Any]:
         return read(repo, "model")
     if (folder / "README.md").is_file():
         return read_front_matter((folder / "README.md").read_text(encoding="utf-8"))
-    if (folder.parent / RECIPE).is_file():
+    if (folder.parent / RECIPE_FILE).is_file():
         return {"base_model": read_recipe(folder.parent).get("model", {}).get("name")}
     return {}
 

@@ -24,7 +24,7 @@ from segtune.hub.model_card import describe_run, lineage, read_front_matter
 from segtune.hub.retries import FailedError, retried
 from segtune.hub.stage import EXAMPLE, REPLACED, example_picture, read_recipe, stage
 from segtune.hub_errors import HUB_FAULTS, is_refusal, reason
-from segtune.training.run_folder import RECIPE, find_checkpoint
+from segtune.training.run_folder import RECIPE_FILE, find_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -229,7 +229,7 @@ def _push(
     example: Callable[[Path], bytes | None] = example_picture,
 ) -> str:
     """Push what is staged, or the run as it is now; returns a URL."""
-    root = run if (run / RECIPE).is_file() else run.parent
+    root = run if (run / RECIPE_FILE).is_file() else run.parent
     api, repo, branch = huggingface_hub.HfApi(), config.repo or root.resolve().name, config.branch
     try:
         line = retried(lambda: lineage(read_recipe(root)["model"]["name"], _read_card), repo)

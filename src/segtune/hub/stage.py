@@ -13,7 +13,15 @@ from typing import Any
 import yaml
 
 from segtune.errors import SegtuneError
-from segtune.training.run_folder import MODEL_FILES, RECIPE, RUN_FILES, find_checkpoint
+from segtune.training.run_folder import (
+    MODEL_FILES,
+    OVERLAYS,
+    RECIPE_FILE,
+    REPORT_FILE,
+    RUN_FILES,
+    SPLIT_FILE,
+    find_checkpoint,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +42,7 @@ AUTO_MAPS = {
     "preprocessor_config.json": {"AutoImageProcessor": "image_processing_segformer.SegformerImageProcessor"},
 }
 EXAMPLE, EXAMPLE_SIDE = "example.jpg", 768
-REPLACED = ("overlays/*", "report.html", EXAMPLE, *CODE_FILES)  # of an earlier push, where this one has none
+REPLACED = (f"{OVERLAYS}/*", REPORT_FILE, EXAMPLE, *CODE_FILES)  # of an earlier push, where this one has none
 MOST_PICTURES = 16
 _PICTURES, _PICTURE_MODES = (".jpg", ".png"), ("RGB", "RGBA", "L", "P")
 
@@ -74,10 +82,10 @@ def stage(run: Path, target: Path, *, with_code: bool, pictures: bool) -> Path:
 
 def _evaluations(run: Path, checkpoint: Path) -> list[Path]:
     """What training and `segtune evaluate --save` counted with these weights; older files are of earlier ones."""
-    from segtune.evaluation.evaluation import Evaluation
+    from segtune.evaluation.evaluation import Evaluation, file_name
 
     written, found = (checkpoint / MODEL_FILES[1]).stat().st_mtime, []
-    for path in run.glob("evaluation-*.npz"):
+    for path in run.glob(file_name("*")):
         try:
             about = Evaluation.load(path).about
             if path.stat().st_mtime >= written and Path(about.get("checkpoint", "")).name == checkpoint.name:
@@ -96,10 +104,10 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _stage_pictures(run: Path, target: Path) -> None:
-    if (run / "report.html").is_file():
-        shutil.copyfile(run / "report.html", target / "report.html")
-    overlays = target / "overlays"
-    for path in find_overlays(run / "overlays"):
+    if (run / REPORT_FILE).is_file():
+        shutil.copyfile(run / REPORT_FILE, target / REPORT_FILE)
+    overlays = target / OVERLAYS
+    for path in find_overlays(run / OVERLAYS):
         overlays.mkdir(exist_ok=True)
         shutil.copyfile(path, overlays / path.name)
 
@@ -126,7 +134,7 @@ def example_picture(staged: Path) -> bytes | None:
     config = read_recipe(staged)["dataset"]
     options = {key: config.get(key) for key in ("images", "masks")}
     try:
-        dataset = load_segmentation_dataset(config["path"], split_file=(staged / "split.json").absolute(), **options)
+        dataset = load_segmentation_dataset(config["path"], split_file=(staged / SPLIT_FILE).absolute(), **options)
         picture = next(dataset[split] for split in ("test", "val", "train") if split in dataset)[0]["image"]
         if not isinstance(picture, Image.Image) or picture.mode not in _PICTURE_MODES:
             raise SegtuneError("the images are no RGB pictures")
@@ -142,4 +150,4 @@ def example_picture(staged: Path) -> bytes | None:
 
 def read_recipe(run: Path) -> dict[str, Any]:
     """The recipe.yaml of a run, by section; not as strictly as a training would, for earlier versions' keys."""
-    return dict(yaml.safe_load((run / RECIPE).read_text(encoding="utf-8")))
+    return dict(yaml.safe_load((run / RECIPE_FILE).read_text(encoding="utf-8")))

@@ -23,7 +23,7 @@ from segtune.labels.label_map import LabelMap
 from segtune.report.examples import Examination, examine
 from segtune.segformer.loading import load_model
 from segtune.training.distributed import versions
-from segtune.training.run_folder import METRICS_FILE, RECIPE, REPORT_FILE, find_checkpoint
+from segtune.training.run_folder import METRICS_FILE, RECIPE_FILE, REPORT_FILE, find_checkpoint
 
 if TYPE_CHECKING:
     import datasets
@@ -89,7 +89,7 @@ def find_place(name: str) -> Place:
         UsageError: a run folder that has no weights yet.
     """
     folder = Path(name)
-    if (folder / RECIPE).is_file() or (folder.parent / RECIPE).is_file():
+    if (folder / RECIPE_FILE).is_file() or (folder.parent / RECIPE_FILE).is_file():
         run, checkpoint = find_checkpoint(folder)
         return Place(run, str(checkpoint))
     return Place(None, name)
@@ -161,7 +161,7 @@ def of_training(
     return gather(
         place,
         OpenedCheckpoint(place.checkpoint, model, load_processor(model), label_map, dataset, split),
-        (run / RECIPE).read_text(encoding="utf-8"),
+        (run / RECIPE_FILE).read_text(encoding="utf-8"),
         counted=Evaluation.load(counts) if counts.is_file() else None,
         at_most=AT_MOST,
         pixels=pixels,

@@ -15,6 +15,7 @@ from segtune.report.examples import Examination
 from segtune.report.gallery import LAYERS, gallery, suspects
 from segtune.report.gather import Facts
 from segtune.report.mistakes import LEAST_OF_ALL, most_confused, regions
+from segtune.training.run_folder import RECIPE_FILE
 from segtune.viz.charts import Axis, LineChart, Series, line_chart
 from segtune.viz.html import check_page, render, write_page
 from segtune.viz.layers import SURELY_WRONG, WRONG
@@ -65,7 +66,7 @@ def page(facts: Facts) -> str:
         tiles=_tiles(facts),
         training=trained,
         data=data(facts),
-        recipe_name=run / "recipe.yaml" if run else "Every setting",
+        recipe_name=run / RECIPE_FILE if run else "Every setting",
         environment=environment(facts),
         layers=LAYERS,
         wrong=WRONG,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from segtune.training.lora import merged, save_adapter
 logger = logging.getLogger(__name__)
 
 STATE_FILE, MANIFEST_FILE = "training_state.pt", "manifest.json"
-WEIGHTS_FILE, RECIPE_FILE = "model.safetensors", "recipe.yaml"
+WEIGHTS_FILE = "model.safetensors"
 
 
 def save_model(folder: Path, model: SegformerForSemanticSegmentation, processor: SegformerImageProcessor) -> None:
@@ -48,11 +49,14 @@ def save_state(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
-    recipe: str | None = None,
+    texts: Mapping[str, str],
 ) -> None:
     """Write all that a resumed run needs: weights, optimiser, loss scaler, every process's random state, `state`.
 
     All processes call this, the main one writes.
+
+    Args:
+        texts: further files of the state: their names and contents.
     """
     content = {
         "optimizer": gather_full(optimizer.state_dict()),
@@ -68,8 +72,8 @@ def save_state(
     def write(target: Path) -> None:
         save_file({name: value.contiguous() for name, value in weights.items()}, target / WEIGHTS_FILE)
         torch.save(content, target / STATE_FILE)
-        if recipe is not None:
-            (target / RECIPE_FILE).write_text(recipe, encoding="utf-8")
+        for name, text in texts.items():
+            (target / name).write_text(text, encoding="utf-8")
         # The manifest comes last: a folder that has one was written to its end; its checksums tell bits that rotted.
         files = {file.name: _fingerprint(file) for file in sorted(target.iterdir())}
         (target / MANIFEST_FILE).write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")

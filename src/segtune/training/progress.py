@@ -20,7 +20,7 @@ from segtune.data.loader import TrainingBatches
 from segtune.errors import SegtuneError
 from segtune.training.config import TrainingConfig
 from segtune.training.distributed import DeferredScalars, peak_memory_mb
-from segtune.training.run_folder import RunFolder
+from segtune.training.run_folder import NON_FINITE, RunFolder
 from segtune.training.trackers import Trackers
 from segtune.viz.comparisons import Comparisons
 
@@ -166,7 +166,7 @@ class TrainingProgress:
 
     def _save_samples(self, step: int, loss: float, norm: float, micro_batches: MicroBatches) -> str:
         """Save the samples of a step, by their ids and as the network saw them; every process its own."""
-        folder = self.run.path / "non_finite" / f"step-{step:06d}"
+        folder = self.run.path / NON_FINITE / f"step-{step:06d}"
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(send_to_device(micro_batches, "cpu"), folder / f"batches-{self.accelerator.process_index}.pt")
         ids = gather_object([[batch["ids"] for batch in micro_batches]])  # processes x micro-batches x images

@@ -20,15 +20,18 @@ from segtune.files import atomic_path, read_json_lines, recover, write_atomic
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 from segtune.training import checkpoint
-from segtune.training.checkpoint import RECIPE_FILE
 
 if TYPE_CHECKING:
     import datasets
 
 logger = logging.getLogger(__name__)
 
-SPLIT_FILE, METRICS_FILE, REPORT_FILE = "split.json", "metrics.jsonl", "report.html"
-_FOLDERS = ("checkpoints", "best", "final", "overlays", "tensorboard", "non_finite")
+# What lies in a run folder; no other module spells these names. Evaluations are named by `evaluation.file_name`.
+RECIPE_FILE, SPLIT_FILE, METRICS_FILE, REPORT_FILE = "recipe.yaml", "split.json", "metrics.jsonl", "report.html"
+STATES, BEST, FINAL, OVERLAYS, TENSORBOARD = "checkpoints", "best", "final", "overlays", "tensorboard"  # folders
+RUN_FILES = (RECIPE_FILE, SPLIT_FILE, METRICS_FILE)  # pushed beside the weights
+NON_FINITE = "non_finite"  # a folder: the samples of a step whose loss or gradient was not finite
+MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")  # in best/ and final/
 
 
 class RunFolder:
@@ -55,7 +58,7 @@ class RunFolder:
     @property
     def states(self) -> Path:
         """Where the training states lie, `step-000500/` and so on."""
-        return self.path / "checkpoints"
+        return self.path / STATES
 
     @property
     def is_resuming(self) -> bool:
@@ -86,7 +89,7 @@ class RunFolder:
         return cast("Path | None", broadcast_object_list(found)[0])
 
     def _recover(self) -> None:
-        for name in ("best", "final"):
+        for name in (BEST, FINAL):
             recover(self.path / name)
         for leftover in self.states.glob(".step-*.*"):
             recover(leftover.with_name(leftover.name[1:-4]))
@@ -180,7 +183,8 @@ class RunFolder:
     ) -> None:
         """Save all that a resumed run needs, then remove the oldest states beyond `keep_last`."""
         folder = self.states / f"step-{step:06d}"
-        checkpoint.save_state(folder, self.accelerator, model, optimizer, state, self.recipe)
+        texts = {} if self.recipe is None else {RECIPE_FILE: self.recipe}
+        checkpoint.save_state(folder, self.accelerator, model, optimizer, state, texts)
         if self.accelerator.is_main_process:
             for outdated in checkpoint.saved_states(self.states)[: -self.keep_last]:
                 shutil.rmtree(outdated)
@@ -204,14 +208,14 @@ class RunFolder:
     def save_evaluation(self, evaluation: Evaluation, split: str, step: int) -> None:
         """Keep what was counted with the weights of best/."""
         if self.accelerator.is_main_process:
-            evaluation.about = {"checkpoint": str(self.path / "best"), "split": split, "step": step}
+            evaluation.about = {"checkpoint": str(self.path / BEST), "split": split, "step": step}
             evaluation.save(self.path / file_name(split))
 
 
 def run_content(folder: Path) -> list[str]:
     """What of a run the folder holds."""
     evaluations = sorted(path.name for path in folder.glob(file_name("*")))
-    names = (RECIPE_FILE, SPLIT_FILE, METRICS_FILE, REPORT_FILE, *_FOLDERS)
+    names = [RECIPE_FILE, SPLIT_FILE, METRICS_FILE, REPORT_FILE, STATES, BEST, FINAL, OVERLAYS, TENSORBOARD, NON_FINITE]
     return [*(name for name in names if (folder / name).exists()), *evaluations]
 
 
@@ -230,15 +234,6 @@ def refuse_existing_run(folder: str | Path, resume: str, overwrite: bool) -> Non
         )
 
 
-MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
-
-
-RECIPE = "recipe.yaml"
-
-
-RUN_FILES = (RECIPE, "split.json", "metrics.jsonl")
-
-
 def find_checkpoint(run: Path) -> tuple[Path, Path]:
     """The run folder, and the weights in it that are pushed: best/, else final/, else those that were named.
 
@@ -253,10 +248,10 @@ def find_checkpoint(run: Path) -> tuple[Path, Path]:
     if (run / MODEL_FILES[0]).is_file():
         run, candidates = run.parent, [run]
     else:
-        candidates = [run / "best", run / "final"]
-    if not (run / RECIPE).is_file():
-        raise UsageError(f"{run} is no run folder: it has no {RECIPE}")
+        candidates = [run / BEST, run / FINAL]
+    if not (run / RECIPE_FILE).is_file():
+        raise UsageError(f"{run} is no run folder: it has no {RECIPE_FILE}")
     for folder in candidates:
         if all((folder / name).is_file() for name in MODEL_FILES):
             return run, folder
-    raise UsageError(f"{run} has no weights yet: neither best/ nor final/ holds {', '.join(MODEL_FILES)}")
+    raise UsageError(f"{run} has no weights yet: neither {BEST}/ nor {FINAL}/ holds {', '.join(MODEL_FILES)}")

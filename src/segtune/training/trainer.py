@@ -37,7 +37,7 @@ from segtune.training.interrupts import StopRequest, ignore_interrupts, seconds
 from segtune.training.losses import SegmentationLoss
 from segtune.training.optim import adamw, freeze, parameter_groups, schedule_factor, set_learning_rate, train_mode
 from segtune.training.progress import TrainingProgress
-from segtune.training.run_folder import RunFolder
+from segtune.training.run_folder import BEST, FINAL, RunFolder
 from segtune.training.validation import Validation
 
 if TYPE_CHECKING:
@@ -332,7 +332,7 @@ class SegmentationTrainer:
         """Save the weights of the last step as final/ and, where nothing was evaluated, as best/."""
         with self._averaged():
             model = self._full_model()
-            for name in ("final",) if self.eval_dataset is not None else ("final", "best"):
+            for name in (FINAL,) if self.eval_dataset is not None else (FINAL, BEST):
                 self.run.save_model(name, model, self.processor)
         self.accelerator.wait_for_everyone()
 

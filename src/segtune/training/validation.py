@@ -16,7 +16,7 @@ from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 from segtune.training.config import TrainingConfig
 from segtune.training.progress import TrainingProgress
-from segtune.training.run_folder import RunFolder
+from segtune.training.run_folder import BEST, OVERLAYS, RunFolder
 from segtune.viz.comparisons import Comparisons
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Validation:
         self.batch_size = batch_size
         ids = [] if dataset is None else sample_ids(dataset)
         self.comparisons = Comparisons(
-            run.path / "overlays", label_map, ids, config.overlays, suffix=".jpg", longest_side=OVERLAY_SIDE
+            run.path / OVERLAYS, label_map, ids, config.overlays, suffix=".jpg", longest_side=OVERLAY_SIDE
         )
         self.best: dict[str, Any] = {}
         self.since_best = 0
@@ -71,14 +71,14 @@ class Validation:
         self, model: SegformerForSemanticSegmentation, step: int, progress: TrainingProgress
     ) -> dict[str, Any]:
         """Score the weights of a step, report that to `progress`, and save them as best/ where none were better."""
-        self.comparisons.folder = self.run.path / "overlays" / f"step-{step:06d}"
+        self.comparisons.folder = self.run.path / OVERLAYS / f"step-{step:06d}"
         evaluation = self.count(model, self.dataset, self.comparisons.save)
         scores = evaluation.scores()
         progress.scores(scores, self.comparisons)
         value = dict(flatten(scores))[self.config.best_metric]
         if self._is_better(value):
             self.best, self.since_best = {"step": step, self.config.best_metric: value}, 0
-            self.run.save_model("best", model, self.processor)
+            self.run.save_model(BEST, model, self.processor)
             self.run.save_evaluation(evaluation, "val", step)
         else:
             self.since_best += 1
