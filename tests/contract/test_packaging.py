@@ -105,6 +105,7 @@ def test_wheel_contents(wheel: Path) -> None:
     assert packaged == wanted | recipes
     assert {
         "py.typed",
+        "recipe/recipe.schema.json",
         "doctor/templates/page.html",
         "hub/templates/model_card.md",
         "report/templates/page.html",
@@ -112,7 +113,6 @@ def test_wheel_contents(wheel: Path) -> None:
         "viz/templates/base.html",
         "viz/templates/page.css",
         "data/convert/templates/dataset_card.md",
-        "recipe/recipe.schema.json",
         "data/earth/README.md",
         "data/earth/LICENSE.md",
         "data/earth/classes.json",

@@ -1,4 +1,4 @@
-"""The image processor of a checkpoint: made from a recipe's sections, or read from beside the weights."""
+"""Image processors: the one saved beside a checkpoint, or one made from the sections of a recipe."""
 
 from __future__ import annotations
 

@@ -49,14 +49,14 @@ def save_state(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
-    texts: Mapping[str, str],
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Write all that a resumed run needs: weights, optimiser, loss scaler, every process's random state, `state`.
 
     All processes call this, the main one writes.
 
     Args:
-        texts: further files of the state: their names and contents.
+        texts: further files of the state, by name; by default none.
     """
     content = {
         "optimizer": gather_full(optimizer.state_dict()),
@@ -72,7 +72,7 @@ def save_state(
     def write(target: Path) -> None:
         save_file({name: value.contiguous() for name, value in weights.items()}, target / WEIGHTS_FILE)
         torch.save(content, target / STATE_FILE)
-        for name, text in texts.items():
+        for name, text in (texts or {}).items():
             (target / name).write_text(text, encoding="utf-8")
         # The manifest comes last: a folder that has one was written to its end; its checksums tell bits that rotted.
         files = {file.name: _fingerprint(file) for file in sorted(target.iterdir())}

@@ -62,7 +62,7 @@ class SegmentationTrainer:
         settings: holds the same as nested mappings, for trackers; by default those of `config`.
         splits: are all splits of the data, whose ids are kept in the run folder.
         shuffle_buffer: is the number of rows of a streamed `train_dataset` that are shuffled together.
-        eval_batch_size: counts the images of one size that are evaluated together.
+        eval_batch_size: is the number of images of one size that are evaluated together.
 
     Attributes:
         after_evaluation: is called, where it is set, after each evaluation, with whether best/ was written.

@@ -30,7 +30,7 @@ class Validation:
 
     Args:
         dataset: the validation split; None where there is none, and `evaluate` is not called.
-        batch_size: counts the images of one size that are evaluated together.
+        batch_size: images of one size that are evaluated together.
 
     Attributes:
         best: "step" and value of `config.best_metric` of the weights in best/; empty where there are none.

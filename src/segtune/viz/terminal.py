@@ -1,4 +1,4 @@
-"""Tables for the terminal: of an evaluation, of a comparison, of the shipped recipes and their settings."""
+"""Terminal tables: of an evaluation, of a comparison, of the shipped recipes and their settings."""
 
 from __future__ import annotations
 
