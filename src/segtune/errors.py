@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class SegtuneError(Exception):
@@ -19,6 +20,21 @@ class UsageError(SegtuneError, ValueError):
 
 class DataError(SegtuneError, ValueError):
     """An image, a mask or a checkpoint is not what it should be."""
+
+    def named(self, what: str) -> DataError:
+        """The same error with what it is about in front: a file, a sample."""
+        return DataError(f"{what}: {self}")
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Puts what is read, a file or a sample, in front of the message of a `DataError`, unless it begins so."""
+    try:
+        yield
+    except DataError as error:
+        if str(error).startswith(what):
+            raise
+        raise error.named(what) from error
 
 
 def listed(names: Sequence[object], limit: int = 5, separator: str = ", ") -> str:

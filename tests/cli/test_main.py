@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 
 import segtune
 from segtune.cli import main
+from segtune.data.transforms import TrainTransform
 from segtune.errors import DataError
 from segtune.recipe.shipped import recipe_folder
-from support.command_runs import HEAVY
+from support.command_runs import HEAVY, TINY
 
 
 @pytest.mark.parametrize(
@@ -66,7 +70,7 @@ def test_missing_dataset_folder(segtune_command: Any, tmp_path: Path) -> None:
     ("error", "code", "message"),
     [
         (DataError("x.png: broken"), 1, "error: x.png: broken\n"),
-        (KeyError("lost"), 1, "error: KeyError: 'lost'\n(SEGTUNE_TRACEBACK=1 in the environment shows where"),
+        (OSError(28, "No space left"), 1, "error: OSError: [Errno 28] No space left\n(SEGTUNE_TRACEBACK=1 in the env"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
@@ -82,6 +86,49 @@ def test_exit_codes(
     assert (found.code, found.out) == (code, "")
     assert found.err.startswith(message)
     assert "Traceback" not in found.err
+
+
+def test_a_bug_shows_its_traceback_and_asks_for_a_report(segtune_command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise KeyError("lost")
+
+    monkeypatch.delenv("SEGTUNE_TRACEBACK", raising=False)
+    monkeypatch.setattr("segtune.cli.cmd_recipes.list_recipes", fail)
+    code, out, err = segtune_command("recipes")
+    assert (code, out) == (1, "")
+    assert err.startswith("Traceback (most recent call last)") and "in fail\n" in err and "\nKeyError: 'lost'\n" in err
+    assert "\nerror: this is a bug of segtune: please report it" in err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_picture_is_one_line_and_a_bug_in_a_transform_shows_its_traceback(
+    segtune_command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workers: int
+) -> None:
+    def train(name: str) -> tuple[int, str]:
+        data = [f"dataset.path={tmp_path}", "dataset.labels=[sky, road]", "dataset.check_masks=false"]
+        run = [f"training.output_dir={tmp_path / name}", f"training.num_workers={workers}"]
+        code, _, err = segtune_command("train", "demo", *TINY, *data, *run)
+        return code, err
+
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for kind, pixels in (("images", noise), ("masks", noise[:, :, 0] % 2)):
+        (tmp_path / kind).mkdir()
+        for i in range(4):
+            PIL.Image.fromarray(pixels).save(tmp_path / kind / f"{i}.png")
+    monkeypatch.delenv("SEGTUNE_TRACEBACK", raising=False)
+    with monkeypatch.context() as planted:
+        planted.setattr(TrainTransform, "_finish", lambda self, *rest: None + 1)
+        code, err = train("bug")
+    assert code == 1
+    assert "Traceback" in err and "planted.setattr(TrainTransform" in err and "TypeError: unsupported operand" in err
+    assert err.splitlines()[-1].startswith("error: this is a bug of segtune: please report it")
+
+    for path in (tmp_path / "images").iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    code, err = train("cut")
+    assert code == 1
+    assert "Traceback" not in err
+    assert re.search(r"\nerror: sample '\d' \(image .*: cannot be read \(image file is truncated.*\)\n$", err)
 
 
 def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ LAYERS = [
 FENCES = {
     "accelerate": {"training"},
     "albumentations": {"data.augmentations"},
-    "av": {"imageio"},
+    "av": {"imageio.video"},
     "click": {"cli.main"},
     "cv2": {"data.augmentations"},
     "datasets": {"data"},
@@ -49,7 +49,7 @@ FENCES = {
     "peft": {"training.lora"},
     "psutil": {"training.distributed"},
     "pycocotools": {"data.formats.shapes"},
-    "rasterio": {"imageio"},
+    "rasterio": {"imageio.geotiff"},
     "rich": {"viz.terminal"},
     "scipy": {"evaluation", "training.losses"},
     "shapely": {"inference.polygons"},

@@ -1,4 +1,4 @@
-"""Reading pictures, training samples in and out of workers, and which samples make up a step."""
+"""Pairs of image and labels, training samples in and out of workers, and which samples make up a step."""
 
 from __future__ import annotations
 
@@ -16,100 +16,16 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from segtune.data.dataset import DatasetConfig, find_label_map, load_segmentation_dataset
+from segtune.data.loader import TrainingBatches
 from segtune.data.samples import SegmentationSamples, StepSampler, collate, open_pair, read_pair
 from segtune.data.transforms import TrainTransform, TransformConfig
 from segtune.errors import DataError, UsageError
-from segtune.imageio.read import for_display, read_image, read_mask
+from segtune.imageio.read import read_image
 from segtune.labels.label_map import LabelError, LabelMap
 
 GREY = np.array([[0, 100], [200, 255]], dtype=np.uint8)
 RGB = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
 BANDS = np.random.default_rng(1).integers(0, 10000, (4, 5, 6), dtype=np.uint16)
-
-# -- reading ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "image",
-    [
-        PIL.Image.fromarray(GREY),
-        PIL.Image.fromarray(GREY).convert("LA"),
-        PIL.Image.fromarray(GREY).convert("P"),
-        PIL.Image.fromarray(GREY.astype(np.uint16) * 256 + 17),
-        PIL.Image.fromarray(GREY.astype(np.int32) * 256),
-        GREY,
-        GREY[:, :, None],
-        GREY.astype(np.uint16) * 257,
-    ],
-)
-def test_grey_images_become_rgb(image: Any) -> None:
-    pixels = read_image(image)
-    assert pixels.dtype == np.uint8
-    np.testing.assert_array_equal(pixels, np.dstack([GREY] * 3))
-
-
-@pytest.mark.parametrize(
-    "image", [PIL.Image.fromarray(RGB), PIL.Image.fromarray(RGB).convert("RGBA"), RGB, np.dstack([RGB, RGB[:, :, :1]])]
-)
-def test_alpha_is_dropped(image: Any) -> None:
-    np.testing.assert_array_equal(read_image(image), RGB)
-
-
-def test_black_and_white_images() -> None:
-    picture = PIL.Image.fromarray(np.array([[True, False]]))
-    for image in (picture, np.asarray(picture), np.array([[True, False]])):
-        assert read_image(image).tolist() == [[[255] * 3, [0] * 3]]
-
-
-def test_transparent_palette_images(tmp_path: Path) -> None:
-    image = PIL.Image.fromarray(np.array([[0, 1]], np.uint8), mode=None)
-    image.putpalette([10, 20, 30, 40, 50, 60])
-    image.save(tmp_path / "a.png", transparency=b"\x00\x80")
-    with PIL.Image.open(tmp_path / "a.png") as stored:
-        assert read_image(stored).tolist() == [[[10, 20, 30], [40, 50, 60]]]
-
-
-def test_print_colors(tmp_path: Path) -> None:
-    PIL.Image.new("CMYK", (3, 2)).save(tmp_path / "a.jpg")
-    with PIL.Image.open(tmp_path / "a.jpg") as stored:
-        assert read_image(stored).tolist() == [[[255] * 3] * 3] * 2
-
-
-@pytest.mark.parametrize(
-    "image",
-    [PIL.Image.new("F", (2, 2)), np.zeros((2, 2)), np.zeros((2, 2, 5), np.uint8), np.zeros((1, 2, 2, 3), np.uint8)],
-)
-def test_other_images_are_refused(image: Any) -> None:
-    with pytest.raises(DataError, match="an image of"):
-        read_image(image)
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-@pytest.mark.parametrize("ids", [np.array([[0, 7], [11, 255]], np.uint8), np.array([[0, 300], [70, 65535]], np.uint16)])
-def test_ids_are_read_as_stored(tmp_path: Path, suffix: str, ids: np.ndarray) -> None:
-    PIL.Image.fromarray(ids).save(tmp_path / f"a.{suffix}")
-    with PIL.Image.open(tmp_path / f"a.{suffix}") as mask:
-        read = read_mask(mask)
-    assert read.dtype == ids.dtype
-    np.testing.assert_array_equal(read, ids)
-
-
-def test_palette_masks_give_indices(tmp_path: Path) -> None:
-    mask = PIL.Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8))
-    mask.putpalette([0, 0, 0, 128, 64, 128, 200, 0, 0])
-    mask.save(tmp_path / "a.png", transparency=0)
-    with PIL.Image.open(tmp_path / "a.png") as stored:
-        assert stored.mode == "P"
-        assert read_mask(stored).tolist() == [[0, 1], [2, 1]]
-
-
-def test_masks_of_other_modes() -> None:
-    bits = read_mask(PIL.Image.fromarray(np.array([[True, False]])))
-    assert LabelMap.from_names(["no", "yes"]).encode(bits).tolist() == [[1, 0]]
-    np.testing.assert_array_equal(read_mask(PIL.Image.fromarray(GREY).convert("LA")), GREY)
-    np.testing.assert_array_equal(read_mask(PIL.Image.fromarray(RGB)), RGB)
-    np.testing.assert_array_equal(read_mask(PIL.Image.fromarray(RGB).convert("RGBA")), RGB)
-
 
 # -- samples ----------------------------------------------------------------------------------------------------------
 
@@ -166,8 +82,39 @@ def test_errors_name_the_sample_and_its_files(tmp_path: Path) -> None:
         samples[0, 0]
     assert error.value.values == {42: 16}
     (tmp_path / "images" / "a b.png").write_bytes(b"gone")
-    with pytest.raises(DataError, match=r"sample 'a b' .*cannot identify image file"):
+    with pytest.raises(DataError, match=r"sample 'a b' .*images/a b\.png: cannot be read \(it is no picture"):
         samples[0, 0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bug_is_no_fault_of_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """It keeps its type and shows the line, across processes too."""
+    dataset = write_sample(tmp_path, np.zeros((4, 4), np.uint8))
+    config = TransformConfig(crop_size=4)
+    batches = TrainingBatches(dataset, LabelMap.from_names(["sky"]), config, seed=0, batch_size=1)
+    for bug in (TypeError("planted"), MemoryError("planted"), UsageError("planted")):
+
+        def plant(*_: Any, bug: Exception = bug) -> None:
+            raise bug
+
+        monkeypatch.setattr(batches.samples.transform, "write", plant)
+        with pytest.raises(type(bug), match="planted") as error:
+            next(batches.steps(0, 1, num_workers=workers))
+        assert "sample" not in str(error.value) or "in plant" in str(error.value)  # the traceback of the worker
+        assert ("in plant" in str(error.value)) == (workers > 0 and not isinstance(bug, UsageError))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_faults_of_samples_are_one_line(tmp_path: Path, workers: int) -> None:
+    dataset = write_sample(tmp_path, np.full((4, 4), 42, np.uint8))
+    config = TransformConfig(crop_size=4)
+    batches = TrainingBatches(dataset, LabelMap.from_names(["sky"]), config, seed=0, batch_size=1)
+    with pytest.raises(LabelError, match=r"^sample 'a b' .*: the mask holds id 42 .*$") as error:
+        next(batches.steps(0, 1, num_workers=workers))
+    assert error.value.values == {42: 16}
+    (tmp_path / "images" / "a b.png").write_bytes(b"gone")
+    with pytest.raises(DataError, match=r"^sample 'a b' .*images/a b\.png: cannot be read \(it is no picture.*\)$"):
+        next(batches.steps(0, 1, num_workers=workers))
 
 
 def test_errors_of_workers_name_the_sample(tmp_path: Path) -> None:
@@ -333,51 +280,6 @@ def test_only_the_window_is_checked_against_the_label_map() -> None:
         labels[:, 1:3]
 
 
-# -- other channels and numbers ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, np.float32, np.float64])
-def test_raw_numbers_of_any_type(dtype: Any) -> None:
-    image = BANDS.astype(dtype)
-    pixels = read_image(image, 6, raw=True)
-    assert pixels.dtype == (np.uint8 if dtype is np.uint8 else np.float32)
-    np.testing.assert_array_equal(pixels, image)
-
-
-def test_raw_numbers_of_pictures() -> None:
-    grey = PIL.Image.fromarray(GREY.astype(np.int32) * 300 - 5)
-    assert read_image(grey, 1, raw=True)[:, :, 0].tolist() == (GREY.astype(int) * 300 - 5).tolist()
-    deep = PIL.Image.fromarray(GREY.astype(np.uint16) * 256 + 17)
-    assert read_image(deep, raw=True)[0, 1].tolist() == [100 * 256 + 17] * 3
-    assert read_image(PIL.Image.fromarray(GREY.astype(np.float32) / 3), 1, raw=True).dtype == np.float32
-
-
-def test_grey_and_four_channels() -> None:
-    assert read_image(PIL.Image.fromarray(GREY), 1).shape == (2, 2, 1)
-    assert read_image(PIL.Image.fromarray(RGB), 1).shape == (4, 5, 1)
-    four = np.dstack([RGB, RGB[:, :, :1]])
-    np.testing.assert_array_equal(read_image(PIL.Image.fromarray(four), 4), four)
-    np.testing.assert_array_equal(read_image(four, 4), four)
-
-
-@pytest.mark.parametrize(
-    ("image", "channels", "message"),
-    [
-        (
-            BANDS,
-            3,
-            r"an image of 6 channels, but transforms\.mean and std have 3 values.*model\.config\.num_channels=6",
-        ),
-        (BANDS, 6, r"an image of uint16 values, \d+ to \d+: say which .* as in transforms\.value_range=\[0, 10000\]"),
-        (GREY / 255, 3, r"an image of float64 values, 0 to 1: say which"),
-        (np.zeros((2, 2, 3), complex), 3, "an image of complex128"),
-    ],
-)
-def test_what_must_be_declared(image: np.ndarray, channels: int, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        read_image(image, channels)
-
-
 def test_missing_data_is_black_and_ignored() -> None:
     image = np.ma.masked_array(np.full((1, 3, 3), 9, np.uint8), [[[False] * 3, [True] * 3, [True, False, False]]])
     assert read_image(image).tolist() == [[[9, 9, 9], [0, 0, 0], [0, 9, 9]]]
@@ -390,24 +292,3 @@ def test_partners_of_other_sizes_are_refused() -> None:
     row = {"image": RGB, "mask": np.zeros((5, 4), np.uint8)}
     with pytest.raises(DataError, match=r"the image is \(4, 5\) \(height, width\), its mask \(5, 4\)"):
         read_pair(row, LabelMap.from_names(["sky"]))
-
-
-@pytest.mark.parametrize("mask", [np.array([[0.0, 2.0]]), np.array([[0, 2]], np.float32), [[0.0, 2.0]]])
-def test_masks_of_whole_numbers_in_floating_point(mask: Any) -> None:
-    assert (read_mask(mask).dtype.kind, read_mask(mask).tolist()) == ("i", [[0, 2]])
-    masked = np.ma.masked_array(np.array([[np.nan, 3.0]]), [[True, False]])
-    assert read_mask(masked).filled(7).tolist() == [[7, 3]]
-    for wrong in (np.array([[0.5]]), np.array([[np.nan]])):
-        with pytest.raises(DataError, match="holds fractions"):
-            read_mask(wrong)
-
-
-def test_pictures_for_people() -> None:
-    assert for_display(RGB) is not None and (for_display(RGB) == RGB).all()
-    np.testing.assert_array_equal(for_display(PIL.Image.fromarray(RGB)), RGB)
-    shown = for_display(BANDS)
-    assert (shown.dtype, shown.shape, shown.min(), shown.max()) == (np.uint8, (4, 5, 3), 0, 255)
-    order = np.argsort(BANDS[:, :, :3].ravel())
-    assert (np.diff(shown.ravel()[order].astype(int)) >= 0).all()
-    assert for_display(BANDS[:, :, 0]).shape == for_display(BANDS[:, :, :2]).shape == (4, 5, 3)
-    assert for_display(np.zeros((2, 2), np.float32)).max() == 0

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -72,6 +76,66 @@ def test_every_pixel_is_read_from_its_place(large: Path) -> None:
     assert (covered["val"] == 1).all()
     assert covered["train"].min() == 1
     assert len(dataset["train"]) == 2 * 3
+
+
+def _polygons(size: tuple[int, int]) -> list[list[float]]:
+    """Outlines all over a picture, so that no part of its mask is like another: x, y, x, y, …"""
+    height, width = size
+    rng = np.random.default_rng(5)
+    corners = [(rng.uniform(0, width - 20), rng.uniform(0, height - 15)) for _ in range(12)]
+    return [[x, y, x + 7 + 2 * i, y + 1, x + 5, y + 14 - i] for i, (x, y) in enumerate(corners)]
+
+
+def _coco(root: Path, size: tuple[int, int]) -> None:
+    shapes = [
+        {"id": i, "image_id": 1, "category_id": 1 + i % 3, "segmentation": [outline], "iscrowd": 0}
+        for i, outline in enumerate(_polygons(size))
+    ]
+    image = {"id": 1, "file_name": "images/x.png", "height": size[0], "width": size[1]}
+    categories = [{"id": i, "name": name} for i, name in enumerate(("car", "road", "tree"), start=1)]
+    content = {"images": [image], "categories": categories, "annotations": shapes}
+    (root / "annotations.json").write_text(json.dumps(content))
+
+
+def _labelme(root: Path, size: tuple[int, int], embedded: bool = False) -> None:
+    shapes = [
+        {"label": ("car", "road", "tree")[i % 3], "points": np.reshape(outline, (-1, 2)).tolist()}
+        for i, outline in enumerate(_polygons(size))
+    ]
+    content = {"shapes": shapes, "imagePath": "x.png", "imageHeight": size[0], "imageWidth": size[1]}
+    if embedded:
+        content["imageData"] = base64.b64encode((root / "images/x.png").read_bytes()).decode()
+        (root / "images/x.png").unlink()
+    (root / "images/x.json").write_text(json.dumps(content))
+
+
+def _yolo(root: Path, size: tuple[int, int]) -> None:
+    (root / "data.yaml").write_text("names: [car, road, tree]\ntrain: images\n")
+    (root / "labels").mkdir()
+    lines = [
+        f"{i % 3} " + " ".join(str(v / size[1 - j % 2]) for j, v in enumerate(outline))
+        for i, outline in enumerate(_polygons(size))
+    ]
+    (root / "labels/x.txt").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("write", [_coco, _labelme, partial(_labelme, embedded=True), _yolo])
+def test_tiles_of_drawn_masks_are_parts_of_the_whole(tmp_path: Path, write: Callable[..., None]) -> None:
+    size = (70, 90)
+    (tmp_path / "images").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / "images/x.png")
+    write(tmp_path, size)
+    (whole,) = load_segmentation_dataset(tmp_path, val_fraction=0)["train"]
+    mask = read_mask(whole["mask"])
+    assert mask.shape == size and set(np.unique(mask)) == {0, 1, 2, 3}
+    tiles = load_segmentation_dataset(tmp_path, val_fraction=0, tile=40, overlap=8)["train"]
+    assert len(tiles) == 2 * 3
+    for row in tiles:
+        top, left = map(int, row["id"].split("@")[1].split(","))
+        area = slice(top, top + 40), slice(left, left + 40)
+        np.testing.assert_array_equal(read_mask(row["mask"]), mask[area])
+        np.testing.assert_array_equal(np.asarray(row["image"]), pixels[area])
 
 
 def test_splits_are_drawn_from_images_and_saved_by_image(large: Path) -> None:

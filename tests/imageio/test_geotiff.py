@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import builtins
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import pytest
 import rasterio
 from PIL import Image
@@ -20,7 +19,7 @@ from segtune.data.samples import read_pair
 from segtune.errors import DataError, UsageError
 from segtune.imageio import geotiff
 from segtune.imageio.geotiff import GeoRaster, Georeference, TiffWriter
-from segtune.imageio.read import read_pixels, read_size
+from segtune.imageio.read import Window, read_file, read_size
 from segtune.labels.label_map import LabelMap
 
 PLACE = Georeference(rasterio.crs.CRS.from_epsg(32633), Affine(10, 0, 300000, 0, -10, 5600000))
@@ -78,7 +77,7 @@ def test_gaps_of_a_raster(tmp_path: Path) -> None:
 def test_written_rows_are_in_their_place(tmp_path: Path, shape: tuple[int, int]) -> None:
     ids = np.random.default_rng(0).integers(0, 3, shape, dtype=np.uint8)
     colors = [(1, 2, 3), (250, 240, 230), (0, 0, 255)]
-    with TiffWriter(tmp_path / "a.tif", shape, np.uint8, PLACE, colors, nodata=255) as tiff:
+    with closing(TiffWriter(tmp_path / "a.tif", shape, np.uint8, PLACE, colors, nodata=255)) as tiff:
         for top in range(0, shape[0], 256):
             tiff.write(ids[top : top + 256])
     with rasterio.open(tmp_path / "a.tif") as file:
@@ -91,7 +90,7 @@ def test_written_rows_are_in_their_place(tmp_path: Path, shape: tuple[int, int])
 
 def test_files_without_a_place(tmp_path: Path) -> None:
     values = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
-    with TiffWriter(tmp_path / "a.tif", (3, 4), np.float32) as tiff:
+    with closing(TiffWriter(tmp_path / "a.tif", (3, 4), np.float32)) as tiff:
         tiff.write(values)
     raster = GeoRaster(tmp_path / "a.tif")
     assert raster.georeference is None
@@ -147,22 +146,22 @@ def test_any_number_of_bands_and_any_numbers(tmp_path: Path, dtype: str, count: 
     write(path, bands)
     assert geotiff.is_for_pillow(path) is for_pillow
     assert read_size(path) == (5, 7)
-    pixels = np.asarray(read_pixels(path))
+    pixels = np.asarray(read_file(path))
     expected = bands[0] if count == 1 else np.moveaxis(bands, 0, 2)
     assert pixels.dtype == expected.dtype
     np.testing.assert_array_equal(pixels, expected)
-    np.testing.assert_array_equal(np.asarray(read_pixels(path, (1, 2, 3, 4))), expected[1:4, 2:6])
+    np.testing.assert_array_equal(np.asarray(read_file(path, Window(1, 2, 3, 4))), expected[1:4, 2:6])
 
 
 def test_no_data_is_masked_where_every_band_has_none(tmp_path: Path) -> None:
     write(tmp_path / "a.tif", [[[0, 5], [0, 7]], [[0, 0], [3, 9]]], nodata=0)
-    pixels = read_pixels(tmp_path / "a.tif")
+    pixels = read_file(tmp_path / "a.tif")
     assert isinstance(pixels, np.ma.MaskedArray)
     assert pixels.mask.tolist() == [[[True, True], [False, False]], [[False, False], [False, False]]]
     write(tmp_path / "b.tif", np.array([[[1, np.nan, -9999]]], np.float32), nodata=-9999)
-    assert np.ma.getmaskarray(read_pixels(tmp_path / "b.tif")).tolist() == [[False, True, True]]
+    assert np.ma.getmaskarray(read_file(tmp_path / "b.tif")).tolist() == [[False, True, True]]
     write(tmp_path / "c.tif", np.array([[[1, 2]]], np.uint8), nodata=9)
-    assert not isinstance(read_pixels(tmp_path / "c.tif"), np.ma.MaskedArray)
+    assert not isinstance(read_file(tmp_path / "c.tif"), np.ma.MaskedArray)
 
 
 def test_no_data_in_image_or_mask_is_ignored(tmp_path: Path) -> None:
@@ -205,40 +204,4 @@ def test_message_where_rasterio_is_missing(tmp_path: Path, monkeypatch: pytest.M
     write(tmp_path / "a.tif", np.zeros((5, 4, 4), np.uint8))
     monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
     with pytest.raises(UsageError, match=r"a\.tif: this needs the package rasterio: pip install 'segtune\[geo\]'"):
-        read_pixels(tmp_path / "a.tif")
-
-
-# -- arrays -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("suffix", ["npy", "npz"])
-@pytest.mark.parametrize("first", [True, False])
-def test_arrays_with_channels_at_either_end(tmp_path: Path, suffix: str, first: bool) -> None:
-    array = np.arange(6 * 5 * 4, dtype=np.int16).reshape(6, 5, 4)
-    path = tmp_path / f"a.{suffix}"
-    stored = np.moveaxis(array, 2, 0) if first else array
-    np.save(path, stored) if suffix == "npy" else np.savez(path, bands=stored)
-    assert read_size(path) == (6, 5)
-    np.testing.assert_array_equal(read_pixels(path), array)
-    np.testing.assert_array_equal(read_pixels(path, (1, 2, 3, 3)), array[1:4, 2:5])
-
-
-def test_arrays_that_are_no_images(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", image=np.zeros((2, 2)), mask=np.zeros((2, 2)))
-    assert "a.npz holds 2 arrays (image, mask): save one array in each file" in str(read_size(tmp_path / "a.npz"))
-    np.save(tmp_path / "b.npy", np.zeros(5))
-    assert "an array of shape (5,)" in str(read_size(tmp_path / "b.npy"))
-    (tmp_path / "c.npy").write_bytes(b"nothing")
-    assert isinstance(read_size(tmp_path / "c.npy"), Exception)
-    np.save(tmp_path / "d.npy", np.array([{}], dtype=object), allow_pickle=True)
-    assert isinstance(read_size(tmp_path / "d.npy"), Exception)
-
-
-def test_pictures_in_windows_are_turned_first(tmp_path: Path) -> None:
-    exif = PIL.Image.Exif()
-    exif[0x0112] = 6
-    pixels = np.arange(24, dtype=np.uint8).reshape(4, 6)
-    PIL.Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    upright = np.rot90(pixels, -1)
-    assert read_size(tmp_path / "a.png") == (6, 4)
-    np.testing.assert_array_equal(np.asarray(read_pixels(tmp_path / "a.png", (2, 1, 3, 2))), upright[2:5, 1:3])
+        read_file(tmp_path / "a.tif")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +14,7 @@ from PIL import Image
 
 from segtune.errors import UsageError
 from segtune.files import atomic_path
-from segtune.imageio.writers import PngWriter, confidence_writer, mask_writer
+from segtune.imageio.writers import PngWriter, confidence_writer, encode_image, mask_writer
 from segtune.labels.label_map import LabelMap
 
 LABELS = LabelMap.from_names(["sky", "road"], colors=[(1, 2, 3), (250, 240, 230)])
@@ -95,7 +97,7 @@ COLORS = [(1, 2, 3), (250, 240, 230), (0, 0, 255)]
 @pytest.mark.parametrize("width", [1, 5, 300])
 def test_a_palette_is_read_back(tmp_path: Path, bands: list[int], width: int) -> None:
     ids = np.random.default_rng(0).integers(0, 3, (7, width), dtype=np.uint8)
-    with PngWriter(tmp_path / "a.png", ids.shape, COLORS) as png:
+    with closing(PngWriter(tmp_path / "a.png", ids.shape, COLORS)) as png:
         for rows in np.split(ids, np.cumsum(bands)[:-1]):
             png.write(rows)
     with Image.open(tmp_path / "a.png") as picture:
@@ -107,7 +109,7 @@ def test_a_palette_is_read_back(tmp_path: Path, bands: list[int], width: int) ->
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_grey_values_are_read_back(tmp_path: Path, dtype: type[np.generic]) -> None:
     values = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, (40, 33), dtype=dtype)
-    with PngWriter(tmp_path / "a.png", values.shape, dtype=dtype) as png:
+    with closing(PngWriter(tmp_path / "a.png", values.shape, dtype=dtype)) as png:
         png.write(values[:1])
         png.write(values[1:].astype(np.int32))  # another type and no view
     with Image.open(tmp_path / "a.png") as picture:
@@ -118,7 +120,30 @@ def test_grey_values_are_read_back(tmp_path: Path, dtype: type[np.generic]) -> N
 def test_label_maps_become_small(tmp_path: Path) -> None:
     ids = np.zeros((2000, 3000), dtype=np.uint8)
     ids[500:900, 100:2000] = 1
-    with PngWriter(tmp_path / "a.png", ids.shape, COLORS) as png:
+    with closing(PngWriter(tmp_path / "a.png", ids.shape, COLORS)) as png:
         for rows in np.split(ids, 20):
             png.write(rows)
     assert (tmp_path / "a.png").stat().st_size < 20_000
+
+
+RGB = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("array", "suffix"),
+    [
+        (RGB, ".png"),
+        (RGB[:, :, :2], ".png"),
+        (RGB[:, :, :1], ".png"),
+        (RGB[:, :, 0] > 100, ".png"),
+        (RGB[:, :, 0].astype(np.uint16) * 200, ".png"),
+        (RGB.astype(np.uint16), ".npy"),
+        (RGB.astype(np.float32) / 7, ".npy"),
+        (np.dstack([RGB, RGB]), ".npy"),
+    ],
+)
+def test_arrays_are_encoded_without_loss(array: np.ndarray, suffix: str) -> None:
+    content, found = encode_image(array)
+    assert found == suffix
+    read = np.load(io.BytesIO(content)) if suffix == ".npy" else np.asarray(Image.open(io.BytesIO(content)))
+    np.testing.assert_array_equal(read, array if suffix == ".npy" else np.squeeze(array))

@@ -155,7 +155,7 @@ def test_large_files_are_read_by_rows(
     Image.fromarray(pixels).save(tmp_path / name)
     run([tmp_path / name], tmp_path / "whole", SLIDE, Wanted(overlay=True, confidence="png"))
     monkeypatch.setattr("segtune.imageio.raster.LARGE", 1000)
-    monkeypatch.setattr("segtune.imageio.raster.read_pixels", None)
+    monkeypatch.setattr("segtune.imageio.raster.open_image", None)
     monkeypatch.setattr("segtune.inference.predict_files.PICTURE_SIDE", 100)
     run([tmp_path / name], tmp_path / "rows", SLIDE, Wanted(overlay=True, confidence="png"))
     for file in ("a.png", "a_confidence.png"):

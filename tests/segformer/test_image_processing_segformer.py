@@ -305,12 +305,22 @@ def test_unknown_arguments_name_the_nearest_one(tmp_path):
     ({"size": 0}, "at least 1, not 0"),
     ({"size_divisor": 1.5}, "size_divisor"),
     ({"resample": 17}, "17"),
+    ({"value_range": [5, 5]}, "value_range"),
+    ({"value_range": [5]}, "value_range"),
     ({"image_mean": [0.5]}, "one value per channel"),
     ({"image_std": [0.5, 0.0, 0.5]}, "none of image_std 0"),
 ])  # fmt: skip
 def test_impossible_fields_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         SegformerImageProcessor(**fields)
+
+
+def test_value_range_is_kept_beside_the_fields_of_transformers(tmp_path):
+    SegformerImageProcessor(rescale_factor=1e-4, value_range=(0, 10000)).save_pretrained(tmp_path)
+    assert SegformerImageProcessor.from_pretrained(tmp_path).value_range == [0.0, 10000.0]
+    assert AutoImageProcessor.from_pretrained(tmp_path).rescale_factor == 1e-4
+    pictures = SegformerImageProcessor()
+    assert pictures.value_range is None and "value_range" not in pictures.to_dict()
 
 
 def test_overrides_hold_for_one_call():

@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Annotated, NoReturn
 
@@ -32,7 +33,11 @@ from segtune.errors import SegtuneError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs a command and leaves with its exit code. SEGTUNE_TRACEBACK=1 shows the traceback of an error."""
+    """Runs a command and leaves with its exit code.
+
+    What the user can mend is one message: a fault of the input, or of the machine (a full disk, a file that may not be
+    written). Anything else is a bug and shows its traceback; SEGTUNE_TRACEBACK=1 shows that of every error.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a pipe of Windows has no → and no ×
@@ -43,7 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         if isinstance(error, SegtuneError):
             _fail(str(error), error.exit_code)
-        _fail(f"{type(error).__name__}: {error}\n(SEGTUNE_TRACEBACK=1 in the environment shows where it happened)", 1)
+        if isinstance(error, OSError):
+            _fail(
+                f"{type(error).__name__}: {error}\n(SEGTUNE_TRACEBACK=1 in the environment shows where it happened)", 1
+            )
+        traceback.print_exc()
+        _fail("this is a bug of segtune: please report it with the traceback above and what `segtune env` prints", 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
 

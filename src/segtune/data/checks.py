@@ -5,7 +5,6 @@ These are two passes, not one: masks are checked in all splits, `mean` and `std`
 
 from __future__ import annotations
 
-import io
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,10 +17,10 @@ import PIL.ImageOps
 from datasets import Dataset, DatasetDict
 
 from segtune.data.index import in_threads
-from segtune.data.lazy_rows import undecoded
+from segtune.data.lazy_rows import decoded, undecoded
 from segtune.data.transforms import TransformConfig
 from segtune.errors import DataError, listed
-from segtune.imageio.read import ORIENTATION, TURNED, Pixels, read_image, read_mask
+from segtune.imageio.read import TURNED, Pixels, open_picture, orientation_of, read_image, read_mask
 from segtune.labels.label_map import LabelError, LabelMap
 from segtune.labels.mask_values import show_value
 
@@ -89,50 +88,43 @@ def _check_row(rows: Dataset, number: int, label_map: LabelMap | None) -> tuple[
     try:
         row = rows[number]
         name = _name(row["image"], name)
-        size = _image_size(row["image"])
+        size = _image_size(row["image"], name)
         name = _name(row["mask"], row["id"])
-        stored, lossy = _stored_mask(row["mask"])
+        stored, lossy = _stored_mask(row["mask"], name)
         if size != stored.shape[:2]:
             raise DataError(f"the image is {size} (height, width), its mask {stored.shape[:2]}")
         if label_map is None:
             return None, nothing
         return None, label_map.count_pixels(label_map.encode(stored))
-    except LabelError as error:
-        message = f"{name}: {error}"
-        if lossy:
-            return DataError(f"{message}. JPEG does not keep exact values: save masks as PNG"), nothing
-        return LabelError(message, error.values), nothing
-    except Exception as error:
-        return DataError(f"{name}: {error}"), nothing
+    except DataError as error:
+        named = error if str(error).startswith(name) else error.named(name)
+        if lossy and isinstance(error, LabelError):
+            return DataError(f"{named}. JPEG does not keep exact values: save masks as PNG"), nothing
+        return named, nothing
 
 
 def _name(cell: Any, otherwise: str) -> str:
     return (cell.get("path") if isinstance(cell, dict) else None) or otherwise
 
 
-def _image_size(cell: Any) -> tuple[int, int]:
+def _image_size(cell: Any, name: str) -> tuple[int, int]:
     """(height, width) of an image that can be read to its end."""
     if isinstance(cell, dict):
-        with _open(cell) as picture:
-            turned = picture.format != "TIFF" and picture.getexif().get(ORIENTATION) in TURNED
-            size = picture.size[::-1]
+        with open_picture(cell["path"] or name, cell["bytes"]) as picture:
+            width, height = picture.size
             picture.draft("RGB", (1, 1))  # lets JPEG skip most of the arithmetic; a truncated file still shows
             picture.load()
-        return size[::-1] if turned else size
+            return (width, height) if orientation_of(picture) in TURNED else (height, width)
     return (cell.height, cell.width) if isinstance(cell, PIL.Image.Image) else cell.shape[:2]
 
 
-def _stored_mask(cell: Any) -> tuple[np.ndarray, bool]:
+def _stored_mask(cell: Any, name: str) -> tuple[np.ndarray, bool]:
     """A mask as it is stored, and whether it was compressed with losses."""
     if not isinstance(cell, dict):
         return read_mask(cell), False
-    with _open(cell) as picture:
+    with open_picture(cell["path"] or name, cell["bytes"]) as picture:
         lossy = picture.format == "JPEG"
         return read_mask(PIL.ImageOps.exif_transpose(picture)), lossy
-
-
-def _open(cell: Mapping[str, Any]) -> PIL.Image.Image:
-    return PIL.Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]))
 
 
 def _summary(problems: Sequence[Exception], total: int, limit: int = 5) -> str:
@@ -162,10 +154,14 @@ def with_statistics(
     """
     if transforms.mean != "counted":
         return transforms
-    images = rows.select_columns("image")
+    images = undecoded(rows.select_columns("image"))
     numbers = np.linspace(0, len(images) - 1, min(len(images), COUNTED_IMAGES)).round().astype(int).tolist()
-    count, raw = channels or channels_of(images[0]["image"]), transforms.value_range is not None
-    found = in_threads(lambda number: _sums(images[number]["image"], count, raw), numbers, "counting mean and std")
+    count, raw = channels or channels_of(decoded(images[0])["image"]), transforms.value_range is not None
+
+    def sums(number: int) -> np.ndarray:
+        return _sums(decoded(images[number])["image"], count, raw)
+
+    found = in_threads(sums, numbers, "counting mean and std")
     mean, deviation = mean_and_std(np.sum(found, axis=0))  # (C,) each
     low, high = transforms.value_range or (0, 255)
     if (deviation == 0).any():

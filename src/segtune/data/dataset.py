@@ -26,11 +26,11 @@ from segtune.data.formats.labelme import scan_labelme
 from segtune.data.formats.table import scan_manifest
 from segtune.data.formats.yolo import scan_yolo
 from segtune.data.index import DatasetIndex, Sample
-from segtune.data.lazy_rows import Reader, sample_ids, to_dataset
+from segtune.data.lazy_rows import Reader, decoded, sample_ids, to_dataset, undecoded
 from segtune.data.splits import SPLITS, draw_val, write_split_file
 from segtune.data.streaming import open_stream
 from segtune.data.tiles import tiled, without_tile
-from segtune.errors import UsageError
+from segtune.errors import DataError, UsageError
 from segtune.imageio.read import read_mask
 from segtune.labels.label_map import LabelMap
 from segtune.labels.mask_values import count_values, show_value, show_values
@@ -269,10 +269,10 @@ def _propose_labels(index: DatasetIndex, config: DatasetConfig, limit: int = 8) 
     """What a label file could say, after the values of the first masks; rare values are not proposed but counted."""
     values: Counter[Any] = Counter()
     count = 0
-    for rows in rows_of(index, config).values():
+    for rows in map(undecoded, rows_of(index, config).values()):
         for number in range(min(len(rows), limit - count)):
-            with contextlib.suppress(OSError, ValueError):
-                values.update(count_values(read_mask(rows[number]["mask"])))
+            with contextlib.suppress(DataError):
+                values.update(count_values(read_mask(decoded(rows[number])["mask"])))
             count += 1
     total = sum(values.values())
     frequent = [value for value, pixels in values.most_common(40) if pixels >= total / 1000]

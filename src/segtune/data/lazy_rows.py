@@ -1,8 +1,9 @@
-"""From samples to rows that read their files when they are asked for."""
+"""Lazy rows: the samples of a data set as rows that read and draw their files when they are asked for."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,8 @@ from datasets import Dataset, Features, Image, IterableDataset, Value
 from segtune.data.formats import labelme, yolo
 from segtune.data.formats.shapes import OnTop, draw
 from segtune.data.index import Sample
-from segtune.errors import DataError, SegtuneError
-from segtune.imageio.read import PICTURES, WITH_FRAMES, Pixels, channels_at_end, read_pixels
+from segtune.errors import DataError, naming
+from segtune.imageio.read import PICTURES, WITH_FRAMES, Pixels, Window, channels_at_end, read_errors, read_file
 
 Rows = TypeVar("Rows", Dataset, IterableDataset)
 
@@ -48,51 +49,46 @@ class Reader:
         }
 
     def _read(self, name: str, cell: Mapping[str, str]) -> Pixels:
-        try:
+        with naming(cell["path"]):
             return (self.read_image if name == "image" else self.read_mask)(**cell)
-        except SegtuneError as error:
-            raise error if cell["path"] in str(error) else DataError(f"{cell['path']}: {error}") from error
-        except Exception as error:  # decoders raise what they like
-            raise DataError(str(error) if cell["path"] in str(error) else f"{cell['path']}: {error}") from error
 
     def read_image(self, path: str, part: str | None) -> Pixels:
         """A picture, or an array (H, W, C)."""
-        what = json.loads(part) if part else {}
+        what, window = _part(part)
         if path.endswith(".json"):
-            return labelme.embedded_image(Path(path))
+            with read_errors(path):
+                embedded = labelme.embedded_image(Path(path))
+            return window.crop(embedded) if window else embedded
         if "size" not in what:
-            return read_pixels(Path(path), what.get("window"))
-        resized = _resize(read_pixels(Path(path)), what["size"])
-        if "window" not in what:
-            return resized
-        top, left, height, width = what["window"]
-        return resized.crop((left, top, left + width, top + height))
+            return read_file(Path(path), window)
+        resized = _resize(read_file(Path(path)), what["size"])
+        return window.crop(resized) if window else resized
 
     def read_mask(self, path: str, part: str | None) -> Pixels:
         """Ids (H, W) or colours (H, W, 3), as a picture or an array."""
-        what = json.loads(part) if part else {}
-        window = what.pop("window", None)
+        what, window = _part(part)
         if not what and not self.one_hot and not path.endswith((".json", ".txt")):
-            return read_pixels(Path(path), window)
+            return read_file(Path(path), window)
         mask = self._compose(Path(path), what)  # (H, W)
-        if window:
-            top, left, height, width = window
-            mask = mask[top : top + height, left : left + width]
-        return mask
+        return window.crop(mask) if window else mask
 
     def _compose(self, path: Path, what: Mapping[str, Any]) -> np.ndarray:
         if "files" in what:
             return self._join(what["files"])
         if "segments" in what:
-            return _panoptic(np.asarray(read_pixels(path)), what["segments"])
+            return _panoptic(np.asarray(read_file(path)), what["segments"])
+        if "shapes" in what or path.suffix in (".txt", ".json"):
+            with read_errors(path):  # annotations come from many tools: whatever their shapes raise is their fault
+                return self._draw(path, what)
+        return _from_one_hot(np.asarray(read_file(path)))
+
+    def _draw(self, path: Path, what: Mapping[str, Any]) -> np.ndarray:
         size = tuple(what.get("size", ()))
         if "shapes" in what:
             return draw(what["shapes"], size, self.on_top)
         if path.suffix == ".txt":
             return draw(yolo.read_shapes(path, size, max(self.values.values())), size, self.on_top)
-        if path.suffix == ".json":
-            return draw(*labelme.read_shapes(path, self.values, size), self.on_top)
-        return _from_one_hot(np.asarray(read_pixels(path)))
+        return draw(*labelme.read_shapes(path, self.values, size), self.on_top)
 
     def _join(self, files: Mapping[str, str]) -> np.ndarray:
         """One mask of several that hold a class each; where they overlap, the class with the larger value counts."""
@@ -137,7 +133,7 @@ def _resize(image: Pixels, size: tuple[int, int]) -> PIL.Image.Image:
 
 def _covered(path: Path) -> np.ndarray:
     """Where a mask of one class is not 0 (H, W)."""
-    pixels = read_pixels(path)
+    pixels = read_file(path)
     array = np.asarray(pixels.convert("L") if isinstance(pixels, PIL.Image.Image) and pixels.mode != "1" else pixels)
     if array.ndim != 2 or len(np.unique(array)) > 2:
         raise DataError(f"{path}: the mask of one class holds 0 and one other value, not {len(np.unique(array))}")
@@ -169,6 +165,35 @@ def _panoptic(picture: np.ndarray, segments: Mapping[str, int | None]) -> np.nda
 def undecoded(rows: Rows) -> Rows:
     """The same rows, with pictures of "image" and "mask" as their bytes or paths."""
     for name in ("image", "mask"):
-        if isinstance(rows.features[name], Image):
+        feature = rows.features.get(name)
+        if isinstance(feature, Image) and feature.decode:
             rows = rows.cast_column(name, Image(decode=False))
     return rows
+
+
+def decoded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of `undecoded` ones with its pictures read.
+
+    `rows[number]` of rows that are not undecoded gives the same, but lets through whatever a decoder raises.
+
+    Raises:
+        ReadError: one of them cannot be read.
+    """
+    return {
+        name: _decoded(cell, name) if isinstance(cell, dict) and "bytes" in cell else cell for name, cell in row.items()
+    }
+
+
+def _decoded(cell: dict[str, Any], name: str) -> PIL.Image.Image:
+    path, content = cell["path"], cell["bytes"]
+    with read_errors(path or name):
+        if content is None and os.path.isfile(path):
+            content = Path(path).read_bytes()  # given the path, `datasets` leaves a broken file open
+        return Image().decode_example({"path": path, "bytes": content})
+
+
+def _part(text: str | None) -> tuple[dict[str, Any], Window | None]:
+    """What a reference says about the part of its file that is meant, and the window of that."""
+    what = json.loads(text) if text else {}
+    window = what.pop("window", None)
+    return what, Window(*window) if window else None

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from segtune.data.rare_classes import training_transform
 from segtune.data.samples import SegmentationSamples, StepSampler, collate
 from segtune.data.streaming import ShardStream, State, StreamedSamples, StreamSampler, is_stream
 from segtune.data.transforms import TransformConfig
-from segtune.errors import UsageError
+from segtune.errors import SegtuneError, UsageError
 from segtune.labels.label_map import LabelMap
 
 if TYPE_CHECKING:
@@ -81,11 +81,14 @@ class TrainingBatches:
         """The micro-batches of each step from `start_step` on, as `collate` makes them.
 
         To go on in the middle of a stream, `restore` its state first.
+
+        Raises:
+            DataError: a sample cannot be read or does not fit the label map; names the sample.
         """
         self.sampler = self._sampler(start_step, max_steps)
         loader = iter(
             DataLoader(
-                self.samples,
+                _ErrorsAsValues(self.samples),
                 batch_sampler=self.sampler,
                 collate_fn=collate,
                 num_workers=num_workers,
@@ -97,7 +100,7 @@ class TrainingBatches:
         for step in range(start_step, max_steps):
             if isinstance(self.sampler, StreamSampler):
                 self.sampler.forget(step - REMEMBERED)
-            yield [next(loader) for _ in range(self.accumulation_steps)]
+            yield [_raise_errors(next(loader)) for _ in range(self.accumulation_steps)]
 
     def state_after(self, step: int) -> State | None:
         """Where the stream of this process is when `step` steps are done; None where the step says it all."""
@@ -134,3 +137,26 @@ class TrainingBatches:
             stream = ShardStream(self.samples.dataset, self.buffer, self.seed, **processes)
             return StreamSampler(stream, self.batch_size, state=self.stream_state, **steps)
         return StepSampler(len(self.samples), self.batch_size, seed=self.seed, **steps, **processes)
+
+
+class _ErrorsAsValues(Dataset):
+    """Batches of samples, or the error of one, to be raised where it arrives.
+
+    A DataLoader would put the traceback of its worker into the message of what a worker raises: right for a bug, but a
+    fault of the data is to be one line.
+    """
+
+    def __init__(self, samples: SegmentationSamples) -> None:
+        self.samples = samples
+
+    def __getitems__(self, keys: Sequence[Any]) -> dict[str, Any] | SegtuneError:
+        try:
+            return self.samples.__getitems__(keys)
+        except SegtuneError as error:
+            return error
+
+
+def _raise_errors(batch: dict[str, Any] | SegtuneError) -> dict[str, Any]:
+    if isinstance(batch, SegtuneError):
+        raise batch
+    return batch

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segtune.data.samples import Windows, open_pair
+from segtune.data.lazy_rows import decoded, undecoded
+from segtune.data.samples import CroppedReader, open_pair
 from segtune.data.transforms import TrainTransform, TransformConfig
 from segtune.errors import UsageError
 from segtune.imageio.read import read_mask
@@ -55,11 +56,11 @@ def find_rare_ids(config: TransformConfig, dataset: Any, label_map: LabelMap) ->
     """Training ids of the rare classes: those that the recipe names, else those with few pixels (never none)."""
     if config.rare_classes != "auto":
         return [_id_of(name, label_map) for name in config.rare_classes]
-    masks = dataset.select_columns(["mask"])
+    masks = undecoded(dataset.select_columns(["mask"]))
     rows = range(0, len(masks), max(1, len(masks) // COUNTED_MASKS))
     counts = np.zeros(label_map.num_labels, dtype=np.int64)
     for row in rows:
-        counts += label_map.count_pixels(label_map.encode(read_mask(masks[row]["mask"])))[:-1]
+        counts += label_map.count_pixels(label_map.encode(read_mask(decoded(masks[row])["mask"])))[:-1]
     found = np.flatnonzero(counts).tolist()
     if not found:
         raise UsageError(f"transforms.rare_classes: there is no labelled pixel in {len(rows)} masks")
@@ -99,9 +100,13 @@ class PasteSources:
 
     @cached_property
     def _masks(self) -> datasets.Dataset:
-        return self.dataset.select_columns(["mask"])
+        return undecoded(self.dataset.select_columns(["mask"]))
 
-    def __call__(self, rng: random.Random) -> tuple[Windows, Windows] | None:
+    @cached_property
+    def _rows(self) -> datasets.Dataset:
+        return undecoded(self.dataset)
+
+    def __call__(self, rng: random.Random) -> tuple[CroppedReader, CroppedReader] | None:
         """An image (H, W, C) with its labels (H, W): one of 20 drawn, with a class drawn from the rare ones.
 
         Where none of the 20 has that class, the first one with another rare class; None where there is no such.
@@ -118,9 +123,9 @@ class PasteSources:
 
     def _held(self, index: int) -> frozenset[int]:
         if index not in self.held:
-            labels = self.label_map.encode(read_mask(self._masks[index]["mask"]))
+            labels = self.label_map.encode(read_mask(decoded(self._masks[index])["mask"]))
             self.held[index] = frozenset(i for i in self.rare_ids if (labels == i).any())
         return self.held[index]
 
-    def _read(self, index: int) -> tuple[Windows, Windows]:
-        return open_pair(self.dataset[index], self.label_map, self.channels, self.raw)
+    def _read(self, index: int) -> tuple[CroppedReader, CroppedReader]:
+        return open_pair(decoded(self._rows[index]), self.label_map, self.channels, self.raw)

@@ -1,4 +1,4 @@
-"""From files to batches: reading pictures, the training samples, and which of them make up an optimiser step."""
+"""Training samples: pairs of image and labels, augmented into batches, and the sampler of each optimiser step."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import PIL.Image
 import torch
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
+from segtune.data.lazy_rows import decoded, undecoded
 from segtune.data.transforms import TrainTransform
 from segtune.errors import DataError, UsageError
 from segtune.imageio.read import Pixels, read_image, read_mask
@@ -22,8 +23,8 @@ Key = tuple[int, int]  # (epoch, index)
 Area = tuple[slice, slice]  # rows, columns
 
 
-class Windows:
-    """An image or a mask of which windows are read: `windows[top:bottom, left:right]`, or all of it as `[:, :]`.
+class CroppedReader:
+    """An image or a mask that is read in parts: `reader[top:bottom, left:right]`, or all of it as `[:, :]`.
 
     Of a mask, every n-th row and column can be asked for as well.
 
@@ -41,7 +42,7 @@ class Windows:
 
 def open_pair(
     row: Mapping[str, Any], label_map: LabelMap, channels: int = 3, raw: bool = False
-) -> tuple[Windows, Windows]:
+) -> tuple[CroppedReader, CroppedReader]:
     """Image (H, W, channels), see `read_image`, and labels (H, W) of a row; pixels without image data are ignored.
 
     Reading a window costs as much as the window is large, and raises what `read_pair` does.
@@ -70,7 +71,7 @@ def open_pair(
             labels[missing if missing.ndim == 2 else missing.all(axis=2)] = label_map.ignore_index
         return labels
 
-    return Windows(shape, image_of), Windows(shape, labels_of)
+    return CroppedReader(shape, image_of), CroppedReader(shape, labels_of)
 
 
 def _cut(picture: Pixels, area: Area) -> Pixels:
@@ -104,7 +105,7 @@ class SegmentationSamples(Dataset):
     """
 
     def __init__(self, dataset: datasets.Dataset, label_map: LabelMap, transform: TrainTransform, seed: int) -> None:
-        self.dataset = dataset
+        self.dataset = undecoded(dataset)
         self.label_map = label_map
         self.transform = transform
         self.seed = seed
@@ -119,7 +120,7 @@ class SegmentationSamples(Dataset):
             "pixel_values": float32 (C, h, w); "labels": int64 (h, w); "id".
 
         Raises:
-            DataError: the files cannot be read or do not fit the label map; names the sample and its files.
+            DataError: a file cannot be read or does not fit the label map (`LabelError`); names the sample and files.
         """
         batch = self.__getitems__([key])
         return {"pixel_values": batch["pixel_values"][0], "labels": batch["labels"][0], "id": batch["ids"][0]}
@@ -142,12 +143,11 @@ class SegmentationSamples(Dataset):
     def _write(self, key: Key, pixel_values: np.ndarray, target: np.ndarray) -> str:
         epoch, index = key[:2]
         try:
-            row = self._row(key)
+            row = decoded(self._row(key))
             image, labels = open_pair(row, self.label_map, self.transform.channels, self.transform.raw)
             self.transform.write(image, labels, (self.seed, epoch, index), pixel_values, target)
-        except Exception as error:
-            values = error.values if isinstance(error, LabelError) else {}
-            raise LabelError(f"{self._describe(key)}: {error}", values) from error
+        except DataError as error:  # anything else is no fault of the sample, and keeps its traceback
+            raise error.named(self._describe(key)) from error
         return str(row["id"])
 
     def _row(self, key: Key) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import Image, IterableDataset
+from datasets import IterableDataset
 from torch.utils.data import Sampler
 
 from segtune.data.config import DatasetConfig
@@ -154,7 +154,7 @@ class StreamedSamples(SegmentationSamples):
         raise TypeError("how many rows a stream has is not known before it is read")
 
     def _row(self, key: Any) -> Row:
-        return decoded(key.row)
+        return key.row
 
     def _describe(self, key: Any) -> str:
         return f"sample {key.row['id']!r} (shard {key.number // SHARD}, row {key.number % SHARD})"
@@ -183,11 +183,3 @@ def open_stream(config: DatasetConfig, root: Path, name: str) -> IterableDataset
 def is_stream(rows: Any) -> bool:
     """Whether rows are read in passing."""
     return isinstance(rows, IterableDataset)
-
-
-def decoded(row: Row) -> Row:
-    """A row with its pictures read."""
-    return {
-        name: Image().decode_example(cell) if isinstance(cell, dict) and "bytes" in cell else cell
-        for name, cell in row.items()
-    }

@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from segtune.data.index import Sample
-
-Window = tuple[int, int, int, int]  # top, left, height, width
+from segtune.imageio.read import Window
 
 
 def tiled(samples: Sequence[Sample], side: int, overlap: int) -> list[Sample]:
@@ -28,8 +27,8 @@ def tiled(samples: Sequence[Sample], side: int, overlap: int) -> list[Sample]:
         for window in windows:
             tiles.append(
                 sample._replace(
-                    id=f"{sample.id}@{window[0]},{window[1]}",
-                    size=window[2:],
+                    id=f"{sample.id}@{window.top},{window.left}",
+                    size=(window.height, window.width),
                     image_part=json.dumps(image_part | {"window": window}),
                     mask_part=json.dumps(mask_part | {"window": window}),
                 )
@@ -47,7 +46,7 @@ def tile_windows(size: tuple[int, int], side: int, overlap: int | None) -> Itera
     rows, columns = ([*spans(length, side, overlap)] for length in size)
     for top, bottom in rows:
         for left, right in columns:
-            yield top, left, bottom - top, right - left
+            yield Window(top, left, bottom - top, right - left)
 
 
 def spans(length: int, side: int, overlap: int | None) -> Iterator[tuple[int, int]]:

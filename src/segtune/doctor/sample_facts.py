@@ -17,13 +17,21 @@ from segtune.data.checks import channel_sums, channels_of, mean_and_std
 from segtune.data.config import DatasetConfig
 from segtune.data.dataset import PLAIN, rows_of
 from segtune.data.index import DatasetIndex, Sample
-from segtune.data.lazy_rows import sample_ids
+from segtune.data.lazy_rows import decoded, sample_ids, undecoded
 from segtune.data.transforms import TransformConfig
 from segtune.doctor.alignment import Alignment, align
 from segtune.errors import DataError
-from segtune.imageio import geotiff
-from segtune.imageio.read import ORIENTATION, PICTURES, TIFFS, Pixels, for_display, read_image, read_mask, read_pixels
-from segtune.labels.mask_values import Color, decode_value, mask_codes
+from segtune.imageio.read import (
+    SUFFIXES,
+    Header,
+    Pixels,
+    for_display,
+    read_file,
+    read_header,
+    read_image,
+    read_mask,
+)
+from segtune.labels.mask_values import decode_value, mask_codes
 
 if TYPE_CHECKING:
     import datasets
@@ -154,7 +162,7 @@ def read_for_display(sample: Sample, opener: Opener) -> tuple[np.ndarray, np.nda
     """The image for people (H, W, 3) uint8 and the mask as it is stored: ids (H, W) or colours (H, W, 3).
 
     Raises:
-        OSError, DataError, …: one of them cannot be read; decoders raise what they like.
+        DataError: one of them cannot be read.
     """
     return for_display(opener.image(sample)[0]), _stored(opener.mask(sample)[0])
 
@@ -163,8 +171,8 @@ def read_for_display(sample: Sample, opener: Opener) -> tuple[np.ndarray, np.nda
 def _note(faults: dict[str, str], what: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # decoders raise what they like
-        faults[what] = f"{error}" or type(error).__name__
+    except DataError as error:
+        faults[what] = getattr(error, "reason", str(error))
 
 
 def _image_facts(shown: Pixels, pixels: np.ndarray, header: Header, transforms: TransformConfig) -> ImageFacts:
@@ -266,23 +274,6 @@ def _color_histograms(pixels: np.ndarray, codes: np.ndarray, is_color: bool) -> 
     return {decode_value(code, is_color): histogram for code, histogram in found.items()}
 
 
-class Header(NamedTuple):
-    """Of a picture file; as here where there is none.
-
-    Attributes:
-        mode: Pillow's; `format` likewise.
-        orientation: of the EXIF entry; 1 for none.
-        palette: colours by index.
-        lossy: the format does not keep values.
-    """
-
-    mode: str = ""
-    format: str = ""
-    orientation: int = 1
-    palette: tuple[Color, ...] = ()
-    lossy: bool = False
-
-
 class Opener:
     """Opens the samples of an index, those that it rejected too."""
 
@@ -290,22 +281,23 @@ class Opener:
         self.index, self.config = index, config
 
     def image(self, sample: Sample) -> tuple[Pixels, Header]:
-        """Raises OSError, DataError, … where it cannot be read: decoders raise what they like."""
-        if not sample.image_part and self.index.tables is None and _is_for_pillow(sample.image):
-            return _open(sample.image)
-        return self._cell(sample, "image"), Header()
+        """The image as it is stored, and what its header says. Raises DataError where it cannot be read."""
+        is_file = not sample.image_part and self.index.tables is None
+        return self._open(sample, "image", sample.image if is_file else None)
 
     def mask(self, sample: Sample) -> tuple[Pixels, Header]:
         """Like `image`."""
-        plain = self.index.format in PLAIN and not sample.mask_part and not self.config.one_hot
-        if plain and _is_for_pillow(sample.mask):
-            return _open(sample.mask)
-        return self._cell(sample, "mask"), Header()
+        is_file = self.index.format in PLAIN and not sample.mask_part and not self.config.one_hot
+        return self._open(sample, "mask", sample.mask if is_file else None)
 
-    def _cell(self, sample: Sample, name: str) -> Pixels:
+    def _open(self, sample: Sample, name: str, path: Path | None) -> tuple[Pixels, Header]:
+        """A file of its own, or else the cell of a row, whose header is not at hand."""
+        if path is not None and path.suffix.lower() in SUFFIXES:
+            header = read_header(path)
+            return read_file(path), header
         rows, numbers = self._rows[sample.split]
-        cell: Pixels = rows[name][numbers[sample.id]][name]
-        return cell
+        cell: Pixels = decoded(rows[name][numbers[sample.id]])[name]
+        return cell, Header((0, 0))
 
     @cached_property
     def _rows(self) -> dict[str, tuple[dict[str, datasets.Dataset], dict[str, int]]]:
@@ -314,41 +306,8 @@ class Opener:
         splits = rows_of(replace(self.index, samples=samples), self.config)
         return {
             split: (
-                {name: rows.select_columns(name) for name in ("image", "mask")},
+                {name: undecoded(rows.select_columns(name)) for name in ("image", "mask")},
                 {sample_id: number for number, sample_id in enumerate(sample_ids(rows))},
             )
             for split, rows in splits.items()
         }
-
-
-def _is_for_pillow(path: Path) -> bool:
-    suffix = path.suffix.lower()
-    return suffix in PICTURES or (suffix in TIFFS and path.stat().st_size > 0 and geotiff.is_for_pillow(path))
-
-
-def _open(path: Path) -> tuple[Pixels, Header]:
-    if not path.stat().st_size:
-        raise OSError("the file is empty")
-    try:
-        with PIL.Image.open(path) as picture:
-            header = _header(picture, path)
-    except PIL.UnidentifiedImageError:
-        raise OSError("it is no picture, or of an unknown format") from None
-    return read_pixels(path), header
-
-
-def _header(picture: PIL.Image.Image, path: Path) -> Header:
-    # Of a PNG without an entry in front of the pixels, Pillow would read all of them to look behind.
-    has_exif = picture.format != "TIFF" and (picture.format != "PNG" or "exif" in picture.info)
-    orientation = int(picture.getexif().get(ORIENTATION, 1)) if has_exif else 1
-    values = (picture.getpalette() or []) if picture.mode == "P" else []
-    palette = tuple(zip(values[::3], values[1::3], values[2::3], strict=False))
-    return Header(picture.mode, picture.format or "", orientation, palette, _is_lossy(picture.format, path))
-
-
-def _is_lossy(format: str | None, path: Path) -> bool:
-    """JPEG is; WebP where its picture is a "VP8 " chunk (lossless ones are "VP8L"), of its first or extended form."""
-    if format != "WEBP":
-        return format in ("JPEG", "MPO")
-    with path.open("rb") as file:
-        return b"VP8 " in file.read(64)

@@ -1,4 +1,4 @@
-"""Rasters through rasterio (the extra `geo`): rows of large and georeferenced files in, GeoTIFF out row by row."""
+"""GeoTIFF and other rasters through rasterio (the extra `geo`): windows and rows in, rows out; tags through Pillow."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import math
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +15,9 @@ import PIL.Image
 
 from segtune.errors import DataError, UsageError
 
-PIXEL_SCALE, TRANSFORMATION = 33550, 34264  # tags of TIFF: one of them says where on earth the pixels lie
-BLOCK = 256  # side of the tiles of what is written; bands of so many rows are compressed once
+TIFFS = {".tif", ".tiff"}
+BANDS, PIXEL_SCALE, TIE_POINTS, TRANSFORMATION, NODATA = 277, 33550, 33922, 34264, 42113  # tags of TIFF
+BLOCK = 256  # side of the tiles of what is written; so many rows are compressed at once
 CACHE = 64 * 2**20  # bytes of GDAL's cache of blocks, which is a twentieth of the memory by default
 _filters = threading.Lock()  # the filters of warnings are one for all threads
 
@@ -29,29 +29,106 @@ class Georeference(NamedTuple):
     transform: Any
 
 
+def read_tags(path: Path) -> Any | None:
+    """The tags of a TIFF by number, as Pillow reads them; none of another picture; None where Pillow cannot open it."""
+    try:
+        with PIL.Image.open(path) as picture:
+            return tags_of(picture)
+    except PIL.UnidentifiedImageError:
+        return None
+
+
+def tags_of(picture: PIL.Image.Image) -> Any:
+    """The tags of a TIFF that Pillow has opened; none of another picture."""
+    return getattr(picture, "tag_v2", {})
+
+
 def has_position(tags: Any) -> bool:
-    """Whether a TIFF with these tags, as Pillow reads them, says where on earth it lies."""
+    """Whether a TIFF with these tags says where on earth it lies."""
     return PIXEL_SCALE in tags or TRANSFORMATION in tags
 
 
-def import_rasterio(path: Path | str) -> Any:
-    """The package, or UsageError that says for which file it is needed."""
+def is_georeferenced(path: Path) -> bool:
+    """Whether a file is a TIFF that says where on earth it lies; looks at the header only."""
+    if path.suffix.lower() not in TIFFS:
+        return False
     try:
-        import rasterio
-        import rasterio.features
-    except ImportError:
-        raise UsageError(f"{path}: this needs the package rasterio: pip install 'segtune[geo]'") from None
-    return rasterio
+        tags = read_tags(path)
+    except OSError:
+        return False  # said when it is read
+    return GeoRaster(path).georeference is not None if tags is None else has_position(tags)
+
+
+def is_for_pillow(path: Path) -> bool:
+    """Whether Pillow reads every band of a TIFF as it is."""
+    try:
+        with PIL.Image.open(path) as picture:
+            return tags_of(picture).get(BANDS, 1) == len(picture.getbands())
+    except PIL.UnidentifiedImageError:
+        return False
+
+
+def nodata_of(picture: PIL.Image.Image) -> float | None:
+    """The value that stands for "no data" in a GeoTIFF that Pillow has opened."""
+    text = tags_of(picture).get(NODATA)
+    return None if text is None else float(str(text).strip("\x00 "))
+
+
+def without_nodata(pixels: np.ndarray, nodata: float | None) -> np.ndarray:
+    """(H, W) or (H, W, C), masked where every channel has no data or is not a number."""
+    missing = np.isnan(pixels) if pixels.dtype.kind == "f" else np.zeros(pixels.shape, dtype=bool)
+    if nodata is not None and not math.isnan(nodata):
+        missing |= pixels == nodata
+    if pixels.ndim == 3:
+        missing = np.broadcast_to(missing.all(axis=2, keepdims=True), pixels.shape)
+    return np.ma.masked_array(pixels, missing) if missing.any() else pixels
+
+
+def grid_of(path: Path) -> tuple[float, ...] | None:
+    """Where on earth a TIFF lies: the six numbers of its affine transformation; None where it does not say."""
+    tags = read_tags(path)
+    if tags is None:
+        with _open(path) as raster:
+            return None if raster.transform.is_identity else tuple(raster.transform)[:6]
+    if TRANSFORMATION in tags:
+        return tuple(tags[TRANSFORMATION][i] for i in (0, 1, 3, 4, 5, 7))
+    if PIXEL_SCALE not in tags or TIE_POINTS not in tags:
+        return None
+    (across, down), (column, row, _, x, y) = tags[PIXEL_SCALE][:2], tags[TIE_POINTS][:5]
+    return across, 0.0, x - column * across, 0.0, -down, y + row * down
+
+
+def same_grid(one: tuple[float, ...] | None, other: tuple[float, ...] | None) -> bool:
+    """Whether two rasters of one size lie on each other, up to a hundredth of a pixel; unknown counts as yes."""
+    if one is None or other is None:
+        return True
+    pixel = max(map(abs, (one[0], one[1], one[3], one[4])))
+    return all(abs(a - b) <= 0.01 * pixel for a, b in zip(one, other, strict=True))
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """(height, width) of any TIFF."""
+    with _open(path) as raster:
+        return raster.height, raster.width
+
+
+def read(path: Path, area: tuple[slice, slice] | None = None) -> np.ndarray:
+    """(H, W) of one band or (H, W, C), or an area (rows, columns) of it; masked (`numpy.ma`) where there is no data."""
+    with _open(path) as raster:
+        window = area and tuple((part.start, part.stop) for part in area)
+        bands, nodata = raster.read(window=window), raster.nodata  # (C, H, W)
+    pixels = bands[0] if len(bands) == 1 else np.ascontiguousarray(np.moveaxis(bands, 0, 2))  # (H, W) or (H, W, C)
+    return without_nodata(pixels, nodata)
 
 
 class GeoRaster:
     """A file that rasterio reads, a few rows at a time; rows that were read last are kept for the next read.
 
-    Forward reads cost one pass over the file also where it is one compressed stream, as PNG is.
+    Forward reads cost one pass over the file, even where it is one compressed stream, as PNG is.
 
     Attributes:
-        height, width, channels: of the file.
-        georeference: None where the file has none.
+        height, width, channels: the size of the file.
+        georeference: where its pixels lie; None where the file does not say.
 
     Raises:
         DataError: the file cannot be read.
@@ -60,8 +137,8 @@ class GeoRaster:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _gdal(path, opening=True) as rasterio:
-            self._dataset = rasterio.open(path)
+        with _gdal(path):
+            self._dataset = _open(path)
         self.height, self.width, self.channels = self._dataset.height, self._dataset.width, self._dataset.count
         located = self._dataset.crs is not None or not self._dataset.transform.is_identity
         self.georeference = Georeference(self._dataset.crs, self._dataset.transform) if located else None
@@ -97,7 +174,7 @@ class GeoRaster:
 
 
 class TiffWriter:
-    """Writes a TIFF of one channel; use it as a context, and `write` the rows from top to bottom.
+    """Writes a TIFF of one channel: `write` the rows from top to bottom, then `close` it.
 
     Args:
         size: (height, width).
@@ -115,10 +192,10 @@ class TiffWriter:
         nodata: int | None = None,
     ) -> None:
         self.path, self.row, self.width = path, 0, size[1]
-        place = {"crs": georeference.crs, "transform": georeference.transform} if georeference else {}
+        position = {"crs": georeference.crs, "transform": georeference.transform} if georeference else {}
         tiles = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK} if min(size) > BLOCK else {}
-        with _gdal(path, opening=True) as rasterio:
-            self._dataset = rasterio.open(
+        with _gdal(path):
+            self._dataset = _open(
                 path,
                 "w",
                 driver="GTiff",
@@ -130,7 +207,7 @@ class TiffWriter:
                 compress="deflate",
                 bigtiff="if_safer",
                 **tiles,
-                **place,
+                **position,
             )
             if colors is not None:
                 self._dataset.write_colormap(1, dict(enumerate(colors)))
@@ -142,117 +219,36 @@ class TiffWriter:
             self._dataset.write(rows, 1, window=window)
         self.row += len(rows)
 
-    def __enter__(self) -> TiffWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Ends the file."""
         with _gdal(self.path):
             self._dataset.close()
 
 
-@contextmanager
-def may_lie_nowhere(rasterio: Any) -> Iterator[None]:
-    """No warning when a file is opened that does not say where on earth it lies."""
+def import_rasterio(path: Path | str) -> Any:
+    """The package rasterio; UsageError that names the file it is needed for, where it is not installed."""
+    try:
+        import rasterio
+        import rasterio.features
+    except ImportError:
+        raise UsageError(f"{path}: this needs the package rasterio: pip install 'segtune[geo]'") from None
+    return rasterio
+
+
+def _open(path: Path, *mode: str, **profile: Any) -> Any:
+    """A data set of rasterio, without its warning where the file does not say where on earth it lies."""
+    rasterio = import_rasterio(path)
     with _filters, warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        yield
+        return rasterio.open(path, *mode, **profile)
 
 
 @contextmanager
-def _gdal(path: Path, opening: bool = False) -> Iterator[Any]:
-    """rasterio with a small cache and with our errors; when it opens a file, without a warning if that lies nowhere."""
+def _gdal(path: Path) -> Iterator[None]:
+    """GDAL with a small cache and with our errors."""
     rasterio = import_rasterio(path)
-    with rasterio.Env(GDAL_CACHEMAX=CACHE), may_lie_nowhere(rasterio) if opening else nullcontext():
+    with rasterio.Env(GDAL_CACHEMAX=CACHE):
         try:
-            yield rasterio
+            yield
         except rasterio.errors.RasterioError as error:
             raise DataError(f"{path}: {error}") from error
-
-
-BANDS, NODATA = 277, 42113  # tags of TIFF
-TIE_POINTS = 33922
-
-
-def is_for_pillow(path: Path) -> bool:
-    """Whether Pillow reads every band of a TIFF as it is."""
-    try:
-        with PIL.Image.open(path) as picture:
-            return _tags(picture).get(BANDS, 1) == len(picture.getbands())
-    except PIL.UnidentifiedImageError:
-        return False
-
-
-def nodata_of(picture: PIL.Image.Image) -> float | None:
-    """The value that stands for "no data" in a GeoTIFF that Pillow has opened."""
-    text = _tags(picture).get(NODATA)
-    return None if text is None else float(str(text).strip("\x00 "))
-
-
-def without_nodata(pixels: np.ndarray, nodata: float | None) -> np.ndarray:
-    """(H, W) or (H, W, C), masked where every channel has no data or is not a number."""
-    missing = np.isnan(pixels) if pixels.dtype.kind == "f" else np.zeros(pixels.shape, dtype=bool)
-    if nodata is not None and not math.isnan(nodata):
-        missing |= pixels == nodata
-    if pixels.ndim == 3:
-        missing = np.broadcast_to(missing.all(axis=2, keepdims=True), pixels.shape)
-    return np.ma.masked_array(pixels, missing) if missing.any() else pixels
-
-
-def read_size(path: Path) -> tuple[int, int]:
-    """(height, width) of any TIFF."""
-    with _opened(path) as raster:
-        return raster.height, raster.width
-
-
-def read(path: Path, window: tuple[int, int, int, int] | None = None) -> np.ndarray:
-    """(H, W) of one band or (H, W, C), or a window (top, left, height, width) of it; masked where there is no data."""
-    with _opened(path) as raster:
-        area = None
-        if window:
-            top, left, height, width = window
-            area = ((top, top + height), (left, left + width))
-        bands, nodata = raster.read(window=area), raster.nodata  # (C, H, W)
-    pixels = bands[0] if len(bands) == 1 else np.ascontiguousarray(np.moveaxis(bands, 0, 2))  # (H, W) or (H, W, C)
-    return without_nodata(pixels, nodata)
-
-
-def grid_of(path: Path) -> tuple[float, ...] | None:
-    """Where on earth a TIFF lies: the numbers of its affine transformation; None where it does not say.
-
-    Read from the header, without rasterio where Pillow can.
-    """
-    try:
-        with PIL.Image.open(path) as picture:
-            tags = _tags(picture)
-    except PIL.UnidentifiedImageError:
-        with _opened(path) as raster:
-            return None if raster.transform.is_identity else tuple(raster.transform)[:6]
-    if TRANSFORMATION in tags:
-        return tuple(tags[TRANSFORMATION][i] for i in (0, 1, 3, 4, 5, 7))
-    if PIXEL_SCALE not in tags or TIE_POINTS not in tags:
-        return None
-    (across, down), (column, row, _, x, y) = tags[PIXEL_SCALE][:2], tags[TIE_POINTS][:5]
-    return across, 0.0, x - column * across, 0.0, -down, y + row * down
-
-
-def same_grid(one: tuple[float, ...] | None, other: tuple[float, ...] | None) -> bool:
-    """Whether two rasters of one size lie on each other, up to a hundredth of a pixel; unknown counts as yes."""
-    if one is None or other is None:
-        return True
-    pixel = max(map(abs, (one[0], one[1], one[3], one[4])))
-    return all(abs(a - b) <= 0.01 * pixel for a, b in zip(one, other, strict=True))
-
-
-def _tags(picture: PIL.Image.Image) -> Any:
-    return getattr(picture, "tag_v2", {})
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    rasterio = import_rasterio(path)
-    with may_lie_nowhere(rasterio):
-        raster = rasterio.open(path)
-    with raster:
-        yield raster

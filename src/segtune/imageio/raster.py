@@ -1,4 +1,4 @@
-"""Images of every kind as arrays: whole, or a few rows at a time."""
+"""Rasters: images of every kind read a few rows at a time, from a file, an array or resized; and reading ahead."""
 
 from __future__ import annotations
 
@@ -15,22 +15,27 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from segtune.errors import DataError
-from segtune.imageio import read
-from segtune.imageio.geotiff import GeoRaster, has_position
-from segtune.imageio.read import Pixels, for_display, read_image
+from segtune.errors import DataError, naming
+from segtune.imageio.geotiff import GeoRaster, has_position, tags_of
+from segtune.imageio.read import (
+    TIFFS,
+    ImageLike,
+    ReadError,
+    for_display,
+    open_image,
+    open_picture,
+    orientation_of,
+    read_image,
+)
 from segtune.segformer.image_processing_segformer import channels_last, resize
 
 logger = logging.getLogger(__name__)
 
 LARGE = 2**26  # pixels of an image that is read by rows
 ROWS = 1024  # of a raster that are resized at a time
-TIFFS = {".tif", ".tiff"}
-ORIENTATION = ExifTags.Base.Orientation
 
-ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 Item = TypeVar("Item")
 
 
@@ -66,7 +71,7 @@ class ArrayRaster:
 
 
 class FileRaster:
-    """A large or georeferenced file whose rows are brought to what `read_pixels` makes of a whole image.
+    """A large or georeferenced file whose rows are brought to what `read_image` makes of a whole image.
 
     Attributes:
         file: what rasterio reads.
@@ -82,10 +87,8 @@ class FileRaster:
         rows, missing = self.file.read(top, bottom), self.file.missing(top, bottom)
         if missing is not None:
             rows = np.where(missing[:, :, None], rows.dtype.type(0), rows)
-        try:
+        with naming(str(self.file.path)):
             return read_image(np.nan_to_num(rows) if rows.dtype.kind == "f" else rows, self.channels, self.raw)
-        except DataError as error:
-            raise DataError(f"{self.file.path}: {error}") from error
 
     def again(self) -> FileRaster:
         return FileRaster(self.file.again(), self.channels, self.raw)
@@ -124,7 +127,7 @@ def resized(raster: Rows, size: tuple[int, int], resample: int) -> Rows:
     return ResizedRaster(raster, size, resample)
 
 
-def open_raster(image: Any, channels: int = 3, raw: bool = False) -> Raster:
+def open_raster(image: ImageLike | torch.Tensor, channels: int = 3, raw: bool = False) -> Raster:
     """A path, PIL image or array as a raster, upright.
 
     A file is read by rows, through rasterio, where it is georeferenced or large; else it is in memory.
@@ -136,22 +139,14 @@ def open_raster(image: Any, channels: int = 3, raw: bool = False) -> Raster:
         DataError: it is missing or no image of so many channels.
         UsageError: it needs rasterio, which is not installed.
     """
-    if isinstance(image, (str, os.PathLike)) and _is_for_rows(Path(image)):
+    if not isinstance(image, (str, os.PathLike, Image.Image)):
+        return ArrayRaster(channels_last(image, channels))
+    if isinstance(image, Image.Image):
+        return ArrayRaster(read_image(open_image(image), channels, raw))
+    if _is_for_rows(Path(image)):
         return FileRaster(GeoRaster(Path(image)), channels, raw)
-    return ArrayRaster(read_pixels(image, channels, raw))
-
-
-def is_georeferenced(path: Path) -> bool:
-    """Whether a file is a TIFF that says where on earth it lies; looks at the header only."""
-    if path.suffix.lower() not in TIFFS:
-        return False
-    try:
-        with Image.open(path) as picture:
-            return has_position(getattr(picture, "tag_v2", {}))
-    except UnidentifiedImageError:
-        return GeoRaster(path).georeference is not None
-    except OSError:
-        return False  # said when it is read
+    with naming(str(image)):
+        return ArrayRaster(read_image(open_image(image), channels, raw))
 
 
 @contextmanager
@@ -165,62 +160,36 @@ def any_size() -> Iterator[None]:
 
 
 def _is_for_rows(path: Path) -> bool:
+    """Whether a file is georeferenced, or so large that it is read by rows; faults are said when it is read."""
     try:
-        with Image.open(path) as picture:
-            if has_position(getattr(picture, "tag_v2", {})):
+        with open_picture(path) as picture:
+            if has_position(tags_of(picture)):
                 return True
-            turned = "exif" in picture.info and picture.getexif().get(ORIENTATION, 1) != 1
-            if picture.width * picture.height <= LARGE or picture.mode not in {"L", "RGB", "RGBA"} or turned:
+            is_plain = picture.mode in {"L", "RGB", "RGBA"} and orientation_of(picture) == 1
+            if picture.width * picture.height <= LARGE or not is_plain:
                 return False
-    except UnidentifiedImageError:
-        return path.suffix.lower() in TIFFS  # of more channels than Pillow knows
-    except (OSError, Image.DecompressionBombError):
-        return False  # said when it is read
+    except ReadError as error:  # a TIFF may have more channels than Pillow knows
+        return isinstance(error.__cause__, UnidentifiedImageError) and path.suffix.lower() in TIFFS
     if find_spec("rasterio") is None:
         logger.warning("%s: read into memory as a whole; pip install 'segtune[geo]' reads it by rows", path)
         return False
     return True
 
 
-def is_image(images: Any) -> bool:
+def is_image(images: object) -> bool:
     """Whether this is one image, rather than several."""
     if isinstance(images, (np.ndarray, torch.Tensor)):
         return images.ndim < 4
     return isinstance(images, (str, os.PathLike, Image.Image))
 
 
-def read_pixels(image: Any, channels: int = 3, raw: bool = False) -> np.ndarray:
-    """A path, PIL image or array as `(H, W, channels)`, upright; `raw` as in `read_image`."""
-    if not isinstance(image, (str, os.PathLike, Image.Image)):
-        return channels_last(image, channels)
-    try:
-        return read_image(_opened(image), channels, raw)
-    except DataError as error:
-        is_file = not isinstance(image, Image.Image) and str(image) not in str(error)
-        raise DataError(f"{image}: {error}" if is_file else str(error)) from error
-
-
-def shown(image: Any) -> np.ndarray:
+def shown(image: ImageLike | torch.Tensor) -> np.ndarray:
     """A path, PIL image or array as `(H, W, 3)` uint8 for people, whatever its channels and numbers."""
     if isinstance(image, (str, os.PathLike, Image.Image)):
-        return for_display(_opened(image))
+        return for_display(open_image(image))
     array = np.asarray(image)
     is_picture = array.dtype == np.uint8 and (array.ndim < 3 or bool({array.shape[0], array.shape[2]} & {1, 3, 4}))
     return channels_last(array, 3) if is_picture else for_display(array)
-
-
-def _opened(image: Any) -> Pixels:
-    """A file as a PIL image or an array, upright; a PIL image upright."""
-    if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image)
-    try:
-        return read.read_pixels(Path(image))
-    except FileNotFoundError as error:
-        raise DataError(f"{image}: no such image") from error
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{image}: {error} PIL.Image.MAX_IMAGE_PIXELS = None lifts the limit") from error
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise DataError(f"{image}: cannot be read as an image ({error})") from error
 
 
 def read_ahead(items: Iterable[Item], count: int = 1) -> Iterator[Item]:

@@ -1,36 +1,76 @@
-"""One file as a picture or an array: its size from the header, its pixels in full or a window of them.
+"""Image reading: a file as a picture or an array, whole or a window of it, and what those are as image or mask.
 
 Pillow reads pictures, NumPy reads .npy and .npz, and rasterio what Pillow cannot read of TIFF: other numbers of bands,
-bands of more than 8 bits, windows. The orientation that a camera noted is applied everywhere.
+bands of more than 8 bits, windows. The orientation that a camera noted is applied everywhere. Decoders raise what they
+like; here it becomes a `ReadError`.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from segtune.errors import DataError
+from segtune.errors import DataError, UsageError
 from segtune.imageio import geotiff
-
-if TYPE_CHECKING:
-    pass
+from segtune.imageio.geotiff import TIFFS
 
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".jp2", ".ppm", ".pgm"}
 WITH_FRAMES = {".gif"}  # Pillow keeps their files open until each picture is gone
-ARRAYS, TIFFS = {".npy", ".npz"}, {".tif", ".tiff"}
+ARRAYS = {".npy", ".npz"}
 SUFFIXES = PICTURES | ARRAYS | TIFFS
-ORIENTATION = PIL.Image.ExifTags.Base.Orientation
 TURNED = (5, 6, 7, 8)  # the EXIF orientations that swap height and width
 
 Pixels = PIL.Image.Image | np.ndarray
-Window = tuple[int, int, int, int]  # top, left, height, width
+Palette = tuple[tuple[int, int, int], ...]
+ImageLike = str | os.PathLike[str] | PIL.Image.Image | np.ndarray
+
+
+class Window(NamedTuple):
+    """A rectangle of pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def area(self) -> tuple[slice, slice]:
+        """Its rows and columns, as an array is indexed."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+    def crop(self, image: Pixels) -> Pixels:
+        """This part of a picture or an array (H, W) or (H, W, C)."""
+        if not isinstance(image, PIL.Image.Image):
+            return image[self.area]
+        return image.crop((self.left, self.top, self.left + self.width, self.top + self.height))
+
+
+class Header(NamedTuple):
+    """What the header of a picture file says; the defaults stand where there is none, as for arrays.
+
+    Attributes:
+        size: (height, width) as the picture is shown, turned by its orientation.
+        mode, format: Pillow's names.
+        orientation: of the EXIF entry, from 1 to 8; 1 is upright.
+        palette: RGB colours by index.
+        lossy: the format does not keep values.
+    """
+
+    size: tuple[int, int]
+    mode: str = ""
+    format: str = ""
+    orientation: int = 1
+    palette: Palette = ()
+    lossy: bool = False
 
 
 def is_picture(name: str) -> bool:
@@ -56,80 +96,164 @@ def walk_files(folder: Path, suffix: str = "", depth: int | None = None) -> Iter
         depth = None if depth is None else depth - 1
 
 
-def read_size(path: Path) -> tuple[int, int] | Exception:
-    """(height, width) as it is shown, from the header; what went wrong where there is none."""
+class ReadError(DataError):
+    """A file, or what stands for one, that cannot be read as an image.
+
+    Attributes:
+        path: the file.
+        reason: the fault, without the file.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: cannot be read ({self.reason})"
+
+
+@contextmanager
+def read_errors(path: Path | str) -> Iterator[None]:
+    """Raises `ReadError` for whatever goes wrong inside, where the content of a file is decoded and nothing else.
+
+    A package that is not installed and a lack of memory are no faults of the file: they pass.
+    """
     try:
-        if path.suffix.lower() in ARRAYS:
-            return _array_size(_array_shape(path))
-        if path.suffix.lower() in TIFFS and not geotiff.is_for_pillow(path):
-            return geotiff.read_size(path)
-        with PIL.Image.open(path) as picture:
-            width, height = picture.size
-            # Pillow turns TIFF by itself, and would read all of a PNG to look for an orientation behind the pixels.
-            has_exif = picture.format != "TIFF" and (picture.format != "PNG" or "exif" in picture.info)
-            turned = has_exif and picture.getexif().get(ORIENTATION) in TURNED
-    except Exception as error:  # decoders raise what they like
-        return error
-    return (width, height) if turned else (height, width)
+        yield
+    except (UsageError, MemoryError):
+        raise
+    except Exception as error:  # Pillow alone raises OSError, SyntaxError, struct.error, OverflowError, EOFError, …
+        if isinstance(error, DataError) and str(path) in str(error):
+            raise
+        raise ReadError(str(path), _reason(path, error)) from error
 
 
-def read_pixels(path: Path, window: Window | None = None) -> Pixels:
-    """A picture, or an array (H, W) or (H, W, C); masked (`numpy.ma`) where the file says that it has no data.
+def _reason(path: Path | str, error: Exception) -> str:
+    if os.path.isfile(path) and not os.path.getsize(path):
+        return "the file is empty"
+    if isinstance(error, PIL.UnidentifiedImageError):
+        return "it is no picture, or of an unknown format"
+    if isinstance(error, PIL.Image.DecompressionBombError):
+        return f"{error} PIL.Image.MAX_IMAGE_PIXELS = None lifts the limit"
+    words = error.strerror if isinstance(error, OSError) else None
+    return words or str(error) or type(error).__name__
+
+
+@contextmanager
+def open_picture(path: Path | str, content: bytes | None = None) -> Iterator[PIL.Image.Image]:
+    """A picture whose header is read, from a file or from `content`, which `path` then names in errors.
 
     Raises:
-        DataError, OSError, …: the file cannot be read; decoders raise what they like.
+        ReadError: it cannot be opened, or what is done inside fails.
     """
-    suffix = path.suffix.lower()
+    with read_errors(path), PIL.Image.open(path if content is None else io.BytesIO(content)) as picture:
+        yield picture
+
+
+def orientation_of(picture: PIL.Image.Image) -> int:
+    """The EXIF orientation that is still to be applied to a picture, from 1 (upright) to 8."""
+    # Pillow turns TIFF by itself, and would read all of a PNG to look for an orientation behind the pixels.
+    has_exif = picture.format != "TIFF" and (picture.format != "PNG" or "exif" in picture.info)
+    return int(picture.getexif().get(PIL.Image.ExifTags.Base.Orientation, 1)) if has_exif else 1
+
+
+def read_header(path: Path) -> Header:
+    """The header of a file.
+
+    Raises:
+        ReadError: there is none that can be read.
+        UsageError: it needs rasterio, which is not installed.
+    """
+    with read_errors(path):
+        if path.suffix.lower() in ARRAYS:
+            return Header(_array_size(path))
+        if path.suffix.lower() in TIFFS and not geotiff.is_for_pillow(path):
+            return Header(geotiff.read_size(path))
+        with PIL.Image.open(path) as picture:
+            values = (picture.getpalette() or []) if picture.mode == "P" else []
+            palette = tuple(zip(values[::3], values[1::3], values[2::3], strict=False))
+            lossy = _is_lossy(picture.format, path)
+            orientation = orientation_of(picture)
+            size = picture.size if orientation in TURNED else (picture.height, picture.width)
+            return Header(size, picture.mode, picture.format or "", orientation, palette, lossy)
+
+
+def read_size(path: Path) -> tuple[int, int] | ReadError:
+    """(height, width) as a file is shown, from its header; the error, where it cannot be read, for a list of them."""
+    try:
+        return read_header(path).size
+    except ReadError as error:
+        return error
+
+
+def read_file(path: Path, window: Window | None = None) -> Pixels:
+    """A file, or a window of it, as a picture, or as an array of numbers (H, W) or (H, W, C).
+
+    An array is masked (`numpy.ma`) where the file says that it has no data.
+
+    Raises:
+        ReadError: the file cannot be read.
+        UsageError: it needs rasterio, which is not installed.
+    """
+    suffix, area, nodata = path.suffix.lower(), window and window.area, None
+    pixels: Pixels
+    with read_errors(path):
+        if suffix in ARRAYS:
+            pixels = channels_at_end(_load_array(path))
+        elif suffix in TIFFS and (window or not geotiff.is_for_pillow(path)):
+            return geotiff.read(path, area)
+        else:
+            with PIL.Image.open(path) as picture:
+                picture.load()
+                nodata = geotiff.nodata_of(picture)
+                pixels = PIL.ImageOps.exif_transpose(picture)
+    pixels = window.crop(pixels) if window else pixels
     if suffix in ARRAYS:
-        return _read_array(path, window)
-    if suffix in TIFFS and (window or not geotiff.is_for_pillow(path)):
-        return geotiff.read(path, window)
-    with PIL.Image.open(path) as picture:
-        picture.load()
-        nodata = geotiff.nodata_of(picture)
-        upright = PIL.ImageOps.exif_transpose(picture)
-    if window:
-        top, left, height, width = window
-        upright = upright.crop((left, top, left + width, top + height))
-    return upright if nodata is None else geotiff.without_nodata(np.asarray(upright), nodata)
+        return np.array(pixels)  # no longer mapped to the file
+    return pixels if nodata is None else geotiff.without_nodata(np.asarray(pixels), nodata)
+
+
+def open_image(image: str | os.PathLike[str] | PIL.Image.Image) -> Pixels:
+    """A file as a picture or an array, or a PIL image, upright.
+
+    Raises:
+        ReadError, UsageError: see `read_file`.
+    """
+    return PIL.ImageOps.exif_transpose(image) if isinstance(image, PIL.Image.Image) else read_file(Path(image))
 
 
 def channels_at_end(array: np.ndarray) -> np.ndarray:
     """(H, W) or (H, W, C) of an array that may be (C, H, W): the channels are the shorter of its ends.
 
     Raises:
-        DataError: it has another number of axes.
+        DataError: it has another number of axes, no pixels, or something else than numbers.
     """
-    if array.ndim not in (2, 3):
-        raise DataError(f"an array of shape {array.shape}: expected (H, W), (H, W, C) or (C, H, W)")
+    if array.ndim not in (2, 3) or 0 in array.shape or array.dtype.kind not in "buif":
+        raise DataError(f"an array of {array.dtype} {array.shape}: expected numbers (H, W), (H, W, C) or (C, H, W)")
     return np.moveaxis(array, 0, 2) if array.ndim == 3 and array.shape[0] < array.shape[2] else array
 
 
-def _read_array(path: Path, window: Window | None) -> np.ndarray:
-    if path.suffix.lower() == ".npz":
-        with np.load(path) as archive:
-            array = archive[_only_name(path, archive.files)]
-    else:
-        array = np.load(path, mmap_mode="r")
-    array = channels_at_end(array)
-    if window:
-        top, left, height, width = window
-        array = array[top : top + height, left : left + width]
-    return np.array(array)
-
-
-def _array_shape(path: Path) -> tuple[int, ...]:
+def _load_array(path: Path) -> np.ndarray:
     if path.suffix.lower() == ".npy":
-        return tuple(np.load(path, mmap_mode="r").shape)
-    with zipfile.ZipFile(path) as archive:
-        names = [name.removesuffix(".npy") for name in archive.namelist()]
-        with archive.open(f"{_only_name(path, names)}.npy") as file:
-            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            return tuple(read_header[np.lib.format.read_magic(file)](file)[0])
+        array: np.ndarray = np.load(path, mmap_mode="r")
+        return array
+    with path.open("rb") as file, np.load(file) as archive:  # given the path, NumPy leaves a broken file open
+        only: np.ndarray = archive[_only_name(path, archive.files)]
+        return only
 
 
-def _array_size(shape: tuple[int, ...]) -> tuple[int, int]:
-    height, width = channels_at_end(np.broadcast_to(np.uint8(0), shape)).shape[:2]
+def _array_size(path: Path) -> tuple[int, int]:
+    """(height, width) of an array; of a compressed one without unpacking it."""
+    if path.suffix.lower() == ".npy":
+        array = _load_array(path)
+    else:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            with archive.open(f"{_only_name(path, names)}.npy") as file:
+                read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                shape, _, dtype = read_header[np.lib.format.read_magic(file)](file)
+        array = np.broadcast_to(np.zeros((), dtype), shape)
+    height, width = channels_at_end(array).shape[:2]
     return height, width
 
 
@@ -137,6 +261,14 @@ def _only_name(path: Path, names: list[str]) -> str:
     if len(names) != 1:
         raise DataError(f"{path.name} holds {len(names)} arrays ({', '.join(names[:5])}): save one array in each file")
     return names[0]
+
+
+def _is_lossy(format: str | None, path: Path) -> bool:
+    """JPEG is; WebP where its picture is a "VP8 " chunk (lossless ones are "VP8L"), of its first or extended form."""
+    if format != "WEBP":
+        return format in ("JPEG", "MPO")
+    with path.open("rb") as file:
+        return b"VP8 " in file.read(64)
 
 
 def read_image(image: Pixels, channels: int = 3, raw: bool = False) -> np.ndarray:

@@ -1,22 +1,30 @@
-"""Maps written to files row by row: masks with their colours, confidences; a file is there when it is complete."""
+"""Image writing: maps row by row into PNG or TIFF, whose file is there when it is complete, and arrays as bytes."""
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
+from PIL import Image
 
 from segtune.errors import UsageError
 from segtune.files import atomic_path
 from segtune.imageio.geotiff import Georeference, TiffWriter
 from segtune.labels.label_map import LabelMap
+from segtune.labels.mask_values import Color
 
-Write = Callable[[np.ndarray], None]
+LARGEST_ID = 2**16 - 1  # that a PNG holds
+
+Write = Callable[[np.ndarray], None]  # of the next rows
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+GREY, PALETTE = 0, 3  # colour types
+UP = 2  # the filter: a row as the difference from the one above, which makes most of a label map zeros
 
 
 @contextmanager
@@ -27,40 +35,42 @@ def mask_writer(
 
     A PNG or, by its suffix, a TIFF, with the labels' palette; of more than 256 labels, 16-bit ids without one.
     """
-    wide = label_map.num_labels > 256
-    if label_map.num_labels > 2**16:
-        raise UsageError(f"{path}: a mask holds ids up to {2**16 - 1}, the model has {label_map.num_labels} labels")
-    dtype, colors = (np.uint16, None) if wide else (np.uint8, label_map.colors)
-    with atomic_path(path) as temporary:
-        if path.suffix == ".png":
-            with PngWriter(temporary, size, colors, dtype) as png:
-                yield png.write
-        else:
-            ignored = label_map.ignore_index
-            nodata = ignored if 0 <= ignored <= np.iinfo(dtype).max else None
-            with TiffWriter(temporary, size, dtype, georeference, colors, nodata) as tiff:
-                yield tiff.write
+    if label_map.num_labels > LARGEST_ID + 1:
+        raise UsageError(f"{path}: a mask holds ids up to {LARGEST_ID}, the model has {label_map.num_labels} labels")
+    dtype, colors = (np.uint16, None) if label_map.num_labels > 256 else (np.uint8, label_map.colors)
+    nodata = label_map.ignore_index if 0 <= label_map.ignore_index <= np.iinfo(dtype).max else None
+    with _map_writer(path, size, dtype, georeference, colors, nodata) as writer:
+        yield writer.write
 
 
 @contextmanager
 def confidence_writer(path: Path, size: tuple[int, int], georeference: Georeference | None = None) -> Iterator[Write]:
     """Writes probabilities from 0 to 1: as 8-bit grey of a PNG (255 is 1), or as they are, 32-bit, into a TIFF."""
+    is_png = path.suffix == ".png"
+    with _map_writer(path, size, np.uint8 if is_png else np.float32, georeference) as writer:
+        yield (lambda rows: writer.write(np.rint(rows * 255).astype(np.uint8))) if is_png else writer.write
+
+
+@contextmanager
+def _map_writer(
+    path: Path,
+    size: tuple[int, int],
+    dtype: type[np.generic],
+    georeference: Georeference | None,
+    colors: Sequence[Color] | None = None,
+    nodata: int | None = None,
+) -> Iterator[PngWriter | TiffWriter]:
     with atomic_path(path) as temporary:
         if path.suffix == ".png":
-            with PngWriter(temporary, size) as png:
-                yield lambda rows: png.write(np.rint(rows * 255).astype(np.uint8))
+            writer: PngWriter | TiffWriter = PngWriter(temporary, size, colors, dtype)
         else:
-            with TiffWriter(temporary, size, np.float32, georeference) as tiff:
-                yield tiff.write
-
-
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-GREY, PALETTE = 0, 3  # colour types
-UP = 2  # the filter: a row as the difference from the one above, which makes most of a label map zeros
+            writer = TiffWriter(temporary, size, dtype, georeference, colors, nodata)
+        with closing(writer):
+            yield writer
 
 
 class PngWriter:
-    """Writes ids as a PNG of one channel; use it as a context, and `write` the rows from top to bottom.
+    """Writes ids as a PNG of one channel: `write` the rows from top to bottom, then `close` it.
 
     Args:
         size: (height, width).
@@ -79,8 +89,8 @@ class PngWriter:
         self.stored = np.dtype(dtype).newbyteorder(">")
         self.file = path.open("wb")
         self.file.write(SIGNATURE)
-        kind = GREY if palette is None else PALETTE
-        self._chunk(b"IHDR", struct.pack(">2I5B", self.width, height, 8 * self.stored.itemsize, kind, 0, 0, 0))
+        color_type = GREY if palette is None else PALETTE
+        self._chunk(b"IHDR", struct.pack(">2I5B", self.width, height, 8 * self.stored.itemsize, color_type, 0, 0, 0))
         if palette is not None:
             self._chunk(b"PLTE", bytes(value for color in palette for value in color))
         self.compressor = zlib.compressobj()
@@ -95,18 +105,32 @@ class PngWriter:
         self.above = content[-1].copy()
         self._chunk(b"IDAT", self.compressor.compress(filtered.data))
 
-    def __enter__(self) -> PngWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
+    def close(self) -> None:
+        """Ends the file."""
+        with self.file:
             self._chunk(b"IDAT", self.compressor.flush())
             self._chunk(b"IEND", b"")
-        self.file.close()
 
     def _chunk(self, name: bytes, content: bytes) -> None:
         if content or name == b"IEND":
             checksum = zlib.crc32(content, zlib.crc32(name))
             self.file.write(struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum))
+
+
+def encode_image(pixels: np.ndarray) -> tuple[bytes, str]:
+    """A PNG where that holds the numbers of an image (H, W) or (H, W, C), else a NumPy array; and the file's suffix."""
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+    if pixels.dtype == np.bool_ or (pixels.dtype == np.uint8 and channels <= 4):
+        return encode_png(np.squeeze(pixels, 2) if pixels.ndim == 3 and channels == 1 else pixels), ".png"
+    if pixels.dtype in (np.uint16, np.int32) and channels == 1 and pixels.min() >= 0 and pixels.max() <= LARGEST_ID:
+        return encode_png(pixels.reshape(pixels.shape[:2]).astype(np.uint16)), ".png"
+    file = io.BytesIO()
+    np.save(file, pixels)
+    return file.getvalue(), ".npy"
+
+
+def encode_png(array: np.ndarray) -> bytes:
+    """A PNG of uint8 (H, W) or (H, W, 2, 3 or 4), uint16 (H, W) or bool (H, W)."""
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, format="PNG")
+    return file.getvalue()

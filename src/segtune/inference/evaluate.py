@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from segtune.data.lazy_rows import decoded, undecoded
 from segtune.data.samples import read_pair
 from segtune.errors import DataError
 from segtune.evaluation.evaluation import Evaluation
@@ -97,7 +98,7 @@ def evaluated_images(
         DataError: a file that cannot be read, or a mask that the label map does not fit; the message names the sample.
         UsageError: the model and the label map differ in the number of labels.
     """
-    rows = range(len(dataset)) if indices is None else indices
+    dataset, rows = undecoded(dataset), range(len(dataset)) if indices is None else indices
     if device is not None:
         model.to(device)
     segmenter = Segmenter(model, processor, protocol, batch_size, label_map.num_labels)
@@ -120,9 +121,8 @@ def labelled_image(
 ) -> LabelledImage:
     """Id, image and labels of a row, see `read_pair`; DataError with its id where they cannot be read."""
     try:
-        row = dataset[number]
-        image, labels = read_pair(row, label_map, *form)
-    except Exception as error:
+        row = decoded(undecoded(dataset)[number])
+        return LabelledImage(row["id"], *read_pair(row, label_map, *form))
+    except DataError as error:
         name = dataset.select_columns("id")[number]["id"]
-        raise DataError(f"sample {name!r}: {error}") from error
-    return LabelledImage(row["id"], image, labels)
+        raise error.named(f"sample {name!r}") from error

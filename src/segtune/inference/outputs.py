@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from segtune.errors import UsageError, listed
-from segtune.imageio.raster import is_georeferenced
+from segtune.imageio.geotiff import is_georeferenced
 from segtune.imageio.video import is_video
 from segtune.inference.polygons import PolygonFormat
 

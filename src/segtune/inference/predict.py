@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from segtune.imageio.raster import ImageLike, is_image, read_ahead
+from segtune.imageio.raster import is_image, read_ahead
+from segtune.imageio.read import ImageLike
 from segtune.inference.device import best_device
 from segtune.inference.processor import load_processor
 from segtune.inference.protocol import InferenceProtocol

@@ -37,6 +37,7 @@ def processor_from_transforms(
         window=evaluation.window,
         stride=evaluation.stride,
         rescale_factor=1 / (high - low),
+        value_range=transforms.value_range,
         image_mean=[mean + low / (high - low) for mean in transforms.mean],
         image_std=transforms.std,
     )

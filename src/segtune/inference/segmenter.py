@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from segtune.errors import UsageError
-from segtune.imageio.raster import ImageLike, Raster, open_raster, read_ahead, resized
+from segtune.imageio.raster import Raster, open_raster, read_ahead, resized
+from segtune.imageio.read import ImageLike
 from segtune.inference.protocol import LOGIT_STRIDE, InferenceProtocol
 from segtune.inference.sliding_window import Span, UpsampledRows, blend_across, blend_down, spans
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
@@ -180,7 +182,10 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 def form_of(processor: SegformerImageProcessor) -> tuple[int, bool]:
     """The number of channels that a processor takes, and whether in the numbers of the file (see `read_image`)."""
-    return len(processor.image_mean), bool(abs(processor.rescale_factor - 1 / 255) > 1e-12)
+    # A processor says which range of values was declared in training. Where it says nothing, as published checkpoints,
+    # it takes 8-bit pictures if it multiplies by 1/255 (which may be stored with few digits), else the file's numbers.
+    is_of_pictures = math.isclose(processor.rescale_factor, 1 / 255, rel_tol=1e-4)
+    return len(processor.image_mean), processor.value_range is not None or not is_of_pictures
 
 
 def _groups(across: Sequence[Span], size: int) -> Iterator[list[Span]]:

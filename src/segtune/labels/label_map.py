@@ -40,6 +40,9 @@ class LabelError(DataError):
         super().__init__(message)
         self.values = dict(values or {})
 
+    def named(self, what: str) -> LabelError:
+        return LabelError(f"{what}: {self}", self.values)
+
 
 @dataclass(frozen=True)
 class LabelMap:

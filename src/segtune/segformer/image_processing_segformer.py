@@ -30,12 +30,14 @@ FIELDS = (
     "resample",
     "do_rescale",
     "rescale_factor",
+    "value_range",
     "do_normalize",
     "image_mean",
     "image_std",
     "do_reduce_labels",
 )
-OWN_FIELDS = {"size_divisor": 1, "window": None, "stride": None}  # not of transformers, with their defaults
+# not of transformers, with their defaults
+OWN_FIELDS = {"size_divisor": 1, "window": None, "stride": None, "value_range": None}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IGNORED = 255  # what label reduction makes of id 0
@@ -59,6 +61,9 @@ class SegformerImageProcessor(ImageProcessingMixin):
         stride: from one window to the next.
         resample: Pillow's filter for images, `PIL.Image.Resampling` or its number; 2 is bilinear.
         do_rescale: multiply by `rescale_factor`. 8-bit images need 1/255, 16-bit ones 1/65535.
+        value_range: the smallest and the largest of the numbers that images are given in, where that was declared in
+            training: files are then read with the numbers that they hold, rather than as 8-bit pictures. `preprocess`
+            does not look at it.
         do_normalize: subtract `image_mean` and divide by `image_std`.
         image_mean: one value per channel; their number is the number of channels of an image.
         image_std: one value per channel.
@@ -83,6 +88,7 @@ class SegformerImageProcessor(ImageProcessingMixin):
         resample: int = 2,
         do_rescale: bool = True,
         rescale_factor: float = 1 / 255,
+        value_range: Sequence[float] | None = None,
         do_normalize: bool = True,
         image_mean: Sequence[float] = IMAGENET_MEAN,
         image_std: Sequence[float] = IMAGENET_STD,
@@ -99,10 +105,13 @@ class SegformerImageProcessor(ImageProcessingMixin):
         self.resample = int(Image.Resampling(resample))
         self.do_rescale = bool(do_rescale)
         self.rescale_factor = float(rescale_factor)
+        self.value_range = None if value_range is None else [float(value) for value in value_range]
         self.do_normalize = bool(do_normalize)
         self.image_mean = [float(value) for value in image_mean]
         self.image_std = [float(value) for value in image_std]
         self.do_reduce_labels = bool(do_reduce_labels)
+        if self.value_range is not None and (len(self.value_range) != 2 or self.value_range[0] >= self.value_range[1]):
+            raise ValueError(f"value_range is the smaller and the larger of two numbers, not {value_range!r}")
         if not self.image_mean or len(self.image_mean) != len(self.image_std) or 0.0 in self.image_std:
             raise ValueError(
                 "image_mean and image_std need one value per channel, none of image_std 0; "

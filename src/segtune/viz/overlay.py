@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from segtune.data.loader import TrainingBatches
 from segtune.errors import UsageError
-from segtune.imageio.raster import ImageLike, shown
+from segtune.imageio.raster import shown
+from segtune.imageio.read import ImageLike
 from segtune.labels.label_map import LabelMap
 
 if TYPE_CHECKING:

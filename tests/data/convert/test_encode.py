@@ -12,7 +12,7 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image, ImageOps
 
-from segtune.data.convert.encode import EncodedSample, MaskEncoding, SampleEncoder, encode_image
+from segtune.data.convert.encode import EncodedSample, MaskEncoding, SampleEncoder
 from segtune.errors import DataError
 from segtune.imageio.read import read_image, read_mask
 from segtune.labels.label_map import LabelMap
@@ -156,26 +156,6 @@ def test_orientation_of_a_camera(tmp_path: Path, tile: int | None) -> None:
     np.testing.assert_array_equal(found, shown)
 
 
-@pytest.mark.parametrize(
-    ("array", "suffix"),
-    [
-        (RGB, ".png"),
-        (RGB[:, :, :2], ".png"),
-        (RGB[:, :, :1], ".png"),
-        (RGB[:, :, 0] > 100, ".png"),
-        (RGB[:, :, 0].astype(np.uint16) * 200, ".png"),
-        (RGB.astype(np.uint16), ".npy"),
-        (RGB.astype(np.float32) / 7, ".npy"),
-        (np.dstack([RGB, RGB]), ".npy"),
-    ],
-)
-def test_arrays_are_encoded_without_loss(array: np.ndarray, suffix: str) -> None:
-    content, found = encode_image(array)
-    assert found == suffix
-    read = np.load(io.BytesIO(content)) if suffix == ".npy" else np.asarray(opened(content))
-    np.testing.assert_array_equal(read, array if suffix == ".npy" else np.squeeze(array))
-
-
 # -- tiles ------------------------------------------------------------------------------------------------------------
 
 
@@ -213,5 +193,5 @@ def test_errors_name_the_sample(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"sample 'x': the image is \(40, 60\) \(height, width\), its mask \(60, 40\)"):
         encoded(tmp_path, RGB, IDS.T.copy())
     (tmp_path / "i.jpg").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="sample 'x': cannot identify image file"):
+    with pytest.raises(DataError, match=r"sample 'x': .*i\.jpg: cannot be read \(it is no picture"):
         encoded(tmp_path, tmp_path, IDS, names=("i.jpg", "m.png"))

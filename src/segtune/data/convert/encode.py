@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import PIL.Image
 
+from segtune.data.lazy_rows import decoded, undecoded
 from segtune.data.samples import open_pair
 from segtune.data.tiles import tile_windows
-from segtune.errors import DataError
+from segtune.errors import naming
 from segtune.imageio.read import SUFFIXES, read_image, read_mask
+from segtune.imageio.writers import LARGEST_ID, encode_image, encode_png
 from segtune.labels.label_map import LabelMap
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
 NAMES = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif"}
 PNG = b"\x89PNG\r\n\x1a\n"
-LARGEST_ID = 2**16 - 1  # that a PNG holds
 
 
 class EncodedSample(NamedTuple):
@@ -109,6 +110,10 @@ class SampleEncoder:
         """The rows, with references to files instead of what is in them."""
         return self.rows.with_format("arrow")
 
+    @cached_property
+    def _undecoded(self) -> datasets.Dataset:
+        return undecoded(self.rows)
+
     def __call__(self, number: int) -> list[EncodedSample]:
         """The samples that a row becomes: one, or its tiles.
 
@@ -116,10 +121,8 @@ class SampleEncoder:
             DataError: the row cannot be read or does not fit the label map; names the sample.
         """
         cells = self._cells[number].to_pylist()[0]
-        try:
-            return list(self._encoded(self.rows[number], cells))
-        except Exception as error:  # decoders raise what they like
-            raise DataError(f"sample {cells['id']!r}: {error}") from error
+        with naming(f"sample {cells['id']!r}"):
+            return list(self._encoded(decoded(self._undecoded[number]), cells))
 
     def _encoded(self, row: Mapping[str, Any], cells: Mapping[str, Any]) -> Iterator[EncodedSample]:
         picture, mask = row["image"], read_mask(row["mask"])
@@ -156,25 +159,6 @@ def pixels_of(image: Any) -> np.ndarray:
         plain = image.mode in ("L", "LA", "RGB", "RGBA", "F") or image.mode.startswith("I")
         return np.asarray(image) if plain and "transparency" not in image.info else read_image(image)
     return np.asarray(np.ma.filled(image, 0))
-
-
-def encode_image(pixels: np.ndarray) -> tuple[bytes, str]:
-    """A PNG where that holds the numbers of an image (H, W) or (H, W, C), else a NumPy array; and the file's suffix."""
-    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
-    if pixels.dtype == np.bool_ or (pixels.dtype == np.uint8 and channels <= 4):
-        return encode_png(np.squeeze(pixels, 2) if pixels.ndim == 3 and channels == 1 else pixels), ".png"
-    if pixels.dtype in (np.uint16, np.int32) and channels == 1 and pixels.min() >= 0 and pixels.max() <= LARGEST_ID:
-        return encode_png(pixels.reshape(pixels.shape[:2]).astype(np.uint16)), ".png"
-    file = io.BytesIO()
-    np.save(file, pixels)
-    return file.getvalue(), ".npy"
-
-
-def encode_png(array: np.ndarray) -> bytes:
-    """A PNG of uint8 (H, W) or (H, W, 2, 3 or 4), uint16 (H, W) or bool (H, W)."""
-    file = io.BytesIO()
-    PIL.Image.fromarray(array).save(file, format="PNG")
-    return file.getvalue()
 
 
 def _content(cell: Any) -> tuple[bytes, str] | None:

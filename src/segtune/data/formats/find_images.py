@@ -12,7 +12,7 @@ from segtune.data.config import DatasetConfig
 from segtune.data.index import DatasetIndex, Sample, in_threads
 from segtune.data.splits import all_names, split_names
 from segtune.errors import UsageError
-from segtune.imageio.read import is_picture, read_size
+from segtune.imageio.read import ReadError, is_picture, read_size
 
 
 class AnnotatedImages:
@@ -111,13 +111,13 @@ def keep_annotated(index: DatasetIndex, samples: Sequence[Sample], parts: Sequen
             different[name] = f"{name} ({size}), annotated as {sample.size}"
         else:
             name = index.below(sample.image)
-            unreadable[name] = f"{name} ({size})"
+            unreadable[name] = f"{name} ({size.reason})"
     fix = "Replace these images, or export the annotations again (an image counts as its EXIF orientation turns it)"
     index.report("unreadable", "files that cannot be read", unreadable, fix)
     index.report("size_mismatch", "images of another (height, width) than annotated", different, fix)
 
 
-def _shown_size(sample: Sample) -> tuple[int, int] | Exception:
+def _shown_size(sample: Sample) -> tuple[int, int] | ReadError:
     """From the image's header; what the annotation states, where the image is part of it."""
     return sample.size if sample.image == sample.mask else read_size(sample.image)
 

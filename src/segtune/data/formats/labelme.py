@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from segtune.data.formats.shapes import Shape, rectangle
 from segtune.data.index import DatasetIndex, Sample, in_threads
 from segtune.data.splits import Names, split_names, split_of
 from segtune.errors import DataError, UsageError
-from segtune.imageio.read import walk_files
+from segtune.imageio.read import open_picture, walk_files
 from segtune.labels.label_file import BACKGROUND, IGNORED
 
 WITHOUT_AREA = ("line", "linestrip", "point", "points")
@@ -142,7 +141,7 @@ def embedded_image(path: Path) -> PIL.Image.Image:
     text = read_json(path).get("imageData")
     if not text:
         raise DataError(f"{path}: neither its image file nor imageData is there")
-    with PIL.Image.open(io.BytesIO(base64.b64decode(text))) as picture:
+    with open_picture(path, base64.b64decode(text)) as picture:
         picture.load()
         return PIL.ImageOps.exif_transpose(picture)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from segtune.data.index import DatasetIndex, Sample, in_threads
 from segtune.imageio.geotiff import grid_of, same_grid
-from segtune.imageio.read import SUFFIXES, TIFFS, read_size
+from segtune.imageio.read import SUFFIXES, TIFFS, ReadError, read_size
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +103,8 @@ def keep_same_sizes(index: DatasetIndex, samples: Sequence[Sample], resize_image
             continue
         index.rejected.append(sample)
         files = [index.below(path) for path in (sample.image, sample.mask)]
-        shown = [f"{file} ({size})" for file, size in zip(files, sizes, strict=True)]
-        broken = {files[i]: shown[i] for i, size in enumerate(sizes) if isinstance(size, Exception)}
+        shown = [f"{file} ({getattr(size, 'reason', size)})" for file, size in zip(files, sizes, strict=True)]
+        broken = {files[i]: shown[i] for i, size in enumerate(sizes) if isinstance(size, ReadError)}
         faults["unreadable"] |= broken
         if not broken and sizes[0] != sizes[1]:
             faults["size_mismatch"][files[0]] = f"{shown[0]} and {shown[1]}"
@@ -117,19 +117,19 @@ def keep_same_sizes(index: DatasetIndex, samples: Sequence[Sample], resize_image
     index.report("grid_mismatch", "partners that lie elsewhere on earth", faults["grid_mismatch"], fix)
 
 
-def _same_shape(one: tuple[int, int] | Exception, other: tuple[int, int] | Exception) -> bool:
+def _same_shape(one: tuple[int, int] | ReadError, other: tuple[int, int] | ReadError) -> bool:
     """Whether one size is a multiple of the other, up to the rounding of a side."""
-    if isinstance(one, Exception) or isinstance(other, Exception):
+    if isinstance(one, ReadError) or isinstance(other, ReadError):
         return False
     return abs(one[0] * other[1] - one[1] * other[0]) < max(*one, *other)
 
 
-def _read_headers(sample: Sample) -> tuple[tuple[tuple[int, int] | Exception, ...], bool]:
+def _read_headers(sample: Sample) -> tuple[tuple[tuple[int, int] | ReadError, ...], bool]:
     """The sizes of both files, and whether they lie on one grid."""
     paths = sample.image, sample.mask
     sizes = tuple(map(read_size, paths))
     is_tiff = all(path.suffix.lower() in TIFFS for path in paths)
-    if not is_tiff or any(isinstance(size, Exception) for size in sizes):
+    if not is_tiff or any(isinstance(size, ReadError) for size in sizes):
         return sizes, True
     return sizes, same_grid(*map(grid_of, paths))
 

@@ -1,0 +1,29 @@
+"""Messages of errors that name what is read."""
+
+from __future__ import annotations
+
+import pytest
+
+from segtune.errors import DataError, UsageError, naming
+from segtune.imageio.read import ReadError
+from segtune.labels.label_map import LabelError
+
+
+def test_what_is_read_is_named_once() -> None:
+    with pytest.raises(DataError, match=r"^a\.png: broken$"), naming("a.png"), naming("a.png"):
+        raise DataError("broken")
+    with pytest.raises(ReadError, match=r"^a\.png: cannot be read \(broken\)$"), naming("a.png"):
+        raise ReadError("a.png", "broken")
+
+
+def test_named_errors_keep_their_values() -> None:
+    with pytest.raises(LabelError, match=r"^sample 'a': the mask holds id 9$") as error, naming("sample 'a'"):
+        raise LabelError("the mask holds id 9", {9: 4})
+    assert error.value.values == {9: 4}
+
+
+def test_other_errors_stay_as_they_are() -> None:
+    for error in (UsageError("wrong"), TypeError("a bug")):
+        with pytest.raises(type(error)) as found, naming("a.png"):
+            raise error
+        assert found.value is error
