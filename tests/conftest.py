@@ -25,7 +25,9 @@ for _name in ("HF_DATASETS_CACHE", "HF_EVALUATE_CACHE", "HF_HUB_CACHE", "HF_TOKE
 import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-COMPLETE = os.environ.get("SEGTUNE_COMPLETE") == "1"  # fail, where data or a browser is missing, instead of skipping
+# In CI a test fails where its data or a browser is missing, instead of being skipped; SEGTUNE_COMPLETE=0 says that the
+# runner has no such data, as those of a public forge do not.
+COMPLETE = os.environ.get("SEGTUNE_COMPLETE", "1" if os.environ.get("CI") == "true" else "0") == "1"
 
 
 @pytest.fixture(scope="session")
