@@ -10,7 +10,6 @@ import torch
 
 from segtune.data.dataset import open_dataset
 from segtune.data.loader import TrainingBatches
-from segtune.data.transforms import TrainTransform
 from segtune.recipe.recipe import load_recipe
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "segtune"
@@ -22,8 +21,7 @@ def test_samples_reach_a_process_that_is_started_anew() -> None:
     """macOS and Windows start loading processes so, and Python 3.14 on Linux: what they get is pickled."""
     recipe = load_recipe("demo")
     rows, label_map = open_dataset(recipe.dataset)
-    transform = TrainTransform(recipe.transforms, label_map.ignore_index)
-    batches = TrainingBatches(rows["train"], label_map, transform, 0, batch_size=2, accumulation_steps=1)
+    batches = TrainingBatches(rows["train"], label_map, recipe.transforms, 0, batch_size=2, accumulation_steps=1)
     copy = pickle.loads(pickle.dumps(batches.samples))
     for key in ((0, 0), (1, 5)):
         sample, again = batches.samples[key], copy[key]
