@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import requires
@@ -147,6 +148,7 @@ OURS = [found for found in IMPORTS if found.ours]
 THIRD_PARTY = [found for found in IMPORTS if not found.ours and found.target not in sys.stdlib_module_names]
 
 
+BROAD = {"Exception", "BaseException"}
 LEVEL = {package: number for number, line in enumerate(LAYERS) for package in line.split()}
 
 
@@ -270,6 +272,41 @@ def names_from_package(module: str, node: ast.AST) -> list[str]:
     if isinstance(node, ast.ImportFrom) and list(targets(module, node)) == ["segtune"]:
         return [alias.name for alias in node.names]
     return []
+
+
+def test_a_module_is_found_by_its_name() -> None:
+    """A name stands for one module, and a folder can be read at a glance."""
+    files = [path for path in PACKAGE.rglob("*.py") if path.stem not in {"__init__", "config", "page"}]
+    names = Counter(path.stem for path in files)
+    assert {name for name, count in names.items() if count > 1} == set()
+    folders = Counter(path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+    assert folders["."] <= 8
+    assert {folder for folder, count in folders.items() if count > 17} == set()
+
+
+def test_whatever_goes_wrong_is_caught_in_few_places() -> None:
+    """A bug must read as a bug: only where libraries raise what they like, beside a run, after it, and at the top."""
+    broad = {
+        module
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ExceptHandler) and (node.type is None or ast.unparse(node.type) in BROAD)
+    }
+    assert broad <= {"cli.main", "finetune", "hub.push", "imageio.read"}
+
+
+def test_pages_are_templates() -> None:
+    """What is put into HTML is escaped by Jinja2: no tag stands in a string that Python puts together."""
+    tag = re.compile(
+        r"</?(a|article|b|button|code|details|div|figure|h[1-6]|img|li|p|path|script|span|svg|t[dhr]|ul)\b[^<]*>"
+    )
+    made = {
+        f"{module}:{node.lineno}"
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr) and tag.search(ast.unparse(node))
+    }
+    assert made == set()
 
 
 def test_no_cycles() -> None:

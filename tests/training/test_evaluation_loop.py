@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from segtune.errors import UsageError
 from segtune.labels.label_map import LabelMap
 from segtune.training.config import TrainingConfig
+from segtune.training.evaluation_loop import Validation
 from segtune.training.run_folder import RunFolder
-from segtune.training.validation import Validation
 
 LABELS = LabelMap.from_names(["polar", "arid"])
 VALUES = {
