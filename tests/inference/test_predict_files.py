@@ -266,9 +266,9 @@ def test_a_broken_file_is_named_and_leaves_nothing(tmp_path: Path) -> None:
 PEAK = """
 import sys
 from pathlib import Path
-from segtune import cli
+from segtune.cli.main import main
 try:
-    cli.main(sys.argv[1:])
+    main(sys.argv[1:])
 except SystemExit as left:
     assert not left.code
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
