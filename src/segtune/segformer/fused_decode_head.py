@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .fused import is_eager, is_idle, is_plain, is_plain_convolution, refuse_second_derivative
+from .fused import is_eager, is_idle, is_plain, is_plain_convolution, may_fuse, refuse_second_derivative
 from .upsampling import linear_weights, strip_rows, upsample, upsample_backward, upsampled_strip
 
 # --- composed projections --------------------------------------------------------------------------------------------
@@ -34,10 +34,12 @@ class ComposedFusion:
     """Projections, fusing convolution and batch norm without the concatenation; a frozen norm is folded in as well."""
 
     @staticmethod
-    def applies(head: Any) -> bool:
+    def applies(head: Any, features: Sequence[Tensor]) -> bool:
         """Whether every projection is the plain layer; adapted, quantised or hooked ones must be called."""
-        return is_plain_convolution(head.linear_fuse, 1, bias=False) and all(
-            is_plain(mlp, "SegformerMLP") and is_plain(mlp.proj, nn.Linear) for mlp in head.linear_c
+        return (
+            may_fuse(head.config, *features)
+            and is_plain_convolution(head.linear_fuse, 1, bias=False)
+            and all(is_plain(mlp, "SegformerMLP") and is_plain(mlp.proj, nn.Linear) for mlp in head.linear_c)
         )
 
     @staticmethod
@@ -98,7 +100,7 @@ class StripDecodeHead:
             features[0].device.type == "cpu"
             and not torch.is_grad_enabled()
             and is_eager()
-            and ComposedFusion.applies(head)
+            and ComposedFusion.applies(head, features)
             and _folds(head.batch_norm)
             and is_idle(head.dropout, nn.Dropout2d)  # not so with a frozen batch norm in training, or to sample
             and is_plain_convolution(head.classifier, 1)
@@ -135,13 +137,13 @@ class FusedDecodeHead:
     """The whole head in training, with batch statistics: `SumNormClassify` after the composed projections."""
 
     @staticmethod
-    def applies(head: Any) -> bool:
+    def applies(head: Any, features: Sequence[Tensor]) -> bool:
         """Whether a backward pass may follow, the norm takes the batch's statistics, and all layers are plain."""
         norm = head.batch_norm
         return (
             torch.is_grad_enabled()
             and is_eager()
-            and ComposedFusion.applies(head)
+            and ComposedFusion.applies(head, features)
             and _is_batch_norm(norm)
             and (norm.training and norm.affine and norm.momentum is not None)
             and is_plain(head.dropout, nn.Dropout2d)
