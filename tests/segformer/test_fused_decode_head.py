@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.fused_decode_head import FusedDecodeHead, HeadWeights, SumNormClassify
-from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation, feature_maps
 from support import networks
 
 TINY = {**networks.TINY, "num_labels": 5, "drop_path_rate": 0.0}
@@ -67,7 +67,7 @@ def test_head_equals_its_modules(p: float, offset: float) -> None:
             logits = head(leaves)
         else:
             noise = torch.empty(2, 16).bernoulli_(1 - p).div_(1 - p)[:, :, None, None] if p else 1.0
-            logits = head.classifier(F.relu(head.batch_norm(head._fuse(leaves))) * noise)
+            logits = head.classifier(F.relu(head.batch_norm(head._fuse(feature_maps(leaves, head.config)))) * noise)
         logits.square().sum().backward()
         grads = {name: value.grad for name, value in head.named_parameters() if not name.endswith("proj.bias")}
         inputs = [leaf.grad for leaf in leaves]

@@ -65,24 +65,26 @@ def is_plain(module: Any, kind: type[nn.Module] | str) -> bool:
     Args:
         kind: the class, exactly; a name stands for one of `modeling_segformer`.
     """
-    cls = type(module)
-    exact = (cls.__module__, cls.__name__) == (_NETWORK, kind) if isinstance(kind, str) else cls is kind
-    if (
-        not exact
-        or "forward" in module.__dict__
-        or "_hf_hook" in module.__dict__
-        or module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    ):
+    cls, own = type(module), module.__dict__  # not by attribute: this runs for every layer of every call
+    if isinstance(kind, str):
+        exact = cls.__name__ == kind and cls.__module__ == _NETWORK
+    else:
+        exact = cls is kind
+    if not exact or "forward" in own or "_hf_hook" in own:
         return False
-    weights = module._parameters.values()
-    if cls in _NEED_ALL_WEIGHTS and any(each is None for each in weights):
+    if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
+        return False
+    weights = own["_parameters"].values()
+    if cls in _NEED_ALL_WEIGHTS and any([each is None for each in weights]):
         return False
     if torch.compiler.is_compiling():
         return True  # it has tensors of its own
-    return cls.forward is _FORWARDS.get(cls, cls.forward) and all(each is None or _is_dense(each) for each in weights)
+    if cls in _FORWARDS and cls.forward is not _FORWARDS[cls]:
+        return False
+    for each in weights:
+        if each is not None and type(each) not in _TENSORS:
+            return False
+    return True
 
 
 def _is_dense(x: Tensor) -> bool:

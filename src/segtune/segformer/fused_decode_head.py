@@ -19,6 +19,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,31 @@ def _compose(head: Any, fold: bool) -> tuple[list[Tensor], Tensor]:
     return [weight.to(dtype) for weight in weights], bias.to(dtype)
 
 
+_KEPT: WeakKeyDictionary[nn.Module, tuple[float, list[Tensor], tuple[list[Tensor], Tensor]]] = WeakKeyDictionary()
+
+
+def _compose_once(head: Any) -> tuple[list[Tensor], Tensor]:
+    """`_compose` with the batch norm, kept for as long as all that it is made of stays equal, value by value.
+
+    The comparison with a copy is exact and costs a small part of the composition; versions of the parameters would
+    cost less, but not tell of writes through `.data`.
+    """
+    norm, projections = head.batch_norm, [mlp.proj for mlp in head.linear_c]
+    sources = [head.linear_fuse.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    sources += [tensor for proj in projections for tensor in (proj.weight, proj.bias)]
+    if (kept := _KEPT.get(head)) is not None:
+        eps, copies, composed = kept
+        if eps == norm.eps and all(map(_equal, sources, copies)):
+            return composed
+    composed = _compose(head, fold=True)
+    _KEPT[head] = norm.eps, [tensor.detach().clone() for tensor in sources], composed
+    return composed
+
+
+def _equal(x: Tensor, y: Tensor) -> bool:
+    return x.dtype == y.dtype and x.device == y.device and torch.equal(x, y)
+
+
 def _full_precision(device_type: str) -> AbstractContextManager[Any]:
     """Autocast off; the meta device has none."""
     return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
@@ -111,7 +137,7 @@ class StripDecodeHead:
         """Maps `(B, H_i, W_i, C_i)`, stage 1 first, to logits `(B, K, H_1, W_1)`, one plane a label."""
         first, *others = features
         height, width = first.shape[1:3]
-        composed, bias = _compose(head, fold=True)
+        composed, bias = _compose_once(head)
         maps = [F.linear(x, weight) for x, weight in zip(others, composed[1:], strict=True)]  # (B, H_i, W_i, D)
         heights = [linear_weights(x.shape[1], height, x.device) for x in maps]
         dtype = maps[0].dtype if maps else first.dtype  # autocast's, where it is on
