@@ -66,25 +66,19 @@ def is_plain(module: Any, kind: type[nn.Module] | str) -> bool:
         kind: the class, exactly; a name stands for one of `modeling_segformer`.
     """
     cls, own = type(module), module.__dict__  # not by attribute: this runs for every layer of every call
-    if isinstance(kind, str):
-        exact = cls.__name__ == kind and cls.__module__ == _NETWORK
-    else:
-        exact = cls is kind
+    exact = cls is kind if not isinstance(kind, str) else cls.__name__ == kind and cls.__module__ == _NETWORK
     if not exact or "forward" in own or "_hf_hook" in own:
         return False
     if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
         return False
     weights = own["_parameters"].values()
-    if cls in _NEED_ALL_WEIGHTS and any([each is None for each in weights]):
+    if cls in _NEED_ALL_WEIGHTS and any(each is None for each in weights):
         return False
     if torch.compiler.is_compiling():
         return True  # it has tensors of its own
     if cls in _FORWARDS and cls.forward is not _FORWARDS[cls]:
         return False
-    for each in weights:
-        if each is not None and type(each) not in _TENSORS:
-            return False
-    return True
+    return all(each is None or type(each) in _TENSORS for each in weights)
 
 
 def _is_dense(x: Tensor) -> bool:
