@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import accelerate
+import peft
 import pytest
 import torch
 import transformers
@@ -325,6 +326,30 @@ def test_weights_of_memory_go_both_ways() -> None:
     wanted = set(theirs.state_dict())
     rename = name_in_transformers_5 if any(".stages." in name for name in wanted) else str
     theirs.load_state_dict({rename(name): value for name, value in ours.state_dict().items()})
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_adapters_of_peft_go_both_ways() -> None:
+    ours, theirs = pair()
+    published = [name for name, _ in theirs.named_modules() if name.endswith("attention.self.query")]
+    targets = {"ours": ["query", "dense1"], "theirs": ["query", "dense1"] if published else ["q_proj", "fc1"]}
+    adapted = {
+        side: peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=2, target_modules=targets[side]))
+        for side, model in (("ours", ours), ("theirs", theirs))
+    }
+    rename = {"ours": published_name, "theirs": str if published else name_in_transformers_5}
+    for source, target in (("ours", "theirs"), ("theirs", "ours")):
+        with torch.no_grad():
+            for name, parameter in adapted[source].named_parameters():
+                if "lora_" in name:
+                    parameter.normal_()
+        weights = peft.get_peft_model_state_dict(adapted[source])
+        renamed = {rename[target](name): value for name, value in weights.items()}
+        result = peft.set_peft_model_state_dict(adapted[target], renamed)
+        assert not result.unexpected_keys
+        logits = [model.eval()(images()).logits for model in adapted.values()]
+        torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(logits[0], ours(images()).logits, atol=1e-2)
 
 
 @contextmanager
