@@ -74,6 +74,17 @@ def test_public_name_resolves(name: str) -> None:
         assert value.__doc__
 
 
+def test_names_of_transformers_are_there_as_well() -> None:
+    from segtune import SegformerDecodeHead, SegformerFeatureExtractor, SegformerPreTrainedModel
+
+    assert issubclass(segtune.SegformerModel, SegformerPreTrainedModel)
+    assert SegformerFeatureExtractor is segtune.SegformerImageProcessor
+    assert isinstance(
+        segtune.SegformerForSemanticSegmentation(segtune.SegformerConfig()).decode_head, SegformerDecodeHead
+    )
+    assert not set(segtune._OF_TRANSFORMERS) & set(segtune.__all__)
+
+
 def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'SegFormer'"):
         segtune.SegFormer  # noqa: B018

@@ -75,16 +75,24 @@ _HOME = {
     "train": "segtune.finetune",
 }
 
+# names that programs written for transformers import; not among the names of segtune itself
+_OF_TRANSFORMERS = {
+    "SegformerDecodeHead": ("segtune.segformer.modeling_segformer", "SegformerDecodeHead"),
+    "SegformerFeatureExtractor": ("segtune.segformer.image_processing_segformer", "SegformerImageProcessor"),
+    "SegformerPreTrainedModel": ("segtune.segformer.modeling_segformer", "SegformerPreTrainedModel"),
+}
+
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
+    if name not in _HOME and name not in _OF_TRANSFORMERS:
         raise AttributeError(f"module 'segtune' has no attribute {name!r}")
     import importlib
 
-    value: object = getattr(importlib.import_module(_HOME[name]), name)
+    home, own_name = _OF_TRANSFORMERS.get(name) or (_HOME[name], name)
+    value: object = getattr(importlib.import_module(home), own_name)
     globals()[name] = value  # the next access does not come here
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_OF_TRANSFORMERS})

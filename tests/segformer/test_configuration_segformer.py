@@ -102,3 +102,21 @@ def test_transformers_reads_our_file_and_we_read_theirs(tmp_path: Path) -> None:
     assert list(theirs.depths) == [3, 4, 6, 3] and theirs.num_labels == 5 and theirs.label_map == {"names": ["a"]}
     theirs.save_pretrained(tmp_path / "theirs")
     assert SegformerConfig.from_pretrained(tmp_path / "theirs").to_dict()["label_map"] == {"names": ["a"]}
+
+
+def test_what_a_configuration_writes_makes_it_again() -> None:
+    config = SegformerConfig(num_labels=7, depths=(1, 2, 1, 1), label_map=None, architectures=["SegformerModel"])
+    for fields in (config.to_dict(), transformers.SegformerConfig(num_labels=7).to_dict()):
+        again = SegformerConfig(**fields)
+        assert (again.num_labels, again.depths) == (7, list(fields["depths"]))
+    assert SegformerConfig(**config.to_dict()).to_dict() == config.to_dict()
+    with pytest.raises(ValueError, match="model_type='bert' is not a SegFormer: expected 'segformer'"):
+        SegformerConfig(model_type="bert")
+
+
+def test_configurations_of_other_classes_become_ours() -> None:
+    config = SegformerConfig()
+    assert SegformerConfig.of(config) is config
+    theirs = transformers.SegformerConfig(num_labels=4, attn_implementation="eager")
+    ours = SegformerConfig.of(theirs)
+    assert (ours.num_labels, ours._attn_implementation, ours.fused) == (4, "eager", True)

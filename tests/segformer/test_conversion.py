@@ -16,6 +16,7 @@ import segtune
 from segtune.errors import UsageError
 from segtune.inference.processor import load_processor
 from segtune.segformer.conversion import from_transformers
+from segtune.segformer.parameter_names import published_name
 
 TINY = {"depths": [1, 2, 1, 1], "hidden_sizes": [8, 16, 24, 32], "decoder_hidden_size": 16}
 ODD = {"num_channels": 4, "sr_ratios": [4, 2, 1, 1], "strides": [2, 2, 2, 2], "mlp_ratios": [2, 3, 4, 2]}
@@ -64,10 +65,9 @@ def test_same_answers_from_the_same_tensors(name: str, fields: dict[str, Any]) -
 
 def test_names_of_transformers_4_are_the_published_ones() -> None:
     """Our modules carry them, so that a model with them finds each tensor at its own place."""
-    from segtune.segformer import conversion
 
     ours = from_transformers(theirs())
-    assert [conversion._published(name) for name in ours.state_dict()] == list(ours.state_dict())
+    assert [published_name(name) for name in ours.state_dict()] == list(ours.state_dict())
 
 
 def test_saved_files_are_those_of_transformers(tmp_path: Path) -> None:

@@ -40,12 +40,12 @@ def test_each_fast_path_applies_to_an_untouched_network(grad: bool) -> None:
     with torch.set_grad_enabled(grad):
         for (block,) in model.segformer.encoder.block:
             attention = block.attention.self
-            assert FusedMixFFN.applies(block)
+            assert FusedMixFFN.applies(block, torch.zeros(1, 8, 8, 8))
             assert FusedProjections.applies(block, torch.zeros(1, 8, 8, 1)) is grad
             assert JointKeyValue.applies(attention)
             assert attention.ratio == 1 or MatrixReduction.applies(attention)
-        assert ComposedFusion.applies(model.decode_head)
-        assert FusedDecodeHead.applies(model.decode_head) is grad
+        assert ComposedFusion.applies(model.decode_head, features)
+        assert FusedDecodeHead.applies(model.decode_head, features) is grad
         assert StripDecodeHead.applies(model.decode_head, features) is not grad
 
 
@@ -178,8 +178,9 @@ def test_fast_paths_apply_to_code_from_the_hub(tmp_path: Path) -> None:
         "assert not any(name.split('.')[0] == 'segtune' for name in sys.modules)\n"
         "network = sys.modules[type(model).__module__]\n"
         "block = model.segformer.encoder.block[0][0]\n"
-        "print(network.FusedMixFFN.applies(block), network.FusedProjections.applies(block, torch.zeros(1, 8, 8, 8)))\n"
-        "print(network.FusedDecodeHead.applies(model.decode_head))\n"
+        "x = torch.zeros(1, 8, 8, 8)\n"
+        "print(network.FusedMixFFN.applies(block, x), network.FusedProjections.applies(block, x))\n"
+        "print(network.FusedDecodeHead.applies(model.decode_head, [x]))\n"
     )
     environment = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), "PATH": "/usr/bin:/bin"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=240)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.fused_decode_head import FusedDecodeHead, HeadWeights, SumNormClassify
-from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation, feature_maps
 from support import networks
 
 TINY = {**networks.TINY, "num_labels": 5, "drop_path_rate": 0.0}
@@ -55,7 +55,7 @@ def test_head_equals_its_modules(p: float, offset: float) -> None:
     nn.init.normal_(head.linear_fuse.weight)
     start = {name: value.clone() for name, value in head.state_dict().items()}
     sizes = [(9, 13), (5, 7), (3, 4), (2, 2)]
-    features = [torch.randn(2, *size, c) for size, c in zip(sizes, TINY["hidden_sizes"], strict=True)]
+    features = [torch.randn(2, c, *size) for size, c in zip(sizes, TINY["hidden_sizes"], strict=True)]
     results = []
     for fused in (True, False):
         head.load_state_dict(start)
@@ -63,11 +63,11 @@ def test_head_equals_its_modules(p: float, offset: float) -> None:
         leaves = [feature.clone().requires_grad_() for feature in features]
         torch.manual_seed(1)
         if fused:
-            assert FusedDecodeHead.applies(head)
+            assert FusedDecodeHead.applies(head, leaves)
             logits = head(leaves)
         else:
             noise = torch.empty(2, 16).bernoulli_(1 - p).div_(1 - p)[:, :, None, None] if p else 1.0
-            logits = head.classifier(F.relu(head.batch_norm(head._fuse(leaves))) * noise)
+            logits = head.classifier(F.relu(head.batch_norm(head._fuse(feature_maps(leaves, head.config)))) * noise)
         logits.square().sum().backward()
         grads = {name: value.grad for name, value in head.named_parameters() if not name.endswith("proj.bias")}
         inputs = [leaf.grad for leaf in leaves]
@@ -88,7 +88,7 @@ def test_dropout_drops_whole_channels_at_its_rate() -> None:
         head.batch_norm.weight.zero_()  # every channel is 1 after the norm
         head.classifier.weight.copy_(torch.eye(2000)[:, :, None, None])
         head.classifier.bias.zero_()
-    logits = head([torch.randn(1, 2, 2, size) for size in TINY["hidden_sizes"]])
+    logits = head([torch.randn(1, size, 2, 2) for size in TINY["hidden_sizes"]])
     assert torch.equal(logits[..., 0, 0], logits[..., 1, 1])
     kept = logits[0, :, 0, 0]
     assert sorted(kept.unique().tolist()) == pytest.approx([0.0, 1 / 0.75])

@@ -15,6 +15,7 @@ from segtune.segformer.modeling_segformer import (
     SegformerForImageClassification,
     SegformerForSemanticSegmentation,
     SegformerModel,
+    feature_maps,
     segmentation_loss,
     valid_pixels,
 )
@@ -102,7 +103,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
         model._set_gradient_checkpointing(
             checkpointing, lambda f, *a: torch.utils.checkpoint.checkpoint(f, *a, use_reentrant=False)
         )
-        assert model.segformer.encoder.gradient_checkpointing is checkpointing
+        assert all(block.gradient_checkpointing is checkpointing for (block,) in model.segformer.encoder.block)
         model.zero_grad()
         model(images(1, 3, 64, 64), labels=labels).loss.backward()
         grads.append([p.grad.clone() for p in model.parameters()])
@@ -151,7 +152,8 @@ def test_drop_path_rises_linearly_and_drops_whole_samples() -> None:
 
 
 def literal_logits(model: SegformerForSemanticSegmentation, pixel_values: torch.Tensor) -> torch.Tensor:
-    features, _ = model.segformer.encoder(pixel_values)
+    states = model.segformer(pixel_values, output_hidden_states=True).hidden_states
+    features = feature_maps(states, model.config)
     head = model.decode_head
     return head.classifier(head.dropout(F.relu(head.batch_norm(head._fuse(features)))))
 
@@ -191,7 +193,7 @@ def test_replaced_or_hooked_modules_are_called(where: str) -> None:
     after = model(images(1, 3, 64, 64)).logits
     assert not torch.allclose(before, after, atol=1e-6)
     if where in ("projection", "hook"):
-        assert not ComposedFusion.applies(head)
+        assert not ComposedFusion.applies(head, [])
         torch.testing.assert_close(after, literal_logits(model, images(1, 3, 64, 64)))
 
 

@@ -32,6 +32,7 @@ CODE_FILES = (
     "image_processing_segformer.py",
     "loading_report.py",
     "modeling_segformer.py",
+    "parameter_names.py",
     "upsampling.py",
 )
 AUTO_MAPS = {

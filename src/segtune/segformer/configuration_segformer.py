@@ -35,6 +35,8 @@ class SegformerConfig(PretrainedConfig):
     fields of published files are kept but read by nothing: every layer norm runs with 1e-5, as the published
     checkpoints expect under transformers. `label_map` holds the label contract (`segtune.LabelMap.to_dict()`), and
     `calibration_temperature` what logits are divided by before a confidence is taken of them (`segtune calibrate`).
+    `fused=False` makes the network call layer after layer, as the paper has it, without any fast path; it may be set at
+    any time, and so does `attn_implementation="eager"`.
 
     Written in code, an unknown name or an impossible shape raises; a `config.json` keeps fields it does not know.
 
@@ -69,8 +71,11 @@ class SegformerConfig(PretrainedConfig):
         reshape_last_stage: bool = True,
         label_map: dict[str, Any] | None = None,
         calibration_temperature: float = 1.0,
+        fused: bool = True,
         **kwargs: Any,
     ) -> None:
+        if (model_type := kwargs.pop("model_type", self.model_type)) != self.model_type:
+            raise ValueError(f"model_type={model_type!r} is not a SegFormer: expected {self.model_type!r}")
         unknown = sorted(set(kwargs) - _inherited_fields())
         if unknown:
             raise TypeError(_unknown_message(unknown))
@@ -95,6 +100,7 @@ class SegformerConfig(PretrainedConfig):
         self.reshape_last_stage = reshape_last_stage
         self.label_map = label_map
         self.calibration_temperature = calibration_temperature
+        self.fused = fused
         super().__init__(**kwargs)
         self.check()
 
@@ -136,6 +142,29 @@ class SegformerConfig(PretrainedConfig):
         if unknown:
             raise TypeError(_unknown_message(unknown))
         return config
+
+    @classmethod
+    def of(cls, config: Any) -> SegformerConfig:
+        """`config` itself, or ours with the fields of another library's `SegformerConfig` (transformers', say).
+
+        Raises:
+            TypeError: no configuration of a SegFormer.
+        """
+        if isinstance(config, cls):
+            return config
+        if getattr(config, "model_type", None) != cls.model_type:
+            raise TypeError(f"{type(config).__name__} is not the configuration of a SegFormer: pass a SegformerConfig")
+        ours: SegformerConfig = cls.from_dict(config.to_dict())
+        if attention := getattr(config, "_attn_implementation", None):
+            ours._attn_implementation = attention
+        return ours
+
+    def to_dict(self) -> dict[str, Any]:
+        """What goes into a `config.json`; `fused` only where it is switched off."""
+        fields = super().to_dict()
+        if fields.get("fused"):
+            del fields["fused"]
+        return fields
 
     def check(self) -> None:
         """Raise `ValueError` naming the field, its value and the rule, for shapes that no SegFormer can have."""
@@ -184,8 +213,9 @@ def _inherited_fields() -> set[str]:
     names = {name.removeprefix("_") for name in vars(PretrainedConfig())}
     arguments = {"num_labels", "dtype", "torch_dtype", "attn_implementation", "output_attentions", "name_or_path"}
     published = {"image_size", "downsampling_rates", "num_hidden_layers", "auto_map", "return_dict", "use_return_dict"}
+    written = {"model_type", "transformers_version", "architectures"}
     private = {"_name_or_path", "_attn_implementation", "_commit_hash", "_attn_implementation_autoset"}
-    return names | arguments | published | private
+    return names | arguments | published | written | private
 
 
 def _unknown_message(unknown: list[str]) -> str:

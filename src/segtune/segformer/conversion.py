@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,26 +17,11 @@ from segtune.segformer.modeling_segformer import (
     SegformerModel,
     SegformerPreTrainedModel,
 )
+from segtune.segformer.parameter_names import published_name
 
 _CLASSES: dict[str, type[SegformerPreTrainedModel]] = {
     cls.__name__: cls for cls in (SegformerForImageClassification, SegformerForSemanticSegmentation, SegformerModel)
 }
-# transformers 5 renames modules in memory; files, transformers 4 and our modules carry the published names.
-_PUBLISHED_NAMES = (
-    (r"(^|\.)stages\.(\d+)\.patch_embeddings\.", r"\1encoder.patch_embeddings.\2."),
-    (r"(^|\.)stages\.(\d+)\.blocks\.", r"\1encoder.block.\2."),
-    (r"(^|\.)stages\.(\d+)\.layer_norm\.", r"\1encoder.layer_norm.\2."),
-    (r"\.attention\.q_proj\.", ".attention.self.query."),
-    (r"\.attention\.k_proj\.", ".attention.self.key."),
-    (r"\.attention\.v_proj\.", ".attention.self.value."),
-    (r"\.attention\.sequence_reduction\.sequence_reduction\.", ".attention.self.sr."),
-    (r"\.attention\.sequence_reduction\.layer_norm\.", ".attention.self.layer_norm."),
-    (r"\.attention\.o_proj\.", ".attention.output.dense."),
-    (r"\.mlp\.fc([12])\.", r".mlp.dense\1."),
-    (r"\.layernorm_before\.", ".layer_norm_1."),
-    (r"\.layernorm_after\.", ".layer_norm_2."),
-    (r"^decode_head\.linear_projections\.", "decode_head.linear_c."),
-)
 _SHOWN = 8  # names in an error message
 
 
@@ -70,7 +54,7 @@ def from_transformers(model: nn.Module) -> Any:
     theirs: Any = model
     with torch.device("meta"):
         ours = _CLASSES[name](SegformerConfig.from_dict(theirs.config.to_dict()))
-    modules = {_published(f"{path}.")[:-1]: module for path, module in theirs.named_modules(remove_duplicate=False)}
+    modules = {published_name(f"{path}.")[:-1]: module for path, module in theirs.named_modules(remove_duplicate=False)}
     _check_layers(ours, modules)
     _share_tensors(ours, theirs)
     for path, module in ours.named_modules():  # parents come first: what theirs does not have follows its parent
@@ -96,7 +80,7 @@ def _check_layers(ours: nn.Module, modules: dict[str, nn.Module]) -> None:
 
 def _share_tensors(ours: nn.Module, theirs: nn.Module) -> None:
     """Put the parameters and buffers of `theirs` into `ours`, which must have a place for each and miss none."""
-    wanted, given = _tensors(ours), {_published(key): value for key, value in _tensors(theirs).items()}
+    wanted, given = _tensors(ours), {published_name(key): value for key, value in _tensors(theirs).items()}
     if faults := tensor_faults(wanted, given):
         raise UsageError(f"the parameters are not those of a SegFormer with this configuration: {faults}")
     for key in wanted:
@@ -119,9 +103,3 @@ def tensor_faults(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> 
 def _tensors(model: nn.Module) -> dict[str, Any]:
     tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     return tensors | dict(model.named_buffers(remove_duplicate=False))
-
-
-def _published(name: str) -> str:
-    for pattern, replacement in _PUBLISHED_NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name

@@ -19,30 +19,76 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import GELUActivation
 
 from .upsampling import strip_rows
 
 _NETWORK = f"{__name__.rpartition('.')[0]}.modeling_segformer"  # imports this file, so that it is not imported here
+_TENSORS = (Tensor, nn.Parameter)
+_NEED_ALL_WEIGHTS = (nn.Linear, nn.LayerNorm)
+_LAYERS = (nn.Linear, nn.LayerNorm, nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.Dropout, nn.Dropout2d)
+_FORWARDS = {cls: cls.forward for cls in (*_LAYERS, GELUActivation)}  # before anyone put another one in its place
 
 
 # --- what every condition is made of ---------------------------------------------------------------------------------
 
 
+def may_fuse(config: Any, *maps: Tensor) -> bool:
+    """The one rule of all fast paths: whether nobody could tell the difference to calling layer after layer.
+
+    Not so where `config.fused` is off or attention is "eager"; where another one records or transforms the operations
+    (`torch.jit.trace`, `torch.func`, forward-mode derivatives), to whom sizes and batches are not constants; where a
+    hook waits for every module; and where a map is of a subclass of Tensor. What one layer needs besides is `is_plain`.
+    A compiler gets the paths without loops (see `is_eager`).
+
+    Args:
+        config: of the network.
+        maps: what the path would read.
+    """
+    if not config.fused or config._attn_implementation == "eager":
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    return not (torch.jit.is_tracing() or is_transformed() or _has_any_global_hook()) and all(map(_is_dense, maps))
+
+
 def is_plain(module: Any, kind: type[nn.Module] | str) -> bool:
     """Whether calling `module` does what its class does and nothing else, so that its weights may be read instead.
 
-    The one rule of all fast paths: neither adapted, quantised, parametrised or otherwise replaced, nor hooked.
+    Neither adapted, quantised, parametrised, offloaded or otherwise replaced, nor hooked; nor was a `forward` put into
+    its place, in the module or in its class. All weights are there (a convolution may do without a bias).
 
     Args:
         kind: the class, exactly; a name stands for one of `modeling_segformer`.
     """
-    cls = type(module)
-    exact = (cls.__module__, cls.__name__) == (_NETWORK, kind) if isinstance(kind, str) else cls is kind
-    return exact and not (
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    cls, own = type(module), module.__dict__  # not by attribute: this runs for every layer of every call
+    exact = cls is kind if not isinstance(kind, str) else cls.__name__ == kind and cls.__module__ == _NETWORK
+    if not exact or "forward" in own or "_hf_hook" in own:
+        return False
+    if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
+        return False
+    weights = own["_parameters"].values()
+    if cls in _NEED_ALL_WEIGHTS and any(each is None for each in weights):
+        return False
+    if torch.compiler.is_compiling():
+        return True  # it has tensors of its own
+    if cls in _FORWARDS and cls.forward is not _FORWARDS[cls]:
+        return False
+    return all(each is None or type(each) in _TENSORS for each in weights)
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Whether a tensor is no subclass, which may compute otherwise: quantised, sharded, fake."""
+    return type(x) in _TENSORS
+
+
+def is_transformed() -> bool:
+    """Whether `torch.func` (grad, vmap, jvp) or a forward-mode derivative looks at every operation."""
+    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def is_plain_convolution(
@@ -67,9 +113,12 @@ def is_eager() -> bool:
 
 
 def refuse_second_derivative(what: str) -> None:
-    """For the backward pass of a function that differentiates once."""
-    if torch.is_grad_enabled():  # create_graph=True
-        raise RuntimeError(f"{what} keeps too little for a second derivative: call backward without create_graph=True")
+    """For the backward pass of a function that differentiates once, and whose backward pass is not transformed."""
+    if torch.is_grad_enabled() or is_transformed():  # create_graph=True, is_grads_batched=True
+        raise RuntimeError(
+            f"{what} keeps too little for a second derivative: call backward without create_graph=True, or set "
+            'model.config.fused = False (and attn_implementation="eager") before the forward pass'
+        )
 
 
 # --- fast paths of the attention -------------------------------------------------------------------------------------
@@ -81,7 +130,9 @@ class MatrixReduction:
     @staticmethod
     def applies(attention: Any) -> bool:
         """Whether `attention.sr` is such a convolution."""
-        return is_plain_convolution(attention.sr, attention.ratio, stride=attention.ratio)
+        return may_fuse(attention.config) and is_plain_convolution(
+            attention.sr, attention.ratio, stride=attention.ratio
+        )
 
     @staticmethod
     def run(attention: Any, x: Tensor) -> Tensor:
@@ -101,7 +152,9 @@ class JointKeyValue:
     @staticmethod
     def applies(attention: Any) -> bool:
         """Whether both are plain linear layers."""
-        return is_plain(attention.key, nn.Linear) and is_plain(attention.value, nn.Linear)
+        return (
+            may_fuse(attention.config) and is_plain(attention.key, nn.Linear) and is_plain(attention.value, nn.Linear)
+        )
 
     @staticmethod
     def run(attention: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,6 +178,7 @@ class FusedProjections:
         attention: Any = getattr(block.attention, "self", None)
         return (
             torch.is_grad_enabled()  # without autograd, nothing is kept anyway
+            and may_fuse(block.config, x)
             and is_eager()
             and is_plain(block.layer_norm_1, nn.LayerNorm)
             and is_plain(block.attention, "SegformerAttention")
@@ -285,11 +339,12 @@ class FusedMixFFN:
     """Layer norm and Mix-FFN of a block: in training `MixFFN`, without autograd `mix_ffn` over strips."""
 
     @staticmethod
-    def applies(block: Any) -> bool:
+    def applies(block: Any, x: Tensor) -> bool:
         """Whether the activation is GELU, no dropout is on, and nothing is replaced or hooked."""
         mlp = block.mlp
         return (
-            is_eager()
+            may_fuse(block.config, x)
+            and is_eager()
             and is_plain(block.layer_norm_2, nn.LayerNorm)
             and is_plain(mlp, "SegformerMixFFN")
             and is_plain(mlp.dense1, nn.Linear)

@@ -19,12 +19,13 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .fused import is_eager, is_idle, is_plain, is_plain_convolution, refuse_second_derivative
+from .fused import is_eager, is_idle, is_plain, is_plain_convolution, may_fuse, refuse_second_derivative
 from .upsampling import linear_weights, strip_rows, upsample, upsample_backward, upsampled_strip
 
 # --- composed projections --------------------------------------------------------------------------------------------
@@ -34,10 +35,12 @@ class ComposedFusion:
     """Projections, fusing convolution and batch norm without the concatenation; a frozen norm is folded in as well."""
 
     @staticmethod
-    def applies(head: Any) -> bool:
+    def applies(head: Any, features: Sequence[Tensor]) -> bool:
         """Whether every projection is the plain layer; adapted, quantised or hooked ones must be called."""
-        return is_plain_convolution(head.linear_fuse, 1, bias=False) and all(
-            is_plain(mlp, "SegformerMLP") and is_plain(mlp.proj, nn.Linear) for mlp in head.linear_c
+        return (
+            may_fuse(head.config, *features)
+            and is_plain_convolution(head.linear_fuse, 1, bias=False)
+            and all(is_plain(mlp, "SegformerMLP") and is_plain(mlp.proj, nn.Linear) for mlp in head.linear_c)
         )
 
     @staticmethod
@@ -71,6 +74,31 @@ def _compose(head: Any, fold: bool) -> tuple[list[Tensor], Tensor]:
     return [weight.to(dtype) for weight in weights], bias.to(dtype)
 
 
+_KEPT: WeakKeyDictionary[nn.Module, tuple[float, list[Tensor], tuple[list[Tensor], Tensor]]] = WeakKeyDictionary()
+
+
+def _compose_once(head: Any) -> tuple[list[Tensor], Tensor]:
+    """`_compose` with the batch norm, kept for as long as all that it is made of stays equal, value by value.
+
+    The comparison with a copy is exact and costs a small part of the composition; versions of the parameters would
+    cost less, but not tell of writes through `.data`.
+    """
+    norm, projections = head.batch_norm, [mlp.proj for mlp in head.linear_c]
+    sources = [head.linear_fuse.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    sources += [tensor for proj in projections for tensor in (proj.weight, proj.bias)]
+    if (kept := _KEPT.get(head)) is not None:
+        eps, copies, composed = kept
+        if eps == norm.eps and all(map(_equal, sources, copies)):
+            return composed
+    composed = _compose(head, fold=True)
+    _KEPT[head] = norm.eps, [tensor.detach().clone() for tensor in sources], composed
+    return composed
+
+
+def _equal(x: Tensor, y: Tensor) -> bool:
+    return x.dtype == y.dtype and x.device == y.device and torch.equal(x, y)
+
+
 def _full_precision(device_type: str) -> AbstractContextManager[Any]:
     """Autocast off; the meta device has none."""
     return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
@@ -98,7 +126,7 @@ class StripDecodeHead:
             features[0].device.type == "cpu"
             and not torch.is_grad_enabled()
             and is_eager()
-            and ComposedFusion.applies(head)
+            and ComposedFusion.applies(head, features)
             and _folds(head.batch_norm)
             and is_idle(head.dropout, nn.Dropout2d)  # not so with a frozen batch norm in training, or to sample
             and is_plain_convolution(head.classifier, 1)
@@ -109,7 +137,7 @@ class StripDecodeHead:
         """Maps `(B, H_i, W_i, C_i)`, stage 1 first, to logits `(B, K, H_1, W_1)`, one plane a label."""
         first, *others = features
         height, width = first.shape[1:3]
-        composed, bias = _compose(head, fold=True)
+        composed, bias = _compose_once(head)
         maps = [F.linear(x, weight) for x, weight in zip(others, composed[1:], strict=True)]  # (B, H_i, W_i, D)
         heights = [linear_weights(x.shape[1], height, x.device) for x in maps]
         dtype = maps[0].dtype if maps else first.dtype  # autocast's, where it is on
@@ -135,13 +163,13 @@ class FusedDecodeHead:
     """The whole head in training, with batch statistics: `SumNormClassify` after the composed projections."""
 
     @staticmethod
-    def applies(head: Any) -> bool:
+    def applies(head: Any, features: Sequence[Tensor]) -> bool:
         """Whether a backward pass may follow, the norm takes the batch's statistics, and all layers are plain."""
         norm = head.batch_norm
         return (
             torch.is_grad_enabled()
             and is_eager()
-            and ComposedFusion.applies(head)
+            and ComposedFusion.applies(head, features)
             and _is_batch_norm(norm)
             and (norm.training and norm.affine and norm.momentum is not None)
             and is_plain(head.dropout, nn.Dropout2d)

@@ -4,7 +4,8 @@ A feature map is one contiguous `(B, H, W, C)` tensor: linear layers see `(…, 
 through `permute(0, 3, 1, 2)` as a channels-last image. Parameter names are those of the published checkpoints.
 
 Where a fast path applies (`fused`, `fused_decode_head`), it gives the same as the lines below it; those lines are the
-network of the paper, and what runs under a compiler or where a layer was replaced or hooked.
+network of the paper, and what runs under a compiler, a tracer or `torch.func`, where a layer was replaced or hooked,
+and with `config.fused = False`.
 
 Letters: B batch, K labels, C channels, H W size, N = H·W tokens, D decoder width, R sequence-reduction ratio (side).
 """
@@ -17,14 +18,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput, SemanticSegmenterOutput
 
 from .configuration_segformer import SegformerConfig
-from .fused import FusedMixFFN, FusedProjections, JointKeyValue, MatrixReduction
+from .fused import FusedMixFFN, FusedProjections, JointKeyValue, MatrixReduction, may_fuse
 from .fused_decode_head import ComposedFusion, FusedDecodeHead, StripDecodeHead
 from .loading_report import load_with_report
+from .parameter_names import published_name
 from .upsampling import upsample, upsampled_cross_entropy
 
 # --- encoder: the hierarchical Mix Transformer (section 3.1) ---------------------------------------------------------
@@ -158,11 +161,12 @@ class SegformerDropPath(nn.Module):
         return f"p={self.p:.3g}"
 
 
-class SegformerBlock(nn.Module):
+class SegformerBlock(GradientCheckpointingLayer):
     def __init__(
         self, config: SegformerConfig, hidden_size: int, heads: int, ratio: int, mlp_ratio: float, drop_path: float
     ) -> None:
         super().__init__()
+        self.config = config
         self.layer_norm_1 = nn.LayerNorm(hidden_size)
         self.attention = SegformerAttention(config, hidden_size, heads, ratio)
         self.drop_path = SegformerDropPath(drop_path)
@@ -181,7 +185,7 @@ class SegformerBlock(nn.Module):
         return self.attention(self.layer_norm_1(x), output_attentions)
 
     def _mix(self, x: Tensor) -> Tensor:
-        if FusedMixFFN.applies(self):
+        if FusedMixFFN.applies(self, x):
             return FusedMixFFN.run(self, x)
         return self.mlp(self.layer_norm_2(x))
 
@@ -189,6 +193,7 @@ class SegformerBlock(nn.Module):
 class SegformerEncoder(nn.Module):
     def __init__(self, config: SegformerConfig) -> None:
         super().__init__()
+        self.config = config
         sizes = (config.num_channels, *config.hidden_sizes)
         total = sum(config.depths)
         rates = iter([config.drop_path_rate * i / max(total - 1, 1) for i in range(total)])  # rising with depth
@@ -212,24 +217,56 @@ class SegformerEncoder(nn.Module):
             for i in stages
         )
         self.layer_norm = nn.ModuleList(nn.LayerNorm(size) for size in config.hidden_sizes)
-        self.gradient_checkpointing = False
 
-    def forward(self, pixel_values: Tensor, output_attentions: bool = False) -> tuple[list[Tensor], list[Tensor]]:
-        """Feature maps `(B, H_i, W_i, C_i)` of every stage, and the attention weights where asked for."""
-        x = pixel_values.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)  # (B, H, W, C)
-        features, attentions = [], []
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> BaseModelOutput | tuple[Any, ...]:
+        """Feature maps `(B, C_i, H_i, W_i)` of the stages and attention weights: see `SegformerModel.forward`."""
+        x = pixel_values
+        if may_fuse(self.config, x):  # once; later maps have this memory format as they are
+            x = x.contiguous(memory_format=torch.channels_last)
+        states, attentions = [], []
         for embed, stage, norm in zip(self.patch_embeddings, self.block, self.layer_norm, strict=True):
-            x = embed(x)
+            x = embed(x.permute(0, 2, 3, 1))  # (B, H_i, W_i, C_i)
             for block in cast(nn.ModuleList, stage).children():
-                if self.gradient_checkpointing and self.training:
-                    x, weights = cast(Any, self._gradient_checkpointing_func)(block.__call__, x, output_attentions)
-                else:
-                    x, weights = block(x, output_attentions)
+                x, weights = block(x, output_attentions)
                 if output_attentions:
                     attentions.append(weights)
-            x = norm(x)
-            features.append(x)
-        return features, attentions
+            # what users get is what the next stage reads, so that gradients to it are complete
+            x = norm(x).permute(0, 3, 1, 2)  # (B, C_i, H_i, W_i)
+            states.append(x)
+        if not self.config.reshape_last_stage:
+            states[-1] = states[-1].flatten(2).transpose(1, 2)  # (B, N, C)
+        output = BaseModelOutput(
+            last_hidden_state=states[-1],
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+        return output if return_dict else output.to_tuple()
+
+
+def feature_maps(states: Sequence[Tensor], config: SegformerConfig) -> list[Tensor]:
+    """Hidden states `(B, C_i, H_i, W_i)`, the last maybe a sequence `(B, N, C)`, as maps `(B, H_i, W_i, C_i)`.
+
+    Raises:
+        ValueError: another number of states or of channels.
+    """
+    maps = list(states)
+    if maps[-1].ndim == 3 and len(maps) > 1:
+        # a sequence does not say its sides: those that the last patch embedding makes of stage 3
+        kernel, stride = config.patch_sizes[-1], config.strides[-1]
+        size = [(side + 2 * (kernel // 2) - kernel) // stride + 1 for side in maps[-2].shape[2:]]
+        maps[-1] = maps[-1].unflatten(1, size).permute(0, 3, 1, 2)
+    if not torch.jit.is_tracing() and [each.shape[1] for each in maps] != config.hidden_sizes:
+        raise ValueError(
+            f"hidden states have shapes {[tuple(each.shape) for each in states]}, "
+            f"expected (batch, channels, height, width) with {config.hidden_sizes} channels"
+        )
+    return [each.permute(0, 2, 3, 1) for each in maps]
 
 
 # --- decode head: all-MLP (section 3.2) ------------------------------------------------------------------------------
@@ -251,8 +288,9 @@ class SegformerDecodeHead(nn.Module):
     the published ones.
     """
 
-    def __init__(self, config: SegformerConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
+        self.config = config = SegformerConfig.of(config)
         width = config.decoder_hidden_size
         self.linear_c = nn.ModuleList(SegformerMLP(size, width) for size in config.hidden_sizes)
         self.linear_fuse = nn.Conv2d(width * len(self.linear_c), width, 1, bias=False)
@@ -260,13 +298,14 @@ class SegformerDecodeHead(nn.Module):
         self.dropout = nn.Dropout2d(config.classifier_dropout_prob)  # channel dropout, as the authors trained
         self.classifier = nn.Conv2d(width, config.num_labels, 1)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Logits `(B, K, H_1, W_1)` from feature maps `(B, H_i, W_i, C_i)`, stage 1 first."""
+    def forward(self, encoder_hidden_states: Sequence[Tensor]) -> Tensor:
+        """Logits `(B, K, H_1, W_1)` from the hidden states `(B, C_i, H_i, W_i)` of `SegformerModel`, stage 1 first."""
+        features = feature_maps(encoder_hidden_states, self.config)  # (B, H_i, W_i, C_i)
         if StripDecodeHead.applies(self, features):
             return StripDecodeHead.run(self, features)
-        if FusedDecodeHead.applies(self):
+        if FusedDecodeHead.applies(self, features):
             return FusedDecodeHead.run(self, features)
-        if ComposedFusion.applies(self):
+        if ComposedFusion.applies(self, features):
             x = ComposedFusion.run(self, features)
         else:
             x = self.batch_norm(self._fuse(features))
@@ -292,6 +331,12 @@ class SegformerPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _can_compile_fullgraph = True
 
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        config = SegformerConfig.of(config)
+        config.check()
+        super().__init__(config, *args, **kwargs)
+        self.register_load_state_dict_pre_hook(_take_names_of_transformers)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
@@ -309,6 +354,10 @@ class SegformerPreTrainedModel(PreTrainedModel):
             for buffer, value in ((module.running_mean, 0), (module.running_var, 1), (module.num_batches_tracked, 0)):
                 nn.init.constant_(cast(Tensor, buffer), value)
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # transformers would look for the words of its own attention in this file
+
     def _wants_states(self, output_hidden_states: bool | None) -> bool:
         return bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
 
@@ -319,22 +368,25 @@ class SegformerPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """transformers' `from_pretrained`, which says in one line what was loaded and what starts fresh.
 
+        A `config=` may be ours, or transformers' own (of `AutoConfig`, say), which is then copied.
+
         Raises:
             UnpicklingError: a `pytorch_model.bin` that is no pure file of tensors; its code does not run.
             RuntimeError: tensors of another shape (another number of labels, say) without
                 `ignore_mismatched_sizes=True`, which starts them afresh.
         """
         load = super().from_pretrained
+        if isinstance(kwargs.get("config"), PretrainedConfig):
+            kwargs["config"] = SegformerConfig.of(kwargs["config"])
         return load_with_report(cls.__name__, load, pretrained_model_name_or_path, *args, **kwargs)
 
 
 class SegformerModel(SegformerPreTrainedModel):
     """The hierarchical Mix Transformer encoder."""
 
-    def __init__(self, config: SegformerConfig) -> None:
-        config.check()
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.encoder = SegformerEncoder(config)
+        self.encoder = SegformerEncoder(self.config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -366,40 +418,17 @@ class SegformerModel(SegformerPreTrainedModel):
                 f"expected (batch, {config.num_channels}, height, width)"
             )
         attend = config.output_attentions if output_attentions is None else output_attentions
-        features, attentions = self.encoder(pixel_values, bool(attend))
-        states = self._channels_first(features)
-        output = BaseModelOutput(
-            last_hidden_state=states[-1],
-            hidden_states=states if self._wants_states(output_hidden_states) else None,
-            attentions=tuple(attentions) if attend else None,
-        )
+        output = self.encoder(pixel_values, bool(attend), self._wants_states(output_hidden_states))
         return self._as_asked(output, return_dict)
-
-    def _channels_first(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Views for users; the last one stays a sequence `(B, N, C)` where `reshape_last_stage` is off."""
-        states = [feature.permute(0, 3, 1, 2) for feature in features]
-        if not self.config.reshape_last_stage:
-            states[-1] = features[-1].flatten(1, 2)
-        return tuple(states)
-
-    def channels_last(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """The hidden states of `forward` as feature maps `(B, H_i, W_i, C_i)`, views again."""
-        maps = list(states)
-        if not self.config.reshape_last_stage:
-            # a sequence does not say its sides: those that the last patch embedding makes of stage 3
-            kernel, stride = self.config.patch_sizes[-1], self.config.strides[-1]
-            size = [(side + 2 * (kernel // 2) - kernel) // stride + 1 for side in maps[-2].shape[2:]]
-            maps[-1] = maps[-1].unflatten(1, size).permute(0, 3, 1, 2)
-        return [each.permute(0, 2, 3, 1) for each in maps]
 
 
 class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
     """SegFormer with the all-MLP decode head."""
 
-    def __init__(self, config: SegformerConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.segformer = SegformerModel(config)
-        self.decode_head = SegformerDecodeHead(config)
+        self.segformer = SegformerModel(self.config)
+        self.decode_head = SegformerDecodeHead(self.config)
         self.post_init()
 
     @property
@@ -438,12 +467,12 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
         """
         # through the call, not past it: hooks on the encoder run, and what they return is what the head gets
         encoded = self.segformer(pixel_values, output_attentions, output_hidden_states=True, return_dict=True)
-        features = self.segformer.channels_last(encoded.hidden_states)
-        logits = self.decode_head(features)
+        logits = self.decode_head(encoded.hidden_states)
         loss = None
         if labels is not None:
             reduction = "mean" if num_items_in_batch is None else "sum"
-            loss = segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index, reduction)
+            literal = not may_fuse(self.config, logits)
+            loss = segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index, reduction, literal)
             if num_items_in_batch is not None:
                 loss = loss / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
         output = SemanticSegmenterOutput(
@@ -458,8 +487,9 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
 class SegformerForImageClassification(SegformerPreTrainedModel):
     """SegFormer's encoder with a linear classifier on the averaged last stage (ImageNet pre-training)."""
 
-    def __init__(self, config: SegformerConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
+        config = self.config
         self.num_labels = config.num_labels
         self.segformer = SegformerModel(config)
         self.classifier = nn.Linear(config.hidden_sizes[-1], config.num_labels)
@@ -478,9 +508,9 @@ class SegformerForImageClassification(SegformerPreTrainedModel):
         Returns:
             `logits` of shape `(B, K)` and, with labels, the mean `loss`.
         """
-        encoded = self.segformer(pixel_values, output_attentions, output_hidden_states=True, return_dict=True)
-        features = self.segformer.channels_last(encoded.hidden_states)
-        logits = self.classifier(features[-1].mean(dim=(1, 2)))  # (B, K)
+        encoded = self.segformer(pixel_values, output_attentions, output_hidden_states, return_dict=True)
+        last = encoded.last_hidden_state  # (B, C, H, W), or a sequence (B, N, C)
+        logits = self.classifier(last.mean(1) if last.ndim == 3 else last.mean(dim=(2, 3)))  # (B, K)
         loss = None
         if labels is not None and self.num_labels == 1:
             loss = F.mse_loss(logits.squeeze(1), labels.to(logits.dtype).view(-1))
@@ -498,7 +528,9 @@ class SegformerForImageClassification(SegformerPreTrainedModel):
 # --- loss and helpers ------------------------------------------------------------------------------------------------
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255, reduction: str = "mean") -> Tensor:
+def segmentation_loss(
+    logits: Tensor, labels: Tensor, ignore_index: int = 255, reduction: str = "mean", literal: bool = False
+) -> Tensor:
     """Cross-entropy over valid pixels of `logits` (B, K, h, w) upsampled to the size of `labels` (B, H, W).
 
     One channel (K = 1) means binary labels {0, 1} and binary cross-entropy. Pixels equal to `ignore_index` (and, for
@@ -507,11 +539,18 @@ def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255, r
     Args:
         reduction: `"mean"` over valid pixels (0 with zero gradients where there is none) or `"sum"`, for a caller who
             divides by the valid pixels of a larger batch (`valid_pixels`).
+        literal: by the plain formula, at the cost of logits of full size: for tracers, `torch.func` and second
+            derivatives.
     """
     if labels.ndim != 3 or labels.shape[0] != logits.shape[0]:
         raise ValueError(f"labels has shape {tuple(labels.shape)}, expected ({logits.shape[0]}, height, width)")
     if 0 <= ignore_index < max(logits.shape[1], 2):
         raise ValueError(f"ignore_index={ignore_index} is one of the {logits.shape[1]} labels: choose e.g. 255 or -100")
+    if logits.shape[1] > 1 and literal:
+        exact = torch.promote_types(logits.dtype, torch.float32)
+        logits = upsample(logits.to(exact), labels.shape[1:])  # (B, K, H, W)
+        total = F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="sum")
+        return total if reduction == "sum" else total / (labels != ignore_index).sum().clamp(min=1)
     if logits.shape[1] > 1:
         return upsampled_cross_entropy(logits, labels, ignore_index, reduction=reduction)
     logits = upsample(logits.float(), labels.shape[1:])[:, 0]  # (B, H, W)
@@ -519,6 +558,14 @@ def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255, r
     target = torch.where(valid, labels, 0).to(logits.dtype)
     total = (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * valid).sum()
     return total if reduction == "sum" else total / valid.sum().clamp(min=1)
+
+
+def _take_names_of_transformers(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before `load_state_dict`: give the tensors that transformers 5 names otherwise their published names."""
+    for name in [name for name in state_dict if name.startswith(prefix)]:
+        published = prefix + published_name(name.removeprefix(prefix))
+        if published != name and published not in state_dict:
+            state_dict[published] = state_dict.pop(name)
 
 
 def valid_pixels(labels: Tensor, ignore_index: int = 255) -> Tensor:
