@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers.image_processing_base import BatchFeature, ImageProcessingMixin
+from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
 from .upsampling import upsample, upsampled_prediction
@@ -77,6 +78,16 @@ _PILLOW_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
+class SegformerImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+    """What a call takes besides what every processor of transformers takes; transformers' processors read it."""
+
+    size_divisor: int | None
+    window: int | None
+    stride: int | None
+    value_range: Sequence[float] | None
+    do_reduce_labels: bool | None
+
+
 class SegformerImageProcessor(ImageProcessingMixin):
     """Resize, rescale and normalise images; resize (nearest) and optionally reduce masks; turn logits into maps.
 
@@ -116,6 +127,7 @@ class SegformerImageProcessor(ImageProcessingMixin):
         ValueError: a value that makes no sense.
     """
 
+    valid_kwargs = SegformerImageProcessorKwargs
     model_input_names = ["pixel_values"]  # noqa: RUF012 (a plain list in transformers' base class)
 
     # defaults; a subclass may have others, as in transformers
