@@ -1,7 +1,7 @@
 # `make` lists the targets. Everything runs in .venv, which is made when it is missing and renewed when
 # pyproject.toml or constraints.txt change.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all test-lowest transformers-suite lint format docs build clean
+.PHONY: help setup demo test test-slow test-all test-lowest transformers-suite lint format docs wheels build clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -67,6 +67,9 @@ format: setup  ## mend what can be mended
 
 docs: setup  ## build the documentation into site/; fails at any warning
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+wheels: setup  ## make wheels/, from which pip installs segtune where there is no internet
+	$(BIN)/python scripts/make_wheels.py --output wheels
 
 build: setup  ## build the sdist and the wheel into dist/
 	$(BIN)/python -m build --no-isolation
