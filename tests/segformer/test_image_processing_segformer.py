@@ -463,6 +463,7 @@ def test_impossible_fields_are_refused(fields, message):
         SegformerImageProcessor(**fields)
 
 
+@other_fields
 def test_value_range_is_kept_beside_the_fields_of_transformers(tmp_path):
     SegformerImageProcessor(rescale_factor=1e-4, value_range=(0, 10000)).save_pretrained(tmp_path)
     assert SegformerImageProcessor.from_pretrained(tmp_path).value_range == [0.0, 10000.0]
