@@ -1,7 +1,7 @@
 # `make` lists the targets. Everything runs in .venv, which is made when it is missing and renewed when
 # pyproject.toml or constraints.txt change.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all test-lowest lint format docs build clean
+.PHONY: help setup demo test test-slow test-all test-lowest transformers-suite lint format docs wheels build clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -53,6 +53,9 @@ $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 test-lowest: $(LOWEST)/.installed  ## run the tests of model, data, training and Hub with the lowest versions allowed
 	$(LOWEST)/bin/$(PYTEST) -m "not slow" tests/parity tests/segformer tests/labels tests/imageio tests/data tests/training/test_trainer.py tests/hub/test_push.py
 
+transformers-suite: setup  ## fetch transformers' own shared tests, run them on its SegFormer and on ours, and compare
+	$(BIN)/python tests/contract/transformers_suite/suite.py
+
 lint: setup  ## check style, formatting and types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -64,6 +67,9 @@ format: setup  ## mend what can be mended
 
 docs: setup  ## build the documentation into site/; fails at any warning
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+wheels: setup  ## make wheels/, from which pip installs segtune where there is no internet
+	$(BIN)/python scripts/make_wheels.py --output wheels
 
 build: setup  ## build the sdist and the wheel into dist/
 	$(BIN)/python -m build --no-isolation

@@ -17,6 +17,7 @@ import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
+from packaging.requirements import Requirement
 
 import segtune
 from support.examples import TINY
@@ -48,6 +49,22 @@ def test_is_stripped_and_short(name: str) -> None:
     assert [cell.metadata for cell in notebook.cells if cell.metadata] == [{"tags": ["parameters"]}]
     assert set(notebook.metadata) <= {"kernelspec", "language_info", "accelerator"}
     assert notebook.cells[0].source.startswith("# ") and "**To open it" in notebook.cells[0].source
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_opens_and_installs_from_the_repository(name: str) -> None:
+    """Badges of Colab and Kaggle; pip gets segtune from where it is, and a failure of pip ends the cell."""
+    url, first = "https://github.com/segtune/segtune", NOTEBOOKS[name].cells[0].source
+    path = f"{url.removeprefix('https://github.com/')}/blob/main/notebooks/{name}.ipynb"
+    assert f"](https://colab.research.google.com/github/{path})" in first
+    assert f"](https://kaggle.com/kernels/welcome?src=https://github.com/{path})" in first
+    install = code_cells(NOTEBOOKS[name])[0].source
+    (requirement,) = re.findall(r'^SEGTUNE = "(.+)"', install, flags=re.MULTILINE)
+    asked = Requirement(requirement)
+    assert asked.name == "segtune" and asked.url == f"git+{url}"
+    assert "notebooks" in asked.extras
+    assert f'Repository = "{url}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'assert importlib.util.find_spec("segtune")' in install.splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

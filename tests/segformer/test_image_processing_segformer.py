@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
+from enum import Enum
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +18,11 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from segtune.segformer import image_processing_segformer
-from segtune.segformer.image_processing_segformer import SegformerImageProcessor, channels_last
+from segtune.segformer.image_processing_segformer import (
+    SegformerFeatureExtractor,
+    SegformerImageProcessor,
+    channels_last,
+)
 from segtune.segformer.upsampling import upsampled_prediction
 
 try:
@@ -85,6 +91,144 @@ def test_post_processing_equals_that_of_transformers(targets):
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.dtype == torch.int64
         torch.testing.assert_close(mine, other, rtol=0, atol=0)
+
+
+# ---- arguments of transformers ----
+
+
+@pytest.fixture
+def warned(monkeypatch) -> list[str]:
+    """What the processor warns of."""
+    messages: list[str] = []
+    monkeypatch.setattr(image_processing_segformer.logger, "warning_once", messages.append)
+    return messages
+
+
+@only_5
+@pytest.mark.parametrize(("arguments", "warning"), [
+    ({"image_mean": 0.5, "image_std": 0.25}, None),
+    ({"size": {"shortest_edge": 30, "longest_edge": 40}}, None),
+    ({"size": {"max_height": 30, "max_width": 20}}, None),
+    ({"size": 30, "default_to_square": False}, None),
+    ({"size": [20, 30], "resample": 3}, None),
+    ({"do_convert_rgb": True}, None),
+    ({"input_data_format": "channels_last"}, None),
+    ({"return_tensors": "np"}, None),
+    ({"do_reduce_labels": True}, None),
+    ({"device": "cpu", "disable_grouping": True, "data_format": "channels_first"}, None),
+    ({"data_format": "channels_last"}, "data_format='channels_last' has no effect"),
+    ({"do_center_crop": True, "crop_size": 20}, "do_center_crop=True has no effect"),
+    ({"do_pad": True, "pad_size": 600}, "do_pad=True has no effect"),
+    ({"image_seq_length": 9}, "image_seq_length=9 has no effect"),
+])  # fmt: skip
+@pytest.mark.parametrize("where", ["constructor", "file", "call"])
+def test_arguments_of_transformers_do_the_same(arguments, warning, where, warned, tmp_path):
+    photo, mask = _photo(40, 60), _photo(40, 60, 0)
+
+    def results(kind):
+        if where == "file":
+            kind(**arguments).save_pretrained(tmp_path / kind.__name__)
+        processor = {
+            "constructor": lambda: kind(**arguments),
+            "file": lambda: kind.from_pretrained(tmp_path / kind.__name__),
+            "call": kind,
+        }[where]()
+        return processor(photo, mask.copy(), **(arguments if where == "call" else {}))
+
+    ours, theirs = results(SegformerImageProcessor), results(Theirs)
+    for name in ("pixel_values", "labels"):
+        assert type(ours[name]) is type(theirs[name])
+        np.testing.assert_array_equal(ours[name][0], theirs[name][0])
+    assert any(warning in message for message in warned) if warning else not warned
+
+
+@only_5
+def test_sides_are_those_of_transformers_for_every_image():
+    draw = np.random.default_rng(3)
+    for _ in range(40):
+        height, width, a, b = (int(side) for side in draw.integers(8, 90, 4))
+        for size in (
+            {"shortest_edge": a},
+            {"shortest_edge": min(a, b), "longest_edge": max(a, b)},
+            {"max_height": a, "max_width": b},
+        ):
+            image = np.zeros((height, width, 3), np.uint8)
+            theirs = Theirs(size=size)(image)["pixel_values"][0].shape[1:]
+            assert SegformerImageProcessor(size=size).target_size(height, width) == theirs, (height, width, size)
+
+
+@pytest.mark.parametrize("where", ["constructor", "from_pretrained", "call"])
+def test_reduce_labels_reduces_and_tells_its_present_name(where, warned, tmp_path):
+    SegformerImageProcessor(do_reduce_labels=False).save_pretrained(tmp_path)
+    processor = {
+        "constructor": lambda: SegformerImageProcessor(reduce_labels=True),
+        "from_pretrained": lambda: SegformerImageProcessor.from_pretrained(tmp_path, reduce_labels=True),
+        "call": SegformerImageProcessor,
+    }[where]()
+    arguments = {"reduce_labels": True} if where == "call" else {}
+    labels = processor(_photo(1, 3), np.array([[0, 1, 255]], np.uint8), do_resize=False, **arguments)["labels"][0]
+    assert labels.tolist() == [[255, 0, 255]]
+    assert len(set(warned)) == 1 and "do_reduce_labels" in warned[0]
+    assert processor.do_reduce_labels is (where != "call")
+    assert "reduce_labels" not in processor.to_dict()
+
+
+def test_use_fast_changes_nothing(warned, tmp_path):
+    SegformerImageProcessor(use_fast=False).save_pretrained(tmp_path)
+    SegformerImageProcessor.from_pretrained(tmp_path, use_fast=False)
+    assert not warned
+    SegformerImageProcessor.from_pretrained(tmp_path, use_fast=True)
+    assert "use_fast=True has no effect" in warned[0]
+
+
+def test_none_is_the_default_and_a_subclass_may_have_others():
+    class Mine(SegformerImageProcessor):
+        size = {"height": 8, "width": 6}  # noqa: RUF012
+        do_reduce_labels = True
+
+    nothing = dict.fromkeys(image_processing_segformer.FIELDS)
+    assert SegformerImageProcessor(**nothing).to_dict() == SegformerImageProcessor().to_dict()
+    assert Mine(size=None)(_photo(9, 9))["pixel_values"][0].shape == (3, 8, 6)
+    assert Mine().do_reduce_labels and not Mine(do_reduce_labels=False).do_reduce_labels
+    assert SegformerFeatureExtractor is SegformerImageProcessor
+
+
+@pytest.mark.parametrize(("name", "filter_"), [("nearest", 0), ("nearest-exact", 0), ("bilinear", 2), ("bicubic", 3)])
+def test_filters_by_the_name_that_torchvision_gives_them(name, filter_):
+    mode = Enum("InterpolationMode", {"ANY": name}).ANY  # torchvision's own is an Enum of these strings
+    assert SegformerImageProcessor(resample=mode).resample == filter_
+    assert SegformerImageProcessor(resample=name).resample == filter_
+    assert SegformerImageProcessor(resample=Image.Resampling(filter_)).resample == filter_
+
+
+def test_nested_lists_of_images_are_flattened():
+    images = [[_photo(9, 8)], [_photo(9, 8), _photo(9, 8)]]
+    assert _plain()(images, return_tensors="pt")["pixel_values"].shape == (3, 3, 9, 8)
+
+
+@pytest.mark.parametrize("targets", [None, [(31, 40), (64, 17)]])
+def test_scores_beside_the_maps_equal_those_of_transformers(targets):
+    outputs = SimpleNamespace(logits=torch.randn(2, 5, 16, 16, generator=torch.Generator().manual_seed(0)))
+    ours = SegformerImageProcessor().post_process_semantic_segmentation(outputs, targets, True)
+    if "return_segmentation_scores" in signature(Theirs.post_process_semantic_segmentation).parameters:
+        theirs = Theirs().post_process_semantic_segmentation(outputs, targets, True)
+        assert type(ours[0]) is type(theirs[0])
+        for mine, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(dict(mine), dict(other), rtol=0, atol=0)
+    for one in ours:
+        assert torch.equal(one.segmentation, one.segmentation_scores.argmax(0))
+
+
+def test_post_processing_of_outputs_that_have_gradients():
+    logits = torch.randn(2, 5, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    processor, outputs = SegformerImageProcessor(), SimpleNamespace(logits=logits)
+    maps = processor.post_process_semantic_segmentation(outputs, [(31, 40), (64, 64)])
+    expected = [torch.nn.functional.interpolate(logits[i : i + 1], s, mode="bilinear")[0].argmax(0)
+                for i, s in enumerate([(31, 40), (64, 64)])]  # fmt: skip
+    assert all(map(torch.equal, maps, expected))
+    (scored, _) = processor.post_process_semantic_segmentation(outputs, None, return_segmentation_scores=True)
+    scored.segmentation_scores.sum().backward()  # as with transformers, the scores keep theirs
+    assert logits.grad[0].eq(1).all() and logits.grad[1].eq(0).all()
 
 
 def test_target_sizes_may_be_a_tensor():
@@ -290,8 +434,8 @@ def test_wrong_masks_are_refused(mask, error, message):
 def test_unknown_arguments_name_the_nearest_one(tmp_path):
     with pytest.raises(TypeError, match="'do_resise'; did you mean 'do_resize'"):
         SegformerImageProcessor(do_resise=False)
-    with pytest.raises(TypeError, match="'reduce_labels'; did you mean 'do_reduce_labels'"):
-        SegformerImageProcessor()(_photo(4, 4), reduce_labels=True)
+    with pytest.raises(TypeError, match="preprocess has no argument 'do_reduce_label'; did you mean"):
+        SegformerImageProcessor()(_photo(4, 4), do_reduce_label=True)
     with pytest.raises(TypeError, match="'zzz'; there are: do_resize, size"):
         SegformerImageProcessor(zzz=1)
     SegformerImageProcessor().save_pretrained(tmp_path)
@@ -301,7 +445,11 @@ def test_unknown_arguments_name_the_nearest_one(tmp_path):
 
 @pytest.mark.parametrize(("fields", "message"), [
     ({"size": {"height": 5}}, "size is"),
-    ({"size": {"shortest_edge": 5, "longest_edge": 9}}, "size is"),
+    ({"size": {"longest_edge": 9}}, "size is"),
+    ({"size": {"min_pixels": 5, "max_pixels": 9}}, "size is"),
+    ({"size": "30"}, "size is"),
+    ({"size": [30]}, "size is"),
+    ({"resample": "cubic"}, "not 'cubic'; there are"),
     ({"size": 0}, "at least 1, not 0"),
     ({"size_divisor": 1.5}, "size_divisor"),
     ({"resample": 17}, "17"),
@@ -315,6 +463,7 @@ def test_impossible_fields_are_refused(fields, message):
         SegformerImageProcessor(**fields)
 
 
+@other_fields
 def test_value_range_is_kept_beside_the_fields_of_transformers(tmp_path):
     SegformerImageProcessor(rescale_factor=1e-4, value_range=(0, 10000)).save_pretrained(tmp_path)
     assert SegformerImageProcessor.from_pretrained(tmp_path).value_range == [0.0, 10000.0]

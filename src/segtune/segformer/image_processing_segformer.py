@@ -9,15 +9,25 @@ import difflib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers.image_processing_base import BatchFeature, ImageProcessingMixin
+from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
-from .upsampling import upsampled_prediction
+from .upsampling import upsample, upsampled_prediction
+
+try:
+    from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+except ImportError:  # before transformers 5.23
+
+    class SemanticSegmentationPostProcessorOutput(BatchFeature):  # type: ignore[no-redef]
+        """A class map and the logits that it was made of."""
+
 
 logger = logging.get_logger(__name__)
 
@@ -38,8 +48,29 @@ FIELDS = (
 )
 # not of transformers, with their defaults
 OWN_FIELDS = {"size_divisor": 1, "window": None, "stride": None, "value_range": None}
+# Further arguments of transformers that mean something here, and are kept in the file as there.
+CALL_FIELDS = ("default_to_square", "do_convert_rgb", "input_data_format", "return_tensors")
+# Those that transformers takes and its SegFormer processor (on Pillow) ignores without a word, with the values that
+# ask for nothing.
+WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "crop_size": (),
+    "data_format": ("channels_first",),
+    "device": ("cpu",),
+    "disable_grouping": (True, False),
+    "do_center_crop": (False,),
+    "do_pad": (False,),
+    "image_seq_length": (),
+    "pad_size": (),
+    "use_fast": (False,),
+}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+SIZE_FORMS = (
+    {"height", "width"},
+    {"shortest_edge"},
+    {"shortest_edge", "longest_edge"},
+    {"max_height", "max_width"},
+)
 IGNORED = 255  # what label reduction makes of id 0
 
 # Four channels go through Pillow as CMYK: it would multiply the first three of an RGBA image by the fourth.
@@ -47,69 +78,107 @@ _PILLOW_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
+class SegformerImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+    """What a call takes besides what every processor of transformers takes; transformers' processors read it."""
+
+    size_divisor: int | None
+    window: int | None
+    stride: int | None
+    value_range: Sequence[float] | None
+    do_reduce_labels: bool | None
+
+
 class SegformerImageProcessor(ImageProcessingMixin):
     """Resize, rescale and normalise images; resize (nearest) and optionally reduce masks; turn logits into maps.
+
+    Every argument of transformers' class is taken and does the same; what that class ignores without a word
+    (`do_center_crop`, `do_pad`, `data_format`, ...) changes nothing here either, and is warned of. None stands for the
+    default, which is the class attribute of that name.
 
     Args:
         do_resize: resize every image to `size`.
         size: `{"height": h, "width": w}`, or `{"shortest_edge": n}` which keeps the aspect ratio (rounded down, as
-            in transformers); `n` and `(h, w)` are read as a square and as height and width.
+            in transformers), with `"longest_edge": m` as its bound, or `{"max_height": h, "max_width": w}`, the
+            largest that fits; `n` and `(h, w)` are read as a square (with `default_to_square=False`, as the shortest
+            edge) and as height and width.
         size_divisor: both sides are rounded up to a multiple of this, within the one resize, also where `do_resize`
             is off. (transformers does not know this field: it keeps it in the file and does not apply it.)
         window: side of the windows that predictions are made in and blended from; None: the whole image at once.
             `preprocess` does not look at it, nor at `stride`; transformers keeps both in the file.
         stride: from one window to the next.
-        resample: Pillow's filter for images, `PIL.Image.Resampling` or its number; 2 is bilinear.
+        resample: Pillow's filter for images, `PIL.Image.Resampling` or its number, or torchvision's
+            `InterpolationMode` or its name; 2 is bilinear.
         do_rescale: multiply by `rescale_factor`. 8-bit images need 1/255, 16-bit ones 1/65535.
         value_range: the smallest and the largest of the numbers that images are given in, where that was declared in
             training: files are then read with the numbers that they hold, rather than as 8-bit pictures. `preprocess`
             does not look at it.
         do_normalize: subtract `image_mean` and divide by `image_std`.
-        image_mean: one value per channel; their number is the number of channels of an image.
-        image_std: one value per channel.
+        image_mean: one value per channel; their number is the number of channels of an image. A single number holds
+            for every channel of `image_std`, or for three.
+        image_std: as `image_mean`.
         do_reduce_labels: masks hold 0 for "no class" and classes from 1: 0 becomes 255, the others go down by one,
-            255 stays. The caller's array is never written.
+            255 stays. The caller's array is never written. `reduce_labels`, its name in transformers before 4.30,
+            means the same here, with a warning; transformers 5 ignores it.
+        others: further arguments of transformers. `return_tensors` and `input_data_format` hold for every call that
+            does not give them; `do_convert_rgb` is what is always done where three channels are wanted.
 
     Raises:
         TypeError: an argument that does not exist; the message names the nearest one that does.
         ValueError: a value that makes no sense.
     """
 
+    valid_kwargs = SegformerImageProcessorKwargs
     model_input_names = ["pixel_values"]  # noqa: RUF012 (a plain list in transformers' base class)
+
+    # defaults; a subclass may have others, as in transformers
+    do_resize: bool = True
+    size: dict[str, int] = {"height": 512, "width": 512}  # noqa: RUF012
+    size_divisor: int = 1
+    window: int | None = None
+    stride: int | None = None
+    resample: int = 2
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    value_range: Sequence[float] | None = None
+    do_normalize: bool = True
+    image_mean: Sequence[float] = IMAGENET_MEAN
+    image_std: Sequence[float] = IMAGENET_STD
+    do_reduce_labels: bool = False
 
     def __init__(
         self,
         *,
-        do_resize: bool = True,
-        size: Mapping[str, int] | Sequence[int] | int = 512,
-        size_divisor: int = 1,
+        do_resize: bool | None = None,
+        size: Mapping[str, int] | Sequence[int] | int | None = None,
+        size_divisor: int | None = None,
         window: int | None = None,
         stride: int | None = None,
-        resample: int = 2,
-        do_rescale: bool = True,
-        rescale_factor: float = 1 / 255,
+        resample: int | str | None = None,
+        do_rescale: bool | None = None,
+        rescale_factor: float | None = None,
         value_range: Sequence[float] | None = None,
-        do_normalize: bool = True,
-        image_mean: Sequence[float] = IMAGENET_MEAN,
-        image_std: Sequence[float] = IMAGENET_STD,
-        do_reduce_labels: bool = False,
-        **unknown: Any,
+        do_normalize: bool | None = None,
+        image_mean: float | Sequence[float] | None = None,
+        image_std: float | Sequence[float] | None = None,
+        do_reduce_labels: bool | None = None,
+        **others: Any,
     ) -> None:
-        _refuse(unknown, "SegformerImageProcessor")
-        super().__init__()
-        self.do_resize = bool(do_resize)
-        self.size = _size_dict(size)
-        self.size_divisor = _positive_int("size_divisor", size_divisor)
-        self.window = None if window is None else _positive_int("window", window)
-        self.stride = None if stride is None else _positive_int("stride", stride)
-        self.resample = int(Image.Resampling(resample))
-        self.do_rescale = bool(do_rescale)
-        self.rescale_factor = float(rescale_factor)
-        self.value_range = None if value_range is None else [float(value) for value in value_range]
-        self.do_normalize = bool(do_normalize)
-        self.image_mean = [float(value) for value in image_mean]
-        self.image_std = [float(value) for value in image_std]
-        self.do_reduce_labels = bool(do_reduce_labels)
+        given = {name: value for name, value in locals().items() if name in FIELDS}
+        given = _known({**given, **others}, "SegformerImageProcessor")
+        super().__init__(**{name: value for name, value in given.items() if name not in FIELDS})
+        fields = {name: given.get(name, getattr(type(self), name)) for name in FIELDS}
+        self.do_resize = bool(fields["do_resize"])
+        self.size = _size_dict(fields["size"], given.get("default_to_square", True))
+        self.size_divisor = _positive_int("size_divisor", fields["size_divisor"])
+        self.window = None if fields["window"] is None else _positive_int("window", fields["window"])
+        self.stride = None if fields["stride"] is None else _positive_int("stride", fields["stride"])
+        self.resample = _filter(fields["resample"])
+        self.do_rescale = bool(fields["do_rescale"])
+        self.rescale_factor = float(fields["rescale_factor"])
+        self.value_range = None if fields["value_range"] is None else [float(value) for value in fields["value_range"]]
+        self.do_normalize = bool(fields["do_normalize"])
+        self.image_mean, self.image_std = _channel_values(fields["image_mean"], fields["image_std"])
+        self.do_reduce_labels = bool(fields["do_reduce_labels"])
         if self.value_range is not None and (len(self.value_range) != 2 or self.value_range[0] >= self.value_range[1]):
             raise ValueError(f"value_range is the smaller and the larger of two numbers, not {value_range!r}")
         if not self.image_mean or len(self.image_mean) != len(self.image_std) or 0.0 in self.image_std:
@@ -135,12 +204,11 @@ class SegformerImageProcessor(ImageProcessingMixin):
             stored.pop(name, None)
         for name in ("dtype", "torch_dtype", "_from_auto"):  # transformers' pipelines and Auto classes pass them along
             kwargs.pop(name, None)
-        fields = {name: stored.pop(name) for name in FIELDS if name in stored}
-        unused = {name: kwargs.pop(name) for name in list(kwargs) if return_unused and name not in FIELDS}
-        fields = {
-            name: value for name, value in {**fields, **kwargs}.items() if value is not None or name not in FIELDS
-        }
-        processor = cls(**fields)
+        fields = {name: stored.pop(name) for name in list(stored) if _is_known(name)}
+        unused = {name: kwargs.pop(name) for name in list(kwargs) if return_unused and not _is_known(name)}
+        if "reduce_labels" in kwargs:  # what is asked for now counts more than what the file says
+            fields.pop("do_reduce_labels", None)
+        processor = cls(**{**fields, **kwargs})
         for name, value in stored.items():
             if not hasattr(cls, name):
                 setattr(processor, name, value)
@@ -183,7 +251,8 @@ class SegformerImageProcessor(ImageProcessingMixin):
                 tensors of any integer type.
             return_tensors: `"pt"`, `"np"`, or None for lists of arrays, whose sizes may differ.
             input_data_format: `"channels_first"` or `"channels_last"` where the shape leaves it open.
-            overrides: fields of this class, for this call only.
+            overrides: fields of this class, and other arguments of transformers, for this call only; None leaves
+                what the processor has.
 
         Returns:
             `pixel_values`, float32 `(C, h, w)` each, and with masks `labels`, int64 `(h, w)` each.
@@ -192,9 +261,13 @@ class SegformerImageProcessor(ImageProcessingMixin):
             TypeError, ValueError: something is no image or no mask, sizes or numbers do not match, or sizes differ
                 where one tensor is asked for.
         """
-        _refuse({name: value for name, value in overrides.items() if name not in FIELDS}, "preprocess")
-        given = {name: value for name, value in overrides.items() if value is not None}
-        settings = type(self)(**{**{name: getattr(self, name) for name in FIELDS}, **given})
+        given = _known(overrides, "preprocess")
+        fields = {name: getattr(self, name) for name in FIELDS}
+        square = getattr(self, "default_to_square", None)
+        settings = type(self)(**{"default_to_square": square, **fields, **given})
+        return_tensors = getattr(self, "return_tensors", None) if return_tensors is None else return_tensors
+        if input_data_format is None:
+            input_data_format = getattr(self, "input_data_format", None)
         channels = len(settings.image_mean)
         arrays = [channels_last(image, channels, input_data_format) for image in _as_list(images, ndim=3)]
         data = {"pixel_values": [settings._prepare_image(array) for array in arrays]}
@@ -237,36 +310,49 @@ class SegformerImageProcessor(ImageProcessingMixin):
 
     def target_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) that an image of this size is resized to."""
-        if self.do_resize and "shortest_edge" in self.size:
-            edge = self.size["shortest_edge"]
-            long = int(edge * max(height, width) / min(height, width))
-            height, width = (edge, long) if height < width else (long, edge)
-        elif self.do_resize:
-            height, width = self.size["height"], self.size["width"]
+        if self.do_resize:
+            height, width = _resized(height, width, self.size)
         divisor = self.size_divisor
         return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
     # ---- logits out ----
 
     def post_process_semantic_segmentation(
-        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None
-    ) -> list[torch.Tensor]:
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[Any]:
         """Class maps of a batch.
 
         Args:
             outputs: what the model returned; `outputs.logits` is `(B, K, h, w)`.
             target_sizes: `(height, width)` for each image; None leaves the logits' own size.
+            return_segmentation_scores: give for each image an object with the fields `segmentation`, its class map,
+                and `segmentation_scores`, its logits `(K, height, width)`, rather than the class map alone.
 
         Returns:
             `B` int64 maps `(height, width)` of the largest logit; of a model with one logit, 1 where it is above 0.
+
+        Raises:
+            ValueError: there is not one target size for each image.
         """
         logits = outputs.logits
-        if target_sizes is None:
-            return list(upsampled_prediction(logits, logits.shape[-2:]))
-        sizes = [(int(height), int(width)) for height, width in target_sizes]
+        sizes = [logits.shape[-2:]] * len(logits) if target_sizes is None else target_sizes
+        sizes = [(int(height), int(width)) for height, width in sizes]
         if len(sizes) != len(logits):
             raise ValueError(f"{len(sizes)} target_sizes were given for {len(logits)} images; give one for each")
-        return [upsampled_prediction(logits[i : i + 1], size)[0] for i, size in enumerate(sizes)]
+        maps = [upsampled_prediction(logits[i : i + 1], size)[0] for i, size in enumerate(sizes)]
+        if not return_segmentation_scores:
+            return maps
+        scores = [upsample(logits[i : i + 1], size)[0] for i, size in enumerate(sizes)]  # (K, height, width) each
+        return [
+            SemanticSegmentationPostProcessorOutput(data={"segmentation": one, "segmentation_scores": score})
+            for one, score in zip(maps, scores, strict=True)
+        ]
+
+
+SegformerFeatureExtractor = SegformerImageProcessor  # its name in transformers before 4.27
 
 
 def channels_last(image: Any, num_channels: int, input_data_format: str | None = None) -> np.ndarray:
@@ -339,7 +425,7 @@ def _array(value: Any, what: str) -> np.ndarray:
 def _as_list(values: Any, ndim: int) -> list[Any]:
     """One item, or a batch of items of `ndim` axes, as a list of items."""
     if isinstance(values, (list, tuple)):
-        items = list(values)
+        items = [item for value in values for item in (value if isinstance(value, (list, tuple)) else [value])]
     elif isinstance(values, (np.ndarray, torch.Tensor)) and values.ndim == ndim + 1:
         single = ndim == 2 and values.shape[-1] == 1 and values.shape[0] > 1  # a mask (H, W, 1)
         items = [values] if single else list(values)
@@ -398,15 +484,56 @@ def resize(
     return np.stack([np.asarray(plane.resize(size[::-1], resample, box)) for plane in planes], axis=-1)  # (*size, C)
 
 
-def _size_dict(size: Any) -> dict[str, int]:
+def _size_dict(size: Any, default_to_square: bool) -> dict[str, int]:
     if isinstance(size, int):
-        size = (size, size)
-    if isinstance(size, (list, tuple)) and len(size) == 2:
+        size = {"height": size, "width": size} if default_to_square else {"shortest_edge": size}
+    elif isinstance(size, (list, tuple)) and len(size) == 2:
         size = {"height": size[0], "width": size[1]}
-    fields = {name: value for name, value in dict(size).items() if value is not None}
-    if set(fields) not in ({"height", "width"}, {"shortest_edge"}):
-        raise ValueError(f"size is {{'height': h, 'width': w}} or {{'shortest_edge': n}}, not {size!r}")
+    fields = {}
+    if isinstance(size, Mapping) or hasattr(size, "keys"):  # transformers' SizeDict is no Mapping
+        fields = {name: value for name, value in dict(size).items() if value is not None}
+    if set(fields) not in SIZE_FORMS:
+        raise ValueError(
+            "size is {'height': h, 'width': w}, {'shortest_edge': n} with or without 'longest_edge', or "
+            f"{{'max_height': h, 'max_width': w}}, not {size!r}"
+        )
     return {name: _positive_int(f"size[{name!r}]", value) for name, value in fields.items()}
+
+
+def _resized(height: int, width: int, size: Mapping[str, int]) -> tuple[int, int]:
+    """(height, width) after resizing to `size`; rounded as in transformers."""
+    if "height" in size:
+        return size["height"], size["width"]
+    if "max_height" in size:
+        scale = min(size["max_height"] / height, size["max_width"] / width)
+        return max(1, int(height * scale)), max(1, int(width * scale))
+    short, long = min(height, width), max(height, width)
+    edge: float = size["shortest_edge"]
+    if "longest_edge" in size and long / short * edge > size["longest_edge"]:
+        edge = size["longest_edge"] * short / long
+    if round(edge) == short:  # left as it is, even where the longest edge is a little longer
+        return height, width
+    short, long = max(1, round(edge)), int(edge * long / short)
+    return (short, long) if height < width else (long, short)
+
+
+def _filter(resample: Any) -> int:
+    """Pillow's number of a filter, given by that number or by torchvision's name of it."""
+    name = getattr(resample, "value", resample)
+    if isinstance(name, str):
+        known = {one.name.lower(): int(one) for one in Image.Resampling}
+        known["nearest-exact"] = known["nearest"]
+        if name not in known:
+            raise ValueError(f"resample is a filter of Pillow, not {name!r}; there are: {', '.join(sorted(known))}")
+        return known[name]
+    return int(Image.Resampling(resample))
+
+
+def _channel_values(*values: Any) -> list[list[float]]:
+    """Mean and standard deviation for each channel; a single number holds for all channels."""
+    lists = [None if isinstance(value, Real) else [float(x) for x in value] for value in values]
+    channels = next((len(one) for one in lists if one is not None), 3)
+    return [[float(value)] * channels if one is None else one for one, value in zip(lists, values, strict=True)]
 
 
 def _positive_int(name: str, value: Any) -> int:
@@ -415,8 +542,33 @@ def _positive_int(name: str, value: Any) -> int:
     return int(value)
 
 
-def _refuse(unknown: Mapping[str, Any], where: str) -> None:
-    for name in unknown:
-        nearest = difflib.get_close_matches(name, FIELDS, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are: {', '.join(FIELDS)}"
-        raise TypeError(f"{where} has no argument {name!r}; {hint}")
+def _is_known(name: str) -> bool:
+    return name in FIELDS or name in CALL_FIELDS or name in WITHOUT_EFFECT or name == "reduce_labels"
+
+
+def _known(arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The arguments that are not None, under their present names; warns of those without effect, refuses unknown ones.
+
+    Raises:
+        TypeError: an argument that neither this class nor transformers knows.
+    """
+    for name in arguments:
+        if not _is_known(name):
+            nearest = difflib.get_close_matches(name, FIELDS, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are: {', '.join(FIELDS)}"
+            raise TypeError(f"{where} has no argument {name!r}; {hint}")
+    given = {name: value for name, value in arguments.items() if value is not None}
+    if "reduce_labels" in given:
+        reduced = given.pop("reduce_labels")
+        logger.warning_once(
+            f"reduce_labels={reduced} is taken for do_reduce_labels, its name since transformers 4.30; transformers 5 "
+            "ignores the old one without a word."
+        )
+        given.setdefault("do_reduce_labels", reduced)
+    for name, neutral in WITHOUT_EFFECT.items():
+        if name in given and str(getattr(given[name], "value", given[name])) not in map(str, neutral):
+            logger.warning_once(
+                f"{name}={given[name]!r} has no effect: SegFormer's processor neither crops nor pads, and gives "
+                "pixel_values as (channels, height, width) on the CPU; transformers' own ignores it without a word."
+            )
+    return given

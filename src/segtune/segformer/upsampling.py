@@ -68,7 +68,7 @@ def upsampled_prediction(logits: Tensor, size: Sequence[int]) -> Tensor:
     probability above 0.5). No `(K, H, W)` tensor is made: a class that is below another one at all four corners of a
     cell is so everywhere in it, so that only classes which may win somewhere are upsampled, one after another.
     """
-    logits = logits.float().contiguous()
+    logits = logits.detach().float().contiguous()  # a decision has no gradient
     if logits.shape[1] == 1:
         return (upsample(logits, size)[:, 0] > 0).long()  # (B, H, W)
     return torch.stack([_predict_one(image, size) for image in logits])
