@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -65,7 +66,10 @@ def resolve_path(path: str | Path) -> Path:
     folder = Path(path).expanduser().absolute()
     if not folder.is_dir() and not (folder.is_file() and format_of_file(folder)):
         what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise UsageError(f"the data set folder {folder} {what}: set dataset.path")
+        hint = f" (a data set of the Hub is {HUB}{path})" if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) else ""
+        raise UsageError(
+            f"the data set folder {folder} {what}: put the data there, or set dataset.path to where it is{hint}"
+        )
     return folder
 
 

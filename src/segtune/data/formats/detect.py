@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -24,8 +23,8 @@ LOOK_AT = 20  # JSON files, to find out what they are
 
 
 def is_hub(path: str) -> bool:
-    """Whether a path names a data set of the Hub: hub://user/name, or user/name where no such folder is."""
-    return path.startswith(HUB) or (re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) is not None and not Path(path).exists())
+    """Whether a path names a data set of the Hub, as in hub://user/name; without that it is a path on this machine."""
+    return path.startswith(HUB)
 
 
 def format_of_file(path: Path) -> tuple[str, str] | None:
