@@ -139,3 +139,30 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("segtune.cli.cmd_recipes.list_recipes", fail)
     with pytest.raises(KeyError, match="lost"):
         main.main(["recipes"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train dmo", "did you mean 'demo'?"),
+        ("train demo training.maxsteps=3", "did you mean 'training.max_steps'?"),
+        ("train demo training.max_steps=many", "expected a whole number"),
+        ("train camvid", "data/camvid does not exist: put the data there"),
+        ("train camvid dataset.path=/nope", "/nope does not exist"),
+        ("train pascal-voc dataset.path=. model.name=/nope", "checkpoint /nope does not exist"),
+        ("predict you/model nothing/*.jpg --output masks", "nothing/*.jpg: no such image"),
+        ("predict nothing a.jpg --output masks", "checkpoint nothing does not exist"),
+        ("evaluate /nope camvid", "checkpoint /nope does not exist"),
+        ("report /nope", "checkpoint /nope does not exist"),
+        ("doctor camvid", "data/camvid does not exist"),
+        ("push /nope --repo nobody", "user/name"),
+    ],
+)
+def test_slips_are_told_before_torch_is_imported(tmp_path: Path, words: str, message: str) -> None:
+    """Which takes seconds, of a busy machine a minute."""
+    code = "import sys; sys.modules['torch'] = None; from segtune.cli.main import main; main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words.split()], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from segtune.errors import UsageError
 from segtune.hub import model_card, retries, stage
 from segtune.hub import push as hub
-from segtune.hub.push import HubConfig, PushError, RunPush, push_folder, push_run
+from segtune.hub.config import HubConfig
+from segtune.hub.push import PushError, RunPush, push_folder, push_run
 from segtune.labels.label_map import LabelMap
 from support.minihub import Fault, Hub, Repo, serve
 

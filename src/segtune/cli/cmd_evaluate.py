@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from segtune.cli import options
-from segtune.cli.common import hide_bars_of_libraries
+from segtune.cli.common import check_before_torch, hide_bars_of_libraries
 from segtune.errors import UsageError
 
 
@@ -39,12 +39,14 @@ def evaluate(
 
     Intervals are bootstrap intervals over images or, with --group-by, over groups of them.
     """
-    from segtune.inference.evaluate_checkpoint import evaluate_checkpoint
     from segtune.recipe.recipe import load_recipe
-    from segtune.viz import terminal
 
     settings = load_recipe(recipe, overrides or ())
+    check_before_torch(settings, checkpoint)
     kept = _file_to_save(save, split)
+    from segtune.inference.evaluate_checkpoint import evaluate_checkpoint
+    from segtune.viz import terminal
+
     hide_bars_of_libraries()
     found = evaluate_checkpoint(
         checkpoint,
@@ -122,11 +124,13 @@ def calibrate(
 
     Predictions stay as they are. Confidences (segtune evaluate, predict) are taken of logits divided by it.
     """
-    from segtune.inference.calibrate import config_file, fit_temperature, store_temperature
-    from segtune.inference.evaluate_checkpoint import open_checkpoint
     from segtune.recipe.recipe import load_recipe
 
     settings = load_recipe(recipe, overrides or ())
+    check_before_torch(settings, checkpoint)
+    from segtune.inference.calibrate import config_file, fit_temperature, store_temperature
+    from segtune.inference.evaluate_checkpoint import open_checkpoint
+
     config = config_file(checkpoint)
     hide_bars_of_libraries()
     opened = open_checkpoint(checkpoint, settings, split=split, device=device)

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
+from segtune.data.config import TransformConfig
 from segtune.data.samples import SegmentationSamples
-from segtune.data.transforms import TrainTransform, TransformConfig
+from segtune.data.transforms import TrainTransform
 from segtune.doctor.findings import Finding
 from segtune.labels.label_map import LabelMap
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation, segmentation_loss

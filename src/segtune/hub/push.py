@@ -15,10 +15,9 @@ from typing import Any, Literal, NamedTuple
 import huggingface_hub
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from pydantic import Field
 
-from segtune.config import MayChangeOnResume, StrictModel
 from segtune.errors import SegtuneError
+from segtune.hub.config import HubConfig
 from segtune.hub.licenses import License, inherit
 from segtune.hub.model_card import describe_run, lineage, read_front_matter
 from segtune.hub.retries import FailedError, retried
@@ -34,30 +33,6 @@ class Staged(NamedTuple):
 
     folder: tempfile.TemporaryDirectory[str]
     checkpoint: Path
-
-
-class HubConfig(StrictModel):
-    """The `hub` section of a recipe: when and where a run is pushed."""
-
-    push: MayChangeOnResume[Literal["end", "best", "every_eval"] | None] = Field(
-        None,
-        description="When the run is pushed: at its end; also with every better best/; also after every evaluation; "
-        "null = never.",
-    )
-    repo: MayChangeOnResume[str | None] = Field(
-        None, description="Repository, user/name; null = the run folder's name, of the token's user."
-    )
-    private: MayChangeOnResume[bool] = Field(False, description="Visibility of a repository that does not exist yet.")
-    branch: MayChangeOnResume[str | None] = Field(
-        None, description="Branch, which is made where it does not exist; null = main."
-    )
-    license: MayChangeOnResume[str | None] = Field(
-        None, description="License of weights that inherit none, e.g. apache-2.0; null = not stated."
-    )
-    with_code: MayChangeOnResume[bool] = Field(False, description="Add the network's code, for trust_remote_code=True.")
-    pictures: MayChangeOnResume[bool] = Field(
-        True, description="Push pictures of the data: overlays, the report, an example image."
-    )
 
 
 class PushError(SegtuneError):

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 from transformers.utils import cached_file
 
-from segtune.data.transforms import TransformConfig
+from segtune.data.config import TransformConfig
 from segtune.errors import DataError, UsageError
 from segtune.hub_errors import offline_if_out_of_reach
 from segtune.inference.config import EvaluationConfig

@@ -1,4 +1,7 @@
-"""A recipe: one YAML file that fully determines one fine-tuning run, loaded strictly."""
+"""A recipe: one YAML file that fully determines one fine-tuning run, loaded strictly.
+
+What imports torch is imported where it is used, so that a slip in a recipe is told at once.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,14 @@ from pydantic import Field
 
 import segtune
 from segtune.config import Keys, StrictModel, flatten, may_change_on_resume, walk_fields
-from segtune.data.checks import with_statistics
-from segtune.data.config import DatasetConfig
-from segtune.data.streaming import is_stream
-from segtune.data.transforms import TransformConfig
+from segtune.data.config import DatasetConfig, TransformConfig
 from segtune.errors import UsageError
-from segtune.hub.push import HubConfig
+from segtune.hub.config import HubConfig
 from segtune.inference.config import EvaluationConfig
 from segtune.recipe.shipped import find_recipe, recipe_name
 from segtune.recipe.validation import check, dotted, show
 from segtune.recipe.yaml_file import dump_yaml, parse_yaml, read_yaml
-from segtune.training.config import TrainingConfig
-from segtune.training.model import ModelConfig
-from segtune.training.run_folder import RECIPE_FILE, SPLIT_FILE, is_resuming
+from segtune.training.config import ModelConfig, TrainingConfig
 
 if TYPE_CHECKING:
     import datasets
@@ -104,6 +102,9 @@ def with_channels(recipe: Recipe, rows: datasets.Dataset) -> Recipe:
     Raises:
         UsageError: `model.config.num_channels` is not the number of values in `transforms.mean`.
     """
+    from segtune.data.checks import with_statistics
+    from segtune.data.streaming import is_stream
+
     stated = recipe.model.config.get("num_channels")
     if is_stream(rows) and recipe.transforms.mean == "counted":
         raise UsageError("transforms.mean=counted needs all rows at hand: give numbers, or set dataset.streaming=false")
@@ -117,6 +118,8 @@ def with_channels(recipe: Recipe, rows: datasets.Dataset) -> Recipe:
 
 def resolved(recipe: Recipe) -> Recipe:
     """The recipe as the run folder keeps it: with the stored split, from the first step, overwriting nothing."""
+    from segtune.training.run_folder import SPLIT_FILE
+
     if not recipe.dataset.streaming:  # its splits are those of the data
         recipe = recipe.with_changes("dataset", split_file=f"{recipe.training.output_dir}/{SPLIT_FILE}")
     recipe = recipe.with_changes("hub", push=None)
@@ -128,6 +131,8 @@ def refuse_another_run(recipe: Recipe) -> None:
 
     A state of another folder may well be the start of another run: what differs is then only said.
     """
+    from segtune.training.run_folder import RECIPE_FILE, is_resuming
+
     resume, folder = recipe.training.resume, str(recipe.training.output_dir)
     stored = Path(folder if resume == "auto" else resume) / RECIPE_FILE
     if resume == "never" or not stored.is_file():

@@ -11,13 +11,26 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from segtune.errors import DataError
-from segtune.segformer.configuration_segformer import STAGE_FIELDS, SegformerConfig
+from segtune.errors import DataError, UsageError
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 LARGEST_JSON = 16 * 2**20  # bytes; 65,536 labels with their colours take a third of that
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _CHUNK = 2**20
+
+
+def refuse_missing(name: str | Path) -> None:
+    """Raise UsageError where a checkpoint is neither a folder with a `config.json` nor may be a Hub id.
+
+    That is told before torch is imported: nothing here needs it.
+    """
+    path = Path(name)
+    if path.is_dir() and not os.path.lexists(path / CONFIG):
+        inside = [f"{path / sub}" for sub in ("best", "final") if (path / sub / CONFIG).is_file()]
+        hint = f"did you mean {inside[0]}?" if inside else "a checkpoint folder has a config.json and model.safetensors"
+        raise UsageError(f"{path} is not a checkpoint: {hint}")
+    if not path.exists() and (path.is_absolute() or str(name).count("/") != 1 or str(name).startswith(".")):
+        raise UsageError(f"checkpoint {name} does not exist: give a folder, or a Hub id such as nvidia/mit-b0")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -50,6 +63,8 @@ def check_config(path: Path) -> None:
     Raises:
         DataError: it is damaged, has values that no network can have, or asks for the code of others.
     """
+    from segtune.segformer.configuration_segformer import STAGE_FIELDS, SegformerConfig
+
     content = read_json(path)
     attention = str(content.get("_attn_implementation") or content.get("attn_implementation") or "")
     if "/" in attention:

@@ -6,7 +6,6 @@ with the network's code, and this module does not.
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from transformers.utils import cached_file
 
 from segtune.errors import DataError, UsageError
 from segtune.hub_errors import fault_of_hub, offline_if_out_of_reach
-from segtune.segformer.checkpoint_files import CONFIG, check_config, check_download, check_weights
+from segtune.segformer.checkpoint_files import CONFIG, check_config, check_download, check_weights, refuse_missing
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 
 _WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -34,17 +33,11 @@ def load_model(name: str | Path, **kwargs: Any) -> SegformerForSemanticSegmentat
         DataError: the Hub does not hand it out, there is no space for it, its pickle would run code, or a file of it
             is damaged: cut off, of absurd values, or other than the Hub says; the message names the file.
     """
-    path = Path(name)
-    if path.is_dir() and not os.path.lexists(path / CONFIG):
-        inside = [f"{path / sub}" for sub in ("best", "final") if (path / sub / "config.json").is_file()]
-        hint = f"did you mean {inside[0]}?" if inside else "a checkpoint folder has a config.json and model.safetensors"
-        raise UsageError(f"{path} is not a checkpoint: {hint}")
-    if not path.exists() and (path.is_absolute() or str(name).count("/") != 1 or str(name).startswith(".")):
-        raise UsageError(f"checkpoint {name} does not exist: give a folder, or a Hub id such as nvidia/mit-b0")
+    refuse_missing(name)
     source, revision = split_revision(name)
     kwargs |= {"revision": revision} if revision else {}
     try:
-        with offline_if_out_of_reach(asked=not path.exists()):
+        with offline_if_out_of_reach(asked=not Path(name).exists()):
             return _load(source, kwargs)
     except DataError:
         raise

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from segtune.data.config import DatasetConfig
+from segtune.data.config import HUB, DatasetConfig
 from segtune.data.formats import cvat, yolo
 from segtune.data.formats.folder import VOC_IMAGES, VOC_MASKS, find_layout, is_pattern
 from segtune.data.formats.sniff import is_cvat, json_kind
@@ -18,7 +18,6 @@ from segtune.data.splits import split_names
 from segtune.errors import SegtuneError, UsageError
 from segtune.imageio.read import is_picture, walk_files
 
-HUB = "hub://"
 LOOK_AT = 20  # JSON files, to find out what they are
 
 
