@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+RUN_RECIPE = "recipe.yaml"  # of a run folder
+
 
 class Recipe(StrictModel):
     """Everything that determines one run. Read from YAML by `load_recipe`, written back by `to_yaml` and `save`."""
@@ -61,7 +63,8 @@ def load_recipe(ref: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises UsageError that lists everything wrong with the file and the overrides at once.
     """
     path = find_recipe(ref)
-    return _checked(path, read_yaml(path, Recipe.model_fields), overrides)
+    recipe = _checked(path, read_yaml(path, Recipe.model_fields), overrides)
+    return _seen_from_here(recipe, path.absolute().parent) if path.name == RUN_RECIPE else recipe
 
 
 def load_recipe_or_data(ref: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -94,6 +97,28 @@ def _checked(path: Path, data: dict[Any, Any], overrides: Sequence[str]) -> Reci
     if recipe.training.output_dir is None:
         recipe = recipe.with_changes("training", output_dir=f"runs/{recipe_name(path)}")
     return recipe
+
+
+def _seen_from_here(recipe: Recipe, run: Path) -> Recipe:
+    """The recipe of a run folder, whose relative paths begin where it was trained, read from anywhere.
+
+    A path that exists as it is stays. Where that was is told by the run folder: it lies there under `output_dir`.
+    """
+    output = Path(recipe.training.output_dir or "")
+    is_there = bool(output.parts) and run.parts[-len(output.parts) :] == output.parts
+    home = Path(*run.parts[: -len(output.parts)]) if is_there else run  # nothing of it lies in the run folder
+    found = {
+        "path": home / recipe.dataset.path,
+        "labels": home / str(recipe.dataset.labels),
+        "split_file": run / Path(recipe.dataset.split_file or "").name,
+    }
+    given = {key: getattr(recipe.dataset, key) for key in found}
+    changes = {
+        key: str(path)
+        for key, path in found.items()
+        if isinstance(given[key], str) and not Path(given[key]).exists() and path.exists()
+    }
+    return recipe.with_changes("dataset", **changes) if changes else recipe
 
 
 def with_channels(recipe: Recipe, rows: datasets.Dataset) -> Recipe:
