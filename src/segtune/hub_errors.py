@@ -57,6 +57,8 @@ def reason(raised: Exception) -> str:
         return "the Hub has no such repository, or does not show it to this token (404)"
     if isinstance(error, OSError) and error.errno in FULL:
         return f"no space is left for it ({error}); HF_HOME names another place for the cache"
+    if isinstance(error, RuntimeError) and "client has been closed" in str(error):
+        return "no answer from the Hub (the connection was lost)"
     text = " ".join(str(getattr(error, "server_message", None) or error).split())[:LONGEST_REASON].rstrip(".")
     if status is not None:
         return f"the Hub answers {status}{' (too many requests)' if status == 429 else ''}: {text}"
@@ -104,6 +106,11 @@ def offline_if_out_of_reach(asked: bool = True) -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = False
+
+
+def is_out_of_reach() -> bool:
+    """Whether the Hub gives no answer at all within `PATIENCE`."""
+    return _unreachable() is not None
 
 
 def _unreachable() -> str | None:

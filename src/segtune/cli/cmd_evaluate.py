@@ -51,7 +51,7 @@ def evaluate(
 
     settings = load_recipe(recipe, overrides or ())
     check_before_torch(settings, checkpoint)
-    kept = _file_to_save(save, split)
+    kept = _file_to_save(save, split, Path(checkpoint).parent)
     from segtune.inference.evaluate_checkpoint import evaluate_checkpoint
     from segtune.viz import terminal
 
@@ -109,14 +109,14 @@ def _place_in_run(checkpoint: str, settings: Recipe, split: str) -> Path | None:
     return run / file_name(split) if is_pushed and own == given else None
 
 
-def _file_to_save(save: Path | None, split: str) -> Path | None:
-    """The file that --save names; refused before the work where it is there already."""
+def _file_to_save(save: Path | None, split: str, run: Path) -> Path | None:
+    """The file that --save names; refused before the work where it is there already, unless in the `run` itself."""
     from segtune.evaluation.evaluation import file_name
 
     if save is None:
         return None
     path = save if save.suffix == ".npz" else save / file_name(split)
-    if path.exists():
+    if path.exists() and path != run / file_name(split):
         raise UsageError(f"--save {save}: {path} exists already; remove it or name another file")
     return path
 
