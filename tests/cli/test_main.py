@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -128,7 +129,7 @@ def test_an_unreadable_picture_is_one_line_and_a_bug_in_a_transform_shows_its_tr
     code, err = train("cut")
     assert code == 1
     assert "Traceback" not in err
-    assert re.search(r"\nerror: sample '\d' \(image .*: cannot be read \(image file is truncated.*\)\n$", err)
+    assert re.search(r"(^|\n)error: sample '\d' \(image .*: cannot be read \(image file is truncated.*\)\n$", err)
 
 
 def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,3 +167,32 @@ def test_slips_are_told_before_torch_is_imported(tmp_path: Path, words: str, mes
     )
     assert done.returncode == 2 and message in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_summaries_of_commands_are_whole(segtune_command: Any) -> None:
+    for words in (("--help",), ("recipes", "--help"), ("data", "--help")):
+        out = segtune_command(*words).out
+        assert "..." not in " ".join(out.split("Commands:")[1].split())
+    assert "segtune recipes keys [SECTION]" in segtune_command("train", "--help").out
+    assert "--install-completion" in segtune_command("--help").out
+
+
+def test_a_log_has_lines_and_no_bars(segtune_command: Any, tmp_path: Path) -> None:
+    words = ["train", "demo", f"training.output_dir={tmp_path / 'run'}", *TINY, "training.eval_every=1"]
+    done = subprocess.run([sys.executable, "-m", "segtune", *words], capture_output=True, text=True, check=True)
+    assert "\r" not in done.stderr and "step 1 of 2: val mIoU 0." in done.stderr
+    words += ["training.overwrite=true"]
+    done = subprocess.run([sys.executable, "-m", "segtune", "-q", *words], capture_output=True, text=True, check=True)
+    assert "INFO" not in done.stderr and "best val mIoU" in done.stdout
+
+
+def test_no_color_is_heeded(segtune_command: Any, tmp_path: Path) -> None:
+    code = (
+        "import os, sys, typer\nfrom segtune.cli import main\nsys.stdout.isatty = lambda: True\n"
+        "main.cmd_env.describe_environment = lambda: typer.secho('red', fg='red')\nmain.main(['env', '--json'])\n"
+    )
+    for value, expected in (("1", b"red\n"), ("", b"\x1b[31mred")):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"NO_COLOR": value}, capture_output=True, check=True
+        )
+        assert done.stdout.startswith(expected)

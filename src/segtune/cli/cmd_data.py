@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from segtune.cli.common import check_before_torch, refuse_existing
+from segtune.cli.common import check_before_torch, first_sentence, refuse_existing
 from segtune.cli.options import JsonOption, OverridesArgument, RecipeOrPathArgument
 from segtune.errors import UsageError
 
@@ -17,8 +17,8 @@ from segtune.errors import UsageError
 def application() -> typer.Typer:
     data = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
     data.callback(help="Look at the data of a recipe, or write it in another form.")(lambda: None)
-    data.command()(preview)
-    data.command()(convert)
+    data.command(short_help=first_sentence(preview))(preview)
+    data.command(short_help=first_sentence(convert))(convert)
     return data
 
 

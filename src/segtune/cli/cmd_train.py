@@ -16,6 +16,7 @@ from segtune.cli.options import OverridesArgument, RecipeArgument
 def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     """Fine-tune what a recipe describes; the run folder keeps the weights, the metrics and the resolved recipe.
 
+    `segtune recipes keys [SECTION]` explains every key that may be changed, as in training.max_steps=100.
     Paths are relative to the current folder. Several processes: accelerate launch -m segtune train RECIPE …
     """
     from segtune.recipe.recipe import load_recipe

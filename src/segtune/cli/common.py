@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,11 @@ from segtune.errors import UsageError
 
 if TYPE_CHECKING:
     from segtune.recipe.recipe import Recipe
+
+
+def first_sentence(command: Callable[..., None]) -> str:
+    """Of what a command says of itself, for lists of commands: whole, where Click would cut it."""
+    return " ".join((command.__doc__ or "").split("\n\n")[0].split())
 
 
 def is_main_process() -> bool:
