@@ -16,6 +16,7 @@ from segtune.cli import main
 from segtune.data.transforms import TrainTransform
 from segtune.errors import DataError
 from segtune.recipe.shipped import recipe_folder
+from segtune.viz import html, terminal
 from support.command_runs import HEAVY, TINY
 
 
@@ -196,3 +197,22 @@ def test_no_color_is_heeded(segtune_command: Any, tmp_path: Path) -> None:
             [sys.executable, "-c", code], env=os.environ | {"NO_COLOR": value}, capture_output=True, check=True
         )
         assert done.stdout.startswith(expected)
+
+
+def test_names_do_not_steer_the_terminal(segtune_command: Any, tmp_path: Path) -> None:
+    """Neither in errors, nor in logs, nor in the tables of classes."""
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        PIL.Image.new("RGB" if folder == "images" else "L", (32, 32)).save(tmp_path / folder / "a\x1b[2J.png")
+    (tmp_path / "masks" / "a\x1b[2J.png").write_bytes(b"nothing")
+    done = segtune_command("doctor", tmp_path, "dataset.labels=[sky, road]")
+    trained = segtune_command("train", "demo", f"dataset.path={tmp_path}", "dataset.labels=[sky, road]")
+    for text in (done.out, trained.err):
+        assert "\x1b[2J" not in text and r"\x1b[2J" in text
+
+
+def test_names_in_tables_and_pages(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.show(terminal._cell("a\n\u202eb\x1b[2J"))
+    assert capsys.readouterr().out == "a \\u202eb\\x1b[2J\n"
+    page = html.environment().from_string("{{ name }}|{{ name|md }}").render(name="<\u202eb\x1b")
+    assert page.split("|")[0].endswith(r"\u202eb\x1b") and page.split("|")[1].endswith(r"\u202eb\x1b")

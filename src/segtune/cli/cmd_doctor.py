@@ -13,7 +13,7 @@ import typer
 
 from segtune.cli.common import check_before_torch, hide_bars_of_libraries
 from segtune.cli.options import DeviceOption, JsonOption, OverridesArgument
-from segtune.errors import listed
+from segtune.errors import listed, printable
 
 if TYPE_CHECKING:
     from segtune.doctor.examine import Diagnosis
@@ -85,4 +85,6 @@ def _finding_lines(diagnosis: Diagnosis, limit: int = 3) -> Iterator[str]:
 
 
 def _indented(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width, initial_indent=" " * 9, subsequent_indent=" " * 9, break_on_hyphens=False)
+    return textwrap.wrap(
+        printable(text), width, initial_indent=" " * 9, subsequent_indent=" " * 9, break_on_hyphens=False
+    )

@@ -30,7 +30,7 @@ from segtune.cli import (
     cmd_train,
 )
 from segtune.cli.common import first_sentence, is_main_process
-from segtune.errors import SegtuneError
+from segtune.errors import SegtuneError, printable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -82,8 +82,13 @@ def _application() -> typer.Typer:
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
+    typer.echo(f"error: {printable(message)}", err=True)
     sys.exit(exit_code)
+
+
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _print_version(wanted: bool) -> None:
@@ -107,7 +112,9 @@ def _configure(
         os.environ[bars.QUIET] = "1"
     if os.environ.get("NO_COLOR"):  # https://no-color.org; rich heeds it by itself
         context.color = False
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     # Pillow complains of every raster with more bands than it knows, which rasterio reads then.
     logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
