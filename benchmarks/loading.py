@@ -29,9 +29,10 @@ from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
+from segtune.data.config import TransformConfig
 from segtune.data.dataset import DatasetConfig, find_label_map, load_segmentation_dataset
 from segtune.data.samples import SegmentationSamples
-from segtune.data.transforms import TrainTransform, TransformConfig
+from segtune.data.transforms import TrainTransform
 
 CROP = 512
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from segtune.errors import DataError, UsageError, naming
+from segtune.errors import DataError, UsageError, naming, printable
 from segtune.imageio.read import ReadError
 from segtune.labels.label_map import LabelError
 
@@ -27,3 +27,9 @@ def test_other_errors_stay_as_they_are() -> None:
         with pytest.raises(type(error)) as found, naming("a.png"):
             raise error
         assert found.value is error
+
+
+def test_what_steers_a_terminal_is_written_out() -> None:
+    assert printable("a\x1b[2Jb\x07\r\x9b\u202ec\u2066\x00") == r"a\x1b[2Jb\x07\r\x9b\u202ec\u2066\x00"
+    kept = "Straße дорога\n\t\u0634\u0631\u200f 道路 🛣"
+    assert printable(kept) == kept

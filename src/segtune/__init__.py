@@ -8,8 +8,9 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # as typing.TYPE_CHECKING, without importing typing
 if TYPE_CHECKING:
+    from segtune.data.config import TransformConfig
     from segtune.data.dataset import load_segmentation_dataset
-    from segtune.data.transforms import TrainTransform, TransformConfig
+    from segtune.data.transforms import TrainTransform
     from segtune.evaluation.metrics import MeanIoU
     from segtune.finetune import train
     from segtune.inference.evaluate_checkpoint import evaluate_checkpoint
@@ -65,7 +66,7 @@ _HOME = {
     "SegmentationTrainer": "segtune.training.trainer",
     "TrainTransform": "segtune.data.transforms",
     "TrainingConfig": "segtune.training.config",
-    "TransformConfig": "segtune.data.transforms",
+    "TransformConfig": "segtune.data.config",
     "evaluate_checkpoint": "segtune.inference.evaluate_checkpoint",
     "from_transformers": "segtune.segformer.conversion",
     "load_recipe": "segtune.recipe.recipe",

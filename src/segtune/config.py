@@ -7,7 +7,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo
 from pydantic.fields import FieldInfo
 
 Keys = tuple[Any, ...]  # ("training", "max_steps"): where in a recipe a value stands
@@ -23,6 +23,14 @@ class StrictModel(BaseModel):
     """An immutable group of settings that refuses names it does not know and coerces by the field's type."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+
+QUICK = {"quick": True}  # a context of validation, see `is_quick`
+
+
+def is_quick(info: ValidationInfo) -> bool:
+    """Whether a validator is to leave out what imports torch: slips are told before that."""
+    return bool(info.context and info.context.get("quick"))
 
 
 def section_of(annotation: Any) -> type[StrictModel] | None:

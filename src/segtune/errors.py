@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+_CONTROLS = {*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")}
+_TURNING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}  # of the direction of text; marks of one letter stay
+_STEERING = {code: ascii(chr(code))[1:-1] for code in _CONTROLS | _TURNING}
+
 
 class SegtuneError(Exception):
     """Base of all errors that the command line shows as one message, without a traceback."""
@@ -41,3 +45,11 @@ def listed(names: Sequence[object], limit: int = 5, separator: str = ", ") -> st
     """The first of many names for a message, and how many more there are: 'a, b, c, d, e and 7 more'."""
     shown = separator.join(map(str, names[:limit]))
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
+
+
+def printable(text: str) -> str:
+    """The text with what would steer a terminal, or turn the order of letters around, written out: '\\x1b', '\\u202e'.
+
+    Names of files and classes come from others; line breaks and tabs stay.
+    """
+    return text.translate(_STEERING)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import errno
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     HTTPError,
     LocalTokenNotFoundError,
@@ -11,12 +16,16 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import get_session
 
 # What huggingface_hub raises where a request, an upload or a file of its cache goes wrong; anything else is a bug.
 HUB_FAULTS = (HTTPError, OSError, RuntimeError, ValueError)
 PASSING = (408, 409, 412, 425, 429, 500, 502, 503, 504)  # statuses that a later try may not meet
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LONGEST_REASON = 300  # characters
+PATIENCE = 8.0  # seconds until a Hub that does not answer at all counts as out of reach
+
+logger = logging.getLogger(__name__)
 
 
 def origin_of(error: BaseException) -> BaseException:
@@ -48,6 +57,8 @@ def reason(raised: Exception) -> str:
         return "the Hub has no such repository, or does not show it to this token (404)"
     if isinstance(error, OSError) and error.errno in FULL:
         return f"no space is left for it ({error}); HF_HOME names another place for the cache"
+    if isinstance(error, RuntimeError) and "client has been closed" in str(error):
+        return "no answer from the Hub (the connection was lost)"
     text = " ".join(str(getattr(error, "server_message", None) or error).split())[:LONGEST_REASON].rstrip(".")
     if status is not None:
         return f"the Hub answers {status}{' (too many requests)' if status == 429 else ''}: {text}"
@@ -76,3 +87,44 @@ def fault_of_hub(error: Exception) -> str | None:
     origin = origin_of(error)
     is_full = isinstance(origin, OSError) and origin.errno in FULL
     return reason(error) if is_full or status_of(origin) is not None else None
+
+
+@contextmanager
+def offline_if_out_of_reach(asked: bool = True) -> Iterator[None]:
+    """Keep to the cache where the Hub gives no answer within `PATIENCE`: each request would be repeated for a minute.
+
+    Args:
+        asked: whether the Hub is to be asked at all, rather than a folder.
+    """
+    fault = _unreachable() if asked and not constants.HF_HUB_OFFLINE else None
+    if fault is None:
+        yield
+        return
+    logger.warning("%s gives no answer (%s): only its cache is looked at", constants.ENDPOINT, fault)
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = False
+
+
+def is_out_of_reach() -> bool:
+    """Whether the Hub gives no answer at all within `PATIENCE`."""
+    return _unreachable() is not None
+
+
+def _unreachable() -> str | None:
+    """Why one request to the Hub, whatever its answer, fails or takes too long; None where there is an answer."""
+    faults = [f"no answer in {PATIENCE:.0f} s"]
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+            faults.clear()
+        except HUB_FAULTS as error:
+            faults[:] = [" ".join(str(error).split())[:LONGEST_REASON]]
+
+    asking = threading.Thread(target=ask, daemon=True)  # looking up a name takes its own time, which nothing limits
+    asking.start()
+    asking.join(PATIENCE)
+    return faults[0] if faults else None

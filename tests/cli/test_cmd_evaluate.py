@@ -103,12 +103,12 @@ def test_evaluations_are_kept_and_compared(segtune_command: Any, run_folder: Pat
     result = json.loads(out)
     assert (result["a"], result["num_images"], result["mean_iou"]["difference"]) == (str(path), 37, 0)
     assert (result["mean_iou"]["p_value"], result["mean_iou"]["bca"]) == (1, [0, 0])
-    code, out, _ = segtune_command("compare", run_folder, run_folder, "--group-by", "c[0-9]+$")
+    code, out, _ = segtune_command("compare", run_folder, run_folder, "--split", "val", "--group-by", "c[0-9]+$")
     assert code == 0
     assert out.startswith(f"A: {run_folder}/evaluation-val.npz\n")  # that training left
     assert "0 of 4 classes changed" in out
     assert "mIoU of B - A: +0.0000 [+0.000, +0.000], p = 1.0000" in out and "groups)" in out
-    code, out, err = segtune_command("compare", path, run_folder)
+    code, out, err = segtune_command("compare", path, run_folder, "--split", "val")
     assert (code, out) == (2, "")
     assert "the runs were evaluated on different images; only in the first: earth_" in err
 
@@ -164,7 +164,7 @@ def test_missing_split_and_checkpoint(segtune_command: Any, run_folder: Path) ->
     code, _, err = segtune_command("evaluate", run_folder / "best", "demo", "--split", "tset")
     assert code == 2
     assert "--split tset: segtune://earth has train, val, test" in err
-    code, _, err = segtune_command("evaluate", "none", "demo", "--group-by", "(")
+    code, _, err = segtune_command("evaluate", run_folder / "best", "demo", "--group-by", "(")
     assert code == 2 and "--group-by (: no regular expression" in err
     code, _, err = segtune_command("evaluate", run_folder, "demo")
     assert code == 2
@@ -198,3 +198,37 @@ def test_windows_of_a_recipe_are_those_of_its_checkpoint(segtune_command: Any, e
     with Image.open(tmp_path / "out" / f"{photo.stem}.png") as mask:
         ids = np.array(mask)
     assert np.array_equal(ids, segtune.predict(folder / "best", photo, window=96, stride=64))
+
+
+def test_evaluation_on_test_is_kept_in_the_run_of_the_weights(
+    segtune_command: Any, run_folder: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    for path in run.glob("evaluation-test.*"):
+        path.unlink()
+    checkpoint, recipe = run / "best", run / "recipe.yaml"
+    segtune_command("evaluate", checkpoint, recipe, "--split", "test", "--tta")
+    segtune_command("evaluate", run / "final", recipe)
+    segtune_command("evaluate", checkpoint, recipe, "dataset.labels=segtune://camvid.json")
+    assert not list(run.glob("evaluation-test.*"))  # other weights, data or ways to look at it
+    code, out, err = segtune_command("evaluate", checkpoint, "demo")
+    assert code == 0 and f"counts of each image: {run / 'evaluation-test.npz'}" in err
+    scores = json.loads((run / "evaluation-test.json").read_text())
+    assert f"test mIoU {scores['mean_iou']:.4f}" in out
+    assert Evaluation.load(run / "evaluation-test.npz").scores()["mean_iou"] == scores["mean_iou"]
+
+
+def test_run_is_evaluated_and_reported_from_another_folder(
+    segtune_command: Any, earth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home" / "data").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(earth, tmp_path / "home" / "data" / "mine")
+    monkeypatch.chdir(tmp_path / "home")
+    data, run = "dataset.path=data/mine", tmp_path / "home" / "runs" / "mine"
+    assert segtune_command("train", "demo", data, "training.output_dir=runs/mine", *TINY).code == 0
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert segtune_command("report", run).code == 0
+    assert segtune_command("evaluate", "../home/runs/mine/best", "../home/runs/mine/recipe.yaml").code == 0
+    assert (run / "report.html").is_file() and (run / "evaluation-test.npz").is_file()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from segtune.cli import main
 from segtune.data.transforms import TrainTransform
 from segtune.errors import DataError
 from segtune.recipe.shipped import recipe_folder
+from segtune.viz import html, terminal
 from support.command_runs import HEAVY, TINY
 
 
@@ -128,7 +130,7 @@ def test_an_unreadable_picture_is_one_line_and_a_bug_in_a_transform_shows_its_tr
     code, err = train("cut")
     assert code == 1
     assert "Traceback" not in err
-    assert re.search(r"\nerror: sample '\d' \(image .*: cannot be read \(image file is truncated.*\)\n$", err)
+    assert re.search(r"(^|\n)error: sample '\d' \(image .*: cannot be read \(image file is truncated.*\)\n$", err)
 
 
 def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,3 +141,78 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("segtune.cli.cmd_recipes.list_recipes", fail)
     with pytest.raises(KeyError, match="lost"):
         main.main(["recipes"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train dmo", "did you mean 'demo'?"),
+        ("train demo training.maxsteps=3", "did you mean 'training.max_steps'?"),
+        ("train demo training.max_steps=many", "expected a whole number"),
+        ("train camvid", "data/camvid does not exist: put the data there"),
+        ("train camvid dataset.path=/nope", "/nope does not exist"),
+        ("train pascal-voc dataset.path=. model.name=/nope", "checkpoint /nope does not exist"),
+        ("predict you/model nothing/*.jpg --output masks", "nothing/*.jpg: no such image"),
+        ("predict nothing a.jpg --output masks", "checkpoint nothing does not exist"),
+        ("evaluate /nope camvid", "checkpoint /nope does not exist"),
+        ("report /nope", "checkpoint /nope does not exist"),
+        ("doctor camvid", "data/camvid does not exist"),
+        ("push /nope --repo nobody", "user/name"),
+    ],
+)
+def test_slips_are_told_before_torch_is_imported(tmp_path: Path, words: str, message: str) -> None:
+    """Which takes seconds, of a busy machine a minute."""
+    code = "import sys; sys.modules['torch'] = None; from segtune.cli.main import main; main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words.split()], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_summaries_of_commands_are_whole(segtune_command: Any) -> None:
+    for words in (("--help",), ("recipes", "--help"), ("data", "--help")):
+        out = segtune_command(*words).out
+        assert "..." not in " ".join(out.split("Commands:")[1].split())
+    assert "segtune recipes keys [SECTION]" in segtune_command("train", "--help").out
+    assert "--install-completion" in segtune_command("--help").out
+
+
+def test_a_log_has_lines_and_no_bars(segtune_command: Any, tmp_path: Path) -> None:
+    words = ["train", "demo", f"training.output_dir={tmp_path / 'run'}", *TINY, "training.eval_every=1"]
+    done = subprocess.run([sys.executable, "-m", "segtune", *words], capture_output=True, text=True, check=True)
+    assert "\r" not in done.stderr and "step 1 of 2: val mIoU 0." in done.stderr
+    words += ["training.overwrite=true"]
+    done = subprocess.run([sys.executable, "-m", "segtune", "-q", *words], capture_output=True, text=True, check=True)
+    assert "INFO" not in done.stderr and "best val mIoU" in done.stdout
+
+
+def test_no_color_is_heeded(segtune_command: Any, tmp_path: Path) -> None:
+    code = (
+        "import os, sys, typer\nfrom segtune.cli import main\nsys.stdout.isatty = lambda: True\n"
+        "main.cmd_env.describe_environment = lambda: typer.secho('red', fg='red')\nmain.main(['env', '--json'])\n"
+    )
+    for value, expected in (("1", b"red\n"), ("", b"\x1b[31mred")):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"NO_COLOR": value}, capture_output=True, check=True
+        )
+        assert done.stdout.startswith(expected)
+
+
+def test_names_do_not_steer_the_terminal(segtune_command: Any, tmp_path: Path) -> None:
+    """Neither in errors, nor in logs, nor in the tables of classes."""
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        PIL.Image.new("RGB" if folder == "images" else "L", (32, 32)).save(tmp_path / folder / "a\x1b[2J.png")
+    (tmp_path / "masks" / "a\x1b[2J.png").write_bytes(b"nothing")
+    done = segtune_command("doctor", tmp_path, "dataset.labels=[sky, road]")
+    trained = segtune_command("train", "demo", f"dataset.path={tmp_path}", "dataset.labels=[sky, road]")
+    for text in (done.out, trained.err):
+        assert "\x1b[2J" not in text and r"\x1b[2J" in text
+
+
+def test_names_in_tables_and_pages(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.show(terminal._cell("a\n\u202eb\x1b[2J"))
+    assert capsys.readouterr().out == "a \\u202eb\\x1b[2J\n"
+    page = html.environment().from_string("{{ name }}|{{ name|md }}").render(name="<\u202eb\x1b")
+    assert page.split("|")[0].endswith(r"\u202eb\x1b") and page.split("|")[1].endswith(r"\u202eb\x1b")

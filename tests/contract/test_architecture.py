@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "segtune"
 # A package (or a module at the top) imports from a lower line, or from itself; those of one line do not see each other.
 LAYERS = [
     "errors",
-    "config files hub_errors",
+    "bars config files hub_errors",
     "labels evaluation",
     "segformer",
     "imageio",
@@ -55,6 +55,7 @@ FENCES = {
     "scipy": {"evaluation", "training.losses"},
     "shapely": {"inference.polygons"},
     "torchvision": set(),
+    "tqdm": {"bars"},
     "typer": {"cli"},
     "yaml": {"data.formats", "hub", "recipe"},
 }

@@ -10,10 +10,9 @@ import pytest
 import yaml
 
 from segtune.data.class_names import LABEL_FILES
-from segtune.data.config import DatasetConfig, Format
-from segtune.data.transforms import TransformConfig
+from segtune.data.config import DatasetConfig, Format, TransformConfig
 from segtune.labels.label_map import LabelMap
-from segtune.training.model import ModelConfig
+from segtune.training.config import ModelConfig
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 BLOCKS = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)]

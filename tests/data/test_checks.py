@@ -13,11 +13,11 @@ from datasets import Dataset, DatasetDict
 from pydantic import ValidationError
 
 from segtune.data.checks import check_masks, with_statistics
-from segtune.data.config import DatasetConfig
+from segtune.data.config import DatasetConfig, TransformConfig
 from segtune.data.dataset import load_segmentation_dataset, open_dataset
 from segtune.data.index import Sample
 from segtune.data.lazy_rows import Reader, to_dataset
-from segtune.data.transforms import TrainTransform, TransformConfig
+from segtune.data.transforms import TrainTransform
 from segtune.errors import DataError, UsageError
 from segtune.labels.label_map import LabelMap
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from segtune.data import crops
+from segtune.data.config import TransformConfig
 from segtune.data.crops import RandomCrop, paste
-from segtune.data.transforms import TrainTransform, TransformConfig
+from segtune.data.transforms import TrainTransform
 
 
 def crop(**options: Any) -> RandomCrop:

@@ -200,7 +200,7 @@ def test_unknown_layouts(tmp_path: Path, build: Callable[[Path], None], message:
 
 def test_paths_that_are_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match=r"absent does not exist: set dataset\.path"):
+    with pytest.raises(UsageError, match=r"absent does not exist: put the data there, or set dataset\.path"):
         resolve_path(str(tmp_path / "absent"))
     with pytest.raises(UsageError, match="file is a file, not a folder"):
         load_segmentation_dataset(tmp_path / "file")

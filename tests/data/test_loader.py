@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from segtune.data.config import TransformConfig
 from segtune.data.dataset import DatasetConfig, find_label_map, load_segmentation_dataset
 from segtune.data.loader import TrainingBatches
-from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
 
 

@@ -13,7 +13,8 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 
 from segtune.cli.main import main
-from segtune.data.transforms import TrainTransform, TransformConfig
+from segtune.data.config import TransformConfig
+from segtune.data.transforms import TrainTransform
 from segtune.imageio import geotiff
 from segtune.inference.evaluate import evaluate_model
 from segtune.inference.predict import predict

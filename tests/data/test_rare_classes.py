@@ -14,10 +14,10 @@ from datasets import Dataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from segtune.data.config import TransformConfig
 from segtune.data.dataset import load_segmentation_dataset
 from segtune.data.rare_classes import PasteSources, find_rare_ids, training_transform
 from segtune.data.samples import SegmentationSamples, StepSampler, collate
-from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
 from segtune.labels.label_map import LabelMap
 

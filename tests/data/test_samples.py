@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from segtune.data.config import TransformConfig
 from segtune.data.dataset import DatasetConfig, find_label_map, load_segmentation_dataset
 from segtune.data.loader import TrainingBatches
 from segtune.data.samples import SegmentationSamples, StepSampler, collate, open_pair, read_pair
-from segtune.data.transforms import TrainTransform, TransformConfig
+from segtune.data.transforms import TrainTransform
 from segtune.errors import DataError, UsageError
 from segtune.imageio.read import read_image
 from segtune.labels.label_map import LabelError, LabelMap

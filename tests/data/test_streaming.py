@@ -15,11 +15,10 @@ import torch
 from datasets import Dataset, Image
 
 from segtune.cli.main import main
-from segtune.data.config import DatasetConfig
+from segtune.data.config import DatasetConfig, TransformConfig
 from segtune.data.dataset import open_dataset
 from segtune.data.loader import TrainingBatches
 from segtune.data.streaming import ShardStream, StreamSampler
-from segtune.data.transforms import TransformConfig
 from segtune.errors import DataError, UsageError
 from segtune.labels.label_map import LabelMap
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from segtune.data.transforms import TrainTransform, TransformConfig
+from segtune.data.config import TransformConfig
+from segtune.data.transforms import TrainTransform
 from segtune.errors import DataError, UsageError
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segtune.data.config import DatasetConfig
-from segtune.data.transforms import TransformConfig
+from segtune.data.config import DatasetConfig, TransformConfig
 from segtune.doctor.examine import Diagnosis, examine
 from segtune.doctor.findings import Finding
 from segtune.recipe.recipe import Recipe

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segtune.data.transforms import TransformConfig
+from segtune.data.config import TransformConfig
 
 
 def scene(seed: int, mask: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segtune.data.transforms import TransformConfig
+from segtune.data.config import TransformConfig
 
 
 def many(noise: Any, mask: np.ndarray, number: int = 12) -> list[tuple[np.ndarray, np.ndarray]]:

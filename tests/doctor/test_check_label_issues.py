@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from segtune.data.config import DatasetConfig
-from segtune.data.transforms import TransformConfig
+from segtune.data.config import DatasetConfig, TransformConfig
 from segtune.doctor.case import Case
 from segtune.doctor.check_label_issues import find_label_issues
 from segtune.doctor.examine import examine

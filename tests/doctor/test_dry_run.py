@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 import torch
 
-from segtune.data.transforms import TransformConfig
+from segtune.data.config import TransformConfig
 from segtune.doctor.dry_run import dry_run, frequency_entropy
 from segtune.labels.label_map import LabelMap
 from segtune.segformer.configuration_segformer import SegformerConfig

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from segtune.cli import main
-from segtune.data.config import DatasetConfig
-from segtune.data.transforms import TransformConfig
+from segtune.data.config import DatasetConfig, TransformConfig
 from segtune.doctor.examine import Diagnosis, examine
 from segtune.recipe.recipe import Recipe, load_recipe_or_data
 from support import plant_faults

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segtune.data.config import DatasetConfig
-from segtune.data.transforms import TransformConfig
+from segtune.data.config import DatasetConfig, TransformConfig
 from segtune.doctor.examine import Diagnosis, examine
 from segtune.doctor.page import NOT_NAMED, overlay_of, page, picture_of, write_doctor_page
 from segtune.errors import UsageError

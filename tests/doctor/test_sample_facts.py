@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segtune.data.config import DatasetConfig
+from segtune.data.config import DatasetConfig, TransformConfig
 from segtune.data.dataset import load_segmentation_dataset, scan_dataset
-from segtune.data.transforms import TransformConfig
 from segtune.doctor.examine import Diagnosis, examine
 from segtune.doctor.sample_facts import MOST_VALUES, Opener, value_facts
 from segtune.recipe.recipe import Recipe

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from segtune.errors import UsageError
 from segtune.hub import model_card, retries, stage
 from segtune.hub import push as hub
-from segtune.hub.push import HubConfig, PushError, RunPush, push_folder, push_run
+from segtune.hub.config import HubConfig
+from segtune.hub.push import PushError, RunPush, push_folder, push_run
 from segtune.labels.label_map import LabelMap
 from support.minihub import Fault, Hub, Repo, serve
 
@@ -451,3 +452,41 @@ def test_logging_names_the_hub(on_hub: Hub, run: Path, caplog: pytest.LogCapture
     with caplog.at_level(logging.INFO, "segtune"):
         RunPush(run, HubConfig(push="end", repo="tester/roads"), base=None).finish()
     assert "pushed " in caplog.text
+
+
+def test_hub_that_goes_away_does_not_keep_a_run_from_its_end(
+    on_hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does it leave anything behind."""
+    for name, value in {"LIMIT": 0.2, "GRACE": 0.2, "CHECK": 0.05}.items():
+        monkeypatch.setattr(retries if name == "LIMIT" else hub, name, value)
+    gone = threading.Event()
+
+    def hangs(*_: Any, **__: Any) -> str:
+        assert gone.wait(30)
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(hub, "is_out_of_reach", lambda: True)
+    monkeypatch.setattr(hub, "_push", hangs)
+    push = RunPush(run, HubConfig(push="best", repo="tester/roads"), base=None)
+    push.after_evaluation(True)
+    thread = push._thread
+    assert push.finish() is None
+    assert thread is not None and thread.is_alive()
+    assert caplog.text.count(f"to go on: segtune push {run} --repo tester/roads") == 2
+    gone.set()
+    thread.join(30)
+    assert not list(run.glob(".push-*"))
+
+
+def test_folders_of_a_run_that_was_killed_are_removed(on_hub: Hub, run: Path) -> None:
+    (run / ".push-abc").mkdir()
+    (run / ".push-abc" / "model.safetensors").write_bytes(b"0" * 9)
+    RunPush(run, HubConfig(push="end", repo="tester/roads"), base=None).check()
+    assert not list(run.glob(".push-*"))
+
+
+@pytest.mark.parametrize("repo", ["nobody", "a/b/c", "me/../x", "me/", "https://huggingface.co/me/x", "me/x y"])
+def test_repository_that_cannot_be_one_is_refused_at_once(repo: str) -> None:
+    with pytest.raises(ValueError, match="is no repository: write user/name"):
+        HubConfig(repo=repo)

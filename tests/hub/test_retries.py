@@ -120,3 +120,24 @@ def test_fault_of_the_hub_is_found_below_other_errors() -> None:
     assert "does not accept the token" in (fault_of_hub(wrapped(AnswerError(401))) or "")
     assert "no space is left" in (fault_of_hub(wrapped(OSError(errno.EFBIG, "too large"))) or "")
     assert fault_of_hub(wrapped(KeyError("x"))) is None
+
+
+def test_at_the_end_of_a_run_tries_stop_with_patience(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(retries.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(retries.time, "sleep", lambda wait: clock.__setitem__(0, clock[0] + wait))
+    patience = retries.Patience()
+    clock[0] = 1000.0  # of training
+    assert retried(failing(ConnectionError("refused"), ConnectionError("refused")), "me/x", patience) == "done"
+    assert not patience.fails and clock[0] == 1006.0
+    patience.end()
+    for _ in range(2):  # a queued push, and the last one: one limit for both
+        with pytest.raises(FailedError):
+            retried(failing(*[ConnectionError("refused")] * 99), "me/x", patience)
+    assert patience.fails and clock[0] <= 1006.0 + retries.LIMIT
+
+
+def test_lost_connection_reads_as_one() -> None:
+    assert reason(RuntimeError("Cannot send a request, as the client has been closed.")) == (
+        "no answer from the Hub (the connection was lost)"
+    )

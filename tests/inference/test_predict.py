@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from segtune.data.config import TransformConfig
 from segtune.data.dataset import load_segmentation_dataset
-from segtune.data.transforms import TransformConfig
 from segtune.errors import DataError, UsageError
 from segtune.evaluation.evaluation import Evaluation
 from segtune.finetune import train

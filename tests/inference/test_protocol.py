@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from segtune.data.transforms import TransformConfig
+from segtune.data.config import TransformConfig
 from segtune.errors import UsageError
 from segtune.inference.config import EvaluationConfig
 from segtune.inference.processor import processor_from_transforms

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from segtune.data.transforms import TransformConfig
+from segtune.data.config import TransformConfig
 from segtune.inference.processor import processor_from_transforms
 from segtune.inference.segmenter import form_of
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor

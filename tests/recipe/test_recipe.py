@@ -14,18 +14,14 @@ from PIL import Image
 
 import segtune
 from segtune.config import may_change_on_resume, section_of, walk_fields
-from segtune.data.config import DatasetConfig
-from segtune.data.transforms import TransformConfig
+from segtune.data.config import DatasetConfig, TransformConfig
 from segtune.errors import DataError, UsageError
 from segtune.finetune import train
-from segtune.hub.push import HubConfig
+from segtune.hub.config import HubConfig
 from segtune.recipe.recipe import Recipe, load_recipe, load_recipe_or_data, refuse_another_run, resolved
 from segtune.recipe.shipped import list_recipes, recipe_folder, recipe_table
 from segtune.training.class_weights import counted_weights
-from segtune.training.config import TrainingConfig
-from segtune.training.lora import LoraConfig
-from segtune.training.losses import LossConfig
-from segtune.training.model import ModelConfig
+from segtune.training.config import LoraConfig, LossConfig, ModelConfig, TrainingConfig
 
 DATASET = "dataset: {path: data/x}\n"
 TINY = {"hidden_sizes": [8, 16, 20, 32], "depths": [1, 1, 1, 1], "decoder_hidden_size": 16}

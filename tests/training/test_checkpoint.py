@@ -13,7 +13,8 @@ from segtune.labels.label_map import LabelMap
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.loading import load_model
 from segtune.training.checkpoint import load_state, save_model, save_state, saved_states
-from segtune.training.model import ModelConfig, build_model
+from segtune.training.config import ModelConfig
+from segtune.training.model import build_model
 from support.networks import TINY
 
 LABELS = LabelMap.from_ids({7: "road", 8: "road", 11: "car", 0: None}, colors={"car": (1, 2, 3)}, ignore_index=-100)

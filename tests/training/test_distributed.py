@@ -16,8 +16,8 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+from segtune.data.config import TransformConfig
 from segtune.data.dataset import DatasetConfig, find_label_map, load_segmentation_dataset
-from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
 from segtune.inference.evaluate import evaluate_model
 from segtune.inference.processor import processor_from_transforms

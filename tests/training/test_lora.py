@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from segtune.errors import DataError, UsageError
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+from segtune.training.config import LoraConfig
 from segtune.training.ema import ExponentialMovingAverage
 from segtune.training.lora import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
-    LoraConfig,
     add_lora,
     load_adapter,
     merged,

@@ -24,8 +24,8 @@ from segtune.errors import UsageError
 from segtune.segformer.modeling_segformer import segmentation_loss, valid_pixels
 from segtune.segformer.upsampling import upsample
 from segtune.training import losses
+from segtune.training.config import LossConfig
 from segtune.training.losses import (
-    LossConfig,
     SegmentationLoss,
     focal_loss,
     hard_pixels,

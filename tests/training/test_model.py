@@ -13,7 +13,8 @@ from segtune.errors import UsageError
 from segtune.labels.label_map import LabelMap
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
-from segtune.training.model import ModelConfig, adapt_input_channels, build_model, set_input_channels
+from segtune.training.config import ModelConfig
+from segtune.training.model import adapt_input_channels, build_model, set_input_channels
 from support.networks import TINY
 
 LABELS = LabelMap.from_ids({7: "road", 8: "road", 11: "car", 0: None}, colors={"car": (1, 2, 3)}, ignore_index=-100)

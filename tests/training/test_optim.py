@@ -7,8 +7,8 @@ from torch import nn
 from segtune.errors import UsageError
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.modeling_segformer import SegformerDropPath, SegformerForSemanticSegmentation
+from segtune.training.config import FreezeConfig
 from segtune.training.optim import (
-    FreezeConfig,
     adamw,
     freeze,
     parameter_groups,

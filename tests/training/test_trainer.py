@@ -16,17 +16,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from segtune.data.config import TransformConfig
 from segtune.data.dataset import DatasetConfig, find_label_map, load_segmentation_dataset
-from segtune.data.transforms import TransformConfig
 from segtune.errors import SegtuneError, UsageError
 from segtune.evaluation.evaluation import Evaluation
 from segtune.inference.processor import processor_from_transforms
 from segtune.labels.label_map import LabelMap
 from segtune.segformer.loading import load_model
-from segtune.training.config import TrainingConfig
+from segtune.training.config import ModelConfig, TrainingConfig
 from segtune.training.interrupts import StopRequest
 from segtune.training.lora import load_adapter
-from segtune.training.model import ModelConfig, build_model
+from segtune.training.model import build_model
 from segtune.training.trainer import SegmentationTrainer
 from support.workers.common import TINY
 

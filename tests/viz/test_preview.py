@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segtune.data.config import TransformConfig
 from segtune.data.dataset import load_segmentation_dataset
 from segtune.data.rare_classes import training_transform
 from segtune.data.samples import SegmentationSamples, StepSampler
-from segtune.data.transforms import TransformConfig
 from segtune.labels.label_map import LabelMap
 from segtune.viz.overlay import denormalize, preview
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from segtune.cli.common import refuse_existing
+from segtune.cli.common import check_before_torch, first_sentence, refuse_existing
 from segtune.cli.options import JsonOption, OverridesArgument, RecipeOrPathArgument
 from segtune.errors import UsageError
 
@@ -17,8 +17,8 @@ from segtune.errors import UsageError
 def application() -> typer.Typer:
     data = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
     data.callback(help="Look at the data of a recipe, or write it in another form.")(lambda: None)
-    data.command()(preview)
-    data.command()(convert)
+    data.command(short_help=first_sentence(preview))(preview)
+    data.command(short_help=first_sentence(convert))(convert)
     return data
 
 
@@ -32,12 +32,14 @@ def preview(
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
 ) -> None:
     """Draw the first training samples of a run as it will see them: cropped, augmented, with their classes."""
-    from segtune.data.dataset import open_dataset
     from segtune.recipe.recipe import load_recipe_or_data, with_channels
-    from segtune.viz.overlay import preview
 
     settings = load_recipe_or_data(recipe, overrides or ())
+    check_before_torch(settings)
     refuse_existing(output, force)
+    from segtune.data.dataset import open_dataset
+    from segtune.viz.overlay import preview
+
     dataset, label_map = open_dataset(settings.dataset)
     if "train" not in dataset:
         raise UsageError(f"{settings.dataset.path}: no training images, only {', '.join(dataset)}")

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segtune.cli.common import hide_bars_of_libraries
+from segtune.cli.common import check_before_torch, hide_bars_of_libraries
 from segtune.cli.options import DeviceOption, JsonOption, OverridesArgument
-from segtune.errors import listed
+from segtune.errors import listed, printable
 
 if TYPE_CHECKING:
     from segtune.doctor.examine import Diagnosis
@@ -36,13 +36,15 @@ def doctor(
     device: DeviceOption = None,
 ) -> None:
     """Look for faults in a data set before it is trained on; each finding says what fixes it. Exit code 1: errors."""
+    from segtune.recipe.recipe import load_recipe_or_data
+
+    settings = load_recipe_or_data(recipe, overrides or ())
+    check_before_torch(settings, checkpoint)
     from segtune.doctor import examine
     from segtune.doctor.page import COMMAND, write_doctor_page
-    from segtune.recipe.recipe import load_recipe_or_data
     from segtune.viz.html import check_page
 
     hide_bars_of_libraries()
-    settings = load_recipe_or_data(recipe, overrides or ())
     if html:
         check_page(html, COMMAND, "--html")
     if split_file:
@@ -83,4 +85,6 @@ def _finding_lines(diagnosis: Diagnosis, limit: int = 3) -> Iterator[str]:
 
 
 def _indented(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width, initial_indent=" " * 9, subsequent_indent=" " * 9, break_on_hyphens=False)
+    return textwrap.wrap(
+        printable(text), width, initial_indent=" " * 9, subsequent_indent=" " * 9, break_on_hyphens=False
+    )

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from segtune.cli import options
-from segtune.cli.common import hide_bars_of_libraries
+from segtune.cli.common import check_before_torch, hide_bars_of_libraries
 from segtune.errors import UsageError
+from segtune.files import write_atomic
+
+if TYPE_CHECKING:
+    from segtune.recipe.recipe import Recipe
+
+BOUNDARY_WIDTH = 0.02
 
 
 def evaluate(
@@ -26,7 +33,7 @@ def evaluate(
     group_by: options.GroupOption = None,
     boundary_width: Annotated[
         float, typer.Option(min=0, max=1, help="Margin of boundary IoU, as a share of the image's diagonal.")
-    ] = 0.02,
+    ] = BOUNDARY_WIDTH,
     overlays: options.OverlaysOption = None,
     limit_overlays: Annotated[int, typer.Option(min=1, help="How many overlays, spread over the split.")] = 12,
     window: options.WindowOption = None,
@@ -37,14 +44,17 @@ def evaluate(
 ) -> None:
     """Score a checkpoint on one split of a recipe's dataset, at the masks' own size, with error bars.
 
+    On the test split of a run's own data, the counts are kept in the run folder, for its card and `segtune compare`.
     Intervals are bootstrap intervals over images or, with --group-by, over groups of them.
     """
-    from segtune.inference.evaluate_checkpoint import evaluate_checkpoint
     from segtune.recipe.recipe import load_recipe
-    from segtune.viz import terminal
 
     settings = load_recipe(recipe, overrides or ())
-    kept = _file_to_save(save, split)
+    check_before_torch(settings, checkpoint)
+    kept = _file_to_save(save, split, Path(checkpoint).parent)
+    from segtune.inference.evaluate_checkpoint import evaluate_checkpoint
+    from segtune.viz import terminal
+
     hide_bars_of_libraries()
     found = evaluate_checkpoint(
         checkpoint,
@@ -61,27 +71,52 @@ def evaluate(
         device=device,
     )
     result = {"checkpoint": checkpoint, "recipe": recipe} | found.to_dict()
+    is_usual = window is None and not stride and not tta and boundary_width == BOUNDARY_WIDTH
+    in_run = _place_in_run(checkpoint, settings, split) if kept is None and is_usual else None
+    kept = kept or in_run
     if kept:
         found.evaluation.about["recipe"] = recipe
         found.save(kept)
+    if in_run:
+        write_atomic(in_run.with_suffix(".json"), json.dumps(result, indent=2) + "\n")
     if as_json:
         typer.echo(json.dumps(result))
     else:
         terminal.show(terminal.evaluation_table(result), *terminal.evaluation_lines(result))
     if kept:
-        typer.echo(f"counts of each image: {kept}", err=as_json)
+        typer.echo(f"counts of each image: {kept}", err=as_json or save is None)
     if overlays:
         typer.echo(f"overlays: {overlays} (overview.png first)", err=as_json)
 
 
-def _file_to_save(save: Path | None, split: str) -> Path | None:
-    """The file that --save names; refused before the work where it is there already."""
+def _place_in_run(checkpoint: str, settings: Recipe, split: str) -> Path | None:
+    """Where a run keeps how its weights do on the test split of its data, which its card shows.
+
+    None: the weights are not those that a run pushes, the data is not the run's, or the split is one that training saw.
+    """
+    from segtune.evaluation.evaluation import file_name
+    from segtune.recipe.recipe import load_recipe
+    from segtune.training.run_folder import RECIPE_FILE, find_checkpoint
+
+    run = Path(checkpoint).parent
+    if split != "test" or not (run / RECIPE_FILE).is_file() or not os.access(run, os.W_OK):
+        return None
+    own, given = (
+        recipe.dataset.model_dump(exclude={"split_file", "check_masks", "on_error"})
+        for recipe in (load_recipe(run / RECIPE_FILE), settings)
+    )
+    is_pushed = find_checkpoint(run)[1].resolve() == Path(checkpoint).resolve()
+    return run / file_name(split) if is_pushed and own == given else None
+
+
+def _file_to_save(save: Path | None, split: str, run: Path) -> Path | None:
+    """The file that --save names; refused before the work where it is there already, unless in the `run` itself."""
     from segtune.evaluation.evaluation import file_name
 
     if save is None:
         return None
     path = save if save.suffix == ".npz" else save / file_name(split)
-    if path.exists():
+    if path.exists() and path != run / file_name(split):
         raise UsageError(f"--save {save}: {path} exists already; remove it or name another file")
     return path
 
@@ -122,11 +157,13 @@ def calibrate(
 
     Predictions stay as they are. Confidences (segtune evaluate, predict) are taken of logits divided by it.
     """
-    from segtune.inference.calibrate import config_file, fit_temperature, store_temperature
-    from segtune.inference.evaluate_checkpoint import open_checkpoint
     from segtune.recipe.recipe import load_recipe
 
     settings = load_recipe(recipe, overrides or ())
+    check_before_torch(settings, checkpoint)
+    from segtune.inference.calibrate import config_file, fit_temperature, store_temperature
+    from segtune.inference.evaluate_checkpoint import open_checkpoint
+
     config = config_file(checkpoint)
     hide_bars_of_libraries()
     opened = open_checkpoint(checkpoint, settings, split=split, device=device)

@@ -27,10 +27,18 @@ def push(
     no_pictures: Annotated[bool, typer.Option("--no-pictures", help="Leave out pictures of the data.")] = False,
 ) -> None:
     """Push a run to the Hub: the best weights, a model card, the recipe, metrics, report and overlays."""
-    from segtune.hub.push import push_run
+    from pydantic import ValidationError
+
+    from segtune.hub.config import HubConfig
 
     given = {"repo": repo, "private": private, "branch": branch, "with_code": with_code, "license": license}
     settings = {key: value for key, value in given.items() if value}
+    try:
+        HubConfig(**settings)
+    except ValidationError as error:
+        raise UsageError("; ".join(f"--{item['loc'][0]}: {item['msg']}" for item in error.errors())) from error
+    from segtune.hub.push import push_run
+
     url = push_run(run, create_pr=create_pr, **settings, **({"pictures": False} if no_pictures else {}))
     typer.echo(f"pushed {run} to {url}")
 

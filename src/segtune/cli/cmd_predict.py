@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from segtune.cli import options
-from segtune.cli.common import hide_bars_of_libraries
+from segtune.cli.common import check_before_torch, hide_bars_of_libraries
 from segtune.errors import UsageError
 
 
@@ -39,8 +39,12 @@ def predict(
 
     Of a georeferenced TIFF, the mask is a TIFF in the same place. Of a video, there is a folder of masks.
     """
-    from segtune.imageio.raster import any_size
     from segtune.inference import outputs
+
+    check_before_torch(checkpoint=checkpoint)
+    wanted = outputs.Wanted(overlay, confidence, polygons, simplify, min_region)
+    paths = outputs.find_images(images)
+    from segtune.imageio.raster import any_size
     from segtune.inference.device import to_device
     from segtune.inference.predict_files import predict_files
     from segtune.inference.processor import load_processor
@@ -49,8 +53,6 @@ def predict(
     from segtune.labels.label_map import LabelMap
     from segtune.segformer.loading import load_model
 
-    wanted = outputs.Wanted(overlay, confidence, polygons, simplify, min_region)
-    paths = outputs.find_images(images)
     with any_size():
         targets = outputs.plan_targets(paths, output, wanted, overwrite)
         hide_bars_of_libraries()

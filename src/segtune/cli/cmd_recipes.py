@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from segtune.cli.common import refuse_existing
+from segtune.cli.common import first_sentence, refuse_existing
 from segtune.cli.options import JsonOption
 from segtune.recipe.shipped import RecipeInfo, find_recipe, list_recipes, recipe_name, recipe_table
 
@@ -20,10 +20,10 @@ def application() -> typer.Typer:
     recipes.callback(invoke_without_command=True, help="List, show or copy the shipped recipes; explain their keys.")(
         _list
     )
-    recipes.command()(show)
-    recipes.command()(copy)
-    recipes.command()(keys)
-    recipes.command()(schema)
+    recipes.command(short_help=first_sentence(show))(show)
+    recipes.command(short_help=first_sentence(copy))(copy)
+    recipes.command(short_help=first_sentence(keys))(keys)
+    recipes.command(short_help=first_sentence(schema))(schema)
     return recipes
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segtune.cli.common import hide_bars_of_libraries
+from segtune.cli.common import check_before_torch, hide_bars_of_libraries
 from segtune.cli.options import BatchOption, DeviceOption, GroupOption, OverridesArgument
 from segtune.errors import UsageError
 
@@ -32,6 +32,8 @@ def report(
 
     The page holds all it shows: it needs no server and no network.
     """
+    if not (Path(source) / "recipe.yaml").is_file():
+        check_before_torch(checkpoint=source)
     from segtune.data.checks import check_masks
     from segtune.data.streaming import is_stream
     from segtune.inference.evaluate_checkpoint import open_checkpoint

@@ -9,20 +9,24 @@ from typing import Any
 
 import typer
 
-from segtune.cli.common import hide_bars_of_libraries, is_main_process
+from segtune.cli.common import check_before_torch, hide_bars_of_libraries, is_main_process
 from segtune.cli.options import OverridesArgument, RecipeArgument
 
 
 def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     """Fine-tune what a recipe describes; the run folder keeps the weights, the metrics and the resolved recipe.
 
+    `segtune recipes keys [SECTION]` explains every key that may be changed, as in training.max_steps=100.
     Paths are relative to the current folder. Several processes: accelerate launch -m segtune train RECIPE …
     """
-    from segtune import finetune
     from segtune.recipe.recipe import load_recipe
 
+    settings = load_recipe(recipe, overrides or ())
+    check_before_torch(settings)
+    from segtune import finetune
+
     hide_bars_of_libraries()
-    result = finetune.train(load_recipe(recipe, overrides or ()))
+    result = finetune.train(settings)
     stopped = result.get("stopped")
     if is_main_process():
         typer.echo("\n".join(_stopped_lines(recipe, overrides or [], result) if stopped else _closing_lines(result)))

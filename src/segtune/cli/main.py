@@ -17,6 +17,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import segtune
+from segtune import bars
 from segtune.cli import (
     cmd_data,
     cmd_doctor,
@@ -28,8 +29,8 @@ from segtune.cli import (
     cmd_report,
     cmd_train,
 )
-from segtune.cli.common import is_main_process
-from segtune.errors import SegtuneError
+from segtune.cli.common import first_sentence, is_main_process
+from segtune.errors import SegtuneError, printable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _application() -> typer.Typer:
-    app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+    app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
     app.callback(help="Fine-tune SegFormer: train a recipe, evaluate a checkpoint, predict masks.")(_configure)
     commands: tuple[Callable[..., None], ...] = (
         cmd_train.train,
@@ -74,15 +75,20 @@ def _application() -> typer.Typer:
         cmd_env.env,
     )
     for command in commands:
-        app.command()(command)
+        app.command(short_help=first_sentence(command))(command)
     app.add_typer(cmd_recipes.application(), name="recipes")
     app.add_typer(cmd_data.application(), name="data")
     return app
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
+    typer.echo(f"error: {printable(message)}", err=True)
     sys.exit(exit_code)
+
+
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _print_version(wanted: bool) -> None:
@@ -92,12 +98,25 @@ def _print_version(wanted: bool) -> None:
 
 
 def _configure(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and results only, no progress.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log in detail.")] = False,
 ) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    if quiet or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if quiet:
+        os.environ[bars.QUIET] = "1"
+    if os.environ.get("NO_COLOR"):  # https://no-color.org; rich heeds it by itself
+        context.color = False
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     # Pillow complains of every raster with more bands than it knows, which rasterio reads then.
     logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
-    logging.getLogger("segtune").setLevel(logging.INFO if is_main_process() else logging.ERROR)
+    wanted = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    logging.getLogger("segtune").setLevel(wanted if is_main_process() else logging.ERROR)

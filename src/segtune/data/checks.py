@@ -16,9 +16,9 @@ import PIL.Image
 import PIL.ImageOps
 from datasets import Dataset, DatasetDict
 
+from segtune.data.config import TransformConfig
 from segtune.data.index import in_threads
 from segtune.data.lazy_rows import decoded, undecoded
-from segtune.data.transforms import TransformConfig
 from segtune.errors import DataError, listed
 from segtune.imageio.read import TURNED, Pixels, open_picture, orientation_of, read_image, read_mask
 from segtune.labels.label_map import LabelError, LabelMap

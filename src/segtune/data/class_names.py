@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from segtune.data.config import DatasetConfig
+from segtune.data.config import PACKAGED, DatasetConfig
 from segtune.errors import UsageError
 from segtune.labels.label_file import canonical, read_label_file
 from segtune.labels.label_map import LabelMap
@@ -23,7 +23,6 @@ LABEL_FILES = (
     "labelmap.txt",
     "class_dict.csv",
 )
-PACKAGED = "segtune://"
 TABLES = Path(__file__).parent / "published"  # label maps and splits of published data sets
 BACKGROUND = "background"
 logger = logging.getLogger(__name__)

@@ -14,12 +14,12 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from pydantic import ValidationError
 
 from segtune.data.checks import without_unreadable
-from segtune.data.class_names import LABEL_FILES, PACKAGED, label_map_of
-from segtune.data.config import DatasetConfig
+from segtune.data.class_names import LABEL_FILES, label_map_of
+from segtune.data.config import HUB, PACKAGED, DatasetConfig, refuse_missing
 from segtune.data.formats import hub_parquet
 from segtune.data.formats.coco import scan_coco
 from segtune.data.formats.cvat import scan_cvat
-from segtune.data.formats.detect import HUB, format_of_file, format_of_folder, is_hub
+from segtune.data.formats.detect import format_of_file, format_of_folder, is_hub
 from segtune.data.formats.folder import listed_ids, scan_folders, scan_voc
 from segtune.data.formats.label_studio import scan_label_studio
 from segtune.data.formats.labelme import scan_labelme
@@ -63,9 +63,9 @@ def resolve_path(path: str | Path) -> Path:
             raise UsageError(f"no data set {str(path)!r} in the package; it has {', '.join(names) or 'none'}")
         return package / name
     folder = Path(path).expanduser().absolute()
+    refuse_missing(path)
     if not folder.is_dir() and not (folder.is_file() and format_of_file(folder)):
-        what = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise UsageError(f"the data set folder {folder} {what}: set dataset.path")
+        raise UsageError(f"the data set folder {folder} is a file, not a folder: set dataset.path")
     return folder
 
 

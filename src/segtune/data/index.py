@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
-from tqdm.auto import tqdm
-
+from segtune.bars import progress_bar
 from segtune.errors import DataError, listed
 
 if TYPE_CHECKING:
@@ -121,8 +120,8 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item], title:
     """`map` in order, with a bar on terminals when there is much to do."""
     parts = [items[start : start + AT_ONCE] for start in range(0, len(items), AT_ONCE)]
     results: list[Result] = []
-    hidden = True if len(items) < 500 else None
-    with ThreadPoolExecutor() as pool, tqdm(desc=title, total=len(items), unit="sample", disable=hidden) as bar:
+    hidden = len(items) < 500
+    with ThreadPoolExecutor() as pool, progress_bar(desc=title, total=len(items), unit="sample", hidden=hidden) as bar:
         for part in pool.map(lambda part: list(map(function, part)), parts):
             results += part
             bar.update(len(part))

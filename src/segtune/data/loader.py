@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from segtune.data.config import TransformConfig
 from segtune.data.rare_classes import training_transform
 from segtune.data.samples import SegmentationSamples, StepSampler, collate
 from segtune.data.streaming import ShardStream, State, StreamedSamples, StreamSampler, is_stream
-from segtune.data.transforms import TransformConfig
 from segtune.errors import SegtuneError, UsageError
 from segtune.labels.label_map import LabelMap
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from segtune.data.config import TransformConfig
 from segtune.data.lazy_rows import decoded, undecoded
 from segtune.data.samples import CroppedReader, open_pair
-from segtune.data.transforms import TrainTransform, TransformConfig
+from segtune.data.transforms import TrainTransform
 from segtune.errors import UsageError
 from segtune.imageio.read import read_mask
 from segtune.labels.label_map import LabelMap

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
 
-from segtune.config import StrictModel
 from segtune.data.augmentations import (
     PRESETS,
-    Named,
-    Preset,
     Stream,
     apply,
     flips,
@@ -22,96 +17,11 @@ from segtune.data.augmentations import (
     photometric_distortion,
     planes,
 )
+from segtune.data.config import TransformConfig
 from segtune.data.crops import RandomCrop, Readable, paste
 from segtune.errors import DataError, UsageError
 
-Side = Annotated[int, Field(ge=1)]
-Probability = Annotated[float, Field(ge=0, le=1)]
 PasteSource = Callable[[random.Random], tuple[Readable, Readable] | None]  # an image and its labels
-
-
-class TransformConfig(StrictModel):
-    """The `transforms` section of a recipe; sizes are (height, width) in pixels."""
-
-    crop_size: Side | tuple[Side, Side] = Field(
-        512, description="Size of a training sample, (height, width) in pixels; one number for a square."
-    )
-    short_side: Side | None = Field(
-        None, description="Short side, in pixels, that scale 1 stands for; null = the image's own."
-    )
-    scale: tuple[float, float] = Field((0.5, 2.0), description="Range of the random resize, the smaller factor first.")
-    max_class_share: float = Field(
-        0.75,
-        gt=0,
-        le=1,
-        description="A crop with more than this share of its labelled pixels in one class is drawn anew, up to 10 "
-        "times; 1 takes every crop.",
-    )
-    horizontal_flip: Probability = Field(0.5, description="Probability of a horizontal flip.")
-    vertical_flip: Probability = Field(0.0, description="Probability of a vertical flip.")
-    rotate90: bool = Field(False, description="Turn by a random multiple of 90 degrees.")
-    photometric: bool = Field(
-        True,
-        description="Change brightness (by up to 32 of 255), contrast and saturation (0.5 to 1.5) and hue (up to a "
-        "tenth of the circle), each with probability 0.5. Images of other than three channels, and those with a "
-        "value_range, are left as they are.",
-    )
-    rare_classes: Literal["auto"] | tuple[str, ...] = Field(
-        "auto",
-        description="Names of the classes that rare_crop and copy_paste look for; auto = those with less than a "
-        "quarter of an equal share of the pixels.",
-    )
-    rare_crop: Probability = Field(
-        0.0,
-        description="Probability that the crop is laid around a pixel of a rare class, where the image has any; every "
-        "rare class that occurs is as likely as the others.",
-    )
-    copy_paste: Probability = Field(
-        0.0,
-        description="Probability that rare classes of another training image are pasted in (Ghiasi et al. 2021, "
-        "https://arxiv.org/abs/2012.07177, with the regions of classes in place of instances).",
-    )
-    preset: Preset | None = Field(None, description="Transforms of Albumentations on top of all that; null = none.")
-    extra: tuple[Named, ...] = Field(
-        (),
-        description="Further transforms by the names and arguments of Albumentations, as in [HorizontalFlip, "
-        "{GaussNoise: {std_range: [0.01, 0.05], p: 0.3}}]. They see the uint8 crop, at last.",
-    )
-    mean: tuple[float, ...] | Literal["counted"] = Field(
-        (0.485, 0.456, 0.406),
-        description="Mean of each channel, of values from 0 to 1; as many as the images have channels. counted = from "
-        "the training images.",
-    )
-    std: tuple[float, ...] | Literal["counted"] = Field(
-        (0.229, 0.224, 0.225), description="Standard deviation of each channel, likewise."
-    )
-    value_range: tuple[float, float] | None = Field(
-        None,
-        description="Pixel values that 0 and 1 stand for in mean and std; null = 0 and 255, of 16-bit pictures 65535. "
-        "Images of more than 3 channels that are not 8-bit, and those of fractions, must declare it.",
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> TransformConfig:
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"scale {self.scale}: give the smallest and the largest factor, both above 0")
-        if (self.mean == "counted") != (self.std == "counted"):
-            raise ValueError("mean and std are counted together: set both to counted, or give numbers for both")
-        if not self.mean or len(self.mean) != len(self.std):
-            raise ValueError(f"mean has {len(self.mean)} and std {len(self.std)} numbers: give one each per channel")
-        if not isinstance(self.std, str) and min(self.std) <= 0:
-            raise ValueError(f"std {self.std}: every number must be above 0")
-        if self.value_range and not self.value_range[0] < self.value_range[1]:
-            raise ValueError(f"value_range {self.value_range}: give the smaller value first")
-        return self
-
-    @field_validator("extra", mode="before")
-    @classmethod
-    def _check_extra(cls, extra: Any) -> Any:
-        if not isinstance(extra, (list, tuple)):
-            raise ValueError("give a list of transforms, such as [HorizontalFlip, {GaussNoise: {p: 0.3}}]")
-        make_transforms(extra)
-        return extra
 
 
 class TrainTransform:

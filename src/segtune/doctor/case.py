@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from segtune.data.config import TransformConfig
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.splits import SPLITS
-from segtune.data.transforms import TransformConfig
 from segtune.doctor.findings import Finding, Severity
 from segtune.doctor.sample_facts import Facts, MaskFacts, Opener
 from segtune.labels.label_map import LabelMap

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import nn
-from tqdm.auto import tqdm
 
+from segtune.bars import progress_bar
 from segtune.data.index import Sample
 from segtune.data.samples import read_pair
 from segtune.doctor.case import Case
@@ -26,7 +26,7 @@ def find_label_issues(
     segmenter = Segmenter(model, processor, num_labels=case.label_map.num_labels)
     issues = {}
     with eval_mode(model):
-        for sample in tqdm(samples, "label issues", leave=False):
+        for sample in progress_bar(samples, desc="label issues", leave=False):
             row = {"image": case.opener.image(sample)[0], "mask": case.opener.mask(sample)[0]}
             image, labels = read_pair(row, case.label_map, *segmenter.form)  # (H, W, C), (H, W)
             prediction, confidence = segmenter(image, confidence=True)  # (H, W) each

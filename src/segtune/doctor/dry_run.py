@@ -13,10 +13,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm.auto import tqdm
 
+from segtune.bars import progress_bar
+from segtune.data.config import TransformConfig
 from segtune.data.samples import SegmentationSamples
-from segtune.data.transforms import TrainTransform, TransformConfig
+from segtune.data.transforms import TrainTransform
 from segtune.doctor.findings import Finding
 from segtune.labels.label_map import LabelMap
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation, segmentation_loss
@@ -109,7 +110,7 @@ def _learn_by_heart(model: Model, batch: dict[str, Any], label_map: LabelMap) ->
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), LEARNING_RATE, weight_decay=0.0)
     losses: list[float] = []
     target = math.inf
-    for _ in tqdm(range(STEPS), "learning by heart", leave=False):
+    for _ in progress_bar(range(STEPS), desc="learning by heart", leave=False):
         losses.append(_backward(model, batch, partial(segmentation_loss, ignore_index=label_map.ignore_index)))
         target = FALL * (frequency_entropy(valid) or losses[0])
         optimizer.step()

@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 
-from segtune.data.config import DatasetConfig
+from segtune.data.config import DatasetConfig, TransformConfig
 from segtune.data.dataset import find_label_map, rows_of, scan_dataset
 from segtune.data.index import Sample, in_threads
 from segtune.data.splits import SPLITS, write_split_file
-from segtune.data.transforms import TransformConfig
 from segtune.doctor.case import Case, proposed_labels
 from segtune.doctor.check_alignment import check_alignment
 from segtune.doctor.check_classes import check_classes, class_table

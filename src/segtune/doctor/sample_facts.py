@@ -14,11 +14,10 @@ import numpy as np
 import PIL.Image
 
 from segtune.data.checks import channel_sums, channels_of, mean_and_std
-from segtune.data.config import DatasetConfig
+from segtune.data.config import DatasetConfig, TransformConfig
 from segtune.data.dataset import PLAIN, rows_of
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.lazy_rows import decoded, sample_ids, undecoded
-from segtune.data.transforms import TransformConfig
 from segtune.doctor.alignment import Alignment, align
 from segtune.errors import DataError
 from segtune.imageio.read import (

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-from tqdm.auto import tqdm
+
+from segtune.bars import progress_bar
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -119,7 +120,7 @@ def _multiplicities(size: int, resamples: int, seed: int) -> Iterator[np.ndarray
 def _steps(resamples: int, size: int, name: str) -> Iterator[int]:
     """How many resamples of `size` images to take at a time; where it takes long, a bar shows on stderr."""
     step = max(1, _ELEMENTS // size)
-    with tqdm(total=resamples, desc=name, delay=3, leave=False) as bar:
+    with progress_bar(total=resamples, desc=name, delay=3, leave=False) as bar:
         for start in range(0, resamples, step):
             rows = min(step, resamples - start)
             yield rows

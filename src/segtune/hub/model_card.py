@@ -293,10 +293,8 @@ def _card_of_weights(name: str, read: ReadCard) -> Mapping[str, Any]:
 
 def _data_facts(path: str, split_file: Path, read: ReadCard) -> DataFacts:
     images = {split: len(ids) for split, ids in _read_json(split_file).items()} if split_file.is_file() else {}
-    repo = hub_id(path.removeprefix(DATASET_OF_HUB))
+    repo = hub_id(path.removeprefix(DATASET_OF_HUB)) if path.startswith(DATASET_OF_HUB) else None
     metadata = dict(read(repo, "dataset")) if repo else _facts_in_folder(path)
-    if not metadata and not path.startswith(DATASET_OF_HUB):  # a folder that is no longer here
-        repo = None
     source = "part of segtune" if path.startswith(DATASET_OF_SEGTUNE) else metadata.get("source")
     return DataFacts(
         name=metadata.get("pretty_name") or metadata.get("name") or repo or Path(path).name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -15,18 +16,21 @@ from typing import Any, Literal, NamedTuple
 import huggingface_hub
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from pydantic import Field
 
-from segtune.config import MayChangeOnResume, StrictModel
 from segtune.errors import SegtuneError
+from segtune.hub.config import HubConfig
 from segtune.hub.licenses import License, inherit
 from segtune.hub.model_card import describe_run, lineage, read_front_matter
-from segtune.hub.retries import FailedError, retried
+from segtune.hub.retries import FailedError, Patience, retried
 from segtune.hub.stage import EXAMPLE, REPLACED, example_picture, read_recipe, stage
-from segtune.hub_errors import HUB_FAULTS, is_refusal, reason
+from segtune.hub_errors import HUB_FAULTS, is_out_of_reach, is_refusal, reason
 from segtune.training.run_folder import RECIPE_FILE, find_checkpoint
 
 logger = logging.getLogger(__name__)
+
+
+STAGED = ".push-"  # what the folders begin with that are pushed from
+CHECK, GRACE = 2.0, 15.0  # seconds: between looks at a push, and after LIMIT until a Hub out of reach is given up
 
 
 class Staged(NamedTuple):
@@ -34,30 +38,6 @@ class Staged(NamedTuple):
 
     folder: tempfile.TemporaryDirectory[str]
     checkpoint: Path
-
-
-class HubConfig(StrictModel):
-    """The `hub` section of a recipe: when and where a run is pushed."""
-
-    push: MayChangeOnResume[Literal["end", "best", "every_eval"] | None] = Field(
-        None,
-        description="When the run is pushed: at its end; also with every better best/; also after every evaluation; "
-        "null = never.",
-    )
-    repo: MayChangeOnResume[str | None] = Field(
-        None, description="Repository, user/name; null = the run folder's name, of the token's user."
-    )
-    private: MayChangeOnResume[bool] = Field(False, description="Visibility of a repository that does not exist yet.")
-    branch: MayChangeOnResume[str | None] = Field(
-        None, description="Branch, which is made where it does not exist; null = main."
-    )
-    license: MayChangeOnResume[str | None] = Field(
-        None, description="License of weights that inherit none, e.g. apache-2.0; null = not stated."
-    )
-    with_code: MayChangeOnResume[bool] = Field(False, description="Add the network's code, for trust_remote_code=True.")
-    pictures: MayChangeOnResume[bool] = Field(
-        True, description="Push pictures of the data: overlays, the report, an example image."
-    )
 
 
 class PushError(SegtuneError):
@@ -131,6 +111,7 @@ class RunPush:
         self._thread: threading.Thread | None = None
         self._url: str | None = None
         self._examples: list[bytes | None] = []
+        self._patience = Patience()
 
     def check(self) -> None:
         """Make the repository: before the first step, so that a wrong token does not come to light after the last.
@@ -139,6 +120,8 @@ class RunPush:
             UsageError: a licence that contradicts the one that the weights inherit.
             PushError: the Hub refuses. That it cannot be reached is only warned of.
         """
+        for folder in self.run.glob(f"{STAGED}*"):  # of a run that was killed
+            shutil.rmtree(folder, ignore_errors=True)
         repo = self.config.repo or self.run.resolve().name
         try:
             inherit(lineage(self.base, _read_card), self.config.license)
@@ -159,14 +142,26 @@ class RunPush:
         """Push the end of the run and wait for it; returns the URL, or None where that failed."""
         self.wait()
         self._url = None
+        if self._patience.fails and self._patience.left() <= 0:
+            command = _command(self.run, self.config, False)
+            logger.warning(
+                "the end of %s is not pushed, since the Hub gives no answer; to go on: %s", self.run, command
+            )
+            return None
         self._start()
         self.wait()
         return self._url
 
     def wait(self) -> None:
-        """Until nothing is being pushed."""
+        """Until nothing is being pushed; of a Hub that gives no answer, for a minute in all."""
+        self._patience.end()
         while (thread := self._thread) is not None:
-            thread.join()
+            thread.join(CHECK)
+            if thread.is_alive() and self._patience.left() <= -GRACE and is_out_of_reach():
+                command = _command(self.run, self.config, False)
+                logger.warning("no answer from the Hub, so %s is not pushed now; to go on: %s", self.run, command)
+                self._patience.note(succeeded=False)
+                return  # the thread ends with the process
 
     def _start(self) -> None:
         try:
@@ -191,7 +186,9 @@ class RunPush:
                     return
             try:
                 with _without_bars(), staged.folder:
-                    self._url = _push(self.run, self.config, staged=staged, example=self._example)
+                    self._url = _push(
+                        self.run, self.config, staged=staged, example=self._example, patience=self._patience
+                    )
                 logger.info("pushed %s to %s", self.run, self._url)
             except Exception as error:  # whatever it is, it must not end the run; a bug is told with its traceback
                 logger.warning("%s", error, exc_info=not isinstance(error, (SegtuneError, OSError)))
@@ -210,7 +207,7 @@ def _staged(run: Path, config: HubConfig) -> Staged:
     """What is pushed, in a folder of the run's, where a second name of the weights takes no space."""
     root, _ = find_checkpoint(run)
     folder = tempfile.TemporaryDirectory(
-        prefix=".push-", dir=root if os.access(root, os.W_OK) else None, ignore_cleanup_errors=True
+        prefix=STAGED, dir=root if os.access(root, os.W_OK) else None, ignore_cleanup_errors=True
     )
     try:
         return Staged(folder, stage(run, Path(folder.name), with_code=config.with_code, pictures=config.pictures))
@@ -227,23 +224,24 @@ def _push(
     create_pr: bool = False,
     staged: Staged | None = None,
     example: Callable[[Path], bytes | None] = example_picture,
+    patience: Patience | None = None,
 ) -> str:
     """Push what is staged, or the run as it is now; returns a URL."""
     root = run if (run / RECIPE_FILE).is_file() else run.parent
     api, repo, branch = huggingface_hub.HfApi(), config.repo or root.resolve().name, config.branch
     try:
-        line = retried(lambda: lineage(read_recipe(root)["model"]["name"], _read_card), repo)
+        line = retried(lambda: lineage(read_recipe(root)["model"]["name"], _read_card), repo, patience)
         license = inherit(line, config.license)
-        url = retried(lambda: api.create_repo(repo, private=config.private, exist_ok=True), repo)
+        url = retried(lambda: api.create_repo(repo, private=config.private, exist_ok=True), repo, patience)
         if branch:
-            retried(lambda: api.create_branch(url.repo_id, branch=branch, exist_ok=True), repo)
+            retried(lambda: api.create_branch(url.repo_id, branch=branch, exist_ok=True), repo, patience)
         directory, checkpoint = staged or _staged(run, config)
         with directory as name:
             folder, at = Path(name), f"{url}/resolve/{branch or 'main'}/"
             if config.pictures and (picture := example(folder)):
                 (folder / EXAMPLE).write_bytes(picture)
             about = (url.repo_id, at, line, license, _read_card)
-            card = retried(lambda: describe_run(folder, checkpoint, *about), repo)
+            card = retried(lambda: describe_run(folder, checkpoint, *about), repo, patience)
             (folder / "README.md").write_text(str(card), encoding="utf-8")
             commit = retried(
                 lambda: api.upload_folder(
@@ -255,6 +253,7 @@ def _push(
                     commit_message=f"Push {root.resolve().name} with segtune",
                 ),
                 repo,
+                patience,
             )
     except FailedError as error:
         command = _command(run, config, create_pr)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
+from segtune.bars import progress_bar
 from segtune.errors import DataError, UsageError
 from segtune.evaluation.calibration import TemperatureFit
 from segtune.files import write_atomic
@@ -49,7 +49,7 @@ def fit_temperature(
     fit, share = TemperatureFit(), max(1, -(-pixels // max(len(dataset), 1)))
     segmenter = Segmenter(model, processor)
     samples = read_ahead(labelled_image(dataset, number, label_map, segmenter.form) for number in range(len(dataset)))
-    bar = tqdm(samples, desc="calibrate", total=len(dataset), disable=not progress, leave=False)
+    bar = progress_bar(samples, desc="calibrate", total=len(dataset), hidden=not progress, leave=False)
     with eval_mode(model):
         for number, (_, image, labels) in enumerate(bar):
             positions = np.flatnonzero(labels != label_map.ignore_index)

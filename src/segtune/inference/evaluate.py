@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
+from segtune.bars import progress_bar
 from segtune.data.lazy_rows import decoded, undecoded
 from segtune.data.samples import read_pair
 from segtune.errors import DataError
@@ -104,7 +104,7 @@ def evaluated_images(
     segmenter = Segmenter(model, processor, protocol, batch_size, label_map.num_labels)
     samples = read_ahead(labelled_image(dataset, number, label_map, segmenter.form) for number in rows)
     images = ((sample, ArrayRaster(sample.image)) for sample in samples)
-    with eval_mode(model), tqdm(total=len(rows), desc="evaluate", disable=not progress, leave=False) as bar:
+    with eval_mode(model), progress_bar(total=len(rows), desc="evaluate", hidden=not progress, leave=False) as bar:
         for sample, strips in segmenter.segment(images, confidence):
             yield EvaluatedImage(sample.id, sample.image, sample.labels, *joined(strips))
             bar.update()

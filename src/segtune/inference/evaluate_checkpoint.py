@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from segtune.data.config import DatasetConfig
+from segtune.data.config import DatasetConfig, TransformConfig
 from segtune.data.dataset import open_dataset
 from segtune.data.lazy_rows import sample_ids
 from segtune.data.splits import choose_split
-from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
 from segtune.evaluation import uncertainty
 from segtune.evaluation.evaluation import Evaluation

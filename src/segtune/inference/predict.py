@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
+from segtune.bars import progress_bar
 from segtune.imageio.raster import is_image, read_ahead
 from segtune.imageio.read import ImageLike
 from segtune.inference.device import best_device
@@ -65,7 +65,7 @@ def predict(
     segmenter = Segmenter(network, processor, InferenceProtocol.choose(processor, window, stride, tta), batch_size)
     masks: list[np.ndarray] = [np.empty(0)] * len(items)
     rasters = read_ahead((number, segmenter.open(item)) for number, item in enumerate(items))
-    with eval_mode(network), tqdm(total=len(items), desc="predict", disable=not progress) as bar:
+    with eval_mode(network), progress_bar(total=len(items), desc="predict", hidden=not progress) as bar:
         for number, strips in segmenter.segment(rasters):
             masks[number] = joined(strips).labels
             bar.update()

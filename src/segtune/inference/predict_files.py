@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
+from segtune.bars import progress_bar
 from segtune.files import atomic_path, write_folder
 from segtune.imageio.geotiff import Georeference
 from segtune.imageio.raster import ArrayRaster, FileRaster, Raster, read_ahead
@@ -49,7 +50,7 @@ def predict_files(
     """
     jobs = list(zip(sources, targets, strict=True))
     coco = polygons.coco_file(output / COCO_FILE, label_map) if wanted.polygons == "coco" else nullcontext()
-    bar = tqdm(total=len(jobs), desc="predict", disable=len(jobs) < 2)
+    bar = progress_bar(total=len(jobs), desc="predict", hidden=len(jobs) < 2)
     with eval_mode(segmenter.model), bar, coco as collection:
         writer = _OutputWriter(label_map, wanted, collection)
         opened = read_ahead(_opened((job for job in jobs if not is_video(job[0])), segmenter))
@@ -131,7 +132,9 @@ class _OutputWriter:
 
         def write(folder: Path) -> None:
             with ExitStack() as stack:
-                bar = stack.enter_context(tqdm(total=video.num_frames, desc=source.name, unit="frame", leave=False))
+                bar = stack.enter_context(
+                    progress_bar(total=video.num_frames, desc=source.name, unit="frame", leave=False)
+                )
                 writer = None
                 if target.overlay is not None:
                     writer = stack.enter_context(
@@ -150,8 +153,8 @@ class _OutputWriter:
         write_folder(target.mask, write)
 
 
-def _row_bar(source: Path, size: tuple[int, int]) -> tqdm:
-    return tqdm(total=size[0], desc=source.name, unit="row", leave=False, disable=size[0] * size[1] < LONG)
+def _row_bar(source: Path, size: tuple[int, int]) -> AbstractContextManager[Any]:
+    return progress_bar(total=size[0], desc=source.name, unit="row", leave=False, hidden=size[0] * size[1] < LONG)
 
 
 def _without_gaps(labels: np.ndarray, raster: Raster, top: int, ignore_index: int) -> np.ndarray:

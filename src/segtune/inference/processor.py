@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
+from transformers.utils import cached_file
 
-from segtune.data.transforms import TransformConfig
-from segtune.errors import UsageError
+from segtune.data.config import TransformConfig
+from segtune.errors import DataError, UsageError
+from segtune.hub_errors import offline_if_out_of_reach
 from segtune.inference.config import EvaluationConfig
+from segtune.segformer.checkpoint_files import PROCESSOR, check_download, read_json
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 
 logger = logging.getLogger(__name__)
@@ -55,16 +58,11 @@ def load_processor(
 
     Raises:
         UsageError: none was saved, there is no default, and the model reads other than three channels.
+        DataError: see `read_processor`.
     """
-    name = getattr(model, "name_or_path", "")
-    commit = getattr(getattr(model, "config", None), "_commit_hash", None)  # of the weights, where they are the Hub's
-    if name and (not os.path.isdir(name) or (Path(name) / "preprocessor_config.json").is_file()):
-        try:
-            return SegformerImageProcessor.from_pretrained(name, **({"revision": commit} if commit else {}))
-        except OSError as error:  # a repository on the Hub that has none, or that is out of reach
-            if default is None:
-                reason = str(error).strip().splitlines()[0]
-                logger.warning("%s: no preprocessor_config.json, so images keep their size (%s)", name, reason)
+    path = _saved_processor(getattr(model, "name_or_path", ""), model, is_told=default is None)
+    if path is not None:
+        return read_processor(path)
     if default is not None:
         return default()
     channels = getattr(getattr(model, "config", None), "num_channels", 3)
@@ -74,3 +72,41 @@ def load_processor(
             "processor=SegformerImageProcessor(do_resize=False, image_mean=..., image_std=...), one value per channel"
         )
     return SegformerImageProcessor(do_resize=False)
+
+
+def read_processor(path: Path) -> SegformerImageProcessor:
+    """The image processor of a `preprocessor_config.json`.
+
+    Raises:
+        DataError: it is damaged, or has values that make no sense; the message names it.
+    """
+    content = read_json(path)
+    try:
+        processor: SegformerImageProcessor = SegformerImageProcessor.from_dict(content)
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: {error}") from error
+    return processor
+
+
+def _saved_processor(name: str, model: nn.Module, *, is_told: bool) -> Path | None:
+    """The `preprocessor_config.json` beside a model's weights; None where none is there, or the Hub is out of reach.
+
+    Args:
+        is_told: warn of a repository on the Hub that gives none.
+    """
+    if not name:
+        return None
+    if os.path.isdir(name):
+        path = Path(name) / PROCESSOR
+        return path if os.path.lexists(path) else None  # a link into nowhere is damage, not absence
+    commit = getattr(getattr(model, "config", None), "_commit_hash", None)  # of the weights
+    try:
+        with offline_if_out_of_reach():
+            found = cached_file(name, PROCESSOR, **({"revision": commit} if commit else {}))
+    except OSError as error:
+        if is_told:
+            reason = str(error).strip().splitlines()[0]
+            logger.warning("%s: no preprocessor_config.json, so images keep their size (%s)", name, reason)
+        return None
+    check_download(Path(found).parent)
+    return Path(found)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from segtune.errors import printable
+
 _ENTITIES = {ord(character): f"&#{ord(character)};" for character in "|`*"} | {ord("&"): "&amp;", ord("<"): "&lt;"}
 
 
@@ -11,4 +13,4 @@ def escape_markdown(text: object) -> str:
     It reads the same where Markdown is shown: what would be taken for HTML, code, emphasis or the end of a cell becomes
     a character entity. Links stay links.
     """
-    return " ".join(str(text).split()).translate(_ENTITIES)
+    return printable(" ".join(str(text).split())).translate(_ENTITIES)

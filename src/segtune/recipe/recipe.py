@@ -1,4 +1,7 @@
-"""A recipe: one YAML file that fully determines one fine-tuning run, loaded strictly."""
+"""A recipe: one YAML file that fully determines one fine-tuning run, loaded strictly.
+
+What imports torch is imported where it is used, so that a slip in a recipe is told at once.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +16,21 @@ from pydantic import Field
 
 import segtune
 from segtune.config import Keys, StrictModel, flatten, may_change_on_resume, walk_fields
-from segtune.data.checks import with_statistics
-from segtune.data.config import DatasetConfig
-from segtune.data.streaming import is_stream
-from segtune.data.transforms import TransformConfig
+from segtune.data.config import DatasetConfig, TransformConfig
 from segtune.errors import UsageError
-from segtune.hub.push import HubConfig
+from segtune.hub.config import HubConfig
 from segtune.inference.config import EvaluationConfig
 from segtune.recipe.shipped import find_recipe, recipe_name
 from segtune.recipe.validation import check, dotted, show
 from segtune.recipe.yaml_file import dump_yaml, parse_yaml, read_yaml
-from segtune.training.config import TrainingConfig
-from segtune.training.model import ModelConfig
-from segtune.training.run_folder import RECIPE_FILE, SPLIT_FILE, is_resuming
+from segtune.training.config import ModelConfig, TrainingConfig
 
 if TYPE_CHECKING:
     import datasets
 
 logger = logging.getLogger(__name__)
+
+RUN_RECIPE = "recipe.yaml"  # of a run folder
 
 
 class Recipe(StrictModel):
@@ -63,7 +63,8 @@ def load_recipe(ref: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises UsageError that lists everything wrong with the file and the overrides at once.
     """
     path = find_recipe(ref)
-    return _checked(path, read_yaml(path, Recipe.model_fields), overrides)
+    recipe = _checked(path, read_yaml(path, Recipe.model_fields), overrides)
+    return _seen_from_here(recipe, path.absolute().parent) if path.name == RUN_RECIPE else recipe
 
 
 def load_recipe_or_data(ref: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -98,12 +99,37 @@ def _checked(path: Path, data: dict[Any, Any], overrides: Sequence[str]) -> Reci
     return recipe
 
 
+def _seen_from_here(recipe: Recipe, run: Path) -> Recipe:
+    """The recipe of a run folder, whose relative paths begin where it was trained, read from anywhere.
+
+    A path that exists as it is stays. Where that was is told by the run folder: it lies there under `output_dir`.
+    """
+    output = Path(recipe.training.output_dir or "")
+    is_there = bool(output.parts) and run.parts[-len(output.parts) :] == output.parts
+    home = Path(*run.parts[: -len(output.parts)]) if is_there else run  # nothing of it lies in the run folder
+    found = {
+        "path": home / recipe.dataset.path,
+        "labels": home / str(recipe.dataset.labels),
+        "split_file": run / Path(recipe.dataset.split_file or "").name,
+    }
+    given = {key: getattr(recipe.dataset, key) for key in found}
+    changes = {
+        key: str(path)
+        for key, path in found.items()
+        if isinstance(given[key], str) and not Path(given[key]).exists() and path.exists()
+    }
+    return recipe.with_changes("dataset", **changes) if changes else recipe
+
+
 def with_channels(recipe: Recipe, rows: datasets.Dataset) -> Recipe:
     """The recipe with `transforms.mean` and `std` counted, where it says so, and the model's number of channels.
 
     Raises:
         UsageError: `model.config.num_channels` is not the number of values in `transforms.mean`.
     """
+    from segtune.data.checks import with_statistics
+    from segtune.data.streaming import is_stream
+
     stated = recipe.model.config.get("num_channels")
     if is_stream(rows) and recipe.transforms.mean == "counted":
         raise UsageError("transforms.mean=counted needs all rows at hand: give numbers, or set dataset.streaming=false")
@@ -117,6 +143,8 @@ def with_channels(recipe: Recipe, rows: datasets.Dataset) -> Recipe:
 
 def resolved(recipe: Recipe) -> Recipe:
     """The recipe as the run folder keeps it: with the stored split, from the first step, overwriting nothing."""
+    from segtune.training.run_folder import SPLIT_FILE
+
     if not recipe.dataset.streaming:  # its splits are those of the data
         recipe = recipe.with_changes("dataset", split_file=f"{recipe.training.output_dir}/{SPLIT_FILE}")
     recipe = recipe.with_changes("hub", push=None)
@@ -128,6 +156,8 @@ def refuse_another_run(recipe: Recipe) -> None:
 
     A state of another folder may well be the start of another run: what differs is then only said.
     """
+    from segtune.training.run_folder import RECIPE_FILE, is_resuming
+
     resume, folder = recipe.training.resume, str(recipe.training.output_dir)
     stored = Path(folder if resume == "auto" else resume) / RECIPE_FILE
     if resume == "never" or not stored.is_file():

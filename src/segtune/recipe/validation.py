@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from segtune.config import Keys, StrictModel, section_of, walk_fields
+from segtune.config import QUICK, Keys, StrictModel, section_of, walk_fields
 
 Root = TypeVar("Root", bound=StrictModel)
 
@@ -34,7 +34,9 @@ def check(data: Mapping[Any, Any], model: type[Root]) -> tuple[Root | None, list
     unknown = list(_unknown((), model, filled))
     problems = [Problem(keys, _say_unknown(keys, data, model)) for keys in unknown]
     try:
-        return model.model_validate(_known(model, filled)), problems
+        known = _known(model, filled)
+        quick = model.model_validate(known, context=QUICK)  # first, since the rest of the checks imports torch
+        return (quick if problems else model.model_validate(known)), problems
     except ValidationError as error:
         meant = {nearest(keys, model) for keys in unknown}  # what a misspelt name stands for is not missing as well
         return None, [*problems, *_explain(model, filled, error, meant)]

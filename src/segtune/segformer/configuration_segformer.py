@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import math
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -20,6 +21,19 @@ VARIANTS: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
 }
 _PER_STAGE = ("depths", "sr_ratios", "hidden_sizes", "patch_sizes", "strides", "num_attention_heads", "mlp_ratios")
 STAGE_FIELDS = ("num_encoder_blocks", *_PER_STAGE)
+_LARGEST = {  # what no network needs, and no machine builds; the published ones have 40 blocks and 768 channels
+    "num_encoder_blocks": 16,
+    "depths": 1_000,
+    "sr_ratios": 1_024,
+    "hidden_sizes": 65_536,
+    "patch_sizes": 1_024,
+    "strides": 1_024,
+    "num_attention_heads": 65_536,
+    "mlp_ratios": 1_024,
+    "num_channels": 65_536,
+    "decoder_hidden_size": 65_536,
+    "num_labels": 65_536,
+}
 _PROBABILITIES = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -187,15 +201,21 @@ class SegformerConfig(PretrainedConfig):
                 raise ValueError(
                     f"hidden_sizes[{stage}]={size} is not divisible by num_attention_heads[{stage}]={heads}"
                 )
-            if not ratio > 0 or int(size * ratio) < 1:
+            if not 0 < ratio < math.inf or int(size * ratio) < 1:
                 raise ValueError(f"mlp_ratios[{stage}]={ratio!r} must be positive")
         for name in _PROBABILITIES:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} must lie in [0, 1)")
-        if not self.calibration_temperature > 0:
+        if not 0 < self.calibration_temperature < math.inf:
             raise ValueError(f"calibration_temperature={self.calibration_temperature!r} must be positive")
+        if not 0 <= self.initializer_range < math.inf:
+            raise ValueError(f"initializer_range={self.initializer_range!r} must not be negative")
         if self.num_labels < 1:
             raise ValueError(f"num_labels={self.num_labels} must be at least 1")
+        for name, largest in _LARGEST.items():
+            value = getattr(self, name)
+            if any(each > largest for each in (value if isinstance(value, (list, tuple)) else (value,))):
+                raise ValueError(f"{name}={value} is more than any network needs: {largest:,} at most")
 
 
 def _is_positive_int(value: Any) -> bool:

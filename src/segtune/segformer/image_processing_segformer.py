@@ -179,6 +179,10 @@ class SegformerImageProcessor(ImageProcessingMixin):
         self.do_normalize = bool(fields["do_normalize"])
         self.image_mean, self.image_std = _channel_values(fields["image_mean"], fields["image_std"])
         self.do_reduce_labels = bool(fields["do_reduce_labels"])
+        for name in ("rescale_factor", "value_range", "image_mean", "image_std"):
+            values = getattr(self, name)
+            if not np.isfinite([] if values is None else values).all():
+                raise ValueError(f"{name} holds finite numbers, not {values!r}")
         if self.value_range is not None and (len(self.value_range) != 2 or self.value_range[0] >= self.value_range[1]):
             raise ValueError(f"value_range is the smaller and the larger of two numbers, not {value_range!r}")
         if not self.image_mean or len(self.image_mean) != len(self.image_std) or 0.0 in self.image_std:

@@ -10,9 +10,15 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from transformers.utils import cached_file
+
 from segtune.errors import DataError, UsageError
-from segtune.hub_errors import fault_of_hub
+from segtune.hub_errors import fault_of_hub, offline_if_out_of_reach
+from segtune.segformer.checkpoint_files import CONFIG, check_config, check_download, check_weights, refuse_missing
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+
+_WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 def load_model(name: str | Path, **kwargs: Any) -> SegformerForSemanticSegmentation:
@@ -24,19 +30,17 @@ def load_model(name: str | Path, **kwargs: Any) -> SegformerForSemanticSegmentat
 
     Raises:
         UsageError: no such checkpoint, or one that is no SegFormer.
-        DataError: the Hub does not hand it out, there is no space for it, or its pickle would run code.
+        DataError: the Hub does not hand it out, there is no space for it, its pickle would run code, or a file of it
+            is damaged: cut off, of absurd values, or other than the Hub says; the message names the file.
     """
-    path = Path(name)
-    if path.is_dir() and not (path / "config.json").is_file():
-        inside = [f"{path / sub}" for sub in ("best", "final") if (path / sub / "config.json").is_file()]
-        hint = f"did you mean {inside[0]}?" if inside else "a checkpoint folder has a config.json and model.safetensors"
-        raise UsageError(f"{path} is not a checkpoint: {hint}")
-    if not path.exists() and (path.is_absolute() or str(name).count("/") != 1 or str(name).startswith(".")):
-        raise UsageError(f"checkpoint {name} does not exist: give a folder, or a Hub id such as nvidia/mit-b0")
+    refuse_missing(name)
     source, revision = split_revision(name)
     kwargs |= {"revision": revision} if revision else {}
     try:
-        return SegformerForSemanticSegmentation.from_pretrained(source, **kwargs)
+        with offline_if_out_of_reach(asked=not Path(name).exists()):
+            return _load(source, kwargs)
+    except DataError:
+        raise
     except pickle.UnpicklingError as error:
         raise DataError(str(error)) from error
     except (OSError, ValueError, RuntimeError) as error:
@@ -48,6 +52,25 @@ def load_model(name: str | Path, **kwargs: Any) -> SegformerForSemanticSegmentat
             "(a folder must hold config.json and model.safetensors; a Hub id needs the network or a filled cache; "
             "model.name=null starts from random weights)"
         ) from error
+
+
+def _load(source: str, kwargs: dict[str, Any]) -> SegformerForSemanticSegmentation:
+    """`from_pretrained`, before which config and weights are looked at, and after which a download is."""
+    config = cached_file(source, CONFIG, **{key: kwargs[key] for key in _WHERE if key in kwargs})
+    folder = Path(config).parent if config else Path(source)
+    if Path(source).is_dir():
+        check_config(folder / CONFIG)
+        check_weights(folder)
+    elif config:
+        check_config(Path(config))
+    try:
+        model = SegformerForSemanticSegmentation.from_pretrained(source, **kwargs)
+    except SafetensorError as error:
+        check_download(folder)
+        check_weights(folder)
+        raise DataError(f"checkpoint {source}: its weights are damaged ({error})") from error
+    check_download(folder)
+    return model
 
 
 def split_revision(name: str | Path) -> tuple[str, str | None]:

@@ -1,16 +1,179 @@
-"""The `training` section of a recipe: steps, batches, optimizer, schedule, and what a run writes."""
+"""The `model` and `training` sections of a recipe: the network, its loss, steps, batches, and what a run writes.
+
+No module of this file's imports loads torch, so that a recipe is checked before that.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+import numpy as np
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from segtune.config import MayChangeOnResume, StrictModel
+from segtune.config import MayChangeOnResume, StrictModel, is_quick
+from segtune.training.class_weights import CountedWeights, counted_weights, named_weights
 from segtune.training.interrupts import seconds
-from segtune.training.losses import LossConfig
-from segtune.training.optim import BatchNormMode, FreezeConfig, ScheduleName
-from segtune.training.trackers import TrackerName
+
+ScheduleName = Literal["poly", "cosine", "constant", "wsd"]
+BatchNormMode = Literal["local", "sync", "frozen"]
+TrackerName = Literal["tensorboard", "trackio", "wandb", "mlflow"]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+PIXEL_TERMS = ("focal", "ohem")  # need the probability that a pixel gives to its own class
+REGION_TERMS = ("dice", "tversky", "lovasz", "boundary")  # need the probability of one class at all pixels
+_WEIGHTED = ("cross_entropy", *PIXEL_TERMS)  # what class weights act on
+_TERMS = (*_WEIGHTED, *REGION_TERMS)
+_OPTION_OF = {  # option -> the term that reads it
+    "label_smoothing": "cross_entropy",
+    "focal_gamma": "focal",
+    "ohem_threshold": "ohem",
+    "ohem_min_kept": "ohem",
+    "tversky_alpha": "tversky",
+    "tversky_beta": "tversky",
+}
+
+
+class LossConfig(StrictModel):
+    """The `training.loss` of a recipe: how much each term weighs, and what the terms need.
+
+    Terms that are not named weigh 0. Where none is named, the loss is the cross-entropy.
+    """
+
+    cross_entropy: Weight = Field(0.0, description="Cross-entropy; binary cross-entropy for one logit.")
+    focal: Weight = Field(0.0, description="Focal loss (Lin et al. 2017).")
+    ohem: Weight = Field(0.0, description="Cross-entropy of the hardest pixels of each image.")
+    dice: Weight = Field(0.0, description="1 - Dice coefficient of each class in an image.")
+    tversky: Weight = Field(0.0, description="1 - Tversky index of each class in an image (Salehi et al. 2017).")
+    lovasz: Weight = Field(0.0, description="Lovász-softmax, a surrogate of the IoU (Berman et al. 2018).")
+    boundary: Weight = Field(
+        0.0,
+        description="Distance to the true outline in pixels (Kervadec et al. 2019); 0.01 beside another term.",
+    )
+    class_weights: CountedWeights | dict[str, Weight] | list[Weight] | None = Field(
+        None,
+        description="Weights of the classes in cross_entropy, focal and ohem: by name, as a list, or counted from the "
+        "training masks.",
+    )
+    effective_number_beta: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Beta of the effective number of pixels; null = from the median number of pixels of a class.",
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Part of the target of cross_entropy that is spread over all classes."
+    )
+    focal_gamma: float = Field(2.0, ge=0, allow_inf_nan=False, description="How much easy pixels count less.")
+    ohem_threshold: float = Field(0.7, gt=0, le=1, description="A pixel is hard below this probability of its class.")
+    ohem_min_kept: float = Field(0.1, gt=0, le=1, description="Share of an image's valid pixels kept at least.")
+    tversky_alpha: float = Field(0.3, ge=0, allow_inf_nan=False, description="Weight of false positives.")
+    tversky_beta: float = Field(0.7, gt=0, allow_inf_nan=False, description="Weight of false negatives.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not any(term in values for term in _TERMS):
+            return {**values, "cross_entropy": 1.0}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> LossConfig:
+        if not self.uses(*_TERMS):
+            raise ValueError(f"every term weighs 0: give one of {', '.join(_TERMS)} a weight")
+        for option, term in _OPTION_OF.items():
+            if getattr(self, option) != type(self).model_fields[option].default and not self.uses(term):
+                raise ValueError(f"{option} belongs to {term}, which weighs 0")
+        if self.class_weights is not None and not self.uses(*_WEIGHTED):
+            raise ValueError(f"class_weights belong to {', '.join(_WEIGHTED)}, which all weigh 0")
+        if self.effective_number_beta is not None and self.class_weights != "effective_number":
+            raise ValueError("effective_number_beta belongs to class_weights: effective_number")
+        return self
+
+    def uses(self, *terms: str) -> bool:
+        """Whether any of the terms weighs more than 0."""
+        return any(getattr(self, term) > 0 for term in terms)
+
+    def weights(self, names: Sequence[str]) -> list[float] | None:
+        """The weight of each class; None where all count alike, or where they are yet to be counted.
+
+        Raises:
+            UsageError: the class weights do not fit the names.
+        """
+        given = self.class_weights
+        return None if given is None or isinstance(given, str) else named_weights(given, names)
+
+    def counted(self, pixels: np.ndarray, names: Sequence[str]) -> LossConfig:
+        """The same with class weights in numbers, of six digits, where they are to be counted.
+
+        Args:
+            pixels: the number of pixels of each class in each training image (images, K).
+        """
+        if not isinstance(self.class_weights, str):
+            return self
+        weights = counted_weights(self.class_weights, pixels, self.effective_number_beta)
+        numbers = {name: float(f"{weight:.6g}") for name, weight in zip(names, weights, strict=True)}
+        return self.model_copy(update={"class_weights": numbers, "effective_number_beta": None})
+
+
+class FreezeConfig(StrictModel):
+    """What does not learn. A frozen stage also runs as in evaluation: without drop path and dropout."""
+
+    encoder: bool = Field(False, description="Every stage of the encoder.")
+    stages: tuple[int, ...] = Field((), description="Stages from 1 on, each with its patch embedding and norm.")
+
+
+class LoraConfig(StrictModel):
+    """The `model.lora` section of a recipe: low-rank updates of frozen weights; the decode head trains as usual."""
+
+    rank: int = Field(8, ge=1, description="Rank of the update of each adapted matrix.")
+    alpha: float | None = Field(None, gt=0, description="The update is scaled by alpha / rank; null = twice the rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Probability of dropout on the input of the update.")
+    targets: tuple[str, ...] = Field(
+        ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
+        min_length=1,
+        description="Linear layers that are adapted, by the end of their path.",
+    )
+    also_train: tuple[str, ...] = Field(
+        (),
+        description="Modules besides the decode head that train in full and are stored with the adapter, by their "
+        "path, e.g. segformer.encoder.patch_embeddings.0.proj.",
+    )
+
+
+class ModelConfig(StrictModel):
+    """The `model` section of a recipe."""
+
+    name: str | None = Field(
+        None, description="Checkpoint folder or Hub id (user/name, or user/name@revision) to start from; null = random."
+    )
+    variant: Literal["b0", "b1", "b2", "b3", "b4", "b5"] = Field("b0", description="Architecture for random weights.")
+    num_labels: Literal[1] | None = Field(
+        None, description="1 = one logit and a binary loss, for a label map of two classes."
+    )
+    config: dict[str, Any] = Field(
+        {}, description="Fields of SegformerConfig that differ from the preset; a checkpoint keeps those of its stages."
+    )
+    lora: LoraConfig | None = Field(None, description="Train low-rank updates and the head only; null = all weights.")
+    input_channels: Literal["inflate", "average", "random"] = Field(
+        "inflate", description="How the first convolution of a checkpoint takes another number of channels."
+    )
+
+    @model_validator(mode="after")
+    def _check_fields(self, info: ValidationInfo) -> ModelConfig:
+        owned = {"num_labels", "id2label", "label2id", "label_map", "semantic_loss_ignore_index"} & set(self.config)
+        if owned:
+            raise ValueError(f"config sets {', '.join(sorted(owned))}, which the label map decides")
+        if self.config and not is_quick(info):
+            from segtune.segformer.configuration_segformer import SegformerConfig
+
+            try:
+                SegformerConfig.from_variant(self.variant, **self.config)
+            except TypeError as error:
+                raise ValueError(str(error)) from None
+        if self.lora is not None and self.name is None:
+            raise ValueError("lora adapts a checkpoint: name one, such as name=nvidia/mit-b0")
+        return self
 
 
 class TrainingConfig(StrictModel):

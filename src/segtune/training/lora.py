@@ -11,41 +11,22 @@ import dataclasses
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from segtune.config import StrictModel
 from segtune.errors import DataError, UsageError
 from segtune.segformer.modeling_segformer import (
     SegformerForSemanticSegmentation,
     SegformerPreTrainedModel,
 )
+from segtune.training.config import LoraConfig
 
 Model = TypeVar("Model", bound=SegformerPreTrainedModel)
 
 ADAPTER_FILE, ADAPTER_CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 _HEAD = "decode_head"
 _PREFIX = "base_model.model."  # of the names in peft's files
-
-
-class LoraConfig(StrictModel):
-    """The `model.lora` section of a recipe: low-rank updates of frozen weights; the decode head trains as usual."""
-
-    rank: int = Field(8, ge=1, description="Rank of the update of each adapted matrix.")
-    alpha: float | None = Field(None, gt=0, description="The update is scaled by alpha / rank; null = twice the rank.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Probability of dropout on the input of the update.")
-    targets: tuple[str, ...] = Field(
-        ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
-        min_length=1,
-        description="Linear layers that are adapted, by the end of their path.",
-    )
-    also_train: tuple[str, ...] = Field(
-        (),
-        description="Modules besides the decode head that train in full and are stored with the adapter, by their "
-        "path, e.g. segformer.encoder.patch_embeddings.0.proj.",
-    )
 
 
 def add_lora(

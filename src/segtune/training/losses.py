@@ -12,118 +12,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from segtune.config import StrictModel
 from segtune.errors import UsageError
 from segtune.segformer.fused import refuse_second_derivative
 from segtune.segformer.modeling_segformer import segmentation_loss, valid_pixels
 from segtune.segformer.upsampling import upsample, upsample_backward, upsampled_cross_entropy
-from segtune.training.class_weights import CountedWeights, counted_weights, named_weights
-
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-_PIXELS = ("focal", "ohem")  # need the probability that a pixel gives to its own class
-_REGIONS = ("dice", "tversky", "lovasz", "boundary")  # need the probability of one class at all pixels
-_WEIGHTED = ("cross_entropy", *_PIXELS)  # what class weights act on
-_TERMS = (*_WEIGHTED, *_REGIONS)
-_OPTION_OF = {  # option -> the term that reads it
-    "label_smoothing": "cross_entropy",
-    "focal_gamma": "focal",
-    "ohem_threshold": "ohem",
-    "ohem_min_kept": "ohem",
-    "tversky_alpha": "tversky",
-    "tversky_beta": "tversky",
-}
-
-
-class LossConfig(StrictModel):
-    """The `training.loss` of a recipe: how much each term weighs, and what the terms need.
-
-    Terms that are not named weigh 0. Where none is named, the loss is the cross-entropy.
-    """
-
-    cross_entropy: Weight = Field(0.0, description="Cross-entropy; binary cross-entropy for one logit.")
-    focal: Weight = Field(0.0, description="Focal loss (Lin et al. 2017).")
-    ohem: Weight = Field(0.0, description="Cross-entropy of the hardest pixels of each image.")
-    dice: Weight = Field(0.0, description="1 - Dice coefficient of each class in an image.")
-    tversky: Weight = Field(0.0, description="1 - Tversky index of each class in an image (Salehi et al. 2017).")
-    lovasz: Weight = Field(0.0, description="Lovász-softmax, a surrogate of the IoU (Berman et al. 2018).")
-    boundary: Weight = Field(
-        0.0,
-        description="Distance to the true outline in pixels (Kervadec et al. 2019); 0.01 beside another term.",
-    )
-    class_weights: CountedWeights | dict[str, Weight] | list[Weight] | None = Field(
-        None,
-        description="Weights of the classes in cross_entropy, focal and ohem: by name, as a list, or counted from the "
-        "training masks.",
-    )
-    effective_number_beta: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="Beta of the effective number of pixels; null = from the median number of pixels of a class.",
-    )
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="Part of the target of cross_entropy that is spread over all classes."
-    )
-    focal_gamma: float = Field(2.0, ge=0, allow_inf_nan=False, description="How much easy pixels count less.")
-    ohem_threshold: float = Field(0.7, gt=0, le=1, description="A pixel is hard below this probability of its class.")
-    ohem_min_kept: float = Field(0.1, gt=0, le=1, description="Share of an image's valid pixels kept at least.")
-    tversky_alpha: float = Field(0.3, ge=0, allow_inf_nan=False, description="Weight of false positives.")
-    tversky_beta: float = Field(0.7, gt=0, allow_inf_nan=False, description="Weight of false negatives.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default(cls, values: Any) -> Any:
-        if isinstance(values, dict) and not any(term in values for term in _TERMS):
-            return {**values, "cross_entropy": 1.0}
-        return values
-
-    @model_validator(mode="after")
-    def _check(self) -> LossConfig:
-        if not self.uses(*_TERMS):
-            raise ValueError(f"every term weighs 0: give one of {', '.join(_TERMS)} a weight")
-        for option, term in _OPTION_OF.items():
-            if getattr(self, option) != type(self).model_fields[option].default and not self.uses(term):
-                raise ValueError(f"{option} belongs to {term}, which weighs 0")
-        if self.class_weights is not None and not self.uses(*_WEIGHTED):
-            raise ValueError(f"class_weights belong to {', '.join(_WEIGHTED)}, which all weigh 0")
-        if self.effective_number_beta is not None and self.class_weights != "effective_number":
-            raise ValueError("effective_number_beta belongs to class_weights: effective_number")
-        return self
-
-    def uses(self, *terms: str) -> bool:
-        """Whether any of the terms weighs more than 0."""
-        return any(getattr(self, term) > 0 for term in terms)
-
-    def weights(self, names: Sequence[str]) -> list[float] | None:
-        """The weight of each class; None where all count alike, or where they are yet to be counted.
-
-        Raises:
-            UsageError: the class weights do not fit the names.
-        """
-        given = self.class_weights
-        return None if given is None or isinstance(given, str) else named_weights(given, names)
-
-    def counted(self, pixels: np.ndarray, names: Sequence[str]) -> LossConfig:
-        """The same with class weights in numbers, of six digits, where they are to be counted.
-
-        Args:
-            pixels: the number of pixels of each class in each training image (images, K).
-        """
-        if not isinstance(self.class_weights, str):
-            return self
-        weights = counted_weights(self.class_weights, pixels, self.effective_number_beta)
-        numbers = {name: float(f"{weight:.6g}") for name, weight in zip(names, weights, strict=True)}
-        return self.model_copy(update={"class_weights": numbers, "effective_number_beta": None})
-
+from segtune.training.config import PIXEL_TERMS, REGION_TERMS, LossConfig
 
 # --- the terms -------------------------------------------------------------------------------------------------------
 
@@ -270,7 +170,7 @@ class SegmentationLoss:
         loss = logits.new_zeros((), dtype=dtype)
         if self.config.uses("cross_entropy"):
             loss = loss + self.config.cross_entropy * self._cross_entropy(logits, labels) / counts[0]
-        if self.config.uses(*_PIXELS, *_REGIONS):
+        if self.config.uses(*PIXEL_TERMS, *REGION_TERMS):
             known = labels.long().where(self._valid(labels), -1)
             share = functools.partial(self._share_of_image, counts=counts)
             loss = loss + _ImageByImage.apply(logits.to(dtype), known, share)
@@ -303,13 +203,13 @@ class SegmentationLoss:
         if int(target.max()) >= len(p):
             raise IndexError(f"label {target.max()} is neither one of {len(p)} classes nor {self.ignore_index}")
         total, gradient = p.new_zeros(()), torch.zeros_like(p)  # of the image's share; dL / d log p, (K, N)
-        if self.config.uses(*_PIXELS):
+        if self.config.uses(*PIXEL_TERMS):
             weights = None if self.weights is None else self.weights.to(p)[target]  # (N,)
             term = functools.partial(self._pixel_terms, weights=weights, counts=counts)
             total, slope = _value_and_gradient(term, p.gather(0, target[None])[0])
             gradient.scatter_(0, target[None], slope[None])
         p = p.exp_()
-        if self.config.uses(*_REGIONS):
+        if self.config.uses(*REGION_TERMS):
             present = [label for label in target.unique().tolist() if label >= first]
             for label in present:
                 term = functools.partial(self._region_terms, is_class=target == label, labels=labels, label=label)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from segtune.config import StrictModel
 from segtune.errors import UsageError
 from segtune.labels.label_map import LabelMap
 from segtune.segformer.configuration_segformer import STAGE_FIELDS, SegformerConfig
@@ -18,41 +16,10 @@ from segtune.segformer.modeling_segformer import (
     SegformerForSemanticSegmentation,
     SegformerOverlapPatchEmbeddings,
 )
-from segtune.training.lora import LoraConfig, Model, add_lora
+from segtune.training.config import ModelConfig
+from segtune.training.lora import Model, add_lora
 
 logger = logging.getLogger(__name__)
-
-
-class ModelConfig(StrictModel):
-    """The `model` section of a recipe."""
-
-    name: str | None = Field(
-        None, description="Checkpoint folder or Hub id (user/name, or user/name@revision) to start from; null = random."
-    )
-    variant: Literal["b0", "b1", "b2", "b3", "b4", "b5"] = Field("b0", description="Architecture for random weights.")
-    num_labels: Literal[1] | None = Field(
-        None, description="1 = one logit and a binary loss, for a label map of two classes."
-    )
-    config: dict[str, Any] = Field(
-        {}, description="Fields of SegformerConfig that differ from the preset; a checkpoint keeps those of its stages."
-    )
-    lora: LoraConfig | None = Field(None, description="Train low-rank updates and the head only; null = all weights.")
-    input_channels: Literal["inflate", "average", "random"] = Field(
-        "inflate", description="How the first convolution of a checkpoint takes another number of channels."
-    )
-
-    @model_validator(mode="after")
-    def _check_fields(self) -> ModelConfig:
-        owned = {"num_labels", "id2label", "label2id", "label_map", "semantic_loss_ignore_index"} & set(self.config)
-        if owned:
-            raise ValueError(f"config sets {', '.join(sorted(owned))}, which the label map decides")
-        try:
-            SegformerConfig.from_variant(self.variant, **self.config)
-        except TypeError as error:
-            raise ValueError(str(error)) from None
-        if self.lora is not None and self.name is None:
-            raise ValueError("lora adapts a checkpoint: name one, such as name=nvidia/mit-b0")
-        return self
 
 
 def build_model(config: ModelConfig, label_map: LabelMap, seed: int = 0) -> SegformerForSemanticSegmentation:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
-from pydantic import Field
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from segtune.config import StrictModel
 from segtune.errors import UsageError
 from segtune.segformer.modeling_segformer import SegformerEncoder
-
-ScheduleName = Literal["poly", "cosine", "constant", "wsd"]
-BatchNormMode = Literal["local", "sync", "frozen"]
+from segtune.training.config import BatchNormMode, FreezeConfig, ScheduleName
 
 _ENCODER_LAYER = re.compile(r"segformer\.encoder\.(patch_embeddings|block|layer_norm)\.(\d+)\.(?:(\d+)\.)?")
 
@@ -131,13 +127,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 # --- frozen parts ----------------------------------------------------------------------------------------------------
-
-
-class FreezeConfig(StrictModel):
-    """What does not learn. A frozen stage also runs as in evaluation: without drop path and dropout."""
-
-    encoder: bool = Field(False, description="Every stage of the encoder.")
-    stages: tuple[int, ...] = Field((), description="Stages from 1 on, each with its patch embedding and norm.")
 
 
 def freeze(model: nn.Module, config: FreezeConfig) -> None:

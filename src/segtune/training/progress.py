@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from segtune.bars import progress_bar
 from segtune.data.loader import TrainingBatches
 from segtune.errors import SegtuneError
 from segtune.training.config import TrainingConfig
@@ -23,6 +23,7 @@ from segtune.training.distributed import DeferredScalars, peak_memory_mb
 from segtune.training.run_folder import NON_FINITE, RunFolder
 from segtune.training.trackers import Trackers
 from segtune.viz.comparisons import Comparisons
+from segtune.viz.numbers import number
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class TrainingProgress:
         self.trackers.start(step, self.settings)
         hidden = not self.accelerator.is_local_main_process
         total = self.config.max_steps
-        with tqdm(total=total, initial=step, desc="train", unit="step", disable=hidden) as self.bar:
+        with progress_bar(total=total, initial=step, desc="train", unit="step", hidden=hidden) as self.bar:
             try:
                 yield
             finally:
@@ -106,6 +107,9 @@ class TrainingProgress:
         record = {"step": self.step, "split": "val", **scores}
         self.run.write(record)
         self.trackers.log("val", record)
+        if self.bar.disable and self.accelerator.is_local_main_process:  # a log has lines in the place of a bar
+            score = number(scores.get("mean_iou"), 4)
+            logger.info("step %d of %d: val mIoU %s", self.step, self.config.max_steps, score)
         for name, path in overlays.saved():
             self.trackers.log_picture(f"overlays/{name}", path, self.step)
 

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -16,10 +16,9 @@ from PIL import Image
 
 from segtune.config import flatten
 from segtune.errors import UsageError
+from segtune.training.config import TrackerName
 
 logger = logging.getLogger(__name__)
-
-TrackerName = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 
 
 class Trackers:

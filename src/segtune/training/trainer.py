@@ -16,8 +16,8 @@ import torch
 from accelerate.utils import gather_object, send_to_device
 from torch import nn
 
+from segtune.data.config import TransformConfig
 from segtune.data.loader import TrainingBatches
-from segtune.data.transforms import TransformConfig
 from segtune.errors import UsageError
 from segtune.evaluation.evaluation import Evaluation
 from segtune.labels.label_map import LabelMap

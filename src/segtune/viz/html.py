@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 import segtune
-from segtune.errors import UsageError
+from segtune.errors import UsageError, printable
 from segtune.files import write_atomic
 from segtune.labels.markdown import escape_markdown
 from segtune.viz import numbers
@@ -29,6 +29,7 @@ def environment() -> Environment:
         loader=PackageLoader("segtune", ""),
         autoescape=lambda name: not (name or "").endswith(".md"),
         undefined=StrictUndefined,
+        finalize=lambda value: printable(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )

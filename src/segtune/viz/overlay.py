@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import datasets
     from PIL import Image
 
-    from segtune.data.transforms import TransformConfig
+    from segtune.data.config import TransformConfig
     from segtune.labels.label_map import LabelMap
 
 Entry = tuple[str, tuple[int, int, int] | None]  # a line of the legend; no colour: ignored pixels

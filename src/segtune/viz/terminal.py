@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from segtune.errors import printable
 from segtune.viz.numbers import interval, number
 
 Row = dict[str, Any]
@@ -22,6 +23,7 @@ def show(*parts: RenderableType) -> None:
     width = None if sys.stdout.isatty() else 200
     console = Console(width=width, markup=False, highlight=False, emoji=False)
     for part in parts:
+        part = printable(part) if isinstance(part, str) else part
         console.print(part, soft_wrap=isinstance(part, str))
 
 
@@ -36,7 +38,7 @@ def evaluation_table(result: Row) -> Table:
         share = f"{100 * row['pixels'] / pixels:.2f} %" if pixels else "0"
         ends = _interval(result["intervals"]["per_class"][name]["bca"])
         iou = "absent" if row["iou"] is None else _number(row["iou"])
-        table.add_row(name, iou, ends, *map(_number, scores), share, f"{row['images']}")
+        table.add_row(_cell(name), iou, ends, *map(_number, scores), share, f"{row['images']}")
     table.add_section()
     means = (result[f"mean_{key}"] for key in ("accuracy", "precision", "accuracy", "dice", "boundary_iou"))
     ends = _interval(result["intervals"]["mean_iou"]["bca"])
@@ -76,7 +78,7 @@ def comparison_table(result: Row) -> Table:
     table = _table("class", ["A", "B", "B - A", level, "p", "q", "images"])
     changed = [(name, row) for name, row in result["per_class"].items() if row["changed"]]
     for name, row in sorted(changed, key=lambda item: -abs(item[1]["difference"])):
-        table.add_row(name, *_compared(row), _number(row["q_value"]), f"{row['images']}")
+        table.add_row(_cell(name), *_compared(row), _number(row["q_value"]), f"{row['images']}")
     table.add_section()
     table.add_row("mean IoU", *_compared(result["mean_iou"]), "", f"{result['num_images']}")
     return table
@@ -136,6 +138,11 @@ def _table(first: str, others: Sequence[str]) -> Table:
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
     return table
+
+
+def _cell(name: str) -> str:
+    """A name on one line, which a line break in it would not leave."""
+    return printable(" ".join(name.split("\n")))
 
 
 def _line(*parts: tuple[str, float | None]) -> str:

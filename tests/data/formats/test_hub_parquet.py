@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -250,23 +251,38 @@ def run(path: str, home: Path, port: int, *more: str, offline: bool = False) -> 
 @pytest.mark.slow
 def test_hub_and_its_cache(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
     expected = "['000000', '000001'] ('road', 'sky') 1\n"
-    for path in ("hub://tester/scenes", "tester/scenes"):
-        done = run(path, tmp_path / "home", hub.server_port)
-        assert done.stdout == expected, done.stderr
+    done = run("hub://tester/scenes", tmp_path / "home", hub.server_port)
+    assert done.stdout == expected, done.stderr
     assert run("hub://tester/scenes", tmp_path / "home", 9, offline=True).stdout == expected
+    away = run("hub://tester/scenes", tmp_path / "home", 9)
+    assert away.stdout == expected, away.stderr
+    assert "http://127.0.0.1:9 gives no answer" in away.stderr and "Retrying" not in away.stderr
     streamed = run("hub://tester/scenes", tmp_path / "home", hub.server_port, "stream")
     assert streamed.stdout == f"{expected}[0, 1] ('road', 'sky') 1\n", streamed.stderr
     absent = run("hub://tester/absent", tmp_path / "home", hub.server_port)
     assert absent.stderr.splitlines()[-1].startswith(
-        "UsageError: dataset.path = hub://tester/absent: there is no such folder"
+        "UsageError: dataset.path = hub://tester/absent: the Hub's data set tester/absent cannot be loaded"
     )
 
 
-def test_message_where_neither_folder_nor_hub_has_it() -> None:
-    with pytest.raises(
-        UsageError, match=r"dataset\.path = data/absent: there is no such folder, and the Hub's data set data/"
-    ):
+def test_a_missing_folder_of_a_recipe_is_not_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", pytest.fail)
+    with pytest.raises(UsageError, match=r"data/absent does not exist: put the .* of the Hub is hub://data/absent\)"):
         load_segmentation_dataset("data/absent")
+
+
+def test_local_files_are_not_counted_at_a_host_that_nobody_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", True)
+    monkeypatch.setattr(datasets.load, "get_session", lambda: SimpleNamespace(head=lambda url, **_: asked.append(url)))
+    rows(3).to_parquet(tmp_path / "train.parquet")
+    datasets.load_dataset("parquet", data_files=str(tmp_path / "train.parquet"))
+    assert len(asked) == 1  # what it does by itself
+    load_segmentation_dataset(tmp_path, val_fraction=0)
+    assert len(asked) == 1
 
 
 def test_repository_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

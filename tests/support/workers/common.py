@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import segtune.training.trainer
+from segtune.data.config import TransformConfig
 from segtune.data.dataset import DatasetConfig, find_label_map, load_segmentation_dataset
-from segtune.data.transforms import TransformConfig
 from segtune.inference.processor import processor_from_transforms
-from segtune.training.config import TrainingConfig
+from segtune.training.config import ModelConfig, TrainingConfig
 from segtune.training.distributed import make_accelerator
-from segtune.training.model import ModelConfig, build_model
+from segtune.training.model import build_model
 from segtune.training.trainer import SegmentationTrainer
 
 TINY = {

@@ -21,8 +21,8 @@ from typing import Any, Literal, NamedTuple
 
 import datasets
 from datasets import Dataset, DatasetDict, Features, Image, Value
-from tqdm.auto import tqdm
 
+from segtune.bars import progress_bar
 from segtune.data.convert.dataset_card import Count, Origin, data_card, hub_split
 from segtune.data.convert.encode import EncodedSample, MaskEncoding, SampleEncoder
 from segtune.data.lazy_rows import sample_ids
@@ -91,7 +91,9 @@ def convert(conversion: Conversion, progress: bool = True) -> dict[str, Count]:
     journal = Journal(conversion.output, _settings(conversion))
     units = list((_samples if conversion.form == "folder" else _shards)(conversion, target))
     remaining = [unit for unit in units if not journal.has(unit.name)]
-    with tqdm(total=len(units), initial=len(units) - len(remaining), desc="convert", disable=not progress) as bar:
+    with progress_bar(
+        total=len(units), initial=len(units) - len(remaining), desc="convert", hidden=not progress
+    ) as bar:
         for unit, (files, count) in _in_threads(remaining, conversion.workers if conversion.form == "folder" else 1):
             journal.add(unit.name, files, count)
             bar.update()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import yaml
 
-from segtune.data.config import DatasetConfig
+from segtune.data.config import HUB, DatasetConfig
 from segtune.data.formats import cvat, yolo
 from segtune.data.formats.folder import VOC_IMAGES, VOC_MASKS, find_layout, is_pattern
 from segtune.data.formats.sniff import is_cvat, json_kind
@@ -19,13 +18,12 @@ from segtune.data.splits import split_names
 from segtune.errors import SegtuneError, UsageError
 from segtune.imageio.read import is_picture, walk_files
 
-HUB = "hub://"
 LOOK_AT = 20  # JSON files, to find out what they are
 
 
 def is_hub(path: str) -> bool:
-    """Whether a path names a data set of the Hub: hub://user/name, or user/name where no such folder is."""
-    return path.startswith(HUB) or (re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) is not None and not Path(path).exists())
+    """Whether a path names a data set of the Hub, as in hub://user/name; without that it is a path on this machine."""
+    return path.startswith(HUB)
 
 
 def format_of_file(path: Path) -> tuple[str, str] | None:

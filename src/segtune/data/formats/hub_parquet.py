@@ -18,6 +18,7 @@ from segtune.data.index import DatasetIndex, Sample
 from segtune.data.lazy_rows import undecoded
 from segtune.data.splits import split_in, split_names, split_of
 from segtune.errors import UsageError
+from segtune.hub_errors import offline_if_out_of_reach
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +29,20 @@ def open_hub(repository: str, config: DatasetConfig) -> tuple[DatasetDict, dict[
     Raises:
         UsageError: it cannot be loaded.
     """
-    with _saying(repository, config):
-        loaded = datasets.load_dataset(repository, config.name, revision=config.revision)
-    return _as_dict(loaded), _hub_classes(repository, config)
+    with offline_if_out_of_reach():
+        with _saying(repository, config):
+            loaded = load_uncounted(repository, config.name, revision=config.revision)
+        return _as_dict(loaded), _hub_classes(repository, config)
+
+
+def load_uncounted(*args: Any, **options: Any) -> Any:
+    """`datasets.load_dataset` without the request to s3.amazonaws.com by which it counts, for local files as well."""
+    counted = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        return datasets.load_dataset(*args, **options)
+    finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counted
 
 
 @contextmanager
@@ -40,8 +52,7 @@ def _saying(repository: str, config: DatasetConfig) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"dataset.path = {config.path}: there is no such folder, and the Hub's data set {repository} cannot be "
-            f"loaded: {reason}"
+            f"dataset.path = {config.path}: the Hub's data set {repository} cannot be loaded: {reason}"
         ) from error
 
 
@@ -85,14 +96,14 @@ def open_streams(
         }
     else:
         options = {"path": root.as_posix(), "name": config.name, "revision": config.revision}
-        with _saying(root.as_posix(), config):
+        with offline_if_out_of_reach(), _saying(root.as_posix(), config):
             own = datasets.get_dataset_split_names(root.as_posix(), config.name, revision=config.revision)
         sources = {str(split_of(split, names)): {**options, "split": split} for split in own}
     streams = {}
     for split in wanted:
         if split in sources:
             with _saying(root.as_posix(), config):
-                stream = datasets.load_dataset(**sources[split], streaming=True)
+                stream = load_uncounted(**sources[split], streaming=True)
             streams[split] = with_columns(stream, *find_columns(stream.features, config, str(root)))
     return streams
 
@@ -103,7 +114,7 @@ def scan_held_out(root: Path, name: str, config: DatasetConfig) -> DatasetIndex:
         files = {split: found for split, found in parquet_files(root, config).items() if split != "train"}
         if not files:
             return DatasetIndex(root, tables={})
-        held = datasets.load_dataset("parquet", data_files=files)
+        held = load_uncounted("parquet", data_files=files)
         return scan_tables(root, _as_dict(held), None, config.model_copy(update={"splits": None}))
     streams = open_streams(root, name, config, ("val", "test"))
     held = {
@@ -123,7 +134,7 @@ def _rows(stream: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
 
 def scan_parquet(root: Path, config: DatasetConfig) -> DatasetIndex:
     """The rows of parquet files, which hold the pictures, or the paths of files relative to the folder."""
-    tables = datasets.load_dataset("parquet", data_files=parquet_files(root, config))
+    tables = load_uncounted("parquet", data_files=parquet_files(root, config))
     image, _ = find_columns(next(iter(tables.values())).features, config, str(root))
     if any(getattr(table.features[image], "dtype", "") != "string" for table in tables.values()):
         return scan_tables(root, _as_dict(tables), None, config.model_copy(update={"splits": None}))

@@ -1,0 +1,124 @@
+"""Checkpoint files: whether config, image processor and weights are whole, before anything is built from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from segtune.errors import DataError, UsageError
+
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+LARGEST_JSON = 16 * 2**20  # bytes; 65,536 labels with their colours take a third of that
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+_CHUNK = 2**20
+
+
+def refuse_missing(name: str | Path) -> None:
+    """Raise UsageError where a checkpoint is neither a folder with a `config.json` nor may be a Hub id.
+
+    That is told before torch is imported: nothing here needs it.
+    """
+    path = Path(name)
+    if path.is_dir() and not os.path.lexists(path / CONFIG):
+        inside = [f"{path / sub}" for sub in ("best", "final") if (path / sub / CONFIG).is_file()]
+        hint = f"did you mean {inside[0]}?" if inside else "a checkpoint folder has a config.json and model.safetensors"
+        raise UsageError(f"{path} is not a checkpoint: {hint}")
+    if not path.exists() and (path.is_absolute() or str(name).count("/") != 1 or str(name).startswith(".")):
+        raise UsageError(f"checkpoint {name} does not exist: give a folder, or a Hub id such as nvidia/mit-b0")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file of a checkpoint holds.
+
+    Raises:
+        DataError: it cannot be read, is no file, no JSON or no object; the message names it.
+    """
+    fix = "copy it from the checkpoint once more"
+    try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path} is not a file: {fix}")
+        if path.stat().st_size > LARGEST_JSON:
+            raise DataError(f"{path} is damaged: {path.stat().st_size:,} bytes, and {LARGEST_JSON:,} at most: {fix}")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is damaged, it holds no JSON ({error}): {fix}") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error}): {fix}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is damaged, it holds no JSON object: {fix}")
+    return content
+
+
+def check_config(path: Path) -> None:
+    """Read a `config.json` as far as a network could be built from it.
+
+    Raises:
+        DataError: it is damaged, has values that no network can have, or asks for the code of others.
+    """
+    from segtune.segformer.configuration_segformer import STAGE_FIELDS, SegformerConfig
+
+    content = read_json(path)
+    attention = str(content.get("_attn_implementation") or content.get("attn_implementation") or "")
+    if "/" in attention:
+        raise DataError(f"{path}: attn_implementation {attention!r} names code on the Hub, which segtune does not run")
+    if content.get("quantization_config") is not None:
+        raise DataError(f"{path}: quantization_config: segtune reads no quantized weights")
+    for name in STAGE_FIELDS[1:]:
+        if not isinstance(content.get(name, []), list):
+            raise DataError(f"{path}: {name}={content[name]!r} must have one value for each stage")
+    try:
+        SegformerConfig.from_dict(content)
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def check_weights(folder: Path) -> None:
+    """Read the headers of the weights in a folder.
+
+    Raises:
+        DataError: a file of them is cut off or holds something else; the message names it.
+    """
+    for path in sorted(folder.glob(_WEIGHTS[0])):
+        try:
+            with safe_open(path, framework="pt") as reader:
+                reader.keys()
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{path} is damaged ({error}): fetch or copy it once more") from error
+
+
+def check_download(folder: Path) -> None:
+    """Compare weights, config and image processor with the hash that the Hub states, where they lie in its cache.
+
+    The cache names a file by it: SHA-256 of weights (LFS, Xet), Git's SHA-1 of small files. Where the cache has no
+    links (Windows without developer mode), and in other folders, there is nothing to compare with.
+
+    Raises:
+        DataError: a file that is not what the Hub has; the message names it.
+    """
+    for path in (found for name in (CONFIG, PROCESSOR, *_WEIGHTS) for found in folder.glob(name)):
+        blob = Path(os.path.realpath(path))
+        if blob.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
+            continue
+        if _hash(blob) != blob.name:
+            raise DataError(
+                f"{path} is damaged: it does not have the hash that the Hub states. Remove {blob}, "
+                "and it is fetched once more"
+            )
+
+
+def _hash(blob: Path) -> str:
+    """SHA-256, or Git's SHA-1 of a blob, whichever the length of the name says."""
+    is_git = len(blob.name) == 40
+    found = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False) if is_git else hashlib.sha256()
+    with blob.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            found.update(chunk)
+    return found.hexdigest()
