@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from segtune.data.checks import without_unreadable
 from segtune.data.class_names import LABEL_FILES, PACKAGED, label_map_of
 from segtune.data.config import DatasetConfig
+from segtune.data.containment import contain
 from segtune.data.formats import hub_parquet
 from segtune.data.formats.coco import scan_coco
 from segtune.data.formats.cvat import scan_cvat
@@ -80,6 +81,7 @@ def scan_dataset(config: DatasetConfig) -> DatasetIndex:
     index.format = name
     if config.split_file and name not in ("folder", "voc"):
         _follow_split_file(index, config)
+    contain(index, config)
     _report_repeated_ids(index)
     if not any(sample.split == "val" for sample in index.samples):
         train = [sample.id for sample in index.samples if sample.split == "train"]
@@ -204,6 +206,8 @@ def _open_stream(config: DatasetConfig) -> tuple[DatasetDict, LabelMap]:
     stream = open_stream(config, root, name)
     index = hub_parquet.scan_held_out(root, name, config)
     index.format = name
+    contain(index, config)
+    index.raise_or_skip(config.on_error)
     folder = root.parent if root.is_file() else root
     label_map = label_map_of(config, folder, index.classes)
     if label_map is None:

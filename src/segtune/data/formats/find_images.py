@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -123,8 +124,9 @@ def _shown_size(sample: Sample) -> tuple[int, int] | ReadError:
 
 
 def sample_id(name: str) -> str:
-    """The id of an image that an annotation names: its path without suffix."""
-    return PurePosixPath(name.replace("\\", "/").lstrip("./")).with_suffix("").as_posix()
+    """The id of an image that an annotation names: its path without suffix, and without a drive of Windows."""
+    path = re.sub("^[A-Za-z]:", "", name.replace("\\", "/")).lstrip("./")
+    return path[: -len(suffix)] if (suffix := PurePosixPath(path).suffix) else path
 
 
 def _closeness(path: Path, near: Path, hints: Collection[str]) -> tuple[bool, int]:

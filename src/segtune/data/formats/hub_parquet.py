@@ -13,6 +13,7 @@ import datasets
 from datasets import Dataset, DatasetDict, Features, Image
 
 from segtune.data.config import DatasetConfig
+from segtune.data.containment import contain_cells, contained_stream
 from segtune.data.formats.table import ID_COLUMNS, IMAGE_COLUMNS, MASK_COLUMNS, scan_rows
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.lazy_rows import undecoded
@@ -93,7 +94,8 @@ def open_streams(
         if split in sources:
             with _saying(root.as_posix(), config):
                 stream = datasets.load_dataset(**sources[split], streaming=True)
-            streams[split] = with_columns(stream, *find_columns(stream.features, config, str(root)))
+            columns = with_columns(stream, *find_columns(stream.features, config, str(root)))
+            streams[split] = contained_stream(undecoded(columns), root.as_posix(), config)
     return streams
 
 
@@ -154,6 +156,7 @@ def scan_tables(
         ids = _ids(table)
         assert index.tables is not None
         index.tables[name] = with_columns(table, image, mask, ids)
+        contain_cells(index.tables[name], root.as_posix(), config)
         index.samples += [Sample(i, split, Path(name), Path(name), image_part=str(row)) for row, i in enumerate(ids)]
     return index
 

@@ -9,12 +9,13 @@ from typing import Any
 import yaml
 
 from segtune.data.config import DatasetConfig
+from segtune.data.containment import refuse_outside
 from segtune.data.formats.find_images import keep_annotated
 from segtune.data.formats.shapes import Shape
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.splits import split_names, split_of
 from segtune.errors import DataError, UsageError
-from segtune.imageio.read import is_picture
+from segtune.imageio.read import is_picture, walk_files
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def scan_yolo(root: Path, config: DatasetConfig) -> DatasetIndex:
     parts: list[dict[str, Any]] = []
     for name in data:
         split = split_of(str(name), split_names(config.splits))
-        for folder, image in _images(file, data, name) if split and data[name] else ():
+        for folder, image in _images(file, data, name, config) if split and data[name] else ():
             label = _label_file(image)
             samples.append(Sample(image.relative_to(folder).with_suffix("").as_posix(), str(split), image, label))
             parts.append({} if label.is_file() else {"shapes": []})
@@ -64,15 +65,18 @@ def scan_yolo(root: Path, config: DatasetConfig) -> DatasetIndex:
     return index
 
 
-def _images(file: Path, data: dict[str, Any], split: str) -> list[tuple[Path, Path]]:
+def _images(file: Path, data: dict[str, Any], split: str, config: DatasetConfig) -> list[tuple[Path, Path]]:
     """The images of a split, each with the folder that it was listed in: a folder, a file of paths, or several."""
     found = []
     for text in data[split] if isinstance(data[split], list) else [data[split]]:
         place = _find(file, data, str(text))
+        refuse_outside(place, file.parent, config, named_by=file)
         if place.is_dir():
-            found += [(place, path) for path in sorted(place.rglob("*")) if is_picture(path.name)]
+            found += [(place, path) for path in walk_files(place) if is_picture(path.name)]
+        elif place.suffix != ".txt" or not place.is_file():
+            raise UsageError(f"{file}: {split}: {text} is neither a folder of images nor a .txt file of their paths")
         else:
-            lines = place.read_text(encoding="utf-8").split("\n")
+            lines = place.read_text(encoding="utf-8", errors="replace").split("\n")
             listed = [_find(file, data, line.strip()) for line in lines if line.strip()]
             found += [(path.parent, path) for path in listed]
     return found
