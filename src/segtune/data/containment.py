@@ -91,9 +91,9 @@ def contained_stream(stream: IterableDataset, where: str, config: DatasetConfig)
             raise DataError(f"{where}, {described[:100]}: the id cannot be the name of a file: {fault}. {RENAME}")
         for name in ("image", "mask"):
             cell = row.get(name)
-            names_file = isinstance(cell, Mapping) and cell.get("bytes") is None and cell.get("path")
-            if names_file and not config.allow_outside:
-                _refuse_path(cell["path"], where, f"{described}, column {name!r}")
+            path = cell.get("path") if isinstance(cell, Mapping) and cell.get("bytes") is None else None
+            if path and not config.allow_outside:
+                _refuse_path(path, where, f"{described}, column {name!r}")
         return row
 
     return stream.map(checked, features=stream.features)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from segtune.data.formats.shapes import OnTop, draw
 from segtune.data.index import Sample
 from segtune.errors import DataError, naming
 from segtune.imageio.read import PICTURES, WITH_FRAMES, Pixels, Window, channels_at_end, read_errors, read_file
+from segtune.imageio.walk import check_regular
 
 Rows = TypeVar("Rows", Dataset, IterableDataset)
 
@@ -187,7 +187,8 @@ def decoded(row: Mapping[str, Any]) -> dict[str, Any]:
 def _decoded(cell: dict[str, Any], name: str) -> PIL.Image.Image:
     path, content = cell["path"], cell["bytes"]
     with read_errors(path or name):
-        if content is None and os.path.isfile(path):
+        if content is None and "://" not in path:
+            check_regular(path)
             content = Path(path).read_bytes()  # given the path, `datasets` leaves a broken file open
         return Image().decode_example({"path": path, "bytes": content})
 

@@ -17,7 +17,7 @@ from segtune.data.formats.sniff import json_kind
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.splits import Names, split_in, split_names, split_of
 from segtune.errors import UsageError, listed
-from segtune.imageio.read import walk_files
+from segtune.imageio.walk import walk_files
 
 logger = logging.getLogger(__name__)
 

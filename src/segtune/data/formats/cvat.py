@@ -14,6 +14,7 @@ from segtune.data.formats.sniff import is_cvat
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.splits import split_names, split_of
 from segtune.errors import UsageError
+from segtune.imageio.walk import walk_files
 
 WITHOUT_AREA = ("polyline", "points", "tag", "skeleton", "cuboid")
 
@@ -23,7 +24,7 @@ def find_file(root: Path, given: str | None) -> Path | None:
     if given:
         return root / given
     usual = root / "annotations.xml"
-    found = [usual] if usual.is_file() else sorted(root.glob("*.xml"))
+    found = [usual] if usual.is_file() else list(walk_files(root, ".xml", depth=0))
     exports = [path for path in found if is_cvat(path)]
     return exports[0] if len(exports) == 1 else None
 

@@ -17,7 +17,8 @@ from segtune.data.formats.table import TABLES, find_manifests
 from segtune.data.index import DatasetIndex
 from segtune.data.splits import split_names
 from segtune.errors import SegtuneError, UsageError
-from segtune.imageio.read import is_picture, walk_files
+from segtune.imageio.read import is_picture
+from segtune.imageio.walk import walk_files
 
 HUB = "hub://"
 LOOK_AT = 20  # JSON files, to find out what they are

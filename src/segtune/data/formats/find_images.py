@@ -14,6 +14,7 @@ from segtune.data.index import DatasetIndex, Sample, in_threads
 from segtune.data.splits import all_names, split_names
 from segtune.errors import UsageError
 from segtune.imageio.read import ReadError, is_picture, read_size
+from segtune.imageio.walk import walk_folders
 
 
 class AnnotatedImages:
@@ -40,10 +41,9 @@ class AnnotatedImages:
         if not any(place.is_dir() for place in places):
             raise UsageError(f"dataset.images={config.images!r} is no folder below {index.root}")
         for place in places:
-            for parent, folders, files in os.walk(place, followlinks=True):
-                folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for parent, _, files in walk_folders(place):
                 for name in filter(is_picture, files):
-                    self._by_name.setdefault(name.lower(), []).append(Path(parent, name))
+                    self._by_name.setdefault(name.lower(), []).append(parent / name)
 
     def find(self, name: str, near: Path, hints: Collection[str] = ()) -> list[Path]:
         """The images whose path ends with `name`.

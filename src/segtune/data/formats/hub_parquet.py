@@ -19,6 +19,7 @@ from segtune.data.index import DatasetIndex, Sample
 from segtune.data.lazy_rows import undecoded
 from segtune.data.splits import split_in, split_names, split_of
 from segtune.errors import UsageError
+from segtune.imageio.walk import walk_files
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def parquet_files(root: Path, config: DatasetConfig) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     names = split_names(config.splits)
-    for path in [root] if root.is_file() else sorted(root.rglob("*.parquet")):
+    for path in [root] if root.is_file() else sorted(walk_files(root, ".parquet")):
         split = split_in(path.stem, names) or split_of(path.parent.name, names)
         if split or not config.splits:
             found.setdefault(split or "train", []).append(str(path))

@@ -17,6 +17,7 @@ from segtune.data.formats.shapes import Shape, rectangle
 from segtune.data.formats.sniff import json_kind
 from segtune.data.index import DatasetIndex, Sample
 from segtune.errors import UsageError
+from segtune.imageio.walk import walk_files
 
 LABELS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels", "labels")
 UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # what the server puts before the names of uploaded files
@@ -26,7 +27,7 @@ def find_file(root: Path, given: str | None) -> Path | None:
     """The export: the one that is named, or the only one in the folder."""
     if given:
         return root / given
-    exports = [path for path in sorted(root.glob("*.json")) if json_kind(path) == "label_studio"]
+    exports = [path for path in walk_files(root, ".json", depth=0) if json_kind(path) == "label_studio"]
     return exports[0] if len(exports) == 1 else None
 
 

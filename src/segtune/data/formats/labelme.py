@@ -19,7 +19,8 @@ from segtune.data.formats.shapes import Shape, rectangle
 from segtune.data.index import DatasetIndex, Sample, in_threads
 from segtune.data.splits import Names, split_names, split_of
 from segtune.errors import DataError, UsageError
-from segtune.imageio.read import open_picture, walk_files
+from segtune.imageio.read import open_picture
+from segtune.imageio.walk import walk_files
 from segtune.labels.label_file import BACKGROUND, IGNORED
 
 WITHOUT_AREA = ("line", "linestrip", "point", "points")

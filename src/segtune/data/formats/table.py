@@ -17,6 +17,7 @@ from segtune.data.formats.pairing import keep_same_sizes
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.splits import split_names, split_of
 from segtune.errors import UsageError
+from segtune.imageio.walk import walk_files
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ ID_COLUMNS, SPLIT_COLUMNS = ("id", "image_id", "sample_id"), ("split", "subset",
 def find_manifests(root: Path, config: DatasetConfig) -> dict[str | None, Path]:
     """The tables with image and mask columns in a folder: one for all splits (None), or one for each."""
     found: dict[str | None, Path] = {}
-    for path in sorted(path for path in root.iterdir() if path.suffix.lower() in TABLES):
+    for path in [path for path in walk_files(root, depth=0) if path.suffix.lower() in TABLES]:
         split = split_of(path.stem, split_names(config.splits))
         if (split or path.stem.lower() in STEMS) and _has_both_columns(path, config):
             found[split] = path

@@ -15,7 +15,8 @@ from segtune.data.formats.shapes import Shape
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.splits import split_names, split_of
 from segtune.errors import DataError, UsageError
-from segtune.imageio.read import is_picture, walk_files
+from segtune.imageio.read import is_picture
+from segtune.imageio.walk import walk_files
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +26,8 @@ CONFIG_FILES = ("data.yaml", "data.yml", "dataset.yaml")
 def find_config(root: Path) -> Path | None:
     """The YAML file that names classes and splits: data.yaml, or the only one with both."""
     usual = [root / name for name in CONFIG_FILES if (root / name).is_file()]
-    others = [
-        path for path in sorted(root.glob("*.y*ml")) if "names:" in path.read_text(encoding="utf-8", errors="ignore")
-    ]
+    files = [path for path in walk_files(root, "ml", depth=0) if path.suffix in (".yaml", ".yml")]
+    others = [path for path in files if "names:" in path.read_text(encoding="utf-8", errors="ignore")]
     return usual[0] if usual else others[0] if len(others) == 1 else None
 
 
