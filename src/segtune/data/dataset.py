@@ -279,6 +279,8 @@ def _propose_labels(index: DatasetIndex, config: DatasetConfig, limit: int = 8) 
                 values.update(count_values(read_mask(decoded(rows[number])["mask"])))
             count += 1
     total = sum(values.values())
+    if not total:
+        return f"{index.root} does not say which classes its masks hold, and none could be read: set dataset.labels"
     frequent = [value for value, pixels in values.most_common(40) if pixels >= total / 1000]
     keys = sorted(frequent, key=lambda key: (isinstance(key, tuple), key))
     if keys == [0, 255]:

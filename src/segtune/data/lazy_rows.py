@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from segtune.imageio.walk import check_regular
 
 Rows = TypeVar("Rows", Dataset, IterableDataset)
 
+MOST_PIXELS = 2**28  # of a mask that is drawn without its image at hand
 REFERENCE = {"path": Value("string"), "part": Value("string")}
 
 
@@ -88,7 +90,10 @@ class Reader:
             return draw(what["shapes"], size, self.on_top)
         if path.suffix == ".txt":
             return draw(yolo.read_shapes(path, size, max(self.values.values())), size, self.on_top)
-        return draw(*labelme.read_shapes(path, self.values, size), self.on_top)
+        shapes, stated = labelme.read_shapes(path, self.values, size)
+        if (all(size) and stated != size) or math.prod(stated) > MOST_PIXELS:
+            raise DataError(f"it is drawn on {stated} (height, width), its image is {size}")
+        return draw(shapes, stated, self.on_top)
 
     def _join(self, files: Mapping[str, str]) -> np.ndarray:
         """One mask of several that hold a class each; where they overlap, the class with the larger value counts."""

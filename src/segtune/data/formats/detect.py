@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-import yaml
-
 from segtune.data.config import DatasetConfig
 from segtune.data.formats import cvat, yolo
 from segtune.data.formats.folder import VOC_IMAGES, VOC_MASKS, find_layout, is_pattern
@@ -110,7 +108,7 @@ def _folder_reason(root: Path, config: DatasetConfig) -> str | None:
 
 def _has_names_and_splits(file: Path) -> bool:
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        data = yolo.read_yaml(file)
+    except ValueError:
         return False
     return isinstance(data, dict) and "names" in data and any(key in data for key in ("train", "val", "test"))

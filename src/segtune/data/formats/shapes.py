@@ -72,8 +72,9 @@ def rectangle(
 ) -> list[float]:
     """The outline of a box, turned clockwise around `pivot`, by default its centre."""
     center = pivot or ((left + right) / 2, (top + bottom) / 2)
-    corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
-    return np.add(_turn(corners - center, degrees), center).ravel().tolist()
+    corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)], dtype=np.float64)
+    with np.errstate(all="ignore"):  # what is no number is refused when it is drawn
+        return np.add(_turn(corners - center, degrees), center).ravel().tolist()
 
 
 def _turn(points: np.ndarray, degrees: float) -> np.ndarray:

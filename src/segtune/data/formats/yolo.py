@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,21 @@ def find_config(root: Path) -> Path | None:
     return usual[0] if usual else others[0] if len(others) == 1 else None
 
 
+def read_yaml(file: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)  # the message would show lines of the file
+        raise ValueError(f"line {mark.line + 1} is no YAML" if mark else "it is no YAML") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def scan_yolo(root: Path, config: DatasetConfig) -> DatasetIndex:
     """The images of data.yaml's splits; an image without a text file has no objects.
 
@@ -43,10 +59,12 @@ def scan_yolo(root: Path, config: DatasetConfig) -> DatasetIndex:
     if file is None or not file.is_file():
         raise UsageError(f"{root}: no data.yaml of YOLO with names and train in it")
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        data = read_yaml(file)
         names = data["names"]
         classes = [names[i] for i in sorted(names)] if isinstance(names, dict) else list(names)
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+        if odd := [name for name in classes if not isinstance(name, (str, int, float))]:
+            raise ValueError(f"a name is a {type(odd[0]).__name__}")
+    except (ValueError, LookupError, TypeError) as error:
         raise UsageError(f"{file} is no data.yaml of YOLO: it needs names and train ({error})") from error
     index = DatasetIndex(root, classes=dict(enumerate(["background", *map(str, classes)])))
     samples: list[Sample] = []
@@ -87,7 +105,7 @@ def _find(file: Path, data: dict[str, Any], text: str) -> Path:
     own = str(data.get("path") or "")
     tried = [file.parent / own / text, file.parent / text, Path(text), file.parent / text.removeprefix("../")]
     for place in tried:
-        if place.exists():
+        if os.path.exists(place):
             return Path(place).absolute()
     raise UsageError(f"{file}: {text} is not there; looked at {', '.join(map(str, tried))}")
 
@@ -112,7 +130,7 @@ def read_shapes(path: Path, size: tuple[int, int], num_classes: int) -> list[Sha
     """
     height, width = size
     shapes = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         if not line.strip():
             continue
         try:
