@@ -350,3 +350,18 @@ def test_masked_colors_are_ignored() -> None:
     labels = LabelMap.from_colors({ROAD: "road", CAR: "car"})
     assert labels.encode(colors).tolist() == [[0, 1, 255]]
     assert count_values(colors) == {ROAD: 1, CAR: 1}
+
+
+@pytest.mark.parametrize("keys", [("0-99999999999",), ("1-70000", "70001-140000"), ("0-999999999999999999",)])
+def test_ranges_of_more_ids_than_masks_hold_are_refused(keys: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match=r"mask ids, as in '.*': at most 131072 are named"):
+        LabelMap.from_ids({key: f"class {key}" for key in keys})
+    assert LabelMap.from_ids({"0-65535": "all"}).num_labels == 1
+    with pytest.raises(UsageError, match="is no mask id"):
+        LabelMap.from_ids({str(10**30): "far"})
+
+
+def test_many_names_are_compared_at_once() -> None:
+    names = [f"class {number}" for number in range(60_000)]
+    with pytest.raises(UsageError, match="'class 7' is named twice"):
+        LabelMap.from_names([*names, "class 7"], ignore_index=-100)

@@ -70,6 +70,7 @@ def label_map_of(config: DatasetConfig, root: Path, classes: Classes | None) -> 
         else:
             label_map = LabelMap.from_dict(data, config.ignore_index)
     except UsageError as error:
+        origin = origin or str(root)
         raise error if origin in str(error) else UsageError(f"{origin}: {error}") from error
     if label_map.ignore_index != config.ignore_index:
         raise UsageError(

@@ -104,6 +104,11 @@ class DatasetConfig(StrictModel):
     overlap: int = Field(
         0, ge=0, description="Pixels that neighbouring training tiles share; tiles of val and test do not overlap."
     )
+    allow_outside: bool = Field(
+        False,
+        description="Read files outside path that annotation files, tables or parquet cells name; only for those that "
+        "you trust.",
+    )
     name: str | None = Field(None, description="Configuration of a data set of the Hub.")
     revision: str | None = Field(None, description="Branch, tag or commit of a data set of the Hub.")
     streaming: bool = Field(

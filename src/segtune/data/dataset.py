@@ -14,8 +14,9 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from pydantic import ValidationError
 
 from segtune.data.checks import without_unreadable
-from segtune.data.class_names import LABEL_FILES, label_map_of
+from segtune.data.class_names import LABEL_FILES, PACKAGED, label_map_of
 from segtune.data.config import HUB, PACKAGED, DatasetConfig, refuse_missing
+from segtune.data.containment import contain
 from segtune.data.formats import hub_parquet
 from segtune.data.formats.coco import scan_coco
 from segtune.data.formats.cvat import scan_cvat
@@ -80,6 +81,7 @@ def scan_dataset(config: DatasetConfig) -> DatasetIndex:
     index.format = name
     if config.split_file and name not in ("folder", "voc"):
         _follow_split_file(index, config)
+    contain(index, config)
     _report_repeated_ids(index)
     if not any(sample.split == "val" for sample in index.samples):
         train = [sample.id for sample in index.samples if sample.split == "train"]
@@ -204,6 +206,8 @@ def _open_stream(config: DatasetConfig) -> tuple[DatasetDict, LabelMap]:
     stream = open_stream(config, root, name)
     index = hub_parquet.scan_held_out(root, name, config)
     index.format = name
+    contain(index, config)
+    index.raise_or_skip(config.on_error)
     folder = root.parent if root.is_file() else root
     label_map = label_map_of(config, folder, index.classes)
     if label_map is None:
@@ -275,6 +279,8 @@ def _propose_labels(index: DatasetIndex, config: DatasetConfig, limit: int = 8) 
                 values.update(count_values(read_mask(decoded(rows[number])["mask"])))
             count += 1
     total = sum(values.values())
+    if not total:
+        return f"{index.root} does not say which classes its masks hold, and none could be read: set dataset.labels"
     frequent = [value for value, pixels in values.most_common(40) if pixels >= total / 1000]
     keys = sorted(frequent, key=lambda key: (isinstance(key, tuple), key))
     if keys == [0, 255]:

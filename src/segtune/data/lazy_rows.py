@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +18,11 @@ from segtune.data.formats.shapes import OnTop, draw
 from segtune.data.index import Sample
 from segtune.errors import DataError, naming
 from segtune.imageio.read import PICTURES, WITH_FRAMES, Pixels, Window, channels_at_end, read_errors, read_file
+from segtune.imageio.walk import check_regular
 
 Rows = TypeVar("Rows", Dataset, IterableDataset)
 
+MOST_PIXELS = 2**28  # of a mask that is drawn without its image at hand
 REFERENCE = {"path": Value("string"), "part": Value("string")}
 
 
@@ -88,7 +90,10 @@ class Reader:
             return draw(what["shapes"], size, self.on_top)
         if path.suffix == ".txt":
             return draw(yolo.read_shapes(path, size, max(self.values.values())), size, self.on_top)
-        return draw(*labelme.read_shapes(path, self.values, size), self.on_top)
+        shapes, stated = labelme.read_shapes(path, self.values, size)
+        if (all(size) and stated != size) or math.prod(stated) > MOST_PIXELS:
+            raise DataError(f"it is drawn on {stated} (height, width), its image is {size}")
+        return draw(shapes, stated, self.on_top)
 
     def _join(self, files: Mapping[str, str]) -> np.ndarray:
         """One mask of several that hold a class each; where they overlap, the class with the larger value counts."""
@@ -187,7 +192,8 @@ def decoded(row: Mapping[str, Any]) -> dict[str, Any]:
 def _decoded(cell: dict[str, Any], name: str) -> PIL.Image.Image:
     path, content = cell["path"], cell["bytes"]
     with read_errors(path or name):
-        if content is None and os.path.isfile(path):
+        if content is None and "://" not in path:
+            check_regular(path)
             content = Path(path).read_bytes()  # given the path, `datasets` leaves a broken file open
         return Image().decode_example({"path": path, "bytes": content})
 

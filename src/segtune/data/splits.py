@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segtune.errors import UsageError, listed
+from segtune.files import read_json
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 Names = Mapping[str, tuple[str, ...]]  # split -> its names in the data
@@ -58,7 +59,7 @@ def read_split_file(path: Path) -> dict[str, list[str]]:
         UsageError: the file has another form.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = read_json(path)
         given = {split: data[split] for split in SPLITS if split in data}
         if not isinstance(data, dict):
             raise ValueError("it holds no object")

@@ -18,6 +18,7 @@ from segtune.errors import DataError, UsageError
 TIFFS = {".tif", ".tiff"}
 BANDS, PIXEL_SCALE, TIE_POINTS, TRANSFORMATION, NODATA = 277, 33550, 33922, 34264, 42113  # tags of TIFF
 BLOCK = 256  # side of the tiles of what is written; so many rows are compressed at once
+LARGEST = 2**31  # bytes that are unpacked at once
 CACHE = 64 * 2**20  # bytes of GDAL's cache of blocks, which is a twentieth of the memory by default
 _filters = threading.Lock()  # the filters of warnings are one for all threads
 
@@ -50,7 +51,7 @@ def has_position(tags: Any) -> bool:
 
 def is_georeferenced(path: Path) -> bool:
     """Whether a file is a TIFF that says where on earth it lies; looks at the header only."""
-    if path.suffix.lower() not in TIFFS:
+    if path.suffix.lower() not in TIFFS or not path.is_file():
         return False
     try:
         tags = read_tags(path)
@@ -116,9 +117,23 @@ def read(path: Path, area: tuple[slice, slice] | None = None) -> np.ndarray:
     """(H, W) of one band or (H, W, C), or an area (rows, columns) of it; masked (`numpy.ma`) where there is no data."""
     with _open(path) as raster:
         window = area and tuple((part.start, part.stop) for part in area)
+        _check_memory(path, raster, [(stop - start) for start, stop in window] if window else raster.shape)
         bands, nodata = raster.read(window=window), raster.nodata  # (C, H, W)
     pixels = bands[0] if len(bands) == 1 else np.ascontiguousarray(np.moveaxis(bands, 0, 2))  # (H, W) or (H, W, C)
     return without_nodata(pixels, nodata)
+
+
+def _check_memory(path: Path, raster: Any, size: Sequence[int] = (0, 0)) -> None:
+    """Refuse what would be unpacked to more than memory holds: a size (height, width), or a block of the file itself.
+
+    Raises:
+        DataError: says what to do.
+    """
+    width = max(np.dtype(dtype).itemsize for dtype in raster.dtypes)
+    if math.prod(size) * raster.count * width > LARGEST:
+        raise DataError(f"{path}: {raster.count} bands of {tuple(size)} pixels are too large at once: set dataset.tile")
+    if (block := max(map(math.prod, raster.block_shapes))) * width > LARGEST:
+        raise DataError(f"{path}: blocks of {block} pixels: write it with tiles, as gdal_translate -co TILED=YES does")
 
 
 class GeoRaster:
@@ -139,6 +154,7 @@ class GeoRaster:
         self.path = path
         with _gdal(path):
             self._dataset = _open(path)
+        _check_memory(path, self._dataset)
         self.height, self.width, self.channels = self._dataset.height, self._dataset.width, self._dataset.count
         located = self._dataset.crs is not None or not self._dataset.transform.is_identity
         self.georeference = Georeference(self._dataset.crs, self._dataset.transform) if located else None

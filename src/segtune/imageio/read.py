@@ -8,6 +8,7 @@ like; here it becomes a `ReadError`.
 from __future__ import annotations
 
 import io
+import math
 import os
 import zipfile
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ import PIL.ImageOps
 
 from segtune.errors import DataError, UsageError
 from segtune.imageio import geotiff
-from segtune.imageio.geotiff import TIFFS
+from segtune.imageio.geotiff import LARGEST, TIFFS
+from segtune.imageio.walk import check_regular
 
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".jp2", ".ppm", ".pgm"}
 WITH_FRAMES = {".gif"}  # Pillow keeps their files open until each picture is gone
@@ -78,24 +80,6 @@ def is_picture(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def walk_files(folder: Path, suffix: str = "", depth: int | None = None) -> Iterator[Path]:
-    """The files of a folder, sorted, then those of the folders in it, level by level; hidden ones are passed over.
-
-    Args:
-        depth: how many levels below `folder` are looked at; None for all.
-    """
-    level = [folder]
-    while level:
-        below = []
-        for parent in level:
-            with os.scandir(parent) as entries:
-                found = sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
-            below += [Path(entry.path) for entry in found if entry.is_dir()]
-            yield from (Path(entry.path) for entry in found if entry.name.endswith(suffix) and not entry.is_dir())
-        level = below if depth is None or depth > 0 else []
-        depth = None if depth is None else depth - 1
-
-
 class ReadError(DataError):
     """A file, or what stands for one, that cannot be read as an image.
 
@@ -146,8 +130,11 @@ def open_picture(path: Path | str, content: bytes | None = None) -> Iterator[PIL
     Raises:
         ReadError: it cannot be opened, or what is done inside fails.
     """
-    with read_errors(path), PIL.Image.open(path if content is None else io.BytesIO(content)) as picture:
-        yield picture
+    with read_errors(path):
+        if content is None:
+            check_regular(path)
+        with PIL.Image.open(path if content is None else io.BytesIO(content)) as picture:
+            yield picture
 
 
 def orientation_of(picture: PIL.Image.Image) -> int:
@@ -165,6 +152,7 @@ def read_header(path: Path) -> Header:
         UsageError: it needs rasterio, which is not installed.
     """
     with read_errors(path):
+        check_regular(path)
         if path.suffix.lower() in ARRAYS:
             return Header(_array_size(path))
         if path.suffix.lower() in TIFFS and not geotiff.is_for_pillow(path):
@@ -198,6 +186,7 @@ def read_file(path: Path, window: Window | None = None) -> Pixels:
     suffix, area, nodata = path.suffix.lower(), window and window.area, None
     pixels: Pixels
     with read_errors(path):
+        check_regular(path)
         if suffix in ARRAYS:
             pixels = channels_at_end(_load_array(path))
         elif suffix in TIFFS and (window or not geotiff.is_for_pillow(path)):
@@ -237,6 +226,7 @@ def _load_array(path: Path) -> np.ndarray:
     if path.suffix.lower() == ".npy":
         array: np.ndarray = np.load(path, mmap_mode="r")
         return array
+    _unpacked(path)
     with path.open("rb") as file, np.load(file) as archive:  # given the path, NumPy leaves a broken file open
         only: np.ndarray = archive[_only_name(path, archive.files)]
         return only
@@ -244,17 +234,26 @@ def _load_array(path: Path) -> np.ndarray:
 
 def _array_size(path: Path) -> tuple[int, int]:
     """(height, width) of an array; of a compressed one without unpacking it."""
-    if path.suffix.lower() == ".npy":
-        array = _load_array(path)
-    else:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-            with archive.open(f"{_only_name(path, names)}.npy") as file:
-                read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-                shape, _, dtype = read_header[np.lib.format.read_magic(file)](file)
-        array = np.broadcast_to(np.zeros((), dtype), shape)
+    array = _load_array(path) if path.suffix.lower() == ".npy" else _unpacked(path)
     height, width = channels_at_end(array).shape[:2]
     return height, width
+
+
+def _unpacked(path: Path) -> np.ndarray:
+    """An array of the shape and type of a compressed one, without its numbers: those may be a thousand times the file.
+
+    Raises:
+        DataError: they would not fit into memory.
+    """
+    with zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        with archive.open(f"{_only_name(path, names)}.npy") as file:
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, _, dtype = read_header[np.lib.format.read_magic(file)](file)
+    size = math.prod(shape) * dtype.itemsize
+    if size > LARGEST:
+        raise DataError(f"its array is {size / 2**30:.1f} GiB: at most 2 are unpacked, save it as .npy instead")
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def _only_name(path: Path, names: list[str]) -> str:

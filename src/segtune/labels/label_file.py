@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segtune.errors import UsageError
+from segtune.files import parse_json
 
 FORMS = (
     'a list of names ["sky", "road"], ids {"0": "sky", "1-10": "road", "11": null}, colours {"#804080": "road"} or '
@@ -43,12 +44,12 @@ def read_label_file(path: Path) -> Any:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"{path}: cannot read the class names: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot read the class names: {getattr(error, 'strerror', error)}") from error
     if path.suffix.lower() != ".json":
         return _read_lines(path, text)
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError as error:
         raise UsageError(f"{path} is no JSON file: {error}") from error
 

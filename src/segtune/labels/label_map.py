@@ -13,6 +13,7 @@ import numpy as np
 from segtune.errors import DataError, UsageError
 from segtune.labels.label_file import FORMS, canonical, read_label_file
 from segtune.labels.mask_values import (
+    MOST_IDS,
     Color,
     count_codes,
     distinct_colors,
@@ -72,8 +73,9 @@ class LabelMap:
             ids = {i: i for i in range(len(names))}
         if isinstance(self.names, str) or not names:
             raise UsageError(f"a label map needs a list of class names, got {self.names!r}")
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise UsageError(f"class {twice[0]!r} is named twice: give several ids one name to merge them")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UsageError(f"class {twice!r} is named twice: give several ids one name to merge them")
         if len(colors) != len(names):
             raise UsageError(f"{len(colors)} colours for {len(names)} classes: give one for each, or none")
         if ids is not None and mask_colors is not None:
@@ -123,8 +125,12 @@ class LabelMap:
 
         Training ids follow the ascending mask ids: {7: "road", 8: "road", 11: "car", 0: None} makes road 0 and car 1.
         """
+        count = sum(len(id_range(keys)) for keys in classes)
+        if count > MOST_IDS:
+            widest = max(classes, key=lambda keys: len(id_range(keys)))
+            raise UsageError(f"{count} mask ids, as in {widest!r}: at most {MOST_IDS} are named")
         named = {key: name for keys, name in classes.items() for key in id_range(keys)}
-        if len(named) < sum(len(id_range(keys)) for keys in classes):
+        if len(named) < count:
             raise UsageError(f"a mask id is named twice in {', '.join(map(str, classes))}")
         names, ids = _number({key: named[key] for key in sorted(named)})
         _add_ignored(ids, [read_id(key) for key in ignore_ids], names)

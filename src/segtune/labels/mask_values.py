@@ -16,6 +16,7 @@ from segtune.errors import UsageError, listed
 from segtune.labels.label_file import FORMS
 
 Color = tuple[int, int, int]
+MOST_IDS = 2**17  # that a label file may name: all of 16 bits, and as many again
 NO_DATA = -(2**31)  # the code, and the value, of pixels that a raster says have none
 
 
@@ -80,7 +81,7 @@ def read_name(value: Any) -> str:
 
 def read_id(value: Any) -> int:
     try:
-        if not isinstance(value, bool) and int(value) == float(value):
+        if not isinstance(value, bool) and int(value) == float(value) and abs(int(value)) < 2**62:
             return int(value)
     except (TypeError, ValueError, OverflowError):
         pass
@@ -89,7 +90,7 @@ def read_id(value: Any) -> int:
 
 def id_range(key: Any) -> range:
     """The ids that "128-255" stands for, or the one that any other key is."""
-    bounds = re.fullmatch(r"(\d+)-(\d+)", key) if isinstance(key, str) else None
+    bounds = re.fullmatch(r"(\d{1,18})-(\d{1,18})", key) if isinstance(key, str) else None
     return range(int(bounds[1]), int(bounds[2]) + 1) if bounds else range(read_id(key), read_id(key) + 1)
 
 

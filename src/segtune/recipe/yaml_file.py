@@ -86,7 +86,10 @@ class _Dumper(yaml.SafeDumper):
 
 def parse_yaml(text: str | bytes) -> Any:
     """The value of a YAML document; yaml.YAMLError or ValueError says what is wrong."""
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from segtune.files import path_inside
 from segtune.labels.label_map import LabelMap
 from segtune.viz.overlay import comparison
 
@@ -84,4 +85,4 @@ class Comparisons:
         sheet.save(self.folder / OVERVIEW)
 
     def _path(self, sample_id: str) -> Path:
-        return self.folder / f"{sample_id}{self.suffix}"
+        return path_inside(self.folder, sample_id, suffix=self.suffix)

@@ -131,5 +131,5 @@ def test_faults_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="an image is turned by 90 degrees"):
         load_segmentation_dataset(tmp_path)
     (tmp_path / "export.json").write_text('[{"data": 5}]')
-    with pytest.raises(UsageError, match=r"export\.json is no JSON export of Label Studio"):
+    with pytest.raises(UsageError, match=r"export\.json: task \[0\] is none of Label Studio's"):
         load_segmentation_dataset(tmp_path, format="label_studio", masks="export.json")

@@ -67,7 +67,10 @@ def test_given_columns_ids_and_paths_from_elsewhere(files: Path) -> None:
     (files / "lists").mkdir()
     rows = [{"id": 7, "photo": str(files / "photos/b.jpg"), "truth": "../truth/b.png"}]
     (files / "lists/all.jsonl").write_text(json.dumps(rows[0]))
-    assert ids(files / "lists/all.jsonl", images="photo", masks="truth") == {"train": ["7"]}
+    options = {"images": "photo", "masks": "truth"}
+    with pytest.raises(DataError, match=r"outside the data set's folder are named \(2\)"):
+        ids(files / "lists/all.jsonl", **options)
+    assert ids(files / "lists/all.jsonl", allow_outside=True, **options) == {"train": ["7"]}
 
 
 def test_two_paths_in_each_line(files: Path) -> None:

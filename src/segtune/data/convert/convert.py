@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import datasets
@@ -27,7 +27,7 @@ from segtune.data.convert.dataset_card import Count, Origin, data_card, hub_spli
 from segtune.data.convert.encode import EncodedSample, MaskEncoding, SampleEncoder
 from segtune.data.lazy_rows import sample_ids
 from segtune.errors import DataError, UsageError, listed
-from segtune.files import atomic_path, read_json_lines, write_atomic
+from segtune.files import atomic_path, path_inside, read_json_lines, write_atomic
 from segtune.labels.label_map import LabelMap
 
 LABELS, CARD = "labels.json", "README.md"
@@ -159,21 +159,11 @@ def _samples(conversion: Conversion, target: MaskEncoding) -> Iterator[Unit]:
 def _write_sample(output: Path, split: str, encode: SampleEncoder, number: int) -> tuple[list[str], Count]:
     files, made = [], encode(number)
     for sample in made:
-        _check_id(sample.id)
-        for name, content in (
-            (f"images/{split}/{sample.id}{sample.suffix}", sample.image),
-            (f"masks/{split}/{sample.id}.png", sample.mask),
-        ):
-            write_atomic(output / name, content)
-            files.append(name)
+        for place, suffix, content in (("images", sample.suffix, sample.image), ("masks", ".png", sample.mask)):
+            path = path_inside(output / place / split, sample.id, suffix=suffix)
+            write_atomic(path, content)
+            files.append(path.relative_to(output).as_posix())
     return files, _count(made)
-
-
-def _check_id(sample_id: str) -> None:
-    """An id out of a table may be anything; as a path it must stay in the folder."""
-    path = PurePosixPath(sample_id)
-    if path.is_absolute() or ".." in path.parts or "\\" in sample_id or ":" in sample_id or not path.name:
-        raise DataError(f"the id {sample_id!r} cannot be the name of a file: convert to parquet, or rename it")
 
 
 # -- parquet ----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import segtune
 from segtune.data.class_names import LABEL_FILES
 from segtune.data.dataset import resolve_path
 from segtune.errors import UsageError
+from segtune.files import read_json
 from segtune.labels.label_map import LabelMap
 from segtune.labels.markdown import escape_markdown
 from segtune.labels.mask_values import show_value
@@ -56,7 +56,7 @@ def _read_label_file(path: str) -> dict[str, str]:
     try:
         root = resolve_path(path)
         file = next(root / name for name in LABEL_FILES if name.endswith(".json") and (root / name).is_file())
-        data = json.loads(file.read_text(encoding="utf-8-sig"))
+        data = read_json(file)
     except (UsageError, StopIteration, OSError, ValueError):
         return {}
     texts = data.items() if isinstance(data, dict) else ()

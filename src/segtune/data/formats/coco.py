@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,12 +12,13 @@ from typing import Any
 from segtune.data.class_names import number_classes
 from segtune.data.config import DatasetConfig
 from segtune.data.formats.find_images import AnnotatedImages, sample_id
+from segtune.data.formats.schema import KEY, LIST, NUMBER, TEXT, Fields, check_entries, read_object
 from segtune.data.formats.shapes import Shape
 from segtune.data.formats.sniff import json_kind
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.splits import Names, split_in, split_names, split_of
-from segtune.errors import UsageError, listed
-from segtune.imageio.read import walk_files
+from segtune.errors import DataError, UsageError, listed
+from segtune.imageio.walk import walk_files
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +34,17 @@ def scan_coco(root: Path, config: DatasetConfig) -> DatasetIndex:
     names = split_names(config.splits)
     files = find_files(root, config.masks, names)
     content = {split: _read(path) for split, path in files.items()}
+    if not any(data["images"] for data in content.values()):
+        raise DataError(f"{root}: {listed([path.name for path in files.values()])}: no images are listed")
     categories = {entry["id"]: entry["name"] for data in content.values() for entry in data["categories"]}
-    classes = number_classes(dict.fromkeys(categories[i] for i in sorted(categories)), config, root)
+    classes = number_classes(dict.fromkeys(categories[i] for i in sorted(categories, key=_by_number)), config, root)
     by_name = {name: value for value, name in classes.items()}
     values = {i: by_name[name] for i, name in categories.items()}
     index = DatasetIndex(root, classes=classes)
     images = AnnotatedImages(index, config)
     for split, path in files.items():
-        is_panoptic = any("segments_info" in annotation for annotation in content[split]["annotations"][:1])
+        is_panoptic = _is_panoptic(content[split])
+        _report_strangers(index, path, content[split])
         if is_panoptic:
             index.classes = {**classes, 0: None}
         make = _panoptic_parts if is_panoptic else _shape_parts
@@ -54,6 +58,10 @@ def scan_coco(root: Path, config: DatasetConfig) -> DatasetIndex:
         logger.info("%s: %d of %d images have no annotation; all of them is background", root, bare, len(images.parts))
     images.finish()
     return index
+
+
+def _by_number(key: int | str) -> tuple[bool, Any]:
+    return isinstance(key, str), key
 
 
 def find_files(root: Path, given: str | None, names: Names) -> dict[str, Path]:
@@ -94,14 +102,49 @@ def _split_of_file(root: Path, path: Path, names: Names) -> str:
     return split_in(path.stem, names) or split_of(path.relative_to(root).parts[0], names) or "train"
 
 
+IMAGE: Fields = {"id": KEY, "file_name": TEXT, "height?": NUMBER, "width?": NUMBER}
+CATEGORY: Fields = {"id": KEY, "name": TEXT}
+ANNOTATION: Fields = {"image_id": KEY, "category_id": KEY, "segmentation?": (list, dict), "iscrowd?": NUMBER}
+PANOPTIC: Fields = {"image_id": KEY, "file_name": TEXT, "segments_info": LIST}
+SEGMENT: Fields = {"id": KEY, "category_id": KEY, "iscrowd?": NUMBER}
+
+
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-        if all(isinstance(data[key], list) for key in ("images", "annotations", "categories")):
-            return dict(data)
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise UsageError(f"{path} is no COCO file: it needs the lists images, annotations and categories")
+    """The content of a file, whose entries have the fields that are read below.
+
+    Raises:
+        UsageError: it is no COCO file.
+        DataError: one of its entries is of another form, or speaks of a category that is not listed.
+    """
+    data = read_object(path, "COCO file")
+    if not all(isinstance(data.get(key), list) for key in ("images", "annotations", "categories")):
+        raise UsageError(f"{path} is no COCO file: it needs the lists images, annotations and categories")
+    check_entries(path, "images", data["images"], IMAGE)
+    check_entries(path, "categories", data["categories"], CATEGORY)
+    known = {category["id"] for category in data["categories"]}
+    is_panoptic = _is_panoptic(data)
+    check_entries(path, "annotations", data["annotations"], PANOPTIC if is_panoptic else ANNOTATION)
+    for number, annotation in enumerate(data["annotations"]):
+        name = f"annotations[{number}]"
+        if is_panoptic:
+            check_entries(path, f"{name}.segments_info", annotation["segments_info"], SEGMENT)
+        for entry in annotation["segments_info"] if is_panoptic else [annotation]:
+            if entry["category_id"] not in known:
+                raise DataError(f"{path}: {name}: category_id {entry['category_id']!r} is none of the categories")
+    return data
+
+
+def _is_panoptic(data: Mapping[str, Any]) -> bool:
+    return any(isinstance(entry, dict) and "segments_info" in entry for entry in data["annotations"][:1])
+
+
+def _report_strangers(index: DatasetIndex, path: Path, data: Mapping[str, Any]) -> None:
+    """Tell of annotations whose image is not listed: a part of a larger file was taken, or an id is wrong."""
+    known = {image["id"] for image in data["images"]}
+    if strangers := [entry["image_id"] for entry in data["annotations"] if entry["image_id"] not in known]:
+        few = listed(list(dict.fromkeys(strangers)))
+        index.remarks.append(f"{index.below(path)}: {len(strangers)} annotations of images that are not listed: {few}")
+        logger.warning("%s", index.remarks[-1])
 
 
 def _shape_parts(
@@ -112,7 +155,8 @@ def _shape_parts(
     boxes: dict[str, str] = {}
     for annotation in data["annotations"]:
         if not annotation.get("segmentation"):
-            boxes[f"annotation {annotation['id']}"] = f"annotation {annotation['id']}"
+            name = f"annotation {annotation.get('id', 'without id')}"
+            boxes[name] = name
             continue
         is_crowd = bool(annotation.get("iscrowd"))
         value = None if is_crowd and config.crowd == "ignore" else values[annotation["category_id"]]
@@ -138,7 +182,10 @@ def _panoptic_parts(
     places = [path.with_suffix(""), index.root / path.stem, path.parent]
     absent: dict[str, str] = {}
     for annotation in data["annotations"]:
-        file = next((found for place in places if (found := place / annotation["file_name"]).is_file()), None)
+        if annotation["image_id"] not in images:
+            continue
+        tried = [place / annotation["file_name"] for place in places]
+        file = next((found for found in tried if os.path.isfile(found)), None)
         if file is None:
             absent[annotation["file_name"]] = annotation["file_name"]
         segments = {

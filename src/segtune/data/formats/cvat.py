@@ -14,6 +14,7 @@ from segtune.data.formats.sniff import is_cvat
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.splits import split_names, split_of
 from segtune.errors import UsageError
+from segtune.imageio.walk import walk_files
 
 WITHOUT_AREA = ("polyline", "points", "tag", "skeleton", "cuboid")
 
@@ -23,7 +24,7 @@ def find_file(root: Path, given: str | None) -> Path | None:
     if given:
         return root / given
     usual = root / "annotations.xml"
-    found = [usual] if usual.is_file() else sorted(root.glob("*.xml"))
+    found = [usual] if usual.is_file() else list(walk_files(root, ".xml", depth=0))
     exports = [path for path in found if is_cvat(path)]
     return exports[0] if len(exports) == 1 else None
 
@@ -50,11 +51,11 @@ def scan_cvat(root: Path, config: DatasetConfig) -> DatasetIndex:
     index = DatasetIndex(root, classes=classes)
     files = AnnotatedImages(index, config)
     for image in images:
-        name, subset = image.attrib["name"], image.get("subset", "")
+        name, subset = image.get("name", ""), image.get("subset", "")
         if found := files.only(name, files.find(name, file, {subset.lower()})):
-            size = int(image.attrib["height"]), int(image.attrib["width"])
+            size, shapes = _content(file, image, values)
             sample = Sample(sample_id(name), split_of(subset, names) or "train", found, file, size)
-            files.add(sample, {"shapes": _shapes(file, image, values)})
+            files.add(sample, {"shapes": shapes})
     files.finish()
     return index
 
@@ -71,14 +72,16 @@ def _read(file: Path) -> tuple[list[str], list[ElementTree.Element]]:
     return [label for label in labels if label], root.findall("image")
 
 
-def _shapes(file: Path, image: ElementTree.Element, values: Mapping[str, int]) -> list[Shape]:
-    """The shapes of an image that have an area, the upper z_order later."""
-    entries = [entry for entry in image if entry.tag not in WITHOUT_AREA]
-    entries.sort(key=lambda entry: int(entry.get("z_order", "0")))
+def _content(file: Path, image: ElementTree.Element, values: Mapping[str, int]) -> tuple[tuple[int, int], list[Shape]]:
+    """The (height, width) of an image, and its shapes that have an area, the upper z_order later."""
     try:
-        return [{"value": values[entry.attrib["label"]], **_outline(entry)} for entry in entries]
+        entries = [entry for entry in image if entry.tag not in WITHOUT_AREA]
+        entries.sort(key=lambda entry: int(entry.get("z_order", "0")))
+        size = int(image.attrib["height"]), int(image.attrib["width"])
+        return size, [{"value": values[entry.attrib["label"]], **_outline(entry)} for entry in entries]
     except (KeyError, ValueError) as error:
-        raise UsageError(f"{file}, image {image.get('name')}: {error}") from error
+        what = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise UsageError(f"{file}, image {image.get('name')}: {what}") from error
 
 
 def _outline(entry: ElementTree.Element) -> Shape:

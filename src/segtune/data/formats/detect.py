@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-import yaml
-
 from segtune.data.config import HUB, DatasetConfig
 from segtune.data.formats import cvat, yolo
 from segtune.data.formats.folder import VOC_IMAGES, VOC_MASKS, find_layout, is_pattern
@@ -16,7 +14,8 @@ from segtune.data.formats.table import TABLES, find_manifests
 from segtune.data.index import DatasetIndex
 from segtune.data.splits import split_names
 from segtune.errors import SegtuneError, UsageError
-from segtune.imageio.read import is_picture, walk_files
+from segtune.imageio.read import is_picture
+from segtune.imageio.walk import walk_files
 
 LOOK_AT = 20  # JSON files, to find out what they are
 
@@ -107,7 +106,7 @@ def _folder_reason(root: Path, config: DatasetConfig) -> str | None:
 
 def _has_names_and_splits(file: Path) -> bool:
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        data = yolo.read_yaml(file)
+    except ValueError:
         return False
     return isinstance(data, dict) and "names" in data and any(key in data for key in ("train", "val", "test"))

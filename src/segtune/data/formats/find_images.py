@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,6 +14,7 @@ from segtune.data.index import DatasetIndex, Sample, in_threads
 from segtune.data.splits import all_names, split_names
 from segtune.errors import UsageError
 from segtune.imageio.read import ReadError, is_picture, read_size
+from segtune.imageio.walk import walk_folders
 
 
 class AnnotatedImages:
@@ -39,10 +41,9 @@ class AnnotatedImages:
         if not any(place.is_dir() for place in places):
             raise UsageError(f"dataset.images={config.images!r} is no folder below {index.root}")
         for place in places:
-            for parent, folders, files in os.walk(place, followlinks=True):
-                folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for parent, _, files in walk_folders(place):
                 for name in filter(is_picture, files):
-                    self._by_name.setdefault(name.lower(), []).append(Path(parent, name))
+                    self._by_name.setdefault(name.lower(), []).append(parent / name)
 
     def find(self, name: str, near: Path, hints: Collection[str] = ()) -> list[Path]:
         """The images whose path ends with `name`.
@@ -123,8 +124,9 @@ def _shown_size(sample: Sample) -> tuple[int, int] | ReadError:
 
 
 def sample_id(name: str) -> str:
-    """The id of an image that an annotation names: its path without suffix."""
-    return PurePosixPath(name.replace("\\", "/").lstrip("./")).with_suffix("").as_posix()
+    """The id of an image that an annotation names: its path without suffix, and without a drive of Windows."""
+    path = re.sub("^[A-Za-z]:", "", name.replace("\\", "/")).lstrip("./")
+    return path[: -len(suffix)] if (suffix := PurePosixPath(path).suffix) else path
 
 
 def _closeness(path: Path, near: Path, hints: Collection[str]) -> tuple[bool, int]:

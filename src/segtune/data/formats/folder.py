@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import unicodedata
 from collections import Counter
@@ -19,6 +18,7 @@ from segtune.data.index import DatasetIndex, Problem
 from segtune.data.splits import SPLITS, Names, read_split_file, read_split_lists, split_names, split_of
 from segtune.errors import UsageError, listed
 from segtune.imageio.read import is_picture
+from segtune.imageio.walk import entries_of, walk_folders
 
 logger = logging.getLogger(__name__)
 
@@ -189,15 +189,14 @@ def _find_splits(parent: Path, names: Names) -> dict[str, Path]:
 
 
 def _folders(parent: Path) -> list[Path]:
-    with os.scandir(parent) as entries:
-        return sorted(Path(entry.path) for entry in entries if entry.is_dir())
+    return [Path(entry.path) for entry in entries_of(parent)[0]]
 
 
 def _remark_rest(index: DatasetIndex, parent: Path, splits: Mapping[str, Path]) -> None:
     taken = {folder.name for folder in splits.values()}
-    with os.scandir(parent) as entries:
-        others = [entry for entry in entries if entry.name not in taken and entry.name[0] != "."]
-        rest = sorted(entry.name for entry in others if is_picture(entry.name) or entry.is_dir())
+    folders, others = entries_of(parent)
+    names = [*(entry.name for entry in folders), *(entry.name for entry in others if is_picture(entry.name))]
+    rest = sorted(set(names) - taken)
     if rest:
         index.remarks.append(f"{parent}: left out, since no split has these names: {listed(rest)}")
 
@@ -205,13 +204,13 @@ def _remark_rest(index: DatasetIndex, parent: Path, splits: Mapping[str, Path]) 
 def list_files(folder: Path, other: Path) -> Files:
     """Id -> the pictures of that name in `folder` and below, without those in `other`."""
     files: Files = {}
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".") and Path(parent, name) != other]
-        below = Path(parent).relative_to(folder).as_posix()
+    for parent, folders, names in walk_folders(folder):
+        folders[:] = [name for name in folders if parent / name != other]
+        below = parent.relative_to(folder).as_posix()
         for name in sorted(filter(is_picture, names)):
             stem = name.rpartition(".")[0]
             identity = unicodedata.normalize("NFC", stem if below == "." else f"{below}/{stem}")
-            files.setdefault(identity, []).append(Path(parent, name))
+            files.setdefault(identity, []).append(parent / name)
     return files
 
 
@@ -250,16 +249,15 @@ def match_files(root: Path, pattern: str, classes: Sequence[str] = ()) -> Iterat
     found = PARTS.search(pattern)
     fixed = (pattern[: found.start()] if found else pattern).rpartition("/")[0]
     expression = re.compile(_expression(pattern, classes))
-    for parent, folders, names in os.walk(root / fixed, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        below = Path(parent).relative_to(root).as_posix()
+    for parent, _, names in walk_folders(root / fixed):
+        below = parent.relative_to(root).as_posix()
         for name in sorted(filter(is_picture, names)):
             path = name if below == "." else f"{below}/{name}"
             if match := expression.fullmatch(unicodedata.normalize("NFC", path)):
                 named = match.groupdict()
                 wild = [named[part].strip("/") for part in named if part.startswith("any")]
                 identity = "/".join(filter(None, wild))
-                yield Match(Path(parent, name), identity, named.get("split"), named.get("kind"))
+                yield Match(parent / name, identity, named.get("split"), named.get("kind"))
 
 
 def _expression(pattern: str, classes: Sequence[str]) -> str:

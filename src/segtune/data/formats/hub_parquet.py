@@ -13,12 +13,14 @@ import datasets
 from datasets import Dataset, DatasetDict, Features, Image
 
 from segtune.data.config import DatasetConfig
+from segtune.data.containment import contain_cells, contained_stream
 from segtune.data.formats.table import ID_COLUMNS, IMAGE_COLUMNS, MASK_COLUMNS, scan_rows
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.lazy_rows import undecoded
 from segtune.data.splits import split_in, split_names, split_of
 from segtune.errors import UsageError
 from segtune.hub_errors import offline_if_out_of_reach
+from segtune.imageio.walk import walk_files
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ def parquet_files(root: Path, config: DatasetConfig) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     names = split_names(config.splits)
-    for path in [root] if root.is_file() else sorted(root.rglob("*.parquet")):
+    for path in [root] if root.is_file() else sorted(walk_files(root, ".parquet")):
         split = split_in(path.stem, names) or split_of(path.parent.name, names)
         if split or not config.splits:
             found.setdefault(split or "train", []).append(str(path))
@@ -104,7 +106,8 @@ def open_streams(
         if split in sources:
             with _saying(root.as_posix(), config):
                 stream = load_uncounted(**sources[split], streaming=True)
-            streams[split] = with_columns(stream, *find_columns(stream.features, config, str(root)))
+            columns = with_columns(stream, *find_columns(stream.features, config, str(root)))
+            streams[split] = contained_stream(undecoded(columns), root.as_posix(), config)
     return streams
 
 
@@ -165,6 +168,7 @@ def scan_tables(
         ids = _ids(table)
         assert index.tables is not None
         index.tables[name] = with_columns(table, image, mask, ids)
+        contain_cells(index.tables[name], root.as_posix(), config)
         index.samples += [Sample(i, split, Path(name), Path(name), image_part=str(row)) for row, i in enumerate(ids)]
     return index
 

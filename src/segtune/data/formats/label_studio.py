@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,8 @@ from segtune.data.formats.shapes import Shape, rectangle
 from segtune.data.formats.sniff import json_kind
 from segtune.data.index import DatasetIndex, Sample
 from segtune.errors import UsageError
+from segtune.files import read_json
+from segtune.imageio.walk import walk_files
 
 LABELS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels", "labels")
 UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # what the server puts before the names of uploaded files
@@ -26,7 +27,7 @@ def find_file(root: Path, given: str | None) -> Path | None:
     """The export: the one that is named, or the only one in the folder."""
     if given:
         return root / given
-    exports = [path for path in sorted(root.glob("*.json")) if json_kind(path) == "label_studio"]
+    exports = [path for path in walk_files(root, ".json", depth=0) if json_kind(path) == "label_studio"]
     return exports[0] if len(exports) == 1 else None
 
 
@@ -42,11 +43,14 @@ def scan_label_studio(root: Path, config: DatasetConfig) -> DatasetIndex:
     file = find_file(root, config.masks)
     if file is None or not file.is_file():
         raise UsageError(f"{root}: no JSON export of Label Studio in it; name one in dataset.masks")
-    try:
-        tasks = [task for task in map(_task, json.loads(file.read_text(encoding="utf-8-sig"))) if task]
-        regions = [list(_regions(entries)) for _, entries in tasks]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{file} is no JSON export of Label Studio: {error!r}") from error
+    tasks, regions = [], []
+    for number, entry in enumerate(_entries(file)):
+        try:
+            if task := _task(entry):
+                regions.append(list(_regions(task[1])))
+                tasks.append(task)
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+            raise UsageError(f"{file}: task [{number}] is none of Label Studio's: {error!r}") from error
     classes = number_classes(sorted({name for found in regions for name, _, _ in found}), config, root)
     values = {name: value for value, name in classes.items()}
     index = DatasetIndex(root, classes=classes)
@@ -62,13 +66,26 @@ def scan_label_studio(root: Path, config: DatasetConfig) -> DatasetIndex:
     return index
 
 
+def _entries(file: Path) -> list[Any]:
+    try:
+        entries = read_json(file)
+    except ValueError as error:
+        raise UsageError(f"{file} is no JSON export of Label Studio: {error}") from error
+    if not isinstance(entries, list):
+        raise UsageError(f"{file} is no JSON export of Label Studio: it holds no list of tasks")
+    return entries
+
+
 def _task(task: Mapping[str, Any]) -> tuple[str, Sequence[Mapping[str, Any]]] | None:
     """The image's address and the regions of a task; None where nobody has labelled it."""
     if "data" not in task:  # JSON-MIN
         keys = [key for key, value in task.items() if _is_regions(value)]
         image = next((value for value in task.values() if isinstance(value, str) and _looks_like_image(value)), None)
         return (image, [region for key in keys for region in task[key]]) if image and keys else None
-    image = next(value for value in task["data"].values() if isinstance(value, str) and _looks_like_image(value))
+    texts = [value for value in task["data"].values() if isinstance(value, str)]
+    image = next(filter(_looks_like_image, texts), None)
+    if image is None:
+        raise ValueError("its data names no image")
     annotations = task.get("annotations") or task.get("completions") or []
     kept = [annotation for annotation in annotations if not annotation.get("was_cancelled")]
     return (image, kept[0]["result"]) if kept else None
@@ -87,6 +104,8 @@ def _regions(entries: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, tuple[
     for entry in entries:
         value = entry.get("value", entry)  # JSON-MIN has no level below
         label = next((value[key][0] for key in LABELS if value.get(key)), None)
+        if label and not isinstance(label, str):
+            raise ValueError(f"the label {label!r} is no text")
         outline = _outline(value, entry) if label else None
         if label and outline:
             if entry.get("image_rotation"):
@@ -98,7 +117,7 @@ def _outline(value: Mapping[str, Any], entry: Mapping[str, Any]) -> Shape | None
     """A region as a shape; its numbers are hundredths of the width and the height. None where it has no area."""
     across, down = entry["original_width"] / 100, entry["original_height"] / 100
     if "rle" in value:
-        return {"brush": base64.b64encode(bytes(value["rle"])).decode()}
+        return {"brush": base64.b64encode(bytes(list(value["rle"]))).decode()}
     if "points" in value:
         return {"polygons": [[number * side for x, y in value["points"] for number, side in ((x, across), (y, down))]]}
     if "x" not in value:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,17 @@ import PIL.ImageOps
 from segtune.data.class_names import LABEL_FILES, listed_classes, number_classes
 from segtune.data.config import DatasetConfig
 from segtune.data.formats.find_images import AnnotatedImages
+from segtune.data.formats.schema import LIST, NUMBER, TEXT, Fields, check_entries, check_entry, read_object
 from segtune.data.formats.shapes import Shape, rectangle
 from segtune.data.index import DatasetIndex, Sample, in_threads
 from segtune.data.splits import Names, split_names, split_of
 from segtune.errors import DataError, UsageError
-from segtune.imageio.read import open_picture, walk_files
+from segtune.imageio.read import open_picture
+from segtune.imageio.walk import walk_files
 from segtune.labels.label_file import BACKGROUND, IGNORED
 
+FILE: Fields = {"shapes": LIST, "imagePath?": TEXT, "imageData?": TEXT, "imageHeight?": NUMBER, "imageWidth?": NUMBER}
+SHAPE: Fields = {"label": TEXT, "shape_type?": TEXT, "points?": LIST, "mask?": TEXT}
 WITHOUT_AREA = ("line", "linestrip", "point", "points")
 
 
@@ -63,7 +67,7 @@ def _find_image(path: Path, data: dict[str, Any] | None, images: AnnotatedImages
     if len(found) != 1:
         data = data or read_json(path)
         named = path.parent / str(data.get("imagePath") or "").replace("\\", "/")
-        if named.is_file():
+        if os.path.isfile(named):
             return named
         found = found or images.find(named.name, path)
         if not found and data.get("imageData"):
@@ -90,13 +94,10 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         DataError: it is none of LabelMe's.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-        if isinstance(data["shapes"], list) and all("label" in shape for shape in data["shapes"]):
-            return dict(data)
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise DataError(f"{path} is no LabelMe file: it needs a list of shapes with a label each")
+    data = read_object(path, "LabelMe file")
+    check_entry(path, "the file", data, FILE)
+    check_entries(path, "shapes", data["shapes"], SHAPE)
+    return data
 
 
 def class_names(files: Sequence[dict[str, Any]]) -> list[str]:
@@ -117,12 +118,17 @@ def read_shapes(path: Path, values: Mapping[str, int], size: tuple[int, ...]) ->
     data = read_json(path)
     values = {IGNORED: None, BACKGROUND: 0, **values}  # type: ignore[dict-item]
     shapes = []
-    for entry in data["shapes"]:
+    for number, entry in enumerate(data["shapes"]):
         if entry.get("shape_type") in WITHOUT_AREA:
             continue
         if entry["label"] not in values:
             raise DataError(f"{path}: the label {entry['label']!r} is none of {', '.join(values)}")
-        shapes.append({"value": values[entry["label"]], **_outline(path, entry)})
+        try:
+            shapes.append({"value": values[entry["label"]], **_outline(path, entry)})
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{path}: shapes[{number}]: points are no list of [x, y]: {error}") from error
     height, width = annotated_size(data)
     return shapes, (height, width) if height and width else (size[0], size[1])
 

@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import PIL.Image
 
-from segtune.errors import DataError, UsageError
+from segtune.data.formats.outlines import check_part, checked_ellipse, checked_outlines, checked_rle, whole_numbers
+from segtune.errors import DataError, UsageError, naming
 
 OnTop = Literal["smaller", "later"]
 Shape = dict[str, Any]
@@ -44,7 +45,10 @@ def draw(shapes: Iterable[Shape], size: tuple[int, int], on_top: OnTop) -> np.nd
         UsageError: pycocotools is not installed.
     """
     coco = _import_pycocotools()
-    covers = [(shape["value"], _cover(shape, size)) for shape in shapes]
+    covers = []
+    for number, shape in enumerate(shapes, start=1):
+        with naming(f"shape {number}"):
+            covers.append((shape["value"], _cover(shape, size)))
     if on_top == "smaller":
         covers.sort(key=lambda cover: (cover[0] is not None, -int(coco.area(cover[1]))))
     labels = np.zeros(size, dtype=np.int32)
@@ -68,8 +72,9 @@ def rectangle(
 ) -> list[float]:
     """The outline of a box, turned clockwise around `pivot`, by default its centre."""
     center = pivot or ((left + right) / 2, (top + bottom) / 2)
-    corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
-    return np.add(_turn(corners - center, degrees), center).ravel().tolist()
+    corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom)], dtype=np.float64)
+    with np.errstate(all="ignore"):  # what is no number is refused when it is drawn
+        return np.add(_turn(corners - center, degrees), center).ravel().tolist()
 
 
 def _turn(points: np.ndarray, degrees: float) -> np.ndarray:
@@ -81,21 +86,19 @@ def _cover(shape: Shape, size: tuple[int, int]) -> Any:
     """The pixels that a shape covers, as COCO's compressed run lengths."""
     coco = _import_pycocotools()
     if "polygons" in shape:
-        outlines = [outline for outline in shape["polygons"] if len(outline) >= 6]
+        outlines = checked_outlines(shape["polygons"], size)
         return coco.merge(coco.frPyObjects(outlines, *size)) if outlines else _encode(np.zeros(size, dtype=bool))
     if "rle" in shape:
-        rle = shape["rle"]
-        if tuple(rle["size"]) != size:
-            raise DataError(f"run lengths for {tuple(rle['size'])} (height, width) in a picture of {size}")
+        rle = checked_rle(shape["rle"], size)
         return rle if isinstance(rle["counts"], str) else coco.frPyObjects(rle, *size)
     if "ellipse" in shape:
         return _encode(_ellipse(shape["ellipse"], size))
     if "brush" in shape:
         return _encode(decode_brush(base64.b64decode(shape["brush"]), size))
     left, top = shape["box"][:2]
-    part = _runs(shape) if "runs" in shape else _bitmap(shape["bitmap"])
+    part = _runs(shape, size) if "runs" in shape else _bitmap(shape["bitmap"], size)
     whole = np.zeros(size, dtype=bool)
-    window = whole[max(top, 0) : top + part.shape[0], max(left, 0) : left + part.shape[1]]
+    window = whole[max(top, 0) : max(top + part.shape[0], 0), max(left, 0) : max(left + part.shape[1], 0)]
     window[:] = part[max(-top, 0) :, max(-left, 0) :][: window.shape[0], : window.shape[1]]
     return _encode(whole)
 
@@ -105,22 +108,31 @@ def _encode(covered: np.ndarray) -> Any:
 
 
 def _ellipse(ellipse: Sequence[float], size: tuple[int, int]) -> np.ndarray:
-    x, y, across, down, degrees = ellipse
-    rows, columns = np.mgrid[: size[0], : size[1]] + 0.5
-    points = _turn(np.stack([columns - x, rows - y], axis=-1), -degrees)  # (H, W, 2)
-    return np.asarray(((points / (across, down)) ** 2).sum(axis=-1) <= 1)
+    x, y, across, down, degrees = checked_ellipse(ellipse)
+    covered = np.zeros(size, dtype=bool)
+    if across and down:
+        reach = max(abs(across), abs(down))
+        top, bottom = np.clip([y - reach, y + reach + 1], 0, size[0]).astype(int)
+        left, right = np.clip([x - reach, x + reach + 1], 0, size[1]).astype(int)
+        rows, columns = np.mgrid[top:bottom, left:right] + 0.5
+        with np.errstate(all="ignore"):  # what is too large for a number lies outside
+            points = _turn(np.stack([columns - x, rows - y], axis=-1), -degrees)  # (h, w, 2)
+            covered[top:bottom, left:right] = ((points / (across, down)) ** 2).sum(axis=-1) <= 1
+    return covered
 
 
-def _runs(shape: Shape) -> np.ndarray:
+def _runs(shape: Shape, size: tuple[int, int]) -> np.ndarray:
     _, _, width, height = shape["box"]
-    runs = np.array(shape["runs"])
-    if runs.sum() != width * height:
+    check_part((height, width), size)
+    runs = whole_numbers(shape["runs"], "run lengths")
+    if (runs < 0).any() or runs.sum() != width * height:
         raise DataError(f"run lengths of {runs.sum()} pixels for a box of {height} x {width}")
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
 
 
-def _bitmap(text: str) -> np.ndarray:
+def _bitmap(text: str, size: tuple[int, int]) -> np.ndarray:
     with PIL.Image.open(io.BytesIO(base64.b64decode(text))) as picture:
+        check_part((picture.height, picture.width), size)
         return np.asarray(picture.convert("L")) > 0
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +17,8 @@ from segtune.data.formats.pairing import keep_same_sizes
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.splits import split_names, split_of
 from segtune.errors import UsageError
+from segtune.files import parse_json
+from segtune.imageio.walk import walk_files
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ ID_COLUMNS, SPLIT_COLUMNS = ("id", "image_id", "sample_id"), ("split", "subset",
 def find_manifests(root: Path, config: DatasetConfig) -> dict[str | None, Path]:
     """The tables with image and mask columns in a folder: one for all splits (None), or one for each."""
     found: dict[str | None, Path] = {}
-    for path in sorted(path for path in root.iterdir() if path.suffix.lower() in TABLES):
+    for path in [path for path in walk_files(root, depth=0) if path.suffix.lower() in TABLES]:
         split = split_of(path.stem, split_names(config.splits))
         if (split or path.stem.lower() in STEMS) and _has_both_columns(path, config):
             found[split] = path
@@ -81,7 +83,7 @@ def scan_rows(
             continue
         image, mask = paths = [folder / str(row[column]) for column in columns]
         identity = next((str(row[column]) for column in ID_COLUMNS if row.get(column)), None)
-        missing = {index.below(path): index.below(path) for path in paths if not path.is_file()}
+        missing = {index.below(path): index.below(path) for path in paths if not os.path.isfile(path)}
         absent |= missing
         if not missing:
             samples.append(Sample(identity or sample_id(index.below(image)), split, image, mask))
@@ -98,10 +100,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         UsageError: it cannot be read.
     """
-    text = path.read_text(encoding="utf-8-sig")
     try:
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() in (".jsonl", ".ndjson"):
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [_row(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
         if path.suffix.lower() == ".txt":
             return [
                 dict(zip(("image", "mask"), line.split(), strict=True)) for line in text.splitlines() if line.strip()
@@ -110,6 +112,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return list(csv.DictReader(text.splitlines(), dialect=dialect))
     except (ValueError, IndexError, csv.Error) as error:
         raise UsageError(f"{path} is no table of images and masks: {error}") from error
+
+
+def _row(number: int, line: str) -> dict[str, Any]:
+    row = parse_json(line)
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number} is no object")
+    return row
 
 
 def find_columns(columns: Sequence[str], config: DatasetConfig, where: str) -> tuple[str, str]:
@@ -128,11 +137,11 @@ def find_columns(columns: Sequence[str], config: DatasetConfig, where: str) -> t
 
 
 def _has_both_columns(path: Path, config: DatasetConfig) -> bool:
-    with path.open(encoding="utf-8-sig") as file:
-        line = file.readline()
     try:
+        with path.open(encoding="utf-8-sig") as file:
+            line = file.readline(2**20)
         is_json = path.suffix.lower() in (".jsonl", ".ndjson")
-        columns = list(json.loads(line)) if is_json else [text.strip('" \n') for text in re.split("[,;\t]", line)]
+        columns = list(parse_json(line)) if is_json else [text.strip('" \n') for text in re.split("[,;\t]", line)]
         find_columns(columns, config, str(path))
     except (UsageError, ValueError, TypeError):
         return False
