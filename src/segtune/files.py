@@ -1,20 +1,23 @@
-"""Files that a reader finds whole, or not at all: written beside their place, then renamed."""
+"""Files that a reader finds whole, or not at all: written beside their place, then renamed; and their checksums."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from segtune.errors import FullDiskError, listed
+from segtune.errors import DataError, FullDiskError, listed
 
 logger = logging.getLogger(__name__)
+
+MODEL_MANIFEST = ".manifest.json"  # in the folder of a saved model: hidden, so that others who read it need not know it
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 # torch's writer, Rust's and the C library tell a full disk in words only, numpy counts what it could not write.
@@ -131,6 +134,58 @@ def recover(folder: Path) -> None:
 def _beside(folder: Path) -> tuple[Path, Path]:
     """Where a folder is written, and where the one before it waits to be removed."""
     return folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+
+
+def write_manifest(folder: Path, name: str) -> None:
+    """Write the size and SHA-256 of every file of a folder into a file of it, the last one to be written."""
+    files = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in sorted(folder.rglob("*"))}
+    content = {path: entry for path, entry in files.items() if entry and path != name}
+    (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def update_manifest(file: Path, name: str) -> None:
+    """Let the manifest of its folder, where there is one, know of a file that was changed on purpose."""
+    manifest = file.parent / name
+    if manifest.is_file():
+        content = json.loads(manifest.read_text(encoding="utf-8")) | {file.name: _fingerprint(file)}
+        write_atomic(manifest, json.dumps(content, indent=2) + "\n")
+
+
+def check_manifest(folder: Path, name: str, needed: Iterable[str] = ()) -> None:
+    """Compare the files of a folder with its manifest.
+
+    Args:
+        needed: files that the manifest must list.
+
+    Raises:
+        DataError: a file is not byte by byte what was written, or the manifest is missing or torn; names the file.
+    """
+    try:
+        files = json.loads((folder / name).read_text(encoding="utf-8"))
+        expected = {path: (entry["bytes"], entry["sha256"]) for path, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{folder} is not complete: {name} is missing or torn") from None
+    if not expected.keys() >= set(needed):
+        raise DataError(f"{folder} is not complete: {name} does not list all files")
+    for path, (size, digest) in expected.items():
+        file = folder / path
+        if not file.is_file():
+            raise DataError(f"{file} is missing")
+        if file.stat().st_size != size:
+            raise DataError(f"{file} has {file.stat().st_size} of {size} bytes")
+        if _fingerprint(file)["sha256"] != digest:
+            raise DataError(f"{file} is not what was written: its checksum differs")
+
+
+def _fingerprint(file: Path) -> dict[str, Any]:
+    """Size and checksum of a file; nothing of a folder."""
+    if not file.is_file():
+        return {}
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(2**20):
+            digest.update(block)
+    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

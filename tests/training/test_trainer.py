@@ -83,7 +83,7 @@ def test_run_folder(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     ]  # fmt: skip
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
     assert sorted(path.name for path in (run / "best").iterdir()) == [
-        "config.json", "model.safetensors", "preprocessor_config.json"
+        ".manifest.json", "config.json", "model.safetensors", "preprocessor_config.json"
     ]  # fmt: skip
     records = lines(run)
     assert records[0]["environment"]["num_processes"] == 1
@@ -198,8 +198,9 @@ def test_stopped_on_request_and_resumed_is_exact(
     whole = trainer(data, tmp_path / "whole", **fields).train()
     assert "stopped" not in whole
     run = trainer(data, tmp_path / "stopped", time_limit="1s", **fields)
-    monkeypatch.setattr(StopRequest, "reason", property(lambda self: "enough" if run.step == 3 else None))
-    result = run.train()
+    with monkeypatch.context() as planted:
+        planted.setattr(StopRequest, "reason", property(lambda self: "enough" if run.step == 3 else None))
+        result = run.train()
     assert result["stopped"] == "enough" and result["step"] == 3
     assert not (tmp_path / "stopped" / "final").exists()
     trainer(data, tmp_path / "stopped", resume="auto", **fields).train()
@@ -333,8 +334,8 @@ def test_non_finite_loss_stops(data: tuple[Any, LabelMap], tmp_path: Path) -> No
     best = []
     validate = run._validate
 
-    def spoil() -> dict[str, Any]:
-        scores = validate()
+    def spoil(at_once: Any) -> dict[str, Any]:
+        scores = validate(at_once)
         best.append((tmp_path / "run" / "best" / "model.safetensors").read_bytes())
         with torch.no_grad():
             run.model.decode_head.classifier.bias.fill_(float("nan"))

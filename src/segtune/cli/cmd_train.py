@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from segtune.cli.common import hide_bars_of_libraries, is_main_process
+from segtune.cli.common import hide_bars_of_libraries, is_main_process, resumed
 from segtune.cli.options import OverridesArgument, RecipeArgument
 
 
@@ -20,21 +20,23 @@ def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     """
     from segtune import finetune
     from segtune.recipe.recipe import load_recipe
+    from segtune.training.distributed import process_start
 
     hide_bars_of_libraries()
-    result = finetune.train(load_recipe(recipe, overrides or ()))
+    result = finetune.train(load_recipe(recipe, overrides or ()), started=process_start())
     stopped = result.get("stopped")
     if is_main_process():
-        typer.echo("\n".join(_stopped_lines(recipe, overrides or [], result) if stopped else _closing_lines(result)))
+        is_done = not stopped or "left" in result
+        lines = _closing_lines(result) if is_done else _stopped_lines([recipe, *(overrides or ())], result)
+        typer.echo("\n".join(lines))
     if stopped:
         raise typer.Exit(3)
 
 
-def _stopped_lines(recipe: str, overrides: Sequence[str], result: dict[str, Any]) -> list[str]:
-    kept = [text for text in overrides if not text.startswith(("training.resume=", "training.overwrite="))]
+def _stopped_lines(words: Sequence[str], result: dict[str, Any]) -> list[str]:
     return [
         f"stopped at step {result['step']}, everything saved: {result['stopped']}",
-        f"next: {shlex.join(['segtune', 'train', recipe, *kept, 'training.resume=auto'])}",
+        f"next: {shlex.join(['segtune', 'train', *resumed(words)])}",
     ]
 
 
@@ -52,6 +54,8 @@ def _closing_lines(result: dict[str, Any]) -> list[str]:
         lines.append(f"report: {result['report']}")
     if result.get("pushed"):
         lines.append(f"pushed to {result['pushed']}")
+    if "left" in result:
+        return [*lines, *(f"next: {shlex.join(command)}" for command in result["left"])]
     split = next((split for split in ("test", "val") if split in result["splits"]), None)
     if split:
         words = ["segtune", "evaluate", str(folder / BEST), str(folder / RECIPE_FILE), "--split", split]
