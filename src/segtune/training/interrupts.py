@@ -20,7 +20,7 @@ _DURATION = re.compile(r"(?=.)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 STOPPING = ("SIGTERM", "SIGINT", "SIGHUP")  # SIGHUP: the terminal was closed; Windows has none
 LIMIT = "training.time_limit is reached"
-TO_LEAVE = 1.5  # seconds that a process takes to end
+TO_LEAVE = 3.0  # seconds that a process takes to end
 PATIENCE = 8.0  # seconds after a signal that what is interrupted at once may take
 # Called, from a thread of its own, where a process is still there then: in a library's code that lets no exception
 # through. A command sets it.
@@ -74,7 +74,7 @@ class StopRequest:
     def __init__(self, limit: float | None = None, started: float | None = None) -> None:
         began = time.monotonic() if started is None else started
         self.deadline = None if limit is None else began + limit
-        self.reserve = 0.0 if limit is None else min(TO_LEAVE, limit / 10)
+        self.reserve = 0.0 if limit is None else min(TO_LEAVE, limit / 5)
         self._signal: str | None = None
         self._noting = False
         self._timer: threading.Timer | None = None

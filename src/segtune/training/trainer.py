@@ -217,6 +217,8 @@ class SegmentationTrainer:
         """
         config, progress = self.config, self.progress
         self._tell_what_cannot_fit(request)
+        if reason := self._agree(request.reason):
+            raise Interrupted(reason)
         ended = self._evaluate(request) if self.evaluation_due else None
         steps = progress.timed(self._batches()) if ended is None and self.step < config.max_steps else ()
         for micro_batches in steps:
