@@ -18,7 +18,7 @@ from segtune.inference.processor import processor_from_transforms
 from segtune.recipe.recipe import Recipe, refuse_another_run, resolved, with_channels
 from segtune.report.gather import of_training
 from segtune.report.page import write_report
-from segtune.training.interrupts import LIMIT, TO_LEAVE, Interrupted, StopRequest, seconds
+from segtune.training.interrupts import LIMIT, Interrupted, StopRequest, seconds
 from segtune.training.model import build_model
 from segtune.training.run_folder import refuse_existing_run
 from segtune.training.run_lock import locked
@@ -46,7 +46,7 @@ def train(recipe: Recipe, started: float | None = None) -> dict[str, Any]:
     """
     training = recipe.training
     limit = seconds(training.time_limit) if training.time_limit else None
-    with StopRequest(limit, started) as request, _locked(training.output_dir):
+    with _locked(training.output_dir), StopRequest(limit, started) as request:
         try:
             trainer, dataset, pixels = _prepare(recipe)
             push = _push_beside(recipe, trainer)
@@ -86,7 +86,7 @@ def _finish(
     run, config = str(trainer.run.path), trainer.config
     left = [["segtune", "report", run]] if config.report and trainer.accelerator.is_main_process else []
     left += [["segtune", "push", run]] if push is not None else []
-    request.reserve = TO_LEAVE
+    request.reserve = request.to_leave
     try:
         with request.at_once():
             if left and left[0][1] == "report":
@@ -107,7 +107,7 @@ def _finish(
 
 def _await(push: RunPush, request: StopRequest) -> None:
     """Give a push that is under way some seconds: as many as a signal's sender grants, or the time limit leaves."""
-    request.reserve = TO_LEAVE
+    request.reserve = request.to_leave
     with suppress(Interrupted), StopRequest(min(PUSH_GRACE, max(request.left(), 0.1))):
         push.wait()
 

@@ -263,7 +263,7 @@ def test_an_evaluation_that_outlasts_the_time_limit_is_left_and_made_up_for(
         planted.setattr(Comparisons, "save", lambda self, *image: threading.Event().wait(600))
         result = trainer(data, tmp_path / "run", **fields).train()
         assert (result["step"], result["stopped"]) == (2, "training.time_limit is reached")
-        with StopRequest(10, started=time.monotonic() - 5) as request:
+        with StopRequest(10, started=time.monotonic() - 4) as request:
             result = trainer(data, tmp_path / "run", resume="auto", **fields).train(request)
         assert result["step"] == 2
         assert "training.time_limit=10s cannot suffice for one evaluation and saving" in caplog.text

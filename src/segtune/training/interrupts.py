@@ -20,7 +20,7 @@ _DURATION = re.compile(r"(?=.)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 STOPPING = ("SIGTERM", "SIGINT", "SIGHUP")  # SIGHUP: the terminal was closed; Windows has none
 LIMIT = "training.time_limit is reached"
-TO_LEAVE = 3.0  # seconds that a process takes to end
+TO_LEAVE = 3.0  # seconds that a process takes to end, at least
 PATIENCE = 8.0  # seconds after a signal that what is interrupted at once may take
 # Called, from a thread of its own, where a process is still there then: in a library's code that lets no exception
 # through. A command sets it.
@@ -68,13 +68,16 @@ class StopRequest:
         started: when they began, by `time.monotonic`; by default now.
 
     Attributes:
+        to_leave: seconds that the process is given to end.
         reserve: seconds before the end of the limit from which it counts as reached: what saving takes.
     """
 
     def __init__(self, limit: float | None = None, started: float | None = None) -> None:
         began = time.monotonic() if started is None else started
         self.deadline = None if limit is None else began + limit
-        self.reserve = 0.0 if limit is None else min(TO_LEAVE, limit / 5)
+        # Where starting took long, the machine is slow or busy, and ending takes long as well.
+        self.to_leave = min(max(TO_LEAVE, (time.monotonic() - began) / 2), (limit or 0.0) / 4)
+        self.reserve = self.to_leave
         self._signal: str | None = None
         self._noting = False
         self._timer: threading.Timer | None = None

@@ -34,7 +34,7 @@ from segtune.training.distributed import (
     share_buffers,
 )
 from segtune.training.ema import ExponentialMovingAverage
-from segtune.training.interrupts import TO_LEAVE, Durations, Interrupted, StopRequest, ignore_interrupts, seconds
+from segtune.training.interrupts import Durations, Interrupted, StopRequest, ignore_interrupts, seconds
 from segtune.training.losses import SegmentationLoss
 from segtune.training.optim import adamw, freeze, parameter_groups, schedule_factor, set_learning_rate, train_mode
 from segtune.training.progress import TrainingProgress
@@ -228,7 +228,7 @@ class SegmentationTrainer:
             self.evaluation_due = self._due(config.eval_every) and self.eval_dataset is not None
             if self.evaluation_due and (ended := self._evaluate(request)):
                 break
-            request.reserve = self._reserve(self.step + 1)
+            request.reserve = self._reserve(request, self.step + 1)
             if self.step < config.max_steps and (reason := self._agree(request.reason)):
                 raise Interrupted(reason)
             if self._due(config.state_every, at_end=False):
@@ -242,7 +242,7 @@ class SegmentationTrainer:
         Raises:
             Interrupted: in the evaluation, which stays due.
         """
-        request.reserve = self._reserve(None)
+        request.reserve = self._reserve(request, None)
         # Processes that wait for each other's counts cannot leave alone: with several, stopping waits as well.
         at_once = request.at_once if self.accelerator.num_processes == 1 else nullcontext
         with self.durations.timed("evaluation"):
@@ -250,12 +250,12 @@ class SegmentationTrainer:
         self.evaluation_due = False
         return self.validation.early_stop()
 
-    def _reserve(self, step: int | None) -> float:
+    def _reserve(self, request: StopRequest, step: int | None) -> float:
         """Seconds before the end of the time limit at which to stop: what making `step` and then saving takes."""
         # Before anything was saved: weights and two moments of AdamW, at the pace of a slow disk.
         unknown = 0.5 + 3e-8 * sum(p.numel() * p.element_size() for p in self.model.parameters())
         saving = 1.5 * self.durations.of("saving", unknown)
-        seconds = TO_LEAVE + saving
+        seconds = request.to_leave + saving
         if step is not None:
             seconds += self.durations.of("step")
             if self.eval_dataset is not None and self._due(self.config.eval_every, step=step):
@@ -264,7 +264,7 @@ class SegmentationTrainer:
 
     def _tell_what_cannot_fit(self, request: StopRequest) -> None:
         """Warn of a time limit in which not even what comes first, a step or an evaluation, and saving fits."""
-        request.reserve = self._reserve(None if self.evaluation_due else self.step + 1)
+        request.reserve = self._reserve(request, None if self.evaluation_due else self.step + 1)
         next_one, known = ("evaluation", self.durations.of("evaluation")) if self.evaluation_due else ("step", 0.0)
         if request.left() < known:
             logger.warning(
