@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import typer
 
 from segtune.cli.common import hide_bars_of_libraries, is_main_process, resumed
 from segtune.cli.options import OverridesArgument, RecipeArgument
+from segtune.training.interrupts import STARTED, StopRequest, seconds
 
 
 def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
@@ -18,11 +20,12 @@ def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
 
     Paths are relative to the current folder. Several processes: accelerate launch -m segtune train RECIPE …
     """
-    from segtune import finetune
-    from segtune.recipe.recipe import load_recipe
-    from segtune.training.distributed import process_start
+    with StopRequest(_given_limit(overrides or ()), STARTED):  # a busy machine spends a short one on the imports
+        from segtune import finetune
+        from segtune.recipe.recipe import load_recipe
+        from segtune.training.distributed import process_start
 
-    hide_bars_of_libraries()
+        hide_bars_of_libraries()
     result = finetune.train(load_recipe(recipe, overrides or ()), started=process_start())
     stopped = result.get("stopped")
     if is_main_process():
@@ -31,6 +34,15 @@ def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
         typer.echo("\n".join(lines))
     if stopped:
         raise typer.Exit(3)
+
+
+def _given_limit(overrides: Sequence[str]) -> int | None:
+    """Seconds of a time limit in the command itself; the recipe has its say when it is read."""
+    with suppress(ValueError):
+        for text in reversed(overrides):
+            if text.startswith("training.time_limit="):
+                return seconds(text.partition("=")[2])
+    return None
 
 
 def _stopped_lines(words: Sequence[str], result: dict[str, Any]) -> list[str]:
