@@ -1,10 +1,27 @@
 from __future__ import annotations
 
+import errno
+import os
+import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from segtune.files import read_json_lines, write_atomic, write_folder
+from segtune import files
+from segtune.errors import DataError, FullDiskError
+from segtune.files import (
+    check_manifest,
+    is_full_disk,
+    name_fault,
+    path_inside,
+    read_json,
+    read_json_lines,
+    update_manifest,
+    write_atomic,
+    write_folder,
+    write_manifest,
+)
 
 
 def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,11 +50,79 @@ def test_a_write_that_fails_leaves_the_old_folder(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         write_folder(target, fail)
     assert (target / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]  # the last bytes of a full disk are given back
 
 
-def test_json_lines_without_a_torn_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 6489408 vs 6489296"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_called_that_whatever_its_writer_made_of_it(tmp_path: Path, error: Exception) -> None:
+    def fail(folder: Path) -> None:
+        raise error
+
+    with pytest.raises(FullDiskError, match=rf"{tmp_path}/best cannot be written: the disk is full \(.* MB free in"):
+        write_folder(tmp_path / "best", fail)
+    assert list(tmp_path.iterdir()) == []
+    wrapped = ValueError("An error occurred while generating the dataset")
+    wrapped.__cause__ = error
+    assert is_full_disk(wrapped)
+
+
+def test_an_error_without_a_number_counts_where_no_room_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError("1000000 requested and 131056 written")  # of numpy
+
+    with pytest.raises(OSError, match="1000000 requested") as caught:
+        write_folder(tmp_path / "best", fail)
+    assert not isinstance(caught.value, FullDiskError)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    with pytest.raises(FullDiskError, match=r"the disk is full \(0.0 MB free in"):
+        write_folder(tmp_path / "best", fail)
+    assert not is_full_disk(PermissionError(errno.EACCES, "Permission denied"), tmp_path)
+    assert not is_full_disk(RuntimeError("unable to allocate shared memory(shm): No space left on device"))
+
+
+def test_every_changed_file_is_told_unless_it_was_meant(tmp_path: Path) -> None:
+    generator = random.Random(1)
+    for name in ("a", "sub/b"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(generator.randbytes(50))
+    write_manifest(tmp_path, ".m.json")
+    check_manifest(tmp_path, ".m.json", ["a"])
+    with pytest.raises(DataError, match="does not list all files"):
+        check_manifest(tmp_path, ".m.json", ["c"])
+    for name in ("a", "sub/b"):
+        whole = (tmp_path / name).read_bytes()
+        flipped = bytes([whole[0] ^ 1]) + whole[1:]
+        for content in (flipped, whole[:20], b"", None):
+            if content is None:
+                (tmp_path / name).unlink()
+            else:
+                (tmp_path / name).write_bytes(content)
+            with pytest.raises(DataError, match=rf"{name} (is|has)"):
+                check_manifest(tmp_path, ".m.json")
+        (tmp_path / name).write_bytes(whole)
+    (tmp_path / "a").write_text("mine")
+    update_manifest(tmp_path / "a", ".m.json")
+    check_manifest(tmp_path, ".m.json")
+    update_manifest(tmp_path / "sub" / "b", ".m.json")  # a folder without one
+    (tmp_path / ".m.json").write_text("[1]")
+    with pytest.raises(DataError, match=r"m.json is missing or torn"):
+        check_manifest(tmp_path, ".m.json")
+
+
+def test_json_lines_without_a_torn_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "m.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert read_json_lines(tmp_path / "m.jsonl") == [{"step": 1}, {"step": 2}]
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(
@@ -79,3 +164,14 @@ def test_json_of_any_depth_is_an_error_of_value(tmp_path: Path) -> None:
     (tmp_path / "deep.json").write_text("[" * 100_000 + "]" * 100_000)
     with pytest.raises(ValueError, match="nested too deeply"):
         read_json(tmp_path / "deep.json")
+
+
+@pytest.mark.parametrize("damage", [b'{"step": 3', b"", b"7", b'{"step": "\xff"}', b'{"step"; 3}'])
+def test_a_damaged_line_is_told_and_hides_no_other(
+    tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [f'{{"step": {step}}}'.encode() for step in range(1, 6)]
+    lines[2] = damage
+    (tmp_path / "m.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    assert [line["step"] for line in read_json_lines(tmp_path / "m.jsonl")] == [1, 2, 4, 5]
+    assert f"{tmp_path / 'm.jsonl'}: a line cannot be read and is left out: line 3 of 5" in caplog.text

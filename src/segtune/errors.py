@@ -30,6 +30,10 @@ class DataError(SegtuneError, ValueError):
         return DataError(f"{what}: {self}")
 
 
+class FullDiskError(SegtuneError, OSError):
+    """A file or folder cannot be written, since its disk is full."""
+
+
 @contextmanager
 def naming(what: str) -> Iterator[None]:
     """Puts what is read, a file or a sample, in front of the message of a `DataError`, unless it begins so."""

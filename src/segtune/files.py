@@ -1,34 +1,93 @@
-"""Files that a reader finds whole, or not at all: written beside their place, then renamed."""
+"""Files that a reader finds whole, or not at all: written beside their place, then renamed; and their checksums."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from segtune.errors import DataError
+from segtune.errors import DataError, FullDiskError, listed
+
+logger = logging.getLogger(__name__)
 
 LONGEST_NAME, LONGEST_PATH = 230, 1024  # bytes: file systems take 255 of a name, of which suffixes and tiles have some
 DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d|conin\$|conout\$)(\..*)?", re.IGNORECASE)  # names of Windows
 TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # text that shows in another order
+MODEL_MANIFEST = ".manifest.json"  # in the folder of a saved model: hidden, so that others who read it need not know it
+
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+# torch's writer, Rust's and the C library tell a full disk in words only, numpy counts what it could not write.
+_FULL_WORDS = ("No space left on device", "Disk quota exceeded", "unexpected pos ", "PytorchStreamWriter failed")
+_FREE = 2**20  # bytes; with less of them free, a write that failed has failed for want of room
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Tells a full disk as that, whatever the writer of `path` made of it.
+
+    Raises:
+        FullDiskError: nothing more could be written; names the path and what is free.
+    """
+    try:
+        yield
+    except FullDiskError:
+        raise
+    except Exception as error:
+        if is_full_disk(error, path.parent):
+            raise FullDiskError(
+                f"{path} cannot be written: the disk is full ({_free(path.parent) / 1e6:.1f} MB free in "
+                f"{path.parent}). Make room, then give the same command again"
+            ) from error
+        raise
+
+
+def is_full_disk(error: BaseException, folder: Path | None = None) -> bool:
+    """Whether an error, or what led to it, says that a disk, a quota or the file names of a disk are used up.
+
+    Args:
+        folder: where was written; an error of writing counts where no room is left there.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno in _FULL:
+            return True
+        if not isinstance(link, MemoryError) and any(words in str(link) for words in _FULL_WORDS):
+            return "shared memory" not in str(link)
+        link = link.__cause__ or link.__context__
+    writes = isinstance(error, OSError) and error.errno is None
+    return writes and folder is not None and _free(folder) < _FREE
+
+
+def _free(folder: Path) -> int:
+    """Bytes that may still be written below a folder, which need not exist yet."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    with suppress(OSError):
+        return shutil.disk_usage(folder).free
+    return _FREE
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to; renamed to `path` at the end, removed where something went wrong."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):  # what went wrong is to be told, not that nothing lies here
+                temporary.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -38,20 +97,25 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder under a temporary name, then put it in the place of `folder`."""
-    temporary, previous = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
-    for leftover in (temporary, previous):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write(temporary)
-    for file in temporary.rglob("*"):
-        if file.is_file():
-            _sync(file)
-    if folder.exists():
-        folder.rename(previous)
-    temporary.rename(folder)
+    """Let `write` fill a folder under a temporary name, then put it in the place of `folder`.
+
+    Where `write` fails, nothing of it stays: the last bytes of a full disk are given back.
+    """
+    recover(folder)
+    temporary, previous = _beside(folder)
+    try:
+        with naming_full_disk(folder):
+            temporary.mkdir(parents=True)
+            write(temporary)
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+        if folder.exists():
+            folder.rename(previous)
+        temporary.rename(folder)
+    finally:
+        recover(folder)
     _sync(folder.parent)
-    shutil.rmtree(previous, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
@@ -65,21 +129,95 @@ def _sync(path: Path) -> None:
 
 def recover(folder: Path) -> None:
     """Finish what `write_folder` left half done when its process was killed: what was being replaced comes back."""
-    temporary, previous = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    temporary, previous = _beside(folder)
     if previous.is_dir() and not folder.exists():
         previous.rename(folder)
     for leftover in (temporary, previous):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
+def _beside(folder: Path) -> tuple[Path, Path]:
+    """Where a folder is written, and where the one before it waits to be removed."""
+    return folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+
+
+def write_manifest(folder: Path, name: str) -> None:
+    """Write the size and SHA-256 of every file of a folder into a file of it, the last one to be written."""
+    files = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in sorted(folder.rglob("*"))}
+    content = {path: entry for path, entry in files.items() if entry and path != name}
+    (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def update_manifest(file: Path, name: str) -> None:
+    """Let the manifest of its folder, where there is one, know of a file that was changed on purpose."""
+    manifest = file.parent / name
+    if manifest.is_file():
+        content = json.loads(manifest.read_text(encoding="utf-8")) | {file.name: _fingerprint(file)}
+        write_atomic(manifest, json.dumps(content, indent=2) + "\n")
+
+
+def check_manifest(folder: Path, name: str, needed: Iterable[str] = ()) -> None:
+    """Compare the files of a folder with its manifest.
+
+    Args:
+        needed: files that the manifest must list.
+
+    Raises:
+        DataError: a file is not byte by byte what was written, or the manifest is missing or torn; names the file.
+    """
+    try:
+        files = json.loads((folder / name).read_text(encoding="utf-8"))
+        expected = {path: (entry["bytes"], entry["sha256"]) for path, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{folder} is not complete: {name} is missing or torn") from None
+    if not expected.keys() >= set(needed):
+        raise DataError(f"{folder} is not complete: {name} does not list all files")
+    for path, (size, digest) in expected.items():
+        file = folder / path
+        if not file.is_file():
+            raise DataError(f"{file} is missing")
+        if file.stat().st_size != size:
+            raise DataError(f"{file} has {file.stat().st_size} of {size} bytes")
+        if _fingerprint(file)["sha256"] != digest:
+            raise DataError(f"{file} is not what was written: its checksum differs")
+
+
+def _fingerprint(file: Path) -> dict[str, Any]:
+    """Size and checksum of a file; nothing of a folder."""
+    if not file.is_file():
+        return {}
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(2**20):
+            digest.update(block)
+    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a last line that was cut off is left out."""
-    objects = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """The objects of a JSON-lines file; lines that cannot be read are left out.
+
+    Damaged ones are told. Not so a last line without its end: a process that was killed leaves one.
+    """
+    objects, damaged = [], []
+    *lines, unfinished = path.read_bytes().split(b"\n")
+    for number, line in enumerate((*lines, unfinished), start=1):
         try:
-            objects.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            found = json.loads(line)  # of bytes: what is no UTF-8 is an error as well
+            if not isinstance(found, dict):
+                raise TypeError
+            objects.append(found)
+        except (ValueError, TypeError, RecursionError):
+            if number <= len(lines):
+                damaged.append(number)
+    if damaged:
+        logger.warning(
+            "%s: %s cannot be read and %s left out: line %s of %d",
+            path,
+            "a line" if len(damaged) == 1 else f"{len(damaged)} lines",
+            "is" if len(damaged) == 1 else "are",
+            listed(damaged),
+            len(lines),
+        )
     return objects
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 from segtune.data.checks import check_masks
@@ -16,20 +18,104 @@ from segtune.inference.processor import processor_from_transforms
 from segtune.recipe.recipe import Recipe, refuse_another_run, resolved, with_channels
 from segtune.report.gather import of_training
 from segtune.report.page import write_report
+from segtune.training.interrupts import LIMIT, Interrupted, StopRequest, seconds
 from segtune.training.model import build_model
 from segtune.training.run_folder import refuse_existing_run
+from segtune.training.run_lock import locked
 from segtune.training.trainer import SegmentationTrainer
 
 logger = logging.getLogger(__name__)
 
+PUSH_GRACE = 5.0  # seconds that a push has to end in once the run was stopped
 
-def train(recipe: Recipe) -> dict[str, Any]:
+
+def train(recipe: Recipe, started: float | None = None) -> dict[str, Any]:
     """Builds what the recipe names, checks the data, trains, and pushes the run where the recipe says so.
 
-    Returns what `SegmentationTrainer.train` returns and, under "splits", the names of the data's splits; under
-    "report", the path of its page, or None where that could not be written; under "pushed", where the run was pushed,
-    its URL on the Hub or None. A run that was stopped early is to go on first.
+    Args:
+        started: since when `training.time_limit` counts, by `time.monotonic`; by default from now.
+
+    Returns:
+        What `SegmentationTrainer.train` returns and, under "splits", the names of the data's splits; under "report",
+        the path of its page, or None where that could not be written; under "pushed", where the run was pushed, its URL
+        on the Hub or None; under "left", the commands that do what was left when a signal or the time limit came after
+        the last step. A run that was stopped early is to go on first.
+
+    Raises:
+        Interrupted: a signal or the time limit came before the first step.
     """
+    training = recipe.training
+    limit = seconds(training.time_limit) if training.time_limit else None
+    with _locked(training.output_dir), StopRequest(limit, started) as request:
+        try:
+            trainer, dataset, pixels = _prepare(recipe)
+            push = _push_beside(recipe, trainer)
+        except Interrupted as interruption:
+            if interruption.reason == LIMIT:
+                raise Interrupted(
+                    f"training.time_limit={training.time_limit} is over before the first step: opening and checking "
+                    "the data took all of it. Give more time, or check the masks once with `segtune doctor` and set "
+                    "dataset.check_masks=false"
+                ) from None
+            raise
+        with request.noted():
+            result = {**trainer.train(request), "splits": list(dataset)}
+            if "stopped" in result:
+                if push is not None:
+                    _await(push, request)
+                return result
+            return result | _finish(trainer, dataset, pixels, push, request)
+
+
+def _locked(output_dir: str | None) -> AbstractContextManager[None]:
+    """The lock of the run folder from the beginning, so that a second training does not read its data in vain."""
+    # Accelerate, which knows the main process, is set up later; launchers say it in the environment.
+    is_main = os.environ.get("RANK", "0") == "0"
+    return locked(output_dir) if output_dir is not None and is_main else nullcontext()
+
+
+def _finish(
+    trainer: SegmentationTrainer,
+    dataset: Mapping[str, Any],
+    pixels: Mapping[str, Any] | None,
+    push: RunPush | None,
+    request: StopRequest,
+) -> dict[str, Any]:
+    """Report and push of a run whose weights are all saved: what a signal or the time limit leaves of that."""
+    result: dict[str, Any] = {}
+    run, config = str(trainer.run.path), trainer.config
+    left = [["segtune", "report", run]] if config.report and trainer.accelerator.is_main_process else []
+    left += [["segtune", "push", run]] if push is not None else []
+    request.reserve = request.to_leave
+    try:
+        with request.at_once():
+            if left and left[0][1] == "report":
+                if request.left() < trainer.durations.of("evaluation"):  # which it repeats, and draws pictures
+                    raise Interrupted(LIMIT)
+                result["report"] = _write_report(trainer, dataset, pixels)
+                del left[0]
+            if push is not None:
+                result["pushed"] = push.finish()
+                left.clear()
+    except Interrupted as interruption:
+        logger.warning("%s: the run is done, left is %s", interruption.reason, " and ".join(map(shlex.join, left)))
+        result["left"] = left
+        if interruption.reason != LIMIT:
+            result["stopped"] = interruption.reason
+    return result
+
+
+def _await(push: RunPush, request: StopRequest) -> None:
+    """Give a push that is under way some seconds: as many as a signal's sender grants, or the time limit leaves."""
+    request.reserve = request.to_leave
+    with suppress(Interrupted), StopRequest(min(PUSH_GRACE, max(request.left(), 0.1))):
+        push.wait()
+
+
+def _prepare(
+    recipe: Recipe,
+) -> tuple[SegmentationTrainer, Mapping[str, Any], Mapping[str, Any] | None]:
+    """Open and check the data; returns the trainer, the splits and the pixels of each class in their masks."""
     training = recipe.training
     if training.output_dir is not None:
         refuse_existing_run(training.output_dir, training.resume, training.overwrite)
@@ -62,15 +148,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
         shuffle_buffer=recipe.dataset.shuffle_buffer,
         eval_batch_size=recipe.evaluation.batch_size,
     )
-    push = _push_beside(recipe, trainer)
-    result = {**trainer.train(), "splits": list(dataset)}
-    if training.report and "stopped" not in result and trainer.accelerator.is_main_process:
-        result["report"] = _write_report(trainer, dataset, pixels)
-    if push is not None and "stopped" in result:
-        push.wait()
-    elif push is not None:
-        result["pushed"] = push.finish()
-    return result
+    return trainer, dataset, pixels
 
 
 def _push_beside(recipe: Recipe, trainer: SegmentationTrainer) -> RunPush | None:

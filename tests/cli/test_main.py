@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 import segtune
 from segtune.cli import main
 from segtune.data.transforms import TrainTransform
-from segtune.errors import DataError
+from segtune.errors import DataError, FullDiskError
 from segtune.recipe.shipped import recipe_folder
+from segtune.training.interrupts import Interrupted
 from segtune.viz import html, terminal
 from support.command_runs import HEAVY, TINY
 
@@ -72,8 +74,12 @@ def test_missing_dataset_folder(segtune_command: Any, tmp_path: Path) -> None:
     ("error", "code", "message"),
     [
         (DataError("x.png: broken"), 1, "error: x.png: broken\n"),
-        (OSError(28, "No space left"), 1, "error: OSError: [Errno 28] No space left\n(SEGTUNE_TRACEBACK=1 in the env"),
+        (OSError(5, "broken"), 1, "error: OSError: [Errno 5] broken\n(SEGTUNE_TRACEBACK=1 in the env"),
+        (OSError(28, "No space left"), 1, "error: the disk is full: the output's, that of the cache (HF_HOME, "),
+        (OSError(28, "No space left", "/x/y.npz"), 1, "error: the disk is full: /x/y.npz. Make room, then give the"),
+        (FullDiskError("x: the disk is full"), 1, "error: x: the disk is full\n"),
         (KeyboardInterrupt(), 130, ""),
+        (Interrupted("SIGTERM was received"), 3, "stopped: SIGTERM was received\nnext: segtune recipes\n"),
     ],
 )
 def test_exit_codes(
@@ -216,3 +222,59 @@ def test_names_in_tables_and_pages(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "a \\u202eb\\x1b[2J\n"
     page = html.environment().from_string("{{ name }}|{{ name|md }}").render(name="<\u202eb\x1b")
     assert page.split("|")[0].endswith(r"\u202eb\x1b") and page.split("|")[1].endswith(r"\u202eb\x1b")
+
+
+def test_a_stopped_training_is_told_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its run is gone on with, unless the command says itself what becomes of the one that is there."""
+    for words, expected in {
+        "train demo training.max_steps=3": "train demo training.max_steps=3 training.resume=auto",
+        "train demo training.resume=a/state": "train demo training.resume=a/state",
+        "predict best a.png": "predict best a.png",
+    }.items():
+        main._tell_stop("SIGHUP was received", words.split())
+        assert capsys.readouterr().err == f"stopped: SIGHUP was received\nnext: segtune {expected}\n"
+
+
+WAIT = """
+import sys, threading
+from segtune.cli.main import main
+import {module} as module
+def wait(*_, **__):
+    print("waiting", flush=True)
+    threading.Event().wait(600)
+module.{name} = wait
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("module", "name", "expected"),
+    [
+        ("segtune.finetune", "check_masks", "next: segtune train demo"),
+        ("segtune.finetune", "write_report", "next: segtune report"),
+        ("segtune.cli.cmd_recipes", "list_recipes", "next: segtune recipes"),
+    ],
+)
+def test_a_signal_ends_every_phase_with_3_and_the_way_on(
+    tmp_path: Path, number: signal.Signals, module: str, name: str, expected: str
+) -> None:
+    """The planted function waits for ever, which the signal ends."""
+    words = (
+        ["recipes"] if name == "list_recipes" else ["train", "demo", f"training.output_dir={tmp_path / 'run'}", *TINY]
+    )
+    words += ["training.report=true"] if name == "write_report" else []
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAIT.format(module=module, name=name), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    while (line := process.stdout.readline()) and "waiting" not in line:
+        pass
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 3, out
+    assert f"{number.name} was received" in out and expected in out.splitlines()[-1] and "Traceback" not in out

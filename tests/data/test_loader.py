@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,28 @@ def test_a_run_goes_on_at_its_step_and_leaves_the_global_generator_alone(make: A
     assert torch.equal(torch.get_rng_state(), before)
     assert ids(rest) == ids(whole[3:]) and resumed.state_after(5) is None
     assert torch.equal(rest[0][0]["pixel_values"], whole[3][0]["pixel_values"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ],
+)
+def test_without_shared_memory_batches_are_copied(
+    make: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    def refuse(self: torch.Tensor) -> None:
+        raise error
+
+    expected = list(make(batch_size=2).steps(0, 3))
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    found = list(make(batch_size=2).steps(0, 3, num_workers=1))
+    assert ids(found) == ids(expected)
+    for (a,), (b,) in zip(found, expected, strict=True):
+        assert torch.equal(a["pixel_values"], b["pixel_values"]) and torch.equal(a["labels"], b["labels"])
+    assert caplog.text.count("docker run --shm-size=2g gives more, training.num_workers=0 needs none") == 1
 
 
 def test_nothing_to_train_on_is_refused(make: Any) -> None:

@@ -14,8 +14,11 @@ from datasets import Dataset
 
 from segtune.errors import DataError, UsageError
 from segtune.evaluation.evaluation import Evaluation
+from segtune.labels.label_map import LabelMap
+from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.training import run_folder
-from segtune.training.checkpoint import load_state
+from segtune.training.checkpoint import load_state, save_model
+from segtune.training.model import ModelConfig, build_model
 from segtune.training.run_folder import (
     METRICS_FILE,
     NON_FINITE,
@@ -26,6 +29,9 @@ from segtune.training.run_folder import (
     find_checkpoint,
     run_content,
 )
+from support.networks import TINY
+
+LABELS = LabelMap.from_ids({0: "road", 1: "car"})
 
 
 @pytest.fixture
@@ -215,6 +221,34 @@ def test_what_a_killed_process_was_replacing_comes_back(accelerator: Accelerator
     assert run.open(None, None) == run.states / "step-000001"
     assert run_content(tmp_path) == ["checkpoints", "best", "final"]
     assert not list(tmp_path.glob(".*")) and not list(run.states.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["final/model.safetensors", "evaluation-val.npz"])
+def test_damage_that_the_run_itself_mends_is_told(
+    accelerator: Accelerator, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = folder(tmp_path, accelerator, resume="auto")
+    save_states(run, 1)
+    save_model(tmp_path / "final", build_model(ModelConfig(config=TINY), LABELS), SegformerImageProcessor())
+    evaluation = Evaluation(["road", "car"])
+    evaluation.add("a", np.array([[0, 1]]), np.array([[0, 0]]), None)
+    run.save_evaluation(evaluation, "val", 1)
+    run.open(None, None)
+    assert caplog.text == ""
+    content = bytearray((tmp_path / name).read_bytes())
+    (tmp_path / name).write_bytes(content[: len(content) // 2])
+    run.open(None, None)
+    assert str(tmp_path / name) in caplog.text and "is written anew" in caplog.text
+
+
+def test_a_model_of_an_earlier_version_has_no_checksums(accelerator: Accelerator, tmp_path: Path) -> None:
+    save_model(tmp_path / "best", build_model(ModelConfig(config=TINY), LABELS), SegformerImageProcessor())
+    run = folder(tmp_path, accelerator)
+    assert run.damage_of_best() is None
+    (tmp_path / "best" / ".manifest.json").unlink()
+    assert run.damage_of_best() is None
+    (tmp_path / "best" / "config.json").unlink()
+    assert run.damage_of_best() == f"{tmp_path}/best/config.json is missing"
 
 
 def test_a_run_is_never_removed_unasked(accelerator: Accelerator, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +24,13 @@ from segtune.evaluation.evaluation import Evaluation
 from segtune.inference.processor import processor_from_transforms
 from segtune.labels.label_map import LabelMap
 from segtune.segformer.loading import load_model
+from segtune.training.checkpoint import check_model
 from segtune.training.config import ModelConfig, TrainingConfig
 from segtune.training.interrupts import StopRequest
 from segtune.training.lora import load_adapter
 from segtune.training.model import build_model
 from segtune.training.trainer import SegmentationTrainer
+from segtune.viz.comparisons import Comparisons
 from support.workers.common import TINY
 
 TRANSFORMS = TransformConfig(crop_size=64)
@@ -83,7 +86,7 @@ def test_run_folder(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     ]  # fmt: skip
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
     assert sorted(path.name for path in (run / "best").iterdir()) == [
-        "config.json", "model.safetensors", "preprocessor_config.json"
+        ".manifest.json", "config.json", "model.safetensors", "preprocessor_config.json"
     ]  # fmt: skip
     records = lines(run)
     assert records[0]["environment"]["num_processes"] == 1
@@ -198,8 +201,9 @@ def test_stopped_on_request_and_resumed_is_exact(
     whole = trainer(data, tmp_path / "whole", **fields).train()
     assert "stopped" not in whole
     run = trainer(data, tmp_path / "stopped", time_limit="1s", **fields)
-    monkeypatch.setattr(StopRequest, "reason", property(lambda self: "enough" if run.step == 3 else None))
-    result = run.train()
+    with monkeypatch.context() as planted:
+        planted.setattr(StopRequest, "reason", property(lambda self: "enough" if run.step == 3 else None))
+        result = run.train()
     assert result["stopped"] == "enough" and result["step"] == 3
     assert not (tmp_path / "stopped" / "final").exists()
     trainer(data, tmp_path / "stopped", resume="auto", **fields).train()
@@ -208,6 +212,97 @@ def test_stopped_on_request_and_resumed_is_exact(
         assert a == b
     evals = [[line for line in lines(tmp_path / run) if "mean_iou" in line] for run in ("whole", "stopped")]
     assert evals[0] == evals[1] and len(evals[0]) == 2
+
+
+@pytest.mark.parametrize("interrupted", [1, 2])
+@pytest.mark.parametrize("fields", [{}, {"ema_decay": 0.9}])
+def test_stopped_in_an_evaluation_and_resumed_is_exact(
+    data: tuple[Any, LabelMap],
+    tmp_path: Path,
+    fields: dict[str, Any],
+    interrupted: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of two evaluations either one, between its images; the second is after the last step."""
+    fields = {"eval_every": 2, "save_every": 0, "model": {"classifier_dropout_prob": 0.1}} | fields
+    trainer(data, tmp_path / "whole", **fields).train()
+    run, save = trainer(data, tmp_path / "stopped", **fields), Comparisons.save
+
+    def interrupt(self: Comparisons, *image: Any) -> None:
+        save(self, *image)
+        if run.step == 2 * interrupted:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as planted:
+        planted.setattr(Comparisons, "save", interrupt)
+        result = run.train()
+    assert (result["stopped"], result["step"]) == ("SIGTERM was received", 2 * interrupted)
+    assert not (tmp_path / "stopped" / "final").exists()
+    trainer(data, tmp_path / "stopped", resume="auto", **fields).train()
+    for name in ("best", "final"):
+        a, b = ((tmp_path / side / name / "model.safetensors").read_bytes() for side in ("whole", "stopped"))
+        assert a == b
+    evals = [[line for line in lines(tmp_path / side) if "mean_iou" in line] for side in ("whole", "stopped")]
+    assert evals[0] == evals[1] and len(evals[0]) == 2
+
+
+def test_a_time_limit_that_leaves_no_step_is_told_and_kept(
+    data: tuple[Any, LabelMap], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = trainer(data, tmp_path / "run", time_limit="1s").train()
+    assert (result["step"], result["stopped"]) == (0, "training.time_limit is reached")
+    assert "training.time_limit=1s cannot suffice for one step and saving" in caplog.text
+    assert trainer(data, tmp_path / "run", resume="auto").train()["step"] == 4
+
+
+def test_an_evaluation_that_outlasts_the_time_limit_is_left_and_made_up_for(
+    data: tuple[Any, LabelMap], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fields = {"eval_every": 2, "time_limit": "10s", "save_every": 0}
+    with monkeypatch.context() as planted:
+        planted.setattr(Comparisons, "save", lambda self, *image: threading.Event().wait(600))
+        result = trainer(data, tmp_path / "run", **fields).train()
+        assert (result["step"], result["stopped"]) == (2, "training.time_limit is reached")
+        with StopRequest(10, started=time.monotonic() - 4) as request:
+            result = trainer(data, tmp_path / "run", resume="auto", **fields).train(request)
+        assert result["step"] == 2
+        assert "training.time_limit=10s cannot suffice for one evaluation and saving" in caplog.text
+    assert trainer(data, tmp_path / "run", resume="auto", **(fields | {"time_limit": None})).train()["step"] == 4
+    assert [line["step"] for line in lines(tmp_path / "run") if "mean_iou" in line] == [2, 4]
+
+
+@pytest.mark.parametrize("damaged", ["model.safetensors", "config.json", "preprocessor_config.json", "."])
+@pytest.mark.parametrize("keep_last", [3, 1])
+def test_a_damaged_best_is_told_and_restored_where_a_state_has_it(
+    data: tuple[Any, LabelMap],
+    tmp_path: Path,
+    damaged: str,
+    keep_last: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run, fields = tmp_path / "run", {"eval_every": 2, "save_every": 1, "keep_last": keep_last, "ema_decay": 0.5}
+    first = trainer(data, run, **fields)
+    with monkeypatch.context() as planted:
+        planted.setattr(StopRequest, "reason", property(lambda self: "enough" if first.step == 3 else None))
+        assert first.train()["best"]["step"] == 2
+    whole = (run / "best" / "model.safetensors").read_bytes()
+    if damaged == ".":
+        shutil.rmtree(run / "best")
+    else:
+        content = bytearray((run / "best" / damaged).read_bytes())
+        content[random.Random(damaged).randrange(len(content))] ^= 4
+        (run / "best" / damaged).write_bytes(content)
+    again = trainer(data, run, resume="auto", **fields)
+    again.validation._is_better = lambda value: not again.validation.best  # type: ignore[method-assign]
+    best = again.train()["best"]
+    assert str(run / "best") in caplog.text
+    if keep_last == 3:
+        assert best["step"] == 2 and "best/ is restored from" in caplog.text
+        assert (run / "best" / "model.safetensors").read_bytes() == whole
+    else:
+        assert best["step"] == 4 and "no training state of step 2 is left" in caplog.text
+    check_model(run / "best")
 
 
 def test_the_images_of_a_step_may_be_divided_anew(
@@ -333,8 +428,8 @@ def test_non_finite_loss_stops(data: tuple[Any, LabelMap], tmp_path: Path) -> No
     best = []
     validate = run._validate
 
-    def spoil() -> dict[str, Any]:
-        scores = validate()
+    def spoil(at_once: Any) -> dict[str, Any]:
+        scores = validate(at_once)
         best.append((tmp_path / "run" / "best" / "model.safetensors").read_bytes())
         with torch.no_grad():
             run.model.decode_head.classifier.bias.fill_(float("nan"))

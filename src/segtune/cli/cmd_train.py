@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from segtune.cli.common import check_before_torch, hide_bars_of_libraries, is_main_process
+from segtune.cli.common import check_before_torch, hide_bars_of_libraries, is_main_process, resumed
 from segtune.cli.options import OverridesArgument, RecipeArgument
+from segtune.training.interrupts import STARTED, StopRequest, seconds
 
 
 def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
@@ -19,26 +21,38 @@ def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     `segtune recipes keys [SECTION]` explains every key that may be changed, as in training.max_steps=100.
     Paths are relative to the current folder. Several processes: accelerate launch -m segtune train RECIPE …
     """
-    from segtune.recipe.recipe import load_recipe
+    with StopRequest(_given_limit(overrides or ()), STARTED):  # a busy machine spends a short one on the imports
+        from segtune.recipe.recipe import load_recipe
 
-    settings = load_recipe(recipe, overrides or ())
-    check_before_torch(settings)
-    from segtune import finetune
+        settings = load_recipe(recipe, overrides or ())
+        check_before_torch(settings)
+        from segtune import finetune
+        from segtune.training.distributed import process_start
 
-    hide_bars_of_libraries()
-    result = finetune.train(settings)
+        hide_bars_of_libraries()
+    result = finetune.train(settings, started=process_start())
     stopped = result.get("stopped")
     if is_main_process():
-        typer.echo("\n".join(_stopped_lines(recipe, overrides or [], result) if stopped else _closing_lines(result)))
+        is_done = not stopped or "left" in result
+        lines = _closing_lines(result) if is_done else _stopped_lines([recipe, *(overrides or ())], result)
+        typer.echo("\n".join(lines))
     if stopped:
         raise typer.Exit(3)
 
 
-def _stopped_lines(recipe: str, overrides: Sequence[str], result: dict[str, Any]) -> list[str]:
-    kept = [text for text in overrides if not text.startswith(("training.resume=", "training.overwrite="))]
+def _given_limit(overrides: Sequence[str]) -> int | None:
+    """Seconds of a time limit in the command itself; the recipe has its say when it is read."""
+    with suppress(ValueError):
+        for text in reversed(overrides):
+            if text.startswith("training.time_limit="):
+                return seconds(text.partition("=")[2])
+    return None
+
+
+def _stopped_lines(words: Sequence[str], result: dict[str, Any]) -> list[str]:
     return [
         f"stopped at step {result['step']}, everything saved: {result['stopped']}",
-        f"next: {shlex.join(['segtune', 'train', recipe, *kept, 'training.resume=auto'])}",
+        f"next: {shlex.join(['segtune', 'train', *resumed(words)])}",
     ]
 
 
@@ -56,6 +70,8 @@ def _closing_lines(result: dict[str, Any]) -> list[str]:
         lines.append(f"report: {result['report']}")
     if result.get("pushed"):
         lines.append(f"pushed to {result['pushed']}")
+    if "left" in result:
+        return [*lines, *(f"next: {shlex.join(command)}" for command in result["left"])]
     split = next((split for split in ("test", "val") if split in result["splits"]), None)
     if split:
         words = ["segtune", "evaluate", str(folder / BEST), str(folder / RECIPE_FILE), "--split", split]

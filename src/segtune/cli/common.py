@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,12 @@ def first_sentence(command: Callable[..., None]) -> str:
 
 def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"  # set by accelerate launch and torchrun
+
+
+def resumed(words: Sequence[str]) -> list[str]:
+    """The words of a `train` command, changed to go on with its run."""
+    kept = [word for word in words if not word.startswith(("training.resume=", "training.overwrite="))]
+    return [*kept, "training.resume=auto"]
 
 
 def hide_bars_of_libraries() -> None:

@@ -6,12 +6,16 @@ stopped early on request (a signal, training.time_limit) with everything saved.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
+import shlex
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, NoReturn
 
 import typer
@@ -29,8 +33,10 @@ from segtune.cli import (
     cmd_report,
     cmd_train,
 )
-from segtune.cli.common import first_sentence, is_main_process
+from segtune.cli.common import first_sentence, is_main_process, resumed
 from segtune.errors import SegtuneError, printable
+from segtune.files import is_full_disk
+from segtune.training import interrupts
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,16 +45,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     What the user can mend is one message: a fault of the input, or of the machine (a full disk, a file that may not be
     written). Anything else is a bug and shows its traceback; SEGTUNE_TRACEBACK=1 shows that of every error.
     """
+    words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a pipe of Windows has no → and no ×
+    interrupts.last_resort = partial(_leave_at_once, words)
     try:
-        typer.main.get_command(_application()).main(args=argv, prog_name="segtune")
+        with interrupts.StopRequest():
+            typer.main.get_command(_application()).main(args=words, prog_name="segtune")
+    except interrupts.Interrupted as interruption:
+        _tell_stop(interruption.reason, words)
+        sys.exit(3)
     except Exception as error:
         if os.environ.get("SEGTUNE_TRACEBACK") == "1":
             raise
         if isinstance(error, SegtuneError):
             _fail(str(error), error.exit_code)
+        if is_full_disk(error):
+            _fail(f"the disk is full: {_full_places(error)}. Make room, then give the same command again", 1)
         if isinstance(error, OSError):
             _fail(
                 f"{type(error).__name__}: {error}\n(SEGTUNE_TRACEBACK=1 in the environment shows where it happened)", 1
@@ -57,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail("this is a bug of segtune: please report it with the traceback above and what `segtune env` prints", 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+    finally:
+        interrupts.last_resort = None
 
 
 def _application() -> typer.Typer:
@@ -79,6 +95,33 @@ def _application() -> typer.Typer:
     app.add_typer(cmd_recipes.application(), name="recipes")
     app.add_typer(cmd_data.application(), name="data")
     return app
+
+
+def _tell_stop(reason: str, words: Sequence[str]) -> None:
+    """Say why a command ends that has nothing to save, and how to go on: it leaves no half file."""
+    # A run is gone on with, unless the command says itself what becomes of the one that is there.
+    says_how = any(word.startswith(("training.resume=", "training.overwrite=")) for word in words)
+    begins = words[:1] == ["train"] and not says_how
+    with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
+        if is_main_process():
+            typer.echo(f"stopped: {reason}", err=True)
+            typer.echo(f"next: {shlex.join(['segtune', *(resumed(words) if begins else words)])}", err=True)
+
+
+def _leave_at_once(words: Sequence[str]) -> None:
+    _tell_stop("a signal was received", words)
+    os._exit(3)
+
+
+def _full_places(error: BaseException) -> str:
+    """What could not be written, where the error tells it; else the folders that are written beside the outputs."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.filename:
+            return str(link.filename)
+        link = link.__cause__ or link.__context__
+    cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    return f"the output's, that of the cache (HF_HOME, {cache}), or that of temporary files ({tempfile.gettempdir()})"
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from pydantic import ValidationError
 
 from segtune.data.checks import without_unreadable
-from segtune.data.class_names import LABEL_FILES, PACKAGED, label_map_of
+from segtune.data.class_names import LABEL_FILES, label_map_of
 from segtune.data.config import HUB, PACKAGED, DatasetConfig, refuse_missing
 from segtune.data.containment import contain
 from segtune.data.formats import hub_parquet

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from segtune.data.config import TransformConfig
 from segtune.data.rare_classes import training_transform
-from segtune.data.samples import SegmentationSamples, StepSampler, collate
+from segtune.data.samples import SegmentationSamples, StepSampler, as_tensors, collate
 from segtune.data.streaming import ShardStream, State, StreamedSamples, StreamSampler, is_stream
 from segtune.errors import SegtuneError, UsageError
 from segtune.labels.label_map import LabelMap
 
 if TYPE_CHECKING:
     import datasets
+
+logger = logging.getLogger(__name__)
 
 REMEMBERED = 64  # steps whose states of a stream are kept: the log asks for those of earlier steps
 
@@ -58,6 +62,7 @@ class TrainingBatches:
         self.process_index, self.num_processes = process_index, num_processes
         self.stream_state: State | None = None  # to start from; None = the first row
         self.sampler: StepSampler | StreamSampler | None = None
+        self.warned = False
 
     @property
     def layout(self) -> tuple[int, int, int]:
@@ -100,7 +105,19 @@ class TrainingBatches:
         for step in range(start_step, max_steps):
             if isinstance(self.sampler, StreamSampler):
                 self.sampler.forget(step - REMEMBERED)
-            yield [_raise_errors(next(loader)) for _ in range(self.accumulation_steps)]
+            yield [self._received(next(loader)) for _ in range(self.accumulation_steps)]
+
+    def _received(self, batch: dict[str, Any] | SegtuneError) -> dict[str, Any]:
+        """A batch as it came from a worker, in tensors; raises the error that came instead."""
+        if isinstance(batch, SegtuneError):
+            raise batch
+        if isinstance(batch["labels"], np.ndarray) and not self.warned:
+            self.warned = True
+            logger.warning(
+                "shared memory (/dev/shm) is too small for the batches of the loading processes, which are copied "
+                "instead: docker run --shm-size=2g gives more, training.num_workers=0 needs none"
+            )
+        return as_tensors(batch)
 
     def state_after(self, step: int) -> State | None:
         """Where the stream of this process is when `step` steps are done; None where the step says it all."""
@@ -154,9 +171,3 @@ class _ErrorsAsValues(Dataset):
             return self.samples.__getitems__(keys)
         except SegtuneError as error:
             return error
-
-
-def _raise_errors(batch: dict[str, Any] | SegtuneError) -> dict[str, Any]:
-    if isinstance(batch, SegtuneError):
-        raise batch
-    return batch

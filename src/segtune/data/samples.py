@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -97,6 +98,23 @@ def read_pair(
     return image[:, :], labels[:, :]
 
 
+def _share(*tensors: torch.Tensor) -> bool:
+    """Move tensors into shared memory; False where it is too small, as in a container with Docker's 64 MB."""
+    try:
+        for tensor in tensors:
+            tensor.share_memory_()
+    except (RuntimeError, OSError) as error:
+        if "shared memory" not in str(error) and getattr(error, "errno", None) != errno.ENOSPC:
+            raise
+        return False
+    return True
+
+
+def as_tensors(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch of a worker that had no shared memory, with tensors over the same memory; another one as it is."""
+    return {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for key, value in batch.items()}
+
+
 class SegmentationSamples(Dataset):
     """Augmented training samples. The key carries the epoch, so that workers share no state.
 
@@ -129,15 +147,17 @@ class SegmentationSamples(Dataset):
         """A batch, which is what a DataLoader asks for: "pixel_values" (B, C, h, w), "labels" (B, h, w) and "ids".
 
         Samples are written into their place in the batch; in a worker that lies in shared memory, so that nothing is
-        copied on the way.
+        copied on the way. Where there is not enough of that, a worker's batch is of NumPy arrays, which are sent
+        through a pipe (`as_tensors`).
         """
         pixel_values = torch.empty(len(keys), self.transform.channels, *self.transform.size)  # (B, C, h, w)
         labels = torch.empty(len(keys), *self.transform.size, dtype=torch.int64)  # (B, h, w)
-        if get_worker_info() is not None:
-            pixel_values.share_memory_(), labels.share_memory_()
+        is_shared = get_worker_info() is None or _share(pixel_values, labels)
         ids = [
             self._write(key, *places) for key, *places in zip(keys, pixel_values.numpy(), labels.numpy(), strict=True)
         ]
+        if not is_shared:
+            return {"pixel_values": pixel_values.numpy(), "labels": labels.numpy(), "ids": ids}
         return {"pixel_values": pixel_values, "labels": labels, "ids": ids}
 
     def _write(self, key: Key, pixel_values: np.ndarray, target: np.ndarray) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 from segtune.bars import progress_bar
 from segtune.errors import DataError, UsageError
 from segtune.evaluation.calibration import TemperatureFit
-from segtune.files import write_atomic
+from segtune.files import MODEL_MANIFEST, update_manifest, write_atomic
 from segtune.imageio.raster import ArrayRaster, read_ahead
 from segtune.inference.evaluate import labelled_image
 from segtune.inference.segmenter import Segmenter, eval_mode
@@ -74,3 +74,4 @@ def store_temperature(config: Path, temperature: float) -> None:
     """Write the temperature into a `config.json`, as `calibration_temperature`; everything else stays."""
     content = json.loads(config.read_text(encoding="utf-8")) | {"calibration_temperature": temperature}
     write_atomic(config, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    update_manifest(config, MODEL_MANIFEST)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +13,7 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 
 from segtune.errors import DataError
-from segtune.files import write_folder
+from segtune.files import MODEL_MANIFEST, check_manifest, write_folder, write_manifest
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 from segtune.training.distributed import gather_full, shard_like
@@ -25,12 +23,14 @@ logger = logging.getLogger(__name__)
 
 STATE_FILE, MANIFEST_FILE = "training_state.pt", "manifest.json"
 WEIGHTS_FILE = "model.safetensors"
+MODEL_FILES = ("config.json", WEIGHTS_FILE, "preprocessor_config.json")  # in best/ and final/
 
 
 def save_model(folder: Path, model: SegformerForSemanticSegmentation, processor: SegformerImageProcessor) -> None:
     """Write what `from_pretrained` needs, all at once: a reader sees the old folder or the new one.
 
-    Of a model with adapters: the merged network, and the adapters with the head in `adapter/`.
+    A hidden manifest has the checksums (`check_model`). Of a model with adapters: the merged network, and the adapters
+    with the head in `adapter/`.
     """
     adapted = hasattr(model, "peft_config")
 
@@ -39,6 +39,7 @@ def save_model(folder: Path, model: SegformerForSemanticSegmentation, processor:
         if adapted:
             save_adapter(model, target / "adapter")
         processor.save_pretrained(target)
+        write_manifest(target, MODEL_MANIFEST)
 
     write_folder(folder, write)
 
@@ -75,8 +76,7 @@ def save_state(
         for name, text in (texts or {}).items():
             (target / name).write_text(text, encoding="utf-8")
         # The manifest comes last: a folder that has one was written to its end; its checksums tell bits that rotted.
-        files = {file.name: _fingerprint(file) for file in sorted(target.iterdir())}
-        (target / MANIFEST_FILE).write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
+        write_manifest(target, MANIFEST_FILE)
 
     write_folder(folder, write)
 
@@ -114,29 +114,17 @@ def load_state(
 
 def check_state(folder: Path) -> None:
     """Raise DataError where a training state is not byte by byte what was written."""
-    try:
-        files = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{folder} is no complete training state: {MANIFEST_FILE} is missing or torn") from None
-    if not expected.keys() >= {WEIGHTS_FILE, STATE_FILE}:
-        raise DataError(f"{folder} is no complete training state: {MANIFEST_FILE} does not list all files")
-    for name, (size, digest) in expected.items():
-        file = folder / name
-        if not file.is_file():
-            raise DataError(f"{file} is missing")
-        if file.stat().st_size != size:
-            raise DataError(f"{file} has {file.stat().st_size} of {size} bytes")
-        if _fingerprint(file)["sha256"] != digest:
-            raise DataError(f"{file} is not what was written: its checksum differs")
+    check_manifest(folder, MANIFEST_FILE, (WEIGHTS_FILE, STATE_FILE))
 
 
-def _fingerprint(file: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(2**20):
-            digest.update(block)
-    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+def check_model(folder: Path) -> None:
+    """Raise DataError where a saved model is not what was written; of one without a manifest, where it is not whole."""
+    if not (folder / MODEL_MANIFEST).exists():  # of an earlier version
+        for name in MODEL_FILES:
+            if not (folder / name).is_file():
+                raise DataError(f"{folder / name} is missing")
+        return
+    check_manifest(folder, MODEL_MANIFEST, MODEL_FILES)
 
 
 def _generators() -> dict[str, Any]:

@@ -244,7 +244,9 @@ class TrainingConfig(StrictModel):
         "auto", description="Where the run computes; auto = the accelerator that is there."
     )
     time_limit: MayChangeOnResume[str | None] = Field(
-        None, description="Save and stop after this time, e.g. 8h30m; the run goes on with training.resume=auto."
+        None,
+        description="Save and end within this time from the start of the command, e.g. 8h30m; the run goes on with "
+        "training.resume=auto.",
     )
     resume: MayChangeOnResume[Literal["never", "auto"] | str] = Field(
         "never", description="auto = go on from the newest state in output_dir; or the path of a state."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
@@ -68,11 +70,20 @@ class Validation:
         self.since_best = 0
 
     def evaluate(
-        self, model: SegformerForSemanticSegmentation, step: int, progress: TrainingProgress
+        self,
+        model: SegformerForSemanticSegmentation,
+        step: int,
+        progress: TrainingProgress,
+        at_once: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> dict[str, Any]:
-        """Score the weights of a step, report that to `progress`, and save them as best/ where none were better."""
+        """Score the weights of a step, report that to `progress`, and save them as best/ where none were better.
+
+        Args:
+            at_once: makes the context in which images are looked at, and may be left at any time.
+        """
         self.comparisons.folder = self.run.path / OVERLAYS / f"step-{step:06d}"
-        evaluation = self.count(model, self.dataset, self.comparisons.save)
+        with at_once():
+            evaluation = self.count(model, self.dataset, self.comparisons.save)
         scores = evaluation.scores()
         progress.scores(scores, self.comparisons)
         value = dict(flatten(scores))[self.config.best_metric]

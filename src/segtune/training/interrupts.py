@@ -1,19 +1,32 @@
-"""Graceful interruption of a run: signals and a time limit, both obeyed between two optimiser steps."""
+"""Graceful interruption of a command: signals and a time limit, obeyed at once, or where something can be saved."""
 
 from __future__ import annotations
 
 import logging
+import math
 import re
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
+STARTED = time.monotonic()  # of a command, which imports this first
+
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _DURATION = re.compile(r"(?=.)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+
+STOPPING = ("SIGTERM", "SIGINT", "SIGHUP")  # SIGHUP: the terminal was closed; Windows has none
+LIMIT = "training.time_limit is reached"
+TO_LEAVE = 3.0  # seconds that a process takes to end, at least
+PATIENCE = 8.0  # seconds after a signal that what is interrupted at once may take
+# Called, from a thread of its own, where a process is still there then: in a library's code that lets no exception
+# through. A command sets it.
+last_resort: Callable[[], None] | None = None
 
 
 def seconds(duration: str) -> int:
@@ -29,44 +42,171 @@ def seconds(duration: str) -> int:
     return total
 
 
-class StopRequest:
-    """A context in which SIGTERM, the first SIGINT and the end of `limit` seconds only set `reason`.
+class Interrupted(BaseException):
+    """A signal or the time limit ends what is being done; no `except Exception` holds it up.
 
-    A second SIGINT interrupts at once. Outside the main thread, as in some notebooks, signals do what they did before.
+    Args:
+        reason: why, in words.
+
+    Attributes:
+        command: what finishes what was left, where that is another command than the one that was interrupted.
     """
 
-    def __init__(self, limit: float | None = None) -> None:
-        self.deadline = None if limit is None else time.monotonic() + limit
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.command: list[str] | None = None
+
+
+class StopRequest:
+    """A context in which SIGTERM, SIGINT, SIGHUP and the time limit raise `Interrupted` where they find the process.
+
+    Inside `noted()` they only set `reason`, to be asked for where something can be saved. A second SIGINT raises
+    KeyboardInterrupt anywhere. Outside the main thread, as in some notebooks, signals do what they did before, and the
+    limit holds where `reason` or `check` asks. Contexts may be nested; the inner one hears.
+
+    Args:
+        limit: seconds.
+        started: when they began, by `time.monotonic`; by default now.
+
+    Attributes:
+        to_leave: seconds that the process is given to end.
+        reserve: seconds before the end of the limit from which it counts as reached: what saving takes.
+    """
+
+    def __init__(self, limit: float | None = None, started: float | None = None) -> None:
+        began = time.monotonic() if started is None else started
+        self.deadline = None if limit is None else began + limit
+        # Where starting took long, the machine is slow or busy, and ending takes long as well.
+        self.to_leave = min(max(TO_LEAVE, (time.monotonic() - began) / 2), (limit or 0.0) / 4)
+        self.reserve = self.to_leave
         self._signal: str | None = None
-        self._previous: dict[signal.Signals, Any] = {}
+        self._noting = False
+        self._timer: threading.Timer | None = None
+        self._previous: dict[int, Any] = {}
 
     @property
     def reason(self) -> str | None:
         """Why to stop, in words; None while there is no reason."""
-        if self._signal is None and self.deadline is not None and time.monotonic() >= self.deadline:
-            return "training.time_limit is reached"
+        if self._signal is None and self.left() <= 0:
+            return LIMIT
         return self._signal
+
+    def left(self) -> float:
+        """Seconds until the limit counts as reached; infinite where there is none."""
+        return math.inf if self.deadline is None else self.deadline - self.reserve - time.monotonic()
+
+    def check(self) -> None:
+        """Raise Interrupted where there is a reason."""
+        if reason := self.reason:
+            raise Interrupted(reason)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Inside, a reason is only noted."""
+        with self._mode(noting=True):
+            yield
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, a reason raises Interrupted, also one that was there before."""
+        self.check()
+        with self._mode(noting=False):
+            try:
+                yield
+            finally:
+                if self._timer is not None:  # it was heard: what follows, such as saving, may take its time
+                    self._timer.cancel()
+
+    @contextmanager
+    def _mode(self, noting: bool) -> Iterator[None]:
+        before, self._noting = self._noting, noting
+        self._set_alarm()
+        try:
+            yield
+        finally:
+            self._noting = before
+            self._set_alarm()
 
     def __enter__(self) -> StopRequest:
         # Python allows signal handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._note)
+            for name in STOPPING:
+                number = getattr(signal, name, None)
+                # `nohup` has SIGHUP ignored, and means it.
+                if number is not None and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
+                    self._previous[number] = signal.signal(number, self._hear)
+            if self.deadline is not None and hasattr(signal, "SIGALRM"):
+                self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._ring)
+                signal.setitimer(signal.ITIMER_REAL, max(self.left(), 1e-3))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if hasattr(signal, "SIGALRM") and signal.SIGALRM in self._previous:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        self._previous = {}
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._signal is not None:
+    def _set_alarm(self) -> None:
+        """Ring at the end of the limit where it is to be obeyed at once; one that has passed was obeyed."""
+        if hasattr(signal, "SIGALRM") and signal.SIGALRM in self._previous:
+            signal.setitimer(signal.ITIMER_REAL, 0.0 if self._noting else max(self.left(), 0.0))
+
+    def _ring(self, number: int, frame: FrameType | None) -> None:
+        if not self._noting and self._signal is None:
+            raise Interrupted(LIMIT)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        again, self._signal = self._signal is not None, f"{signal.Signals(number).name} was received"
+        if again and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._signal = f"{signal.Signals(number).name} was received"
-        logger.warning("%s: stopping after this step (Ctrl-C once more stops at once)", self._signal)
+        if self._noting and not again:
+            logger.warning("%s: stopping after this step (Ctrl-C once more stops at once)", self._signal)
+        elif not again:  # a second signal does not disturb the tidying up after the first
+            if last_resort is not None:
+                self._timer = threading.Timer(PATIENCE, last_resort)
+                self._timer.daemon = True
+                self._timer.start()
+            raise Interrupted(self._signal)
 
 
 def ignore_interrupts(worker: int) -> None:
-    """For a data-loading process: Ctrl-C reaches the whole group, but only the training decides when to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """For a data-loading process: signals reach the whole group, but only the training decides when to stop.
+
+    A second SIGTERM ends it: that of a training which waits for it in vain.
+    """
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _ignore_once)
+
+
+def _ignore_once(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+
+
+class Durations:
+    """The longest time that each part of a run has taken, in seconds, by which the time limit is kept."""
+
+    def __init__(self) -> None:
+        self.longest: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Learn how long the block takes; one that is interrupted takes at least as long."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(part, time.monotonic() - began)
+
+    def add(self, part: str, seconds: float) -> None:
+        """Note how long a part took."""
+        self.longest[part] = max(self.of(part), seconds)
+
+    def of(self, part: str, unknown: float = 0.0) -> float:
+        """What a part takes; where that is not known yet, `unknown`."""
+        return self.longest.get(part, unknown)

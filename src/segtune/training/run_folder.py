@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import shutil
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,10 +17,12 @@ from accelerate.utils import broadcast_object_list
 from segtune.data.dataset import save_split
 from segtune.errors import DataError, UsageError
 from segtune.evaluation.evaluation import Evaluation, file_name
-from segtune.files import atomic_path, read_json_lines, recover, write_atomic
+from segtune.files import atomic_path, naming_full_disk, read_json_lines, recover, write_atomic
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 from segtune.training import checkpoint
+from segtune.training.checkpoint import MODEL_FILES
+from segtune.training.run_lock import locked
 
 if TYPE_CHECKING:
     import datasets
@@ -31,7 +34,6 @@ RECIPE_FILE, SPLIT_FILE, METRICS_FILE, REPORT_FILE = "recipe.yaml", "split.json"
 STATES, BEST, FINAL, OVERLAYS, TENSORBOARD = "checkpoints", "best", "final", "overlays", "tensorboard"  # folders
 RUN_FILES = (RECIPE_FILE, SPLIT_FILE, METRICS_FILE)  # pushed beside the weights
 NON_FINITE = "non_finite"  # a folder: the samples of a step whose loss or gradient was not finite
-MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")  # in best/ and final/
 
 
 class RunFolder:
@@ -67,6 +69,10 @@ class RunFolder:
 
     # --- before the first step ---------------------------------------------------------------------------------------
 
+    def locked(self) -> AbstractContextManager[None]:
+        """A context in which no other training writes into the folder; see `run_lock.locked`."""
+        return locked(self.path) if self.accelerator.is_main_process else nullcontext()
+
     def open(self, recipe: str | None, splits: datasets.DatasetDict | None) -> Path | None:
         """Repair what a killed process left half done, remove what may be removed, store the splits.
 
@@ -83,6 +89,8 @@ class RunFolder:
             self._recover()
             refuse_existing_run(self.path, self.resume, self.overwrite)
             found = [self._state_to_resume()]
+            if self.is_resuming:
+                self._tell_damage()
             self._make_room()
             if splits is not None:
                 self._save_split(splits)
@@ -116,6 +124,43 @@ class RunFolder:
         if run_content(self.path):
             logger.warning("%s holds no training state to go on from: starting from the first step", self.path)
         return None
+
+    def _tell_damage(self) -> None:
+        """Name what is damaged besides the training states and best/; it computes nothing of what follows."""
+        evaluation = self.path / file_name("val")
+        try:
+            if (self.path / FINAL).exists():
+                checkpoint.check_model(self.path / FINAL)
+        except DataError as error:
+            logger.warning("%s: it is written anew at the end of the run", error)
+        try:
+            if evaluation.exists():
+                Evaluation.load(evaluation)
+        except (DataError, OSError) as error:
+            logger.warning("%s: it is written anew with the next better %s/", error, BEST)
+
+    def damage_of_best(self) -> str | None:
+        """What is wrong with best/, in words, the same in every process; None where it is what was written."""
+        found: list[str | None] = [None]
+        if self.accelerator.is_main_process:
+            try:
+                checkpoint.check_model(self.path / BEST)
+            except (DataError, OSError) as error:
+                found = [str(error)]
+        return cast("str | None", broadcast_object_list(found)[0])
+
+    def whole_state(self, step: int) -> Path | None:
+        """The training state of a step, where there is one and it is what was written; the same in every process."""
+        found: list[Path | None] = [None]
+        if self.accelerator.is_main_process:
+            folder = self._state_folder(step)
+            with suppress(DataError):
+                checkpoint.check_state(folder)
+                found = [folder]
+        return cast("Path | None", broadcast_object_list(found)[0])
+
+    def _state_folder(self, step: int) -> Path:
+        return self.states / f"step-{step:06d}"
 
     def _make_room(self) -> None:
         if not self.is_resuming:
@@ -175,14 +220,15 @@ class RunFolder:
     def write(self, record: dict[str, Any]) -> None:
         """Add a line to `metrics.jsonl`."""
         if self.accelerator.is_main_process:
-            with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
+            path = self.path / METRICS_FILE
+            with naming_full_disk(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
     def save_state(
         self, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
     ) -> None:
         """Save all that a resumed run needs, then remove the oldest states beyond `keep_last`."""
-        folder = self.states / f"step-{step:06d}"
+        folder = self._state_folder(step)
         texts = {} if self.recipe is None else {RECIPE_FILE: self.recipe}
         checkpoint.save_state(folder, self.accelerator, model, optimizer, state, texts)
         if self.accelerator.is_main_process:

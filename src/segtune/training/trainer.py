@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -34,7 +35,7 @@ from segtune.training.distributed import (
 )
 from segtune.training.ema import ExponentialMovingAverage
 from segtune.training.evaluation_loop import Validation
-from segtune.training.interrupts import StopRequest, ignore_interrupts, seconds
+from segtune.training.interrupts import Durations, Interrupted, StopRequest, ignore_interrupts, seconds
 from segtune.training.losses import SegmentationLoss
 from segtune.training.optim import adamw, freeze, parameter_groups, schedule_factor, set_learning_rate, train_mode
 from segtune.training.progress import TrainingProgress
@@ -121,6 +122,9 @@ class SegmentationTrainer:
         settings = {"training": config.model_dump()} if settings is None else settings
         self.progress = TrainingProgress(self.run, config, self.batches, settings)
         self.step = 0
+        self.last: dict[str, Any] = {}
+        self.evaluation_due = False  # of this step; a run that was stopped in an evaluation goes on with it
+        self.durations = Durations()
         self.stop_flag = DeferredScalars(self.accelerator.device)
         self.after_evaluation: Callable[[bool], None] | None = None
 
@@ -161,12 +165,40 @@ class SegmentationTrainer:
 
     # --- the loop ------------------------------------------------------------------------------------------------
 
-    def train(self) -> dict[str, Any]:
+    def train(self, request: StopRequest | None = None) -> dict[str, Any]:
         """Train to `max_steps`; returns the run folder, the last step, the best and the last evaluation.
 
-        SIGTERM, SIGINT and `time_limit` end the training after the step in progress, with a training state saved;
-        "stopped" of the result then says why.
+        A signal or `time_limit` ends the training after the step in progress, or in an evaluation, with a training
+        state saved; "stopped" of the result then says why.
+
+        Args:
+            request: hears signals and the time limit of the whole command; by default, those of the training.
+
+        Raises:
+            UsageError: another training is writing into the run folder, or there is nothing to go on with.
         """
+        heard = self._request() if request is None else nullcontext(request)
+        with self.run.locked(), heard as request, request.noted():
+            self._open()
+            with self.progress.logged_from(self.step):
+                try:
+                    self._steps(request)
+                except Interrupted as interruption:
+                    stopped: str | None = interruption.reason
+                    self._save_state()
+                    self.progress.finish(interruption.reason)
+                else:
+                    stopped = None
+                    self._save_final()
+        result = {"output_dir": str(self.run.path), "step": self.step, "best": self.validation.best, "last": self.last}
+        return {**result, "stopped": stopped} if stopped else result
+
+    def _request(self) -> StopRequest:
+        limit = self.config.time_limit
+        return StopRequest(seconds(limit) if limit else None)
+
+    def _open(self) -> None:
+        """Open the run folder, and put back the state to go on from."""
         config = self.config
         state = self.run.open(self.recipe, self.splits)
         # Dropout and drop path draw from the global generator: other draws in every process. Sample order and
@@ -176,35 +208,73 @@ class SegmentationTrainer:
             self._resume(state)
         self.run.begin(self.step, environment(self.accelerator))
         train_mode(self.model, config.freeze, config.batch_norm)
-        limit = seconds(config.time_limit) if config.time_limit else None
-        with StopRequest(limit) as request, self.progress.logged_from(self.step):
-            last, stopped = self._steps(request)
-            if not stopped:
-                self._save_final()
-        result = {"output_dir": str(self.run.path), "step": self.step, "best": self.validation.best, "last": last}
-        return {**result, "stopped": stopped} if stopped else result
 
-    def _steps(self, request: StopRequest) -> tuple[dict[str, Any], str | None]:
-        """The optimiser steps that remain; returns the last evaluation and, where asked to stop before the end, why."""
+    def _steps(self, request: StopRequest) -> None:
+        """The optimiser steps that remain.
+
+        Raises:
+            Interrupted: asked to stop before the end; the weights are those of `self.step`.
+        """
         config, progress = self.config, self.progress
-        scores: dict[str, Any] = {}
-        for micro_batches in progress.timed(self._batches()):
+        self._tell_what_cannot_fit(request)
+        if reason := self._agree(request.reason):
+            raise Interrupted(reason)
+        ended = self._evaluate(request) if self.evaluation_due else None
+        steps = progress.timed(self._batches()) if ended is None and self.step < config.max_steps else ()
+        for micro_batches in steps:
             loss, norm = self._optimizer_step(micro_batches)
             progress.add(loss, norm, self.optimizer.param_groups[0]["lr"], micro_batches)
-            if self._due(config.eval_every) and self.eval_dataset is not None:
-                scores = self._validate()
-                if reason := self.validation.early_stop():
-                    progress.finish(reason)
-                    return scores, None
-            stopped = self._agree(request.reason) if self.step < config.max_steps else None
-            if stopped or self._due(config.state_every, at_end=False):
+            self.durations.add("step", time.perf_counter() - progress.step_started)
+            self.evaluation_due = self._due(config.eval_every) and self.eval_dataset is not None
+            if self.evaluation_due and (ended := self._evaluate(request)):
+                break
+            request.reserve = self._reserve(request, self.step + 1)
+            if self.step < config.max_steps and (reason := self._agree(request.reason)):
+                raise Interrupted(reason)
+            if self._due(config.state_every, at_end=False):
                 self._save_state()
-            if stopped:
-                progress.finish(stopped)
-                return scores, stopped
         progress.flush()
-        progress.finish("done")
-        return scores, None
+        progress.finish(ended or "done")
+
+    def _evaluate(self, request: StopRequest) -> str | None:
+        """Evaluate the weights of this step; returns why to end the run early, in words, or None.
+
+        Raises:
+            Interrupted: in the evaluation, which stays due.
+        """
+        request.reserve = self._reserve(request, None)
+        # Processes that wait for each other's counts cannot leave alone: with several, stopping waits as well.
+        at_once = request.at_once if self.accelerator.num_processes == 1 else nullcontext
+        with self.durations.timed("evaluation"):
+            self.last = self._validate(at_once)
+        self.evaluation_due = False
+        return self.validation.early_stop()
+
+    def _reserve(self, request: StopRequest, step: int | None) -> float:
+        """Seconds before the end of the time limit at which to stop: what making `step` and then saving takes."""
+        # Before anything was saved: weights and two moments of AdamW, at the pace of a slow disk.
+        unknown = 0.5 + 3e-8 * sum(p.numel() * p.element_size() for p in self.model.parameters())
+        saving = 1.5 * self.durations.of("saving", unknown)
+        seconds = request.to_leave + saving
+        if step is not None:
+            seconds += self.durations.of("step")
+            if self.eval_dataset is not None and self._due(self.config.eval_every, step=step):
+                seconds += self.durations.of("evaluation")
+        return seconds + (saving if (self.step if step is None else step) == self.config.max_steps else 0.0)
+
+    def _tell_what_cannot_fit(self, request: StopRequest) -> None:
+        """Warn of a time limit in which not even what comes first, a step or an evaluation, and saving fits."""
+        request.reserve = self._reserve(request, None if self.evaluation_due else self.step + 1)
+        next_one, known = ("evaluation", self.durations.of("evaluation")) if self.evaluation_due else ("step", 0.0)
+        if request.left() < known:
+            logger.warning(
+                "training.time_limit=%s cannot suffice for one %s and saving: after opening the data %.0f s are left, "
+                "and %.0f s are needed",
+                self.config.time_limit,
+                next_one,
+                max(request.left() + request.reserve, 0.0),
+                known + request.reserve,
+            )
 
     def _optimizer_step(self, micro_batches: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
         """accumulate -> forward -> backward -> clip -> schedule -> step -> zero.
@@ -254,10 +324,11 @@ class SegmentationTrainer:
         )
         return (send_to_device(micro_batches, device, non_blocking=True) for micro_batches in steps)
 
-    def _due(self, every: int | None, at_end: bool = True) -> bool:
-        if self.step == self.config.max_steps:
+    def _due(self, every: int | None, at_end: bool = True, step: int | None = None) -> bool:
+        step = self.step if step is None else step
+        if step == self.config.max_steps:
             return at_end
-        return every is not None and self.step % every == 0
+        return every is not None and step % every == 0
 
     def _agree(self, reason: str | None) -> str | None:
         """A reason to stop that any of the processes has, so that all stop at the same step."""
@@ -271,11 +342,11 @@ class SegmentationTrainer:
 
     # --- evaluation ----------------------------------------------------------------------------------------------
 
-    def _validate(self) -> dict[str, Any]:
+    def _validate(self, at_once: Callable[[], AbstractContextManager[None]]) -> dict[str, Any]:
         """Evaluate the weights of this step, and keep them as best/ where none were better."""
         self.progress.flush()  # weights that a loss of NaN has spoiled are neither evaluated nor saved
         with self._averaged():
-            scores = self.validation.evaluate(self._full_model(), self.step, self.progress)
+            scores = self.validation.evaluate(self._full_model(), self.step, self.progress, at_once)
         if self.after_evaluation is not None:
             self.after_evaluation(self.validation.best.get("step") == self.step)
         return scores
@@ -304,29 +375,61 @@ class SegmentationTrainer:
     # --- the run folder ------------------------------------------------------------------------------------------
 
     def _resume(self, folder: Path) -> None:
-        state = self.run.load_state(folder, self.model, self.optimizer)
+        state = self._load_state(folder)
         self.run.check_batch_layout(folder, tuple(state["batch_layout"]), self.batches.layout)
-        if state["step"] >= self.config.max_steps:
+        self.evaluation_due = self.run.is_resuming and state.get("evaluation_due", False)
+        if state["step"] >= self.config.max_steps and not self.evaluation_due:
             raise UsageError(f"{folder} is of step {state['step']}: training.max_steps={self.config.max_steps} is done")
         self.step = state["step"]
+        self.durations.longest = dict(state.get("durations", {}))
         self.batches.restore(state.get("stream_states"))
         if self.run.is_resuming:  # best/ of another run stays there
             self.validation.load_state_dict(state)
+            self._mend_best(folder)
+        logger.warning("going on from step %d (%s)", self.step, folder)
+
+    def _load_state(self, folder: Path) -> dict[str, Any]:
+        """Weights, their average, optimiser and random generators of a training state; returns the rest of it."""
+        state = self.run.load_state(folder, self.model, self.optimizer)
         if self.ema is not None:
             if "ema" not in state:
                 raise UsageError(f"{folder} was saved without training.ema_decay: resume it without, or start anew")
             self.ema.load_state_dict(state["ema"])
-        logger.warning("going on from step %d (%s)", self.step, folder)
+        return state
+
+    def _mend_best(self, folder: Path) -> None:
+        """Write a best/ that is damaged anew from the training state of its step; without one, have it done without.
+
+        Args:
+            folder: the state that the run goes on from, whose weights are in place, also afterwards.
+        """
+        best = self.validation.best.get("step")
+        if best is None or (damage := self.run.damage_of_best()) is None:
+            return
+        source = self.run.whole_state(best)
+        if source is None:
+            self.validation.best = {}
+            logger.warning(
+                "%s, and no training state of step %d is left: the next evaluation's is the best", damage, best
+            )
+            return
+        self._load_state(source)
+        with self._averaged():
+            self.run.save_model(BEST, self._full_model(), self.processor)
+        self._load_state(folder)
+        logger.warning("%s: %s/ is restored from %s", damage, BEST, source)
 
     def _save_state(self) -> None:
         self.progress.flush()
         state: dict[str, Any] = {"step": self.step, "batch_layout": self.batches.layout}
+        state |= {"evaluation_due": self.evaluation_due, "durations": dict(self.durations.longest)}
         state |= self.validation.state_dict()
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
         if self.batches.streamed:
             state["stream_states"] = gather_object([self.batches.state_after(self.step)])
-        self.run.save_state(self.step, self.model, self.optimizer, state)
+        with self.durations.timed("saving"):
+            self.run.save_state(self.step, self.model, self.optimizer, state)
 
     def _save_final(self) -> None:
         """Save the weights of the last step as final/ and, where nothing was evaluated, as best/."""
