@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from segtune.files import read_json_lines, write_atomic, write_folder
+from segtune.errors import DataError
+from segtune.files import name_fault, path_inside, read_json, read_json_lines, write_atomic, write_folder
 
 
 def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,11 +52,13 @@ def test_json_lines_without_a_torn_end(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_names_that_are_none_are_refused(tmp_path: Path, name: str) -> None:
     assert name_fault(name)
-    with pytest.raises(DataError, match="cannot be the name of a file: it"):
+    with pytest.raises(DataError, match="cannot be the name of a file: "):
         path_inside(tmp_path, name)
 
 
-@pytest.mark.parametrize("name", ["a", "bonn/0007", "日本/été (1)", "a..b", ".hidden", "10:30", "console", "n" * 230, "👩‍🌾"])
+@pytest.mark.parametrize(
+    "name", ["a", "bonn/0007", "日本/été (1)", "a..b", ".hidden", "10:30", "console", "n" * 230, "👩‍🌾"]
+)
 def test_other_names_are_kept_as_they_are(tmp_path: Path, name: str) -> None:
     assert path_inside(tmp_path, name, suffix=".png") == tmp_path / f"{name}.png"
 
