@@ -10,18 +10,7 @@ import pytest
 
 from segtune import files
 from segtune.errors import DataError, FullDiskError
-from segtune.files import (
-    check_manifest,
-    is_full_disk,
-    name_fault,
-    path_inside,
-    read_json,
-    read_json_lines,
-    update_manifest,
-    write_atomic,
-    write_folder,
-    write_manifest,
-)
+from segtune.files import check_manifest, is_full_disk, name_fault, path_inside, read_json, read_json_lines, update_manifest, write_atomic, write_folder, write_manifest
 
 
 def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +124,7 @@ def test_json_lines_without_a_torn_end(tmp_path: Path, caplog: pytest.LogCapture
 )  # fmt: skip
 def test_names_that_are_none_are_refused(tmp_path: Path, name: str) -> None:
     assert name_fault(name)
-    with pytest.raises(DataError, match="cannot be the name of a file: it"):
+    with pytest.raises(DataError, match="cannot be the name of a file: "):
         path_inside(tmp_path, name)
 
 
