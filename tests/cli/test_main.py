@@ -184,7 +184,9 @@ def test_a_signal_ends_every_phase_with_3_and_the_way_on(
     tmp_path: Path, number: signal.Signals, module: str, name: str, expected: str
 ) -> None:
     """The planted function waits for ever, which the signal ends."""
-    words = ["recipes"] if name == "list_recipes" else ["train", "demo", f"training.output_dir={tmp_path / 'run'}", *TINY]
+    words = (
+        ["recipes"] if name == "list_recipes" else ["train", "demo", f"training.output_dir={tmp_path / 'run'}", *TINY]
+    )
     words += ["training.report=true"] if name == "write_report" else []
     process = subprocess.Popen(
         [sys.executable, "-c", WAIT.format(module=module, name=name), *words],

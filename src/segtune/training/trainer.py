@@ -34,12 +34,12 @@ from segtune.training.distributed import (
     share_buffers,
 )
 from segtune.training.ema import ExponentialMovingAverage
+from segtune.training.evaluation_loop import Validation
 from segtune.training.interrupts import Durations, Interrupted, StopRequest, ignore_interrupts, seconds
 from segtune.training.losses import SegmentationLoss
 from segtune.training.optim import adamw, freeze, parameter_groups, schedule_factor, set_learning_rate, train_mode
 from segtune.training.progress import TrainingProgress
 from segtune.training.run_folder import BEST, FINAL, RunFolder
-from segtune.training.evaluation_loop import Validation
 
 if TYPE_CHECKING:
     import datasets
