@@ -299,7 +299,7 @@ def test_whatever_goes_wrong_is_caught_in_few_places() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.ExceptHandler) and (node.type is None or ast.unparse(node.type) in BROAD)
     }
-    assert broad <= {"cli.main", "finetune", "hub.push", "imageio.read"}
+    assert broad <= {"cli.main", "files", "finetune", "hub.push", "imageio.read"}  # files raises it again
 
 
 def test_pages_are_templates() -> None:

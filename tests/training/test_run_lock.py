@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -97,7 +98,10 @@ def test_a_folder_that_was_made_for_nothing_goes(tmp_path: Path) -> None:
 def test_without_locks_of_the_file_system_a_dead_process_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_lock, "fcntl", None)
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(run_lock, "_lock", refuse)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     about = {"pid": gone.pid, "host": socket.gethostname(), "since": "then"}

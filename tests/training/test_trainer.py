@@ -200,7 +200,7 @@ def test_stopped_on_request_and_resumed_is_exact(
     fields = {"eval_every": 2, "model": {"classifier_dropout_prob": 0.1, "drop_path_rate": 0.1}} | fields
     whole = trainer(data, tmp_path / "whole", **fields).train()
     assert "stopped" not in whole
-    run = trainer(data, tmp_path / "stopped", time_limit="1s", **fields)
+    run = trainer(data, tmp_path / "stopped", time_limit="1h", **fields)
     with monkeypatch.context() as planted:
         planted.setattr(StopRequest, "reason", property(lambda self: "enough" if run.step == 3 else None))
         result = run.train()

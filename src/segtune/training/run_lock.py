@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from segtune.errors import UsageError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 LOCK_FILE = ".lock"
 
@@ -77,10 +73,7 @@ def _take(folder: Path) -> int | None:
         except FileNotFoundError:  # removed by one that ended just now
             continue
         try:
-            # Not flock, which data-loading processes would inherit: they outlive a killed training by seconds.
-            if fcntl is None:
-                raise OSError(errno.ENOLCK, "no locks")
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor)
         except OSError as error:
             content = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
             os.close(descriptor)
@@ -94,6 +87,15 @@ def _take(folder: Path) -> int | None:
                 os.write(descriptor, json.dumps(_about()).encode())
                 return descriptor
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    if sys.platform == "win32":
+        raise OSError(errno.ENOLCK, "no locks")
+    import fcntl
+
+    # Not flock, which data-loading processes would inherit: they outlive a killed training by seconds.
+    fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _take_by_name(path: Path, holder: dict[str, Any]) -> None:
