@@ -10,7 +10,18 @@ import pytest
 
 from segtune import files
 from segtune.errors import DataError, FullDiskError
-from segtune.files import check_manifest, is_full_disk, name_fault, path_inside, read_json, read_json_lines, update_manifest, write_atomic, write_folder, write_manifest
+from segtune.files import (
+    check_manifest,
+    is_full_disk,
+    name_fault,
+    path_inside,
+    read_json,
+    read_json_lines,
+    update_manifest,
+    write_atomic,
+    write_folder,
+    write_manifest,
+)
 
 
 def test_a_file_is_written_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from types import SimpleNamespace
 
 import datasets
@@ -250,7 +251,8 @@ def test_files_that_are_no_images_are_named(tmp_path):
         predict(tmp_path / "absent", _photo(8, 8))
 
 
-def test_the_bar_goes_to_stderr_on_request_only(capsys):
+def test_the_bar_goes_to_stderr_on_request_only(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     model = _RedChannel(256)
     predict(model, [_photo(8, 8)] * 2, processor=_as_is())
     assert capsys.readouterr() == ("", "")

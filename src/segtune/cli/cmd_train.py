@@ -25,7 +25,7 @@ def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
         from segtune.recipe.recipe import load_recipe
 
         settings = load_recipe(recipe, overrides or ())
-        check_before_torch(settings)
+        check_before_torch(settings, settings.model.name)
         from segtune import finetune
         from segtune.training.distributed import process_start
 

@@ -43,9 +43,8 @@ def check_before_torch(settings: Recipe | None = None, checkpoint: str | None = 
     from segtune.data import config
     from segtune.segformer import checkpoint_files
 
-    for name in (checkpoint, settings.model.name if settings and checkpoint is None else None):
-        if name is not None:
-            checkpoint_files.refuse_missing(name)
+    if checkpoint is not None:
+        checkpoint_files.refuse_missing(checkpoint)
     if settings is not None and settings.dataset.format != "hub":
         config.refuse_missing(settings.dataset.path)
 
