@@ -46,7 +46,7 @@ def main() -> int:
         print(f"make_wheels: pip failed, see above: {' '.join(error.cmd[2:5])} …", file=sys.stderr)
         return 1
     size = sum(path.stat().st_size for path in wheels) / 1e6
-    print(f"{len(wheels)} wheels, {size:.1f} MB, in {arguments.output}: {', '.join(path.name for path in wheels)}")
+    print(f"{len(wheels)} wheels, {size:.1f} MB, in {arguments.output}:", *(path.name for path in wheels), sep="\n  ")
     return 0
 
 
