@@ -35,6 +35,18 @@ def test_revision_is_part_of_the_name_of_a_hub_id(tmp_path: Path, monkeypatch: p
     assert split_revision("runs@home") == ("runs@home", None)
 
 
+def test_a_checkpoint_of_the_hub_knows_its_commit(tmp_path: Path) -> None:
+    commit, repository = "0123456789" * 4, tmp_path / "hub" / "models--somebody--tiles"
+    model = SegformerForSemanticSegmentation(SegformerConfig(**networks.TINY))
+    model.save_pretrained(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    loaded = load_model("somebody/tiles", cache_dir=tmp_path / "hub")
+    assert loaded.config._commit_hash == commit
+    loaded.save_pretrained(tmp_path / "saved")
+    assert commit not in (tmp_path / "saved" / "config.json").read_text()
+
+
 class Harmful:
     def __reduce__(self) -> Any:
         return os.system, ("touch harmed",)

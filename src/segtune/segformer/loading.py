@@ -70,6 +70,10 @@ def _load(source: str, kwargs: dict[str, Any]) -> SegformerForSemanticSegmentati
         check_weights(folder)
         raise DataError(f"checkpoint {source}: its weights are damaged ({error})") from error
     check_download(folder)
+    if config and not Path(source).is_dir():
+        # The cache names snapshots by commits, which transformers 5 no longer notes; what lies beside the weights,
+        # the image processor above all, must be of the same one.
+        model.config._commit_hash = folder.name
     return model
 
 
