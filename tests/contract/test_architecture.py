@@ -75,6 +75,7 @@ HUB_CODE = {  # copied to the Hub beside the weights: besides these and the stan
         "segformer.fused",
         "segformer.fused_decode_head",
         "segformer.loading_report",
+        "segformer.parameter_names",
         "segformer.upsampling",
     },
     "segformer.fused": {"torch", "transformers", "segformer.upsampling"},
