@@ -212,7 +212,8 @@ def test_names_do_not_steer_the_terminal(segtune_command: Any, tmp_path: Path) -
         PIL.Image.new("RGB" if folder == "images" else "L", (32, 32)).save(tmp_path / folder / "a\x1b[2J.png")
     (tmp_path / "masks" / "a\x1b[2J.png").write_bytes(b"nothing")
     done = segtune_command("doctor", tmp_path, "dataset.labels=[sky, road]")
-    trained = segtune_command("train", "demo", f"dataset.path={tmp_path}", "dataset.labels=[sky, road]")
+    run = f"training.output_dir={tmp_path / 'run'}"
+    trained = segtune_command("train", "demo", f"dataset.path={tmp_path}", "dataset.labels=[sky, road]", run)
     for text in (done.out, trained.err):
         assert "\x1b[2J" not in text and r"\x1b[2J" in text
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def test_lines_of_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")  # the width of the bar
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)  # a terminal, which has a bar
     progress = progress_of(tmp_path)
     with progress.logged_from(0):
         for step, micro_batches in enumerate(progress.timed(batches(12)), start=1):

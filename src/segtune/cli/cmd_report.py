@@ -32,7 +32,9 @@ def report(
 
     The page holds all it shows: it needs no server and no network.
     """
-    if not (Path(source) / "recipe.yaml").is_file():
+    from segtune.training.config import RECIPE_FILE
+
+    if not (Path(source) / RECIPE_FILE).is_file():
         check_before_torch(checkpoint=source)
     from segtune.data.checks import check_masks
     from segtune.data.streaming import is_stream
@@ -40,7 +42,6 @@ def report(
     from segtune.recipe.recipe import load_recipe
     from segtune.report.gather import find_place, gather
     from segtune.report.page import COMMAND, write_report
-    from segtune.training.run_folder import RECIPE_FILE
     from segtune.viz.html import check_page
     from segtune.viz.numbers import number
 

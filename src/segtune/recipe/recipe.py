@@ -23,14 +23,14 @@ from segtune.inference.config import EvaluationConfig
 from segtune.recipe.shipped import find_recipe, recipe_name
 from segtune.recipe.validation import check, dotted, show
 from segtune.recipe.yaml_file import dump_yaml, parse_yaml, read_yaml
-from segtune.training.config import ModelConfig, TrainingConfig
+from segtune.training.config import RECIPE_FILE, ModelConfig, TrainingConfig
 
 if TYPE_CHECKING:
     import datasets
 
 logger = logging.getLogger(__name__)
 
-RUN_RECIPE = "recipe.yaml"  # of a run folder
+RUN_RECIPE = RECIPE_FILE  # of a run folder
 
 
 class Recipe(StrictModel):

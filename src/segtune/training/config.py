@@ -15,6 +15,8 @@ from segtune.config import MayChangeOnResume, StrictModel, is_quick
 from segtune.training.class_weights import CountedWeights, counted_weights, named_weights
 from segtune.training.interrupts import seconds
 
+RECIPE_FILE = "recipe.yaml"  # of a run folder; here, since commands look for it before they import torch
+
 ScheduleName = Literal["poly", "cosine", "constant", "wsd"]
 BatchNormMode = Literal["local", "sync", "frozen"]
 TrackerName = Literal["tensorboard", "trackio", "wandb", "mlflow"]

@@ -22,6 +22,7 @@ from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 from segtune.training import checkpoint
 from segtune.training.checkpoint import MODEL_FILES
+from segtune.training.config import RECIPE_FILE
 from segtune.training.run_lock import locked
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # What lies in a run folder; no other module spells these names. Evaluations are named by `evaluation.file_name`.
-RECIPE_FILE, SPLIT_FILE, METRICS_FILE, REPORT_FILE = "recipe.yaml", "split.json", "metrics.jsonl", "report.html"
+SPLIT_FILE, METRICS_FILE, REPORT_FILE = "split.json", "metrics.jsonl", "report.html"  # beside RECIPE_FILE
 STATES, BEST, FINAL, OVERLAYS, TENSORBOARD = "checkpoints", "best", "final", "overlays", "tensorboard"  # folders
 RUN_FILES = (RECIPE_FILE, SPLIT_FILE, METRICS_FILE)  # pushed beside the weights
 NON_FINITE = "non_finite"  # a folder: the samples of a step whose loss or gradient was not finite

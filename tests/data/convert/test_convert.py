@@ -332,12 +332,13 @@ def test_what_was_finished_is_found_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", ['{"name": "b", "fi', '{"name": "b"}\nrubbish\n{"name": "c", "files": []}\n', ""])
-def test_torn_lines_are_dropped(tmp_path: Path, torn: str) -> None:
+def test_torn_lines_are_dropped(tmp_path: Path, torn: str, caplog: pytest.LogCaptureFixture) -> None:
     finish(Journal(tmp_path, {}), "a")
     with (tmp_path / JOURNAL).open("a") as file:
         file.write(torn)
     again = Journal(tmp_path, {})
-    assert again.has("a") and "c" not in again.done
+    assert again.has("a") and "rubbish" not in again.done
+    assert ("line 4 of 5" in caplog.text) == ("rubbish" in torn)  # a torn end is what a kill leaves
     finish(again, "d")
     assert [json.loads(line).get("name") for line in (tmp_path / JOURNAL).read_text().splitlines()][-1] == "d"
     assert Journal(tmp_path, {}).has("d")
