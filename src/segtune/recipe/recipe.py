@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RUN_RECIPE = RECIPE_FILE  # of a run folder
-
 
 class Recipe(StrictModel):
     """Everything that determines one run. Read from YAML by `load_recipe`, written back by `to_yaml` and `save`."""
@@ -64,7 +62,7 @@ def load_recipe(ref: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = find_recipe(ref)
     recipe = _checked(path, read_yaml(path, Recipe.model_fields), overrides)
-    return _seen_from_here(recipe, path.absolute().parent) if path.name == RUN_RECIPE else recipe
+    return _seen_from_here(recipe, path.absolute().parent) if path.name == RECIPE_FILE else recipe
 
 
 def load_recipe_or_data(ref: str | Path, overrides: Sequence[str] = ()) -> Recipe:
