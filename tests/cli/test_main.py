@@ -237,7 +237,9 @@ def test_a_stopped_training_is_told_how_to_go_on(capsys: pytest.CaptureFixture[s
 
 
 WAIT = """
-import sys, threading
+import signal, sys, threading
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as in a terminal; under nohup it is ignored, here as well
 from segtune.cli.main import main
 import {module} as module
 def wait(*_, **__):

@@ -119,7 +119,7 @@ def test_without_locks_of_the_file_system_a_dead_process_does_not_count(
 def test_of_two_trainings_one_goes_through_and_the_other_says_so(tmp_path: Path, mode: str) -> None:
     """Started into one folder at random offsets; SEGTUNE_PAIRS=20 makes more of them."""
     generator = random.Random(mode)
-    settings = ["training.max_steps=30", "training.batch_size=2", "training.eval_every=15", "transforms.crop_size=64"]
+    settings = ["training.max_steps=150", "training.batch_size=2", "training.eval_every=75", "transforms.crop_size=64"]
     for pair in range(int(os.environ.get("SEGTUNE_PAIRS", "3"))):
         folder = tmp_path / str(pair)
         command = [sys.executable, "-m", "segtune", "train", "demo", f"training.output_dir={folder}", *settings, mode]
@@ -127,7 +127,7 @@ def test_of_two_trainings_one_goes_through_and_the_other_says_so(tmp_path: Path,
         runs = []
         for _ in range(2):
             runs.append(subprocess.Popen([*command, "training.report=false"], **pipes))
-            time.sleep(generator.uniform(0, 4))
+            time.sleep(generator.uniform(0, 2))  # less than the first one takes
         ends = [(run.communicate(timeout=300), run.returncode) for run in runs]
         assert sorted(code for _, code in ends) == [0, 2], ends
         (refused,) = [(err, run.pid) for ((_, err), code), run in zip(ends, runs, strict=True) if code == 2]

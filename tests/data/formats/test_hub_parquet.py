@@ -222,6 +222,7 @@ def hub(tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
 SCRIPT = """
 import sys
 from segtune.data.config import DatasetConfig
+from segtune.data.lazy_rows import decoded
 from segtune.data.dataset import open_dataset
 from segtune.errors import UsageError
 try:
@@ -231,7 +232,7 @@ except UsageError as error:
 print(list(dataset["train"]["id"]), label_map.names, dataset["train"][1]["mask"].getpixel((0, 0)))
 if len(sys.argv) > 2:
     dataset, label_map = open_dataset(DatasetConfig(path=sys.argv[1], streaming=True))
-    print([row["mask"].getpixel((0, 0)) for row in dataset["train"]], label_map.names, len(dataset["val"]))
+    print([decoded(row)["mask"].getpixel((0, 0)) for row in dataset["train"]], label_map.names, len(dataset["val"]))
 """
 
 

@@ -107,6 +107,7 @@ def open_streams(
             with _saying(root.as_posix(), config):
                 stream = load_uncounted(**sources[split], streaming=True)
             columns = with_columns(stream, *find_columns(stream.features, config, str(root)))
+            # Rows come undecoded: their cells are looked at, and a map's rows are not decoded after it.
             streams[split] = contained_stream(undecoded(columns), root.as_posix(), config)
     return streams
 
