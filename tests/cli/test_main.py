@@ -184,6 +184,7 @@ def test_summaries_of_commands_are_whole(segtune_command: Any) -> None:
     assert "--install-completion" in segtune_command("--help").out
 
 
+@pytest.mark.slow
 def test_a_log_has_lines_and_no_bars(segtune_command: Any, tmp_path: Path) -> None:
     words = ["train", "demo", f"training.output_dir={tmp_path / 'run'}", *TINY, "training.eval_every=1"]
     done = subprocess.run([sys.executable, "-m", "segtune", *words], capture_output=True, text=True, check=True)

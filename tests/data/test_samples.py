@@ -172,7 +172,7 @@ def steps_of(num_samples: int, layout: tuple[int, int, int], **options: int) -> 
 
 
 @given(DIVISIONS, st.integers(0, 3))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 def test_every_index_comes_once_in_an_epoch(division: tuple[int, int, int, int], seed: int) -> None:
     num_samples, *layout = division
     stream = [key for step in steps_of(num_samples, tuple(layout), seed=seed, max_steps=9) for key in step]

@@ -110,7 +110,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
-@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("train", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stages", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_compiles_as_one_graph(stages: int, train: bool) -> None:
     model = tiny(**networks.first_stages(stages), drop_path_rate=0.0, classifier_dropout_prob=0.0).train(train)

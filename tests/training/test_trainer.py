@@ -255,6 +255,7 @@ def test_a_time_limit_that_leaves_no_step_is_told_and_kept(
     assert trainer(data, tmp_path / "run", resume="auto").train()["step"] == 4
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_outlasts_the_time_limit_is_left_and_made_up_for(
     data: tuple[Any, LabelMap], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
