@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 _CONTROLS = {*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")}
-_TURNING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}  # of the direction of text; marks of one letter stay
-_STEERING = {code: ascii(chr(code))[1:-1] for code in _CONTROLS | _TURNING}
+TURNING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}  # of the direction of text; marks of one letter stay
+_STEERING = {code: ascii(chr(code))[1:-1] for code in _CONTROLS | TURNING}
 
 
 class SegtuneError(Exception):
@@ -43,6 +43,14 @@ def naming(what: str) -> Iterator[None]:
         if str(error).startswith(what):
             raise
         raise error.named(what) from error
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and what led to it, the first cause last."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
 
 
 def listed(names: Sequence[object], limit: int = 5, separator: str = ", ") -> str:

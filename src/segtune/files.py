@@ -15,13 +15,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from segtune.errors import DataError, FullDiskError, listed
+from segtune.errors import TURNING, DataError, FullDiskError, causes, listed
 
 logger = logging.getLogger(__name__)
 
 LONGEST_NAME, LONGEST_PATH = 230, 1024  # bytes: file systems take 255 of a name, of which suffixes and tiles have some
 DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d|conin\$|conout\$)(\..*)?", re.IGNORECASE)  # names of Windows
-TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # text that shows in another order
 MODEL_MANIFEST = ".manifest.json"  # in the folder of a saved model: hidden, so that others who read it need not know it
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -56,13 +55,11 @@ def is_full_disk(error: BaseException, folder: Path | None = None) -> bool:
     Args:
         folder: where was written; an error of writing counts where no room is left there.
     """
-    link: BaseException | None = error
-    while link is not None:
+    for link in causes(error):
         if isinstance(link, OSError) and link.errno in _FULL:
             return True
         if not isinstance(link, MemoryError) and any(words in str(link) for words in _FULL_WORDS):
             return "shared memory" not in str(link)
-        link = link.__cause__ or link.__context__
     writes = isinstance(error, OSError) and error.errno is None
     return writes and folder is not None and _free(folder) < _FREE
 
@@ -236,7 +233,7 @@ def name_fault(name: str) -> str | None:
         return "it has a backslash"
     if any(unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in name):
         return "it has a control character, or bytes that are no text"
-    if any(unicodedata.bidirectional(sign) in TURNING for sign in name):
+    if any(ord(sign) in TURNING for sign in name):
         return "it has signs that turn the direction of text"
     if device := next(filter(DEVICES.fullmatch, parts), None):
         return f"{device!r} is a device on Windows"

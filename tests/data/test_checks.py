@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +19,9 @@ from segtune.data.lazy_rows import Reader, to_dataset
 from segtune.data.transforms import TrainTransform
 from segtune.errors import DataError, UsageError
 from segtune.labels.label_map import LabelMap
+from support.pairs import write_image, write_mask, write_pairs
 
 TWO = LabelMap.from_names(["sky", "road"])
-
-
-def write_image(path: Path, size: tuple[int, int] = (4, 6), **options: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    PIL.Image.fromarray(noise).save(path, **options)
-
-
-def write_mask(path: Path, size: tuple[int, int] = (4, 6), mask: np.ndarray | None = None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    PIL.Image.fromarray(np.arange(np.prod(size), dtype=np.uint8).reshape(size) % 2 if mask is None else mask).save(path)
-
-
-def write_pairs(root: Path, names: Iterable[str], images: str = "images", masks: str = "masks") -> Path:
-    for name in names:
-        write_image(root / images / f"{name}.jpg")
-        write_mask(root / masks / f"{name}.png")
-    return root
 
 
 def test_pixels_of_each_class_are_counted_by_split(tmp_path: Path) -> None:

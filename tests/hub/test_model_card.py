@@ -278,17 +278,6 @@ def test_front_matter_is_read_where_there_is_one() -> None:
     assert read_front_matter("---\n- a list\n---\n") == {}
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run")
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    (tmp_path / "target").mkdir()
-    return tmp_path / "target"
-
-
 def nothing_on_the_hub(name: str, kind: str) -> Mapping[str, Any]:
     return {}
 

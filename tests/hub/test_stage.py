@@ -8,25 +8,12 @@ import json
 import shutil
 from pathlib import Path
 
-import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from segtune.hub.stage import CODE_FILES, example_picture, find_overlays, stage
 from support.run_folders import names, write_run
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run")
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    (tmp_path / "target").mkdir()
-    return tmp_path / "target"
-
 
 PLAIN = {"config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml", "split.json", "metrics.jsonl"}
 

@@ -34,7 +34,7 @@ from segtune.cli import (
     cmd_train,
 )
 from segtune.cli.common import first_sentence, is_main_process, resumed
-from segtune.errors import SegtuneError, printable
+from segtune.errors import SegtuneError, causes, printable
 from segtune.files import is_full_disk
 from segtune.training import interrupts
 
@@ -115,11 +115,9 @@ def _leave_at_once(words: Sequence[str]) -> None:
 
 def _full_places(error: BaseException) -> str:
     """What could not be written, where the error tells it; else the folders that are written beside the outputs."""
-    link: BaseException | None = error
-    while link is not None:
+    for link in causes(error):
         if isinstance(link, OSError) and link.filename:
             return str(link.filename)
-        link = link.__cause__ or link.__context__
     cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
     return f"the output's, that of the cache (HF_HOME, {cache}), or that of temporary files ({tempfile.gettempdir()})"
 

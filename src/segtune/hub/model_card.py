@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ from segtune.data.dataset import resolve_path
 from segtune.errors import SegtuneError
 from segtune.evaluation.evaluation import Evaluation, file_name
 from segtune.evaluation.uncertainty import intervals
-from segtune.files import read_json_lines
+from segtune.files import read_json, read_json_lines
 from segtune.hub.licenses import Ancestor, License, describe, hub_id, is_non_commercial, trace
 from segtune.hub.stage import CODE_FILES, EXAMPLE, find_overlays, read_recipe
 from segtune.labels.label_map import LabelMap
@@ -263,8 +262,8 @@ def describe_run(
     return Card(
         repo=repo,
         url=url,
-        config=_read_json(staged / "config.json"),
-        preprocessor=_read_json(staged / "preprocessor_config.json"),
+        config=read_json(staged / "config.json"),
+        preprocessor=read_json(staged / "preprocessor_config.json"),
         parameters=_count_parameters(staged / "model.safetensors"),
         recipe=recipe,
         recipe_text=(staged / RECIPE_FILE).read_text(encoding="utf-8"),
@@ -292,7 +291,7 @@ def _card_of_weights(name: str, read: ReadCard) -> Mapping[str, Any]:
 
 
 def _data_facts(path: str, split_file: Path, read: ReadCard) -> DataFacts:
-    images = {split: len(ids) for split, ids in _read_json(split_file).items()} if split_file.is_file() else {}
+    images = {split: len(ids) for split, ids in read_json(split_file).items()} if split_file.is_file() else {}
     repo = hub_id(path.removeprefix(DATASET_OF_HUB)) if path.startswith(DATASET_OF_HUB) else None
     metadata = dict(read(repo, "dataset")) if repo else _facts_in_folder(path)
     source = "part of segtune" if path.startswith(DATASET_OF_SEGTUNE) else metadata.get("source")
@@ -351,7 +350,3 @@ def _count_parameters(weights: Path) -> int:
     with safe_open(weights, framework="numpy") as file:
         names = [name for name in file.keys() if not name.endswith(_BUFFERS)]  # noqa: SIM118 (it is no mapping)
         return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from torch import nn
@@ -101,12 +102,20 @@ def _saved_processor(name: str, model: nn.Module, *, is_told: bool) -> Path | No
         return path if os.path.lexists(path) else None  # a link into nowhere is damage, not absence
     commit = getattr(getattr(model, "config", None), "_commit_hash", None)  # of the weights
     try:
-        with offline_if_out_of_reach():
-            found = cached_file(name, PROCESSOR, **({"revision": commit} if commit else {}))
+        found = _cached(name, commit)
     except OSError as error:
         if is_told:
             reason = str(error).strip().splitlines()[0]
             logger.warning("%s: no preprocessor_config.json, so images keep their size (%s)", name, reason)
         return None
-    check_download(Path(found).parent)
+    check_download(Path(found).parent, [PROCESSOR])  # the weights were compared when they were loaded
     return Path(found)
+
+
+def _cached(name: str, commit: str | None) -> str:
+    """The file of the Hub's cache, fetched where it is not there; what is at hand of a commit needs no request."""
+    if commit is not None:
+        with suppress(OSError):
+            return str(cached_file(name, PROCESSOR, revision=commit, local_files_only=True))
+    with offline_if_out_of_reach():
+        return str(cached_file(name, PROCESSOR, **({"revision": commit} if commit else {})))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +95,19 @@ def check_weights(folder: Path) -> None:
             raise DataError(f"{path} is damaged ({error}): fetch or copy it once more") from error
 
 
-def check_download(folder: Path) -> None:
-    """Compare weights, config and image processor with the hash that the Hub states, where they lie in its cache.
+def check_download(folder: Path, names: Iterable[str] = (CONFIG, PROCESSOR, *_WEIGHTS)) -> None:
+    """Compare files of a checkpoint with the hash that the Hub states, where they lie in its cache.
 
     The cache names a file by it: SHA-256 of weights (LFS, Xet), Git's SHA-1 of small files. Where the cache has no
     links (Windows without developer mode), and in other folders, there is nothing to compare with.
 
+    Args:
+        names: of the files, or patterns of them; by default weights, config and image processor.
+
     Raises:
         DataError: a file that is not what the Hub has; the message names it.
     """
-    for path in (found for name in (CONFIG, PROCESSOR, *_WEIGHTS) for found in folder.glob(name)):
+    for path in (found for name in names for found in folder.glob(name)):
         blob = Path(os.path.realpath(path))
         if blob.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
             continue
