@@ -125,6 +125,8 @@ class SegmentationTrainer:
         self.last: dict[str, Any] = {}
         self.evaluation_due = False  # of this step; a run that was stopped in an evaluation goes on with it
         self.durations = Durations()
+        # Seconds, before anything was saved: weights and two moments of AdamW, at the pace of a slow disk.
+        self.first_saving = 0.5 + 3e-8 * sum(p.numel() * p.element_size() for p in self.model.parameters())
         self.stop_flag = DeferredScalars(self.accelerator.device)
         self.after_evaluation: Callable[[bool], None] | None = None
 
@@ -252,9 +254,7 @@ class SegmentationTrainer:
 
     def _reserve(self, request: StopRequest, step: int | None) -> float:
         """Seconds before the end of the time limit at which to stop: what making `step` and then saving takes."""
-        # Before anything was saved: weights and two moments of AdamW, at the pace of a slow disk.
-        unknown = 0.5 + 3e-8 * sum(p.numel() * p.element_size() for p in self.model.parameters())
-        saving = 1.5 * self.durations.of("saving", unknown)
+        saving = 1.5 * self.durations.of("saving", self.first_saving)
         seconds = request.to_leave + saving
         if step is not None:
             seconds += self.durations.of("step")
