@@ -169,13 +169,13 @@ def _write_report(
     try:
         options: dict[str, Any] = {"pixels": pixels, "batch_size": trainer.validation.batch_size}
         facts = of_training(run, dataset, trainer.label_map, device=trainer.accelerator.device, **options)
-        write_report(facts, facts.place.page)
+        write_report(facts, facts.subject.page)
     except Exception as error:  # whatever it is, the run is done; a bug is told with its traceback
         reason, command = f"{type(error).__name__}: {error}", shlex.join(["segtune", "report", str(run)])
         is_bug = not isinstance(error, (SegtuneError, OSError))
         logger.warning("the run is done, but has no report (%s); %s writes it", reason, command, exc_info=is_bug)
         return None
-    return str(facts.place.page)
+    return str(facts.subject.page)
 
 
 def _at_hand(recipe: Recipe, dataset: Mapping[str, Any]) -> dict[str, Any]:

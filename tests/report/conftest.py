@@ -10,7 +10,7 @@ from segtune.data.checks import check_masks
 from segtune.data.dataset import load_segmentation_dataset
 from segtune.inference.evaluate_checkpoint import OpenedCheckpoint
 from segtune.labels.label_map import LabelMap
-from segtune.report.gather import Facts, Place, gather
+from segtune.report.gather import Facts, Subject, gather
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from support.report_data import NAMES, RECORDS, Reader, write_data
 
@@ -37,6 +37,6 @@ def facts(tmp_path_factory: pytest.TempPathFactory, processor: SegformerImagePro
     data = load_segmentation_dataset(str(folder), val_fraction=0)
     label_map = LabelMap.from_names(NAMES)
     pixels = check_masks(data, label_map)
-    place = Place(run, str(run / "best"))
-    opened = OpenedCheckpoint(place.checkpoint, Reader(), processor, label_map, data, "test")
-    return gather(place, opened, "a: <b>\n", pixels=pixels)
+    subject = Subject(run, str(run / "best"))
+    opened = OpenedCheckpoint(subject.checkpoint, Reader(), processor, label_map, data, "test")
+    return gather(subject, opened, "a: <b>\n", pixels=pixels)

@@ -10,7 +10,7 @@ from segtune.data.dataset import load_segmentation_dataset
 from segtune.errors import UsageError
 from segtune.inference.evaluate_checkpoint import OpenedCheckpoint
 from segtune.labels.label_map import LabelMap
-from segtune.report.gather import Facts, Place, find_place, gather
+from segtune.report.gather import Facts, Subject, find_subject, gather
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from support.report_data import RECORDS, Reader, write_data
 from support.run_folders import write_run
@@ -18,15 +18,15 @@ from support.run_folders import write_run
 
 def test_places(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
-    assert find_place(str(run)) == (run, str(run / "best"))
-    assert find_place(str(run / "final")) == (run, str(run / "final"))
-    assert find_place(str(run)).page == run / "report.html"
-    assert find_place("user/name@main") == (None, "user/name@main")
-    assert find_place("user/name").page == Path("report.html")
+    assert find_subject(str(run)) == (run, str(run / "best"))
+    assert find_subject(str(run / "final")) == (run, str(run / "final"))
+    assert find_subject(str(run)).page == run / "report.html"
+    assert find_subject("user/name@main") == (None, "user/name@main")
+    assert find_subject("user/name").page == Path("report.html")
     (run / "best" / "model.safetensors").unlink()
     (run / "final" / "model.safetensors").unlink()
     with pytest.raises(UsageError, match="has no weights yet"):
-        find_place(str(run))
+        find_subject(str(run))
 
 
 def test_facts_are_those_of_the_split_and_the_run(facts: Facts) -> None:
@@ -45,8 +45,8 @@ def test_a_checkpoint_without_a_run_tells_where_it_was_looked_at(
 ) -> None:
     write_data(tmp_path)
     data = load_segmentation_dataset(str(tmp_path), val_fraction=0)
-    place = Place(None, "user/name")
-    found = gather(place, OpenedCheckpoint("user/name", Reader(), processor, label_map, data, None), "")
+    subject = Subject(None, "user/name")
+    found = gather(subject, OpenedCheckpoint("user/name", Reader(), processor, label_map, data, None), "")
     assert found.records == [] and found.evaluation is None and found.scores == {}
     assert found.environment["device"] == "cpu" and "torch" in found.environment
     json.dumps(found.environment)
@@ -58,7 +58,7 @@ def test_what_was_counted_before_gives_the_scores(
     write_data(tmp_path)
     data = load_segmentation_dataset(str(tmp_path), val_fraction=0)
     opened = OpenedCheckpoint("user/name", Reader(), processor, label_map, data, "test")
-    found = gather(Place(None, "user/name"), opened, "", counted=facts.evaluation, at_most=2)
+    found = gather(Subject(None, "user/name"), opened, "", counted=facts.evaluation, at_most=2)
     assert found.scores["num_images"] == 12 and found.examination is not None
     assert len(found.examination.evaluation) == 2
     np.testing.assert_array_equal(found.scores["mean_iou"], facts.scores["mean_iou"])

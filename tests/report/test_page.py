@@ -11,7 +11,7 @@ import pytest
 from segtune.errors import UsageError
 from segtune.evaluation.evaluation import Evaluation
 from segtune.labels.label_map import LabelMap
-from segtune.report.gather import Facts, Place
+from segtune.report.gather import Facts, Subject
 from segtune.report.page import (
     page,
     write_report,
@@ -57,7 +57,7 @@ def test_findings_in_words(facts: Facts) -> None:
 def test_parts_that_nothing_is_known_of_are_left_out(facts: Facts) -> None:
     empty = replace(
         facts,
-        place=Place(None, "user/name"),
+        subject=Subject(None, "user/name"),
         split=None,
         evaluation=None,
         examination=None,

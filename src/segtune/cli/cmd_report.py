@@ -40,24 +40,24 @@ def report(
     from segtune.data.streaming import is_stream
     from segtune.inference.evaluate_checkpoint import open_checkpoint
     from segtune.recipe.recipe import load_recipe
-    from segtune.report.gather import find_place, gather
+    from segtune.report.gather import find_subject, gather
     from segtune.report.page import COMMAND, write_report
     from segtune.viz.html import check_page
     from segtune.viz.numbers import number
 
-    place = find_place(source)
+    subject = find_subject(source)
     if recipe is None:
-        if place.run is None:
+        if subject.run is None:
             raise UsageError(f"{source} is no run folder: name the RECIPE whose data it is to be tried on")
-        recipe = str(place.run / RECIPE_FILE)
-    path = output or place.page
+        recipe = str(subject.run / RECIPE_FILE)
+    path = output or subject.page
     check_page(path, COMMAND, "--output")
     settings = load_recipe(recipe, overrides or ())
     hide_bars_of_libraries()
-    opened = open_checkpoint(place.checkpoint, settings, split=split, group_by=group_by, device=device)
+    opened = open_checkpoint(subject.checkpoint, settings, split=split, group_by=group_by, device=device)
     at_hand = {name: rows for name, rows in opened.dataset.items() if not is_stream(rows)}
     pixels = check_masks(at_hand, opened.label_map) if settings.dataset.check_masks else None
-    facts = gather(place, opened, settings.to_yaml(), group_by=group_by, pixels=pixels, batch_size=batch_size)
+    facts = gather(subject, opened, settings.to_yaml(), group_by=group_by, pixels=pixels, batch_size=batch_size)
     write_report(facts, path)
     typer.echo(f"{facts.split} mIoU {number(facts.scores['mean_iou'])} over {facts.scores['num_images']} images")
     typer.echo(f"report: {path}")

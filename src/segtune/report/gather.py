@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 AT_MOST = 200  # images that are looked at, at the end of a training
 
 
-class Place(NamedTuple):
-    """Where the weights are: `run` is None where they are not in a run folder."""
+class Subject(NamedTuple):
+    """What a report is about: the weights, and the run that they are of; None where they are in no run folder."""
 
     run: Path | None
     checkpoint: str
@@ -63,7 +63,7 @@ class Facts:
         environment: of the training or, where there is none, of the report.
     """
 
-    place: Place
+    subject: Subject
     label_map: LabelMap
     recipe: str
     parameters: int = 0
@@ -82,7 +82,7 @@ class Facts:
     written: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M"))
 
 
-def find_place(name: str) -> Place:
+def find_subject(name: str) -> Subject:
     """A run folder, its best/ or final/, or a checkpoint: another folder or a Hub id.
 
     Raises:
@@ -91,12 +91,12 @@ def find_place(name: str) -> Place:
     folder = Path(name)
     if (folder / RECIPE_FILE).is_file() or (folder.parent / RECIPE_FILE).is_file():
         run, checkpoint = find_checkpoint(folder)
-        return Place(run, str(checkpoint))
-    return Place(None, name)
+        return Subject(run, str(checkpoint))
+    return Subject(None, name)
 
 
 def gather(
-    place: Place,
+    subject: Subject,
     opened: OpenedCheckpoint,
     recipe: str,
     *,
@@ -115,11 +115,13 @@ def gather(
         group_by: see `uncertainty.intervals`.
         pixels: of each class in each mask, by split, as `check_masks` returns them.
     """
-    records = read_json_lines(place.run / METRICS_FILE) if place.run and (place.run / METRICS_FILE).is_file() else []
+    records = (
+        read_json_lines(subject.run / METRICS_FILE) if subject.run and (subject.run / METRICS_FILE).is_file() else []
+    )
     environments = [record["environment"] for record in records if "environment" in record]
     model, processor, label_map, split = opened.model, opened.processor, opened.label_map, opened.split
     facts = Facts(
-        place,
+        subject,
         label_map,
         recipe,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -154,13 +156,13 @@ def of_training(
 
     Of a large split some images are looked at in detail.
     """
-    place = find_place(str(run))
+    subject = find_subject(str(run))
     counts = run / file_name("val")
-    model = load_model(place.checkpoint).to(device)
+    model = load_model(subject.checkpoint).to(device)
     split = "val" if "val" in dataset else None
     return gather(
-        place,
-        OpenedCheckpoint(place.checkpoint, model, load_processor(model), label_map, dataset, split),
+        subject,
+        OpenedCheckpoint(subject.checkpoint, model, load_processor(model), label_map, dataset, split),
         (run / RECIPE_FILE).read_text(encoding="utf-8"),
         counted=Evaluation.load(counts) if counts.is_file() else None,
         at_most=AT_MOST,

@@ -48,8 +48,8 @@ def write_report(facts: Facts, path: Path) -> None:
 
 def page(facts: Facts) -> str:
     """The whole page, as HTML; what nothing is known of is left out."""
-    run, trained = facts.place.run, training(facts)
-    name = run.resolve().name if run else facts.place.checkpoint
+    run, trained = facts.subject.run, training(facts)
+    name = run.resolve().name if run else facts.subject.checkpoint
     return render(
         "report/templates/page.html",
         command=COMMAND,

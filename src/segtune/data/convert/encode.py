@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ from segtune.data.lazy_rows import decoded, undecoded
 from segtune.data.samples import open_pair
 from segtune.data.tiles import tile_windows
 from segtune.errors import naming
-from segtune.imageio.read import SUFFIXES, read_image, read_mask
+from segtune.imageio.read import SUFFIXES, open_picture, read_image, read_mask
 from segtune.imageio.writers import LARGEST_ID, encode_image, encode_png
 from segtune.labels.label_map import LabelMap
 
@@ -148,7 +147,7 @@ class SampleEncoder:
         content, _ = _content(cell) or (b"", "")
         if not self.target.keeps_ids or not content.startswith(PNG):
             return None
-        with PIL.Image.open(io.BytesIO(content)) as picture:
+        with open_picture(cell.get("path") or "the mask", content) as picture:
             found = read_mask(picture)
         return content if found.ndim == 2 and np.array_equal(found, mask) else None
 
@@ -169,5 +168,5 @@ def _content(cell: Any) -> tuple[bytes, str] | None:
     if content is None:
         suffix = path.suffix.lower()
         return (path.read_bytes(), suffix) if suffix in SUFFIXES else None
-    with PIL.Image.open(io.BytesIO(content)) as picture:
+    with open_picture(cell.get("path") or "the picture", content) as picture:
         return content, NAMES.get(picture.format or "", path.suffix.lower())
