@@ -55,7 +55,7 @@ FENCES = {
     "jinja2": {"doctor", "hub", "report", "viz.html"},
     "peft": {"training.lora"},
     "psutil": {"training.distributed"},
-    "pycocotools": {"data.formats.shapes"},
+    "pycocotools": {"data.annotations.shapes"},
     "rasterio": {"imageio.geotiff"},
     "rich": {"viz.terminal"},
     "scipy": {"evaluation", "training.losses"},

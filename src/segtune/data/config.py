@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from segtune.config import MayChangeOnResume, StrictModel, is_quick
-from segtune.data.formats.shapes import OnTop
+from segtune.data.annotations.shapes import OnTop
 from segtune.data.splits import SPLITS
 from segtune.errors import UsageError
 

@@ -13,8 +13,8 @@ import numpy as np
 import PIL.Image
 from datasets import Dataset, Features, Image, IterableDataset, Value
 
+from segtune.data.annotations.shapes import OnTop, draw
 from segtune.data.formats import labelme, yolo
-from segtune.data.formats.shapes import OnTop, draw
 from segtune.data.index import Sample
 from segtune.errors import DataError, naming
 from segtune.imageio.read import PICTURES, WITH_FRAMES, Pixels, Window, channels_at_end, read_errors, read_file

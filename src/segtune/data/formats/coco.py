@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from segtune.data.annotations.find_images import AnnotatedImages, sample_id
+from segtune.data.annotations.json_fields import KEY, LIST, NUMBER, TEXT, Fields, check_entries, read_object
+from segtune.data.annotations.shapes import Shape
 from segtune.data.class_names import number_classes
 from segtune.data.config import DatasetConfig
-from segtune.data.formats.find_images import AnnotatedImages, sample_id
-from segtune.data.formats.json_fields import KEY, LIST, NUMBER, TEXT, Fields, check_entries, read_object
-from segtune.data.formats.shapes import Shape
 from segtune.data.formats.sniff import json_kind
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.splits import Names, split_in, split_names, split_of

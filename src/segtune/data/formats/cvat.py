@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
+from segtune.data.annotations.find_images import AnnotatedImages, sample_id
+from segtune.data.annotations.shapes import Shape, rectangle
 from segtune.data.class_names import number_classes
 from segtune.data.config import DatasetConfig
-from segtune.data.formats.find_images import AnnotatedImages, sample_id
-from segtune.data.formats.shapes import Shape, rectangle
 from segtune.data.formats.sniff import is_cvat
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.splits import split_names, split_of

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from segtune.data.annotations.find_images import AnnotatedImages, sample_id
+from segtune.data.annotations.shapes import Shape, rectangle
 from segtune.data.class_names import number_classes
 from segtune.data.config import DatasetConfig
-from segtune.data.formats.find_images import AnnotatedImages, sample_id
-from segtune.data.formats.shapes import Shape, rectangle
 from segtune.data.formats.sniff import json_kind
 from segtune.data.index import DatasetIndex, Sample
 from segtune.errors import UsageError

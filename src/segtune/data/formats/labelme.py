@@ -12,11 +12,11 @@ from typing import Any
 import PIL.Image
 import PIL.ImageOps
 
+from segtune.data.annotations.find_images import AnnotatedImages
+from segtune.data.annotations.json_fields import LIST, NUMBER, TEXT, Fields, check_entries, check_entry, read_object
+from segtune.data.annotations.shapes import Shape, rectangle
 from segtune.data.class_names import LABEL_FILES, listed_classes, number_classes
 from segtune.data.config import DatasetConfig
-from segtune.data.formats.find_images import AnnotatedImages
-from segtune.data.formats.json_fields import LIST, NUMBER, TEXT, Fields, check_entries, check_entry, read_object
-from segtune.data.formats.shapes import Shape, rectangle
 from segtune.data.index import DatasetIndex, Sample, in_threads
 from segtune.data.splits import Names, split_names, split_of
 from segtune.errors import DataError, UsageError

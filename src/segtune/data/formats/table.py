@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from segtune.data.annotations.find_images import sample_id
 from segtune.data.config import DatasetConfig
-from segtune.data.formats.find_images import sample_id
 from segtune.data.formats.pairing import keep_same_sizes
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.splits import split_names, split_of

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
+from segtune.data.annotations.find_images import keep_annotated
+from segtune.data.annotations.shapes import Shape
 from segtune.data.config import DatasetConfig
 from segtune.data.containment import refuse_outside
-from segtune.data.formats.find_images import keep_annotated
-from segtune.data.formats.shapes import Shape
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.splits import split_names, split_of
 from segtune.errors import DataError, UsageError

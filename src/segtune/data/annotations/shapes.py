@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import PIL.Image
 
-from segtune.data.formats.outlines import check_part, checked_ellipse, checked_outlines, checked_rle, whole_numbers
+from segtune.data.annotations.outlines import check_part, checked_ellipse, checked_outlines, checked_rle, whole_numbers
 from segtune.errors import DataError, UsageError, naming
 
 OnTop = Literal["smaller", "later"]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segtune.data.formats.shapes import _Bits, decode_brush, draw, rectangle
+from segtune.data.annotations.shapes import _Bits, decode_brush, draw, rectangle
 from segtune.errors import DataError
 
 

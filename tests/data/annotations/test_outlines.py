@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from segtune.data.formats.shapes import Shape, draw
+from segtune.data.annotations.shapes import Shape, draw
 from segtune.errors import DataError
 
 SIZE = (48, 64)
@@ -110,7 +110,7 @@ def test_parts_and_ellipses_beside_the_picture_cover_nothing() -> None:
 def test_a_process_with_little_memory_survives() -> None:
     code = (
         "import resource, numpy as np\n"
-        "from segtune.data.formats.shapes import draw\n"
+        "from segtune.data.annotations.shapes import draw\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30,) * 2)\n"
         "for far in (1e7, 1e8, 1e9):\n"
         "    print(draw([{'value': 1, 'polygons': [[0, 0, far, 0, far, far, 0, far]]}], (64, 64), 'later').sum())\n"
