@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from segtune.errors import printable
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -18,8 +20,10 @@ def progress_bar(items: Iterable[Any] | None = None, *, hidden: bool = False, **
 
     Args:
         hidden: show none, whatever stderr is.
-        options: of tqdm: `total`, `desc`, `unit`, `leave`, …
+        options: of tqdm: `total`, `desc`, `unit`, `leave`, …; `desc` may hold the names of files.
     """
+    if "desc" in options:
+        options["desc"] = printable(options["desc"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a notebook without ipywidgets, which then has no bars
         from tqdm.auto import tqdm

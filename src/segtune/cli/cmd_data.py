@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from segtune.cli.common import check_before_torch, first_sentence, refuse_existing
+from segtune.cli.common import add_command, check_before_torch, refuse_existing, say
 from segtune.cli.options import JsonOption, OverridesArgument, RecipeOrPathArgument
 from segtune.errors import UsageError
 
@@ -17,8 +17,8 @@ from segtune.errors import UsageError
 def application() -> typer.Typer:
     data = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
     data.callback(help="Look at the data of a recipe, or write it in another form.")(lambda: None)
-    data.command(short_help=first_sentence(preview))(preview)
-    data.command(short_help=first_sentence(convert))(convert)
+    add_command(data, preview)
+    add_command(data, convert)
     return data
 
 
@@ -47,7 +47,7 @@ def preview(
     sheet = preview(dataset["train"], label_map, settings.transforms, seed=settings.training.seed, count=count)
     output.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(output, format="PNG")
-    typer.echo(f"{output}")
+    say(f"{output}")
 
 
 def convert(
@@ -98,4 +98,4 @@ def convert(
         result["repo"] = push_folder(folder, repo, "dataset", private=private, message=message)
     shown = ", ".join(f"{samples} {split}" for split, samples in result["samples"].items())
     where = result.get("repo", folder)
-    typer.echo(json.dumps(result) if as_json else f"{shown} in {where} ({conversions.CARD} describes them)")
+    say(json.dumps(result) if as_json else f"{shown} in {where} ({conversions.CARD} describes them)")

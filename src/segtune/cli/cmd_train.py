@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from segtune.cli.common import check_before_torch, hide_bars_of_libraries, is_main_process, resumed
+from segtune.cli.common import check_before_torch, hide_bars_of_libraries, is_main_process, resumed, say
 from segtune.cli.options import OverridesArgument, RecipeArgument
 from segtune.training.interrupts import STARTED, StopRequest, seconds
 
@@ -35,7 +35,7 @@ def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     if is_main_process():
         is_done = not stopped or "left" in result
         lines = _closing_lines(result) if is_done else _stopped_lines([recipe, *(overrides or ())], result)
-        typer.echo("\n".join(lines))
+        say("\n".join(lines))
     if stopped:
         raise typer.Exit(3)
 
