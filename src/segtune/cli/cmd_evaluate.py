@@ -86,7 +86,7 @@ def evaluate(
     if kept:
         say(f"counts of each image: {kept}", err=as_json or save is None)
     if overlays:
-        say(f"overlays: {overlays} (overview.png first)", err=as_json)
+        say(f"overlays: {overlays} (overview.jpg first)", err=as_json)
 
 
 def _place_in_run(checkpoint: str, settings: Recipe, split: str) -> Path | None:

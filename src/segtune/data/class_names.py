@@ -58,8 +58,9 @@ def label_map_of(config: DatasetConfig, root: Path, classes: Classes | None) -> 
     data, origin = _given_labels(config, root), "dataset.labels"
     if data is None:
         data, origin = _usual_labels(root, classes)
-    elif isinstance(config.labels, str):
-        origin = str(find_file(config.labels, root))
+    else:
+        origin = str(find_file(config.labels, root)) if isinstance(config.labels, str) else origin
+        _tell_passed_over(origin, data, root)
     if data is None and classes is None:
         return None
     try:
@@ -116,6 +117,18 @@ def _usual_labels(root: Path, classes: Classes | None) -> tuple[Any, str]:
                 return data, str(path)
             logger.info("%s is passed over: it does not name the classes that the annotations have", path)
     return None, ""
+
+
+def _tell_passed_over(origin: str, data: Any, root: Path) -> None:
+    """Say so where a label file in the folder names other classes than the recipe, which count."""
+    path = next((root / name for name in LABEL_FILES if (root / name).is_file()), None)
+    if path is not None and origin != str(path):
+        try:
+            differs = canonical(read_label_file(path))["classes"] != canonical(data)["classes"]
+        except UsageError:
+            return
+        if differs:
+            logger.warning("the classes are those of %s; %s names others and is passed over", origin, path)
 
 
 def _listed_names(data: Any) -> list[str]:

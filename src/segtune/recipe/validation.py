@@ -147,7 +147,8 @@ def _explain(
             if not {keys[:1], keys} & meant:
                 yield Problem(keys, f"{dotted(keys)} is missing")
         else:
-            yield Problem(keys, f"{dotted(keys)} = {show(value)}: {rules or f'expected {expected(annotation)}'}")
+            meaning = _meaning(model, keys) if _has_words_of_its_own(annotation) else ""
+            yield Problem(keys, f"{dotted(keys)} = {show(value)}: {rules or f'expected {expected(annotation)}{meaning}'}")
 
 
 def _place(model: type[StrictModel], location: tuple[Any, ...]) -> tuple[Keys, Any]:
@@ -161,6 +162,16 @@ def _place(model: type[StrictModel], location: tuple[Any, ...]) -> tuple[Keys, A
         keys, annotation = (*keys, part), inner.model_fields[part].annotation
         inner = section_of(annotation)
     return keys, annotation
+
+
+def _has_words_of_its_own(annotation: Any) -> bool:
+    """Whether a type takes single values, such as 1 or "best", that only the field's description explains."""
+    return typing.get_origin(annotation) is Literal or any(map(_has_words_of_its_own, typing.get_args(annotation)))
+
+
+def _meaning(model: type[StrictModel], keys: Keys) -> str:
+    description = dict(walk_fields(model))[keys].description
+    return f" ({description.rstrip('.')})" if description else ""
 
 
 def _about_type(kind: str) -> bool:

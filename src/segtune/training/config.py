@@ -151,7 +151,9 @@ class ModelConfig(StrictModel):
     )
     variant: Literal["b0", "b1", "b2", "b3", "b4", "b5"] = Field("b0", description="Architecture for random weights.")
     num_labels: Literal[1] | None = Field(
-        None, description="1 = one logit and a binary loss, for a label map of two classes."
+        None,
+        description="1 = one logit and a binary loss, for a label map of two classes; null = a logit for each class of "
+        "the label map (dataset.labels).",
     )
     config: dict[str, Any] = Field(
         {}, description="Fields of SegformerConfig that differ from the preset; a checkpoint keeps those of its stages."
