@@ -141,7 +141,12 @@ def test_no_local_path_is_sent(on_hub: Hub, run: Path, tmp_path: Path) -> None:
     (run / "report.html").write_text(f"<p>a</p><summary>recipe.yaml</summary><pre>{pre}</pre><p>b</p>")
     evaluation = Evaluation(["sky", "road"])
     evaluation.add("one", np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8))
-    evaluation.about = {"checkpoint": f"{run}/best", "recipe": f"{secret}/mine.yaml", "split": "test", "protocol": "whole"}
+    evaluation.about = {
+        "checkpoint": f"{run}/best",
+        "recipe": f"{secret}/mine.yaml",
+        "split": "test",
+        "protocol": "whole",
+    }
     evaluation.save(run / "evaluation-test.npz")
     before = contents(run)
     push_run(run)

@@ -148,7 +148,9 @@ def _explain(
                 yield Problem(keys, f"{dotted(keys)} is missing")
         else:
             meaning = _meaning(model, keys) if _has_words_of_its_own(annotation) else ""
-            yield Problem(keys, f"{dotted(keys)} = {show(value)}: {rules or f'expected {expected(annotation)}{meaning}'}")
+            yield Problem(
+                keys, f"{dotted(keys)} = {show(value)}: {rules or f'expected {expected(annotation)}{meaning}'}"
+            )
 
 
 def _place(model: type[StrictModel], location: tuple[Any, ...]) -> tuple[Keys, Any]:

@@ -88,9 +88,7 @@ def overview_sheet(
     total, line = columns * (width + between) - between, 2 * size
     legend = _legend(_entries(present, label_map=label_map), total, font, size)
     top = 2 * size
-    page = Image.new(
-        "RGB", (max(total, legend.width), top + sum(heights) + line * len(rows) + legend.height), _PAPER
-    )
+    page = Image.new("RGB", (max(total, legend.width), top + sum(heights) + line * len(rows) + legend.height), _PAPER)
     draw = ImageDraw.Draw(page)
     for column, (*_, panels) in enumerate(rows[0]):
         for index, title in enumerate(TITLES):
