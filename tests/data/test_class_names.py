@@ -147,7 +147,7 @@ def test_many_classes_have_a_wider_ignore_id(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"ignore_index 7 is the training id .*dataset\.ignore_index"):
         label_map_of(config(tmp_path, labels=names, ignore_index=7), tmp_path, None)
     few = {"classes": ["sky", "road"], "ignore_index": 65535}
-    with pytest.raises(UsageError, match="set dataset.ignore_index=65535"):
+    with pytest.raises(UsageError, match=r"set dataset\.ignore_index=65535"):
         label_map_of(config(tmp_path, labels=few), tmp_path, None)
 
 

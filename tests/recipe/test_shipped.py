@@ -92,7 +92,7 @@ def test_path_of_a_file(folder: Path) -> None:
         ("oen", "'oen': no shipped recipe of this name; did you mean 'one'?"),
         (
             "zebra",
-            "'zebra': no shipped recipe of this name\n  data sets: one, pair/big, pair, rest/a, rest/b\n  your own data: none\n`seg",
+            "this name\n  data sets: one, pair/big, pair, rest/a, rest/b\n  your own data: none\n`seg",
         ),
         ("rest", "'rest' stands for several recipes; name one: rest/a, rest/b"),
         ("accelerate/c", "no shipped recipe of this name"),

@@ -158,3 +158,25 @@ def test_page_works_in_a_sandbox(report: Path, open_page: Callable[..., Any]) ->
     inside.locator("#classes thead button").first.click()
     assert inside.locator("#classes tbody th").first.inner_text() == "<road>"
     assert inside.locator("#confusions td").count() > 16
+
+
+def test_what_is_wider_than_a_telephone_says_that_it_scrolls(report: Path, open_page: Callable[..., Any]) -> None:
+    """Told by a line and a shadow; not where all is seen. The last number of the headline does not stand alone."""
+    sign = "scroll => getComputedStyle(scroll, '::before').content"
+    for width in (1280, 390):
+        page = open_page(report, width=width)
+        for scroll in page.locator(".scroll").all():
+            is_wider = scroll.evaluate("scroll => scroll.scrollWidth > scroll.clientWidth + 1")
+            assert (scroll.evaluate(sign) == '"↔ scrolls sideways"') == is_wider
+        signs = page.locator(".scroll.wide").count()
+        assert signs > 0 if width == 390 else signs == 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    first, last = (page.locator(".tile").nth(number).bounding_box() for number in (0, -1))
+    assert first["width"] == last["width"]
+
+
+def test_the_hatching_of_ignored_pixels_is_named(report: Path, open_page: Callable[..., Any]) -> None:
+    """As often as a gallery shows any."""
+    page = open_page(report)
+    legends = page.locator(".legend").all_inner_texts()
+    assert "ignored" in legends[0] and "wrong and sure" in legends[0]

@@ -38,7 +38,7 @@ def cells(page: str) -> list[list[str]]:
 
 def test_only_a_kernel_is_a_notebook(monkeypatch: pytest.MonkeyPatch, shown: Place) -> None:
     assert notebook() is sys.modules["IPython"]
-    monkeypatch.setattr(sys.modules["IPython"], "get_ipython", lambda: SimpleNamespace())  # in a terminal
+    monkeypatch.setattr(sys.modules["IPython"], "get_ipython", SimpleNamespace)  # in a terminal
     assert notebook() is None
     monkeypatch.setattr(sys.modules["IPython"], "get_ipython", lambda: None)  # imported by a script
     assert notebook() is None

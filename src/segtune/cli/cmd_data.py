@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from segtune.cli.common import add_command, check_before_torch, refuse_existing, say
+from segtune.cli.common import add_command, load_checked, refuse_existing, say
 from segtune.cli.options import JsonOption, OverridesArgument, RecipeOrPathArgument
 from segtune.errors import UsageError
 
@@ -32,11 +32,10 @@ def preview(
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
 ) -> None:
     """Draw the first training samples of a run as it will see them: cropped, augmented, with their classes."""
-    from segtune.recipe.recipe import load_recipe_or_data, with_channels
+    from segtune.recipe.recipe import with_channels
 
-    settings = load_recipe_or_data(recipe, overrides or ())
-    check_before_torch(settings)
     refuse_existing(output, force)
+    settings = load_checked(recipe, overrides, or_data=True)
     from segtune.data.dataset import open_dataset
     from segtune.viz.overlay import preview
 
@@ -67,11 +66,6 @@ def convert(
     as_json: JsonOption = False,
 ) -> None:
     """Write a data set anew: id masks, images as they are, labels.json, a data card. Goes on where it was stopped."""
-    from segtune.data.convert import convert as conversions
-    from segtune.data.convert.dataset_card import Origin
-    from segtune.data.dataset import open_dataset
-    from segtune.recipe.recipe import load_recipe_or_data
-
     if to not in ("folder", "parquet", "hub"):
         raise UsageError(f"--to {to}: folder, parquet or hub")
     if (to == "hub") != (repo is not None):
@@ -79,7 +73,11 @@ def convert(
     folder = output or (Path("converted") / repo if repo else None)
     if folder is None:
         raise UsageError("--output DIR: name the folder to write")
-    settings = load_recipe_or_data(recipe, overrides or ())
+    settings = load_checked(recipe, overrides, or_data=True)
+    from segtune.data.convert import convert as conversions
+    from segtune.data.convert.dataset_card import Origin
+    from segtune.data.dataset import open_dataset
+
     conversion = conversions.Conversion(
         *open_dataset(settings.dataset.model_copy(update={"streaming": False})),
         folder,

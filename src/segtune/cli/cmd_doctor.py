@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segtune.cli.common import check_before_torch, hide_bars_of_libraries, say
+from segtune.cli.common import hide_bars_of_libraries, load_checked, say
 from segtune.cli.options import DeviceOption, JsonOption, OverridesArgument
 from segtune.errors import listed, printable
 
@@ -36,10 +36,7 @@ def doctor(
     device: DeviceOption = None,
 ) -> None:
     """Look for faults in a data set before it is trained on; each finding says what fixes it. Exit code 1: errors."""
-    from segtune.recipe.recipe import load_recipe_or_data
-
-    settings = load_recipe_or_data(recipe, overrides or ())
-    check_before_torch(settings, checkpoint)
+    settings = load_checked(recipe, overrides, checkpoint, or_data=True)
     from segtune.doctor import examine
     from segtune.doctor.page import COMMAND, write_doctor_page
     from segtune.viz.html import check_page

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segtune.cli import options
-from segtune.cli.common import check_before_torch, hide_bars_of_libraries, say
+from segtune.cli.common import hide_bars_of_libraries, load_checked, say
 from segtune.errors import UsageError
 from segtune.files import write_atomic
 
@@ -47,10 +47,7 @@ def evaluate(
     On the test split of a run's own data, the counts are kept in the run folder, for its card and `segtune compare`.
     Intervals are bootstrap intervals over images or, with --group-by, over groups of them.
     """
-    from segtune.recipe.recipe import load_recipe
-
-    settings = load_recipe(recipe, overrides or ())
-    check_before_torch(settings, checkpoint)
+    settings = load_checked(recipe, overrides, checkpoint)
     kept = _file_to_save(save, split, Path(checkpoint).parent)
     from segtune.inference.evaluate_checkpoint import evaluate_checkpoint
     from segtune.viz import terminal
@@ -157,10 +154,7 @@ def calibrate(
 
     Predictions stay as they are. Confidences (segtune evaluate, predict) are taken of logits divided by it.
     """
-    from segtune.recipe.recipe import load_recipe
-
-    settings = load_recipe(recipe, overrides or ())
-    check_before_torch(settings, checkpoint)
+    settings = load_checked(recipe, overrides, checkpoint)
     from segtune.inference.calibrate import config_file, fit_temperature, store_temperature
     from segtune.inference.evaluate_checkpoint import open_checkpoint
 

@@ -94,6 +94,32 @@ def check_before_torch(settings: Recipe | None = None, checkpoint: str | None = 
         config.refuse_missing(settings.dataset.path)
 
 
+def load_checked(
+    ref: str,
+    overrides: Sequence[str] | None,
+    checkpoint: str | None = None,
+    *,
+    or_data: bool = False,
+    trains: bool = False,
+) -> Recipe:
+    """The recipe of a command. What can be told without torch is told first: of the recipe, the data, a checkpoint.
+
+    Args:
+        checkpoint: that the command names.
+        or_data: the reference may name a data set as well.
+        trains: the checkpoint that the recipe starts from is needed.
+
+    Raises:
+        UsageError: see `load_recipe` and `check_before_torch`.
+    """
+    from segtune.recipe.recipe import load_recipe, load_recipe_or_data
+
+    load = load_recipe_or_data if or_data else load_recipe
+    quick = load(ref, overrides or (), without_torch=True)
+    check_before_torch(quick, quick.model.name if trains else checkpoint)
+    return load(ref, overrides or ())
+
+
 def refuse_existing(path: Path, force: bool) -> None:
     if path.exists() and not force:
         raise UsageError(f"{path} exists already; name another file, or say --force to overwrite it")

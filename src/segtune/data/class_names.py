@@ -96,8 +96,8 @@ def refuse_one_class(label_map: LabelMap, path: str) -> None:
     other = "#000000" if label_map.mask_colors is not None else "0"
     example = json.dumps({other: BACKGROUND, show_value(value): name}, ensure_ascii=False)
     raise UsageError(
-        f"{path}: {name!r} is the only class, and there is nothing to tell it from: name what else the masks hold, as in "
-        f"dataset.labels={shlex.quote(example)}. With model.num_labels=1 as well, it trains a single logit"
+        f"{path}: {name!r} is the only class, and there is nothing to tell it from: name what else the masks hold, "
+        f"as in dataset.labels={shlex.quote(example)}. With model.num_labels=1 as well, it trains a single logit"
     )
 
 

@@ -17,7 +17,7 @@ _RECIPE_IN_PAGE = re.compile(rf"(<summary>{re.escape(RECIPE_FILE)}</summary><pre
 
 
 def make_public(folder: Path) -> None:
-    """Rewrite the recipe, the report and the evaluations in a folder that is about to be pushed, without local paths."""
+    """Rewrite recipe, report and evaluations in a folder that is about to be pushed, without local paths."""
     recipe, report = folder / RECIPE_FILE, folder / REPORT_FILE
     recipe.write_text(without_local_paths(recipe.read_text(encoding="utf-8")), encoding="utf-8")
     if report.is_file():

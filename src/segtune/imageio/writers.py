@@ -39,7 +39,7 @@ def mask_writer(
 ) -> Iterator[Write]:
     """Writes the training ids of an image of `size`, the ignore index among them, from top to bottom.
 
-    A PNG or, by its suffix, a TIFF, with the labels' palette; of 256 labels and more (with an ignore index beyond 255), 16-bit ids without one.
+    A PNG or, by its suffix, a TIFF, with the labels' palette; 16-bit ids without one where these are needed.
     """
     if label_map.num_labels > LARGEST_ID + 1:
         raise UsageError(f"{path}: a mask holds ids up to {LARGEST_ID}, the model has {label_map.num_labels} labels")

@@ -54,30 +54,31 @@ class Recipe(StrictModel):
         return self.model_copy(update={section: getattr(self, section).model_copy(update=changes)})
 
 
-def load_recipe(ref: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(ref: str | Path, overrides: Sequence[str] = (), *, without_torch: bool = False) -> Recipe:
     """Reads a recipe (a file's path or a shipped recipe's name) with overrides such as `training.max_steps=100`.
 
-    An output folder that is not given becomes `runs/<name of the recipe>`.
+    An output folder that is not given becomes `runs/<name of the recipe>`. `without_torch` leaves out the checks that
+    import torch: of `model.config` and `transforms.extra`.
     Raises UsageError that lists everything wrong with the file and the overrides at once.
     """
     path = find_recipe(ref)
-    recipe = _checked(path, read_yaml(path, Recipe.model_fields), overrides)
+    recipe = _checked(path, read_yaml(path, Recipe.model_fields), overrides, without_torch)
     return _seen_from_here(recipe, path.absolute().parent) if path.name == RECIPE_FILE else recipe
 
 
-def load_recipe_or_data(ref: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe_or_data(ref: str | Path, overrides: Sequence[str] = (), *, without_torch: bool = False) -> Recipe:
     """`load_recipe`; data that is no recipe (a path, `hub://…`) stands for defaults with that `dataset.path`."""
     try:
         find_recipe(ref)
     except UsageError:
         path = Path(ref).expanduser()
         if path.exists() or "://" in str(ref):
-            return _checked(path, {"dataset": {"path": str(ref)}}, overrides)
+            return _checked(path, {"dataset": {"path": str(ref)}}, overrides, without_torch)
         raise
-    return load_recipe(ref, overrides)
+    return load_recipe(ref, overrides, without_torch=without_torch)
 
 
-def _checked(path: Path, data: dict[Any, Any], overrides: Sequence[str]) -> Recipe:
+def _checked(path: Path, data: dict[Any, Any], overrides: Sequence[str], without_torch: bool) -> Recipe:
     """The recipe that a file's content and the overrides make; `path` names the file in messages, and its run."""
     merged = dict(data)
     problems, changed = [], []
@@ -86,7 +87,7 @@ def _checked(path: Path, data: dict[Any, Any], overrides: Sequence[str]) -> Reci
             changed.append(_override(merged, text))
         except ValueError as error:
             problems.append(f"command line: {error}")
-    recipe, found = check(merged, Recipe)
+    recipe, found = check(merged, Recipe, without_torch)
     problems += [f"{_origin(problem.keys, path, data, changed)}: {problem.message}" for problem in found]
     if recipe is None or problems:
         raise UsageError(

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from transformers.utils import cached_file, logging
 
 from segtune.errors import DataError, UsageError
-from segtune.hub_errors import fault_of_hub, offline_if_out_of_reach
+from segtune.hub_errors import fault_of_hub, offline_if_out_of_reach, patiently
 from segtune.segformer.checkpoint_files import CONFIG, check_config, check_download, check_weights, refuse_missing
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 
@@ -52,7 +52,7 @@ def load_model(name: str | Path, **kwargs: Any) -> SegformerForSemanticSegmentat
     kwargs |= {"revision": revision} if revision else {}
     try:
         with without_bars(), offline_if_out_of_reach(asked=not Path(name).exists()):
-            return _load(source, kwargs)
+            return patiently(lambda: _load(source, kwargs), f"checkpoint {name}")
     except DataError:
         raise
     except pickle.UnpicklingError as error:

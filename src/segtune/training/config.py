@@ -169,8 +169,11 @@ class ModelConfig(StrictModel):
         if owned:
             raise ValueError(f"config sets {', '.join(sorted(owned))}, which the label map decides")
         if self.config and not is_quick(info):
-            from segtune.segformer.configuration_segformer import SegformerConfig
+            from segtune.segformer.configuration_segformer import STAGE_FIELDS, SegformerConfig
 
+            for name in self.config.keys() & set(STAGE_FIELDS[1:]):
+                if not isinstance(self.config[name], (list, tuple)):
+                    raise ValueError(f"config.{name} = {self.config[name]!r}: give one value for each stage, as a list")
             try:
                 SegformerConfig.from_variant(self.variant, **self.config)
             except TypeError as error:
