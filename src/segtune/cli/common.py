@@ -112,12 +112,11 @@ def load_checked(
     Raises:
         UsageError: see `load_recipe` and `check_before_torch`.
     """
-    from segtune.recipe.recipe import load_recipe, load_recipe_or_data
+    from segtune.recipe.recipe import load_recipe, load_recipe_or_data, look_over
 
-    load = load_recipe_or_data if or_data else load_recipe
-    quick = load(ref, overrides or (), without_torch=True)
+    quick = look_over(ref, overrides or (), or_data=or_data)
     check_before_torch(quick, quick.model.name if trains else checkpoint)
-    return load(ref, overrides or ())
+    return (load_recipe_or_data if or_data else load_recipe)(ref, overrides or ())
 
 
 def refuse_existing(path: Path, force: bool) -> None:

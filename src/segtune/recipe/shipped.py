@@ -113,6 +113,8 @@ def find_recipe(ref: str | Path) -> Path:
         return recipes[group[0]]
     if path.is_file():
         raise UsageError(f"{ref}: a recipe file's name ends in .yaml")
+    if path.is_absolute() or str(ref).startswith((".", "~")):
+        raise UsageError(f"{ref}: there is no such file or folder")
     raise UsageError(_no_such_recipe(name, group, list_recipes()))
 
 
