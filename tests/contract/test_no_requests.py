@@ -16,6 +16,7 @@ from datasets import Dataset, Features, Image, Value
 
 from support.command_runs import TINY
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 ALLOWED = ("HF_HOME", "HOME", "LANG", "OMP_NUM_THREADS", "PATH", "TMPDIR")  # no variable that keeps libraries offline
 
@@ -67,7 +68,6 @@ def test_the_proxy_notes_what_it_is_asked(proxy: str, tmp_path: Path) -> None:
     assert any("example.invalid" in line or "huggingface.co" in line for line in Proxy.asked)
 
 
-@pytest.mark.slow
 def test_commands_on_local_data_ask_nobody(proxy: str, tmp_path: Path) -> None:
     write_parquet(tmp_path / "rows")
     mine = ["dataset.path=rows", "dataset.labels=[sky, road]"]
