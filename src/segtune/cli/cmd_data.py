@@ -34,8 +34,8 @@ def preview(
     """Draw the first training samples of a run as it will see them: cropped, augmented, with their classes."""
     from segtune.recipe.recipe import with_channels
 
-    refuse_existing(output, force)
     settings = load_checked(recipe, overrides, or_data=True)
+    refuse_existing(output, force)
     from segtune.data.dataset import open_dataset
     from segtune.viz.overlay import preview
 
