@@ -27,7 +27,7 @@ GREY, PALETTE = 0, 3  # colour types
 UP = 2  # the filter: a row as the difference from the one above, which makes most of a label map zeros
 
 
-def id_type(label_map: LabelMap) -> type[np.generic]:
+def id_type(label_map: LabelMap) -> type[np.uint8] | type[np.uint16]:
     """Of the masks that are written: 8 bits where they hold all labels and what their ignored pixels have."""
     is_wide = label_map.num_labels > 256 or (label_map.num_labels == 256 and label_map.ignore_index > 255)
     return np.uint16 if is_wide else np.uint8
