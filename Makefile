@@ -35,7 +35,7 @@ demo: $(RUNTIME)  ## train on the embedded satellite tiles, evaluate, draw overl
 	$(BIN)/segtune train demo training.output_dir=runs/demo training.overwrite=true
 	@echo "2/2 Evaluating the best checkpoint on the test split, and drawing what it says"
 	$(BIN)/segtune evaluate runs/demo/best demo --split test --overlays runs/demo/overlays
-	@echo "Done. Look at runs/demo/report.html and runs/demo/overlays/overview.png; README.md says how to use your data."
+	@echo "Done. Look at runs/demo/report.html and runs/demo/overlays/overview.jpg; README.md says how to use your data."
 
 test: setup  ## run the fast tests
 	$(BIN)/$(PYTEST) -m "not slow"

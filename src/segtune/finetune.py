@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 from segtune.data.checks import check_masks
+from segtune.data.class_names import refuse_one_class
 from segtune.data.dataset import open_dataset
 from segtune.data.streaming import is_stream
 from segtune.errors import SegtuneError, UsageError
@@ -18,6 +19,7 @@ from segtune.inference.processor import processor_from_transforms
 from segtune.recipe.recipe import Recipe, refuse_another_run, resolved, with_channels
 from segtune.report.gather import of_training
 from segtune.report.page import write_report
+from segtune.segformer.loading import without_bars
 from segtune.training.interrupts import LIMIT, Interrupted, StopRequest, seconds
 from segtune.training.model import build_model
 from segtune.training.run_folder import refuse_existing_run
@@ -46,7 +48,7 @@ def train(recipe: Recipe, started: float | None = None) -> dict[str, Any]:
     """
     training = recipe.training
     limit = seconds(training.time_limit) if training.time_limit else None
-    with _locked(training.output_dir), StopRequest(limit, started) as request:
+    with without_bars(), _locked(training.output_dir), StopRequest(limit, started) as request:
         try:
             trainer, dataset, pixels = _prepare(recipe)
             push = _push_beside(recipe, trainer)
@@ -120,6 +122,7 @@ def _prepare(
     if training.output_dir is not None:
         refuse_existing_run(training.output_dir, training.resume, training.overwrite)
     dataset, label_map = open_dataset(recipe.dataset)
+    refuse_one_class(label_map, recipe.dataset.path)
     loss = recipe.training.loss
     loss.weights(label_map.names)  # refuses unknown classes before masks are read
     if "train" not in dataset:

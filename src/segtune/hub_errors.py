@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from huggingface_hub import constants
 from huggingface_hub.errors import (
@@ -22,10 +24,35 @@ from huggingface_hub.utils import get_session
 HUB_FAULTS = (HTTPError, OSError, RuntimeError, ValueError)
 PASSING = (408, 409, 412, 425, 429, 500, 502, 503, 504)  # statuses that a later try may not meet
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+WAITS = (1.0, 3.0)  # seconds before each further try of a download
 LONGEST_REASON = 300  # characters
 PATIENCE = 8.0  # seconds until a Hub that does not answer at all counts as out of reach
 
+Result = TypeVar("Result")
+
 logger = logging.getLogger(__name__)
+
+
+def patiently(step: Callable[[], Result], what: str) -> Result:
+    """The result of a download, tried again after an answer that a later try may not meet, such as 500 or 503.
+
+    Args:
+        what: is downloaded, for the message.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return step()
+        except HUB_FAULTS as error:
+            if wait is None or not answers_later(error):
+                raise
+            logger.warning("%s: %s; trying again in %.0f s", what, reason(error), wait)
+        time.sleep(wait)
+    raise AssertionError("the last try returns or raises")
+
+
+def answers_later(error: BaseException) -> bool:
+    """Whether the Hub did answer, in a way that may pass."""
+    return status_of(origin_of(error)) in PASSING
 
 
 def origin_of(error: BaseException) -> BaseException:

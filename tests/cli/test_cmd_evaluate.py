@@ -42,7 +42,7 @@ def test_evaluate_prints_a_table(segtune_command: Any, run_folder: Path, tmp_pat
     assert [row[0] for row in rows[2:7]] == ["ocean", "humid", "arid", "polar", "mean"]
     assert lines[-2].startswith("test mIoU 0.")
     assert lines[-2].endswith("] over 37 images (95 % BCa interval, 10000 resamples of images)")
-    assert lines[-1] == f"overlays: {tmp_path / 'o'} (overview.png first)"
+    assert lines[-1] == f"overlays: {tmp_path / 'o'} (overview.jpg first)"
     assert len(list((tmp_path / "o").iterdir())) == 4
 
 

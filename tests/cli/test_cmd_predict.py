@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +107,45 @@ def test_a_device_that_is_not_there_is_one_message(segtune_command: Any, run_fol
     arguments = ("predict", run_folder / "best", tmp_path / "a.png", "--output", tmp_path / "out", "--device", "cuda")
     code, _, err = segtune_command(*arguments)
     assert code == 2 and err.splitlines()[-1].startswith("error: --device cuda: ")
+
+
+def test_an_image_from_standard_input_and_a_list_of_what_was_written(
+    segtune_command: Any, run_folder: Path, earth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = sorted((earth / "images" / "test").iterdir())[:2]
+    out = tmp_path / "out"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(first.read_bytes())))
+    code, text, err = segtune_command(
+        "predict", run_folder / "best", "-", second, "--output", out, "--overlay", "--json"
+    )
+    assert code == 0, err
+    assert json.loads(text) == {
+        "output": str(out),
+        "masks": 2,
+        "images": [
+            {"image": name, "mask": f"{out / stem}.png", "overlay": f"{out / stem}_overlay.png"}
+            for name, stem in (("-", "stdin"), (str(second), second.stem))
+        ],
+    }
+    assert {path.name for path in out.iterdir()} == {
+        f"{s}{end}.png" for s in ("stdin", second.stem) for end in ("", "_overlay")
+    }
+    with Image.open(out / "stdin.png") as mask:
+        assert np.array_equal(np.array(mask), segtune.predict(run_folder / "best", first))
+
+
+def test_a_limit_takes_the_first_images(segtune_command: Any, run_folder: Path, earth: Path, tmp_path: Path) -> None:
+    folder, out = earth / "images" / "test", tmp_path / "out"
+    words = ("predict", run_folder / "best", folder, "--output", out, "--limit", "2", "-q")
+    assert segtune_command(*words) == (0, f"2 masks in {out}\n", "")
+    assert sorted(path.stem for path in out.iterdir()) == sorted(path.stem for path in folder.iterdir())[:2]
+
+
+def test_an_address_that_gives_no_image_is_one_message(
+    segtune_command: Any, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segtune.imageio.incoming.WAITS", ())
+    words = ("predict", run_folder / "best", "http://127.0.0.1:9/a.jpg?key=secret", "--output", tmp_path / "out")
+    code, out, err = segtune_command(*words)
+    assert (code, out) == (1, "") and "http://127.0.0.1:9/a.jpg?… cannot be fetched: " in err and "secret" not in err
+    assert not (tmp_path / "out").exists()

@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from segtune.evaluation.evaluation import Evaluation
 from segtune.recipe.shipped import recipe_folder
 from support.command_runs import TINY
+from support.pairs import write_pairs
 
 
 def test_train_ends_with_the_next_command(segtune_command: Any, earth: Path, tmp_path: Path) -> None:
@@ -49,3 +52,48 @@ def test_accelerate_launches_two_cpu_processes_into_one_run(earth: Path, tmp_pat
     assert len(kept) == 39
     evaluated = next(line for line in reversed(lines) if "mean_iou" in line)
     assert kept.scores() == {key: evaluated[key] for key in kept.scores()}
+
+
+@pytest.mark.slow
+def test_256_classes_from_masks_to_masks(
+    segtune_command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """255 is a class, 65535 is ignored, and what is predicted has 16 bits; the report is written from anywhere."""
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for kind in ("images", "masks"):
+            (tmp_path / "data" / kind / split).mkdir(parents=True)
+        for number in range(2):
+            mask = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) // 16
+            mask[0] = 65535
+            Image.fromarray(mask).save(tmp_path / f"data/masks/{split}/{number}.png")
+            image = generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            Image.fromarray(image).save(tmp_path / f"data/images/{split}/{number}.png")
+    (tmp_path / "data" / "labels.json").write_text(json.dumps([f"c{number}" for number in range(256)]))
+    words = ["dataset.path=data", "dataset.labels=null", "training.output_dir=run", "training.max_steps=1"]
+    trained = segtune_command("train", "demo", *TINY, *words)
+    assert trained.code == 0, trained.err
+    assert "256 classes: ignored pixels have the id 65535 in labels" in caplog.text
+    assert json.loads((tmp_path / "run/best/config.json").read_text())["semantic_loss_ignore_index"] == 65535
+    found = segtune_command("evaluate", "run/best", "run/recipe.yaml", "--json")
+    assert found.code == 0 and json.loads(found.out)["num_images"] == 2, found.err
+    assert segtune_command("predict", "run/best", "data/images/test", "--output", "masks").code == 0
+    with Image.open(tmp_path / "masks" / "0.png") as mask:
+        assert mask.mode.startswith("I") and np.asarray(mask).max() < 256
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    written = segtune_command("report", "../run")
+    assert written.code == 0 and (tmp_path / "run" / "report.html").is_file(), written.err
+
+
+def test_one_class_is_told_what_to_write(segtune_command: Any, tmp_path: Path) -> None:
+    write_pairs(tmp_path, ["a", "b", "c"])
+    words = ("demo", f"dataset.path={tmp_path}", "dataset.labels=[crack]", f"training.output_dir={tmp_path / 'run'}")
+    code, out, err = segtune_command("train", *words)
+    assert (code, out) == (2, "") and not (tmp_path / "run").exists()
+    assert err.splitlines()[-1].startswith(f"error: {tmp_path}: 'crack' is the only class")
+    fix = """dataset.labels='{"0": "background", "1": "crack"}'"""
+    assert fix in err
+    code, out, _ = segtune_command("doctor", *words)
+    assert code == 1 and "'crack' is the only class" in " ".join(out.split())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import PIL.Image
 import pytest
 
 import segtune
+from segtune import bars
 from segtune.cli import main
 from segtune.data.transforms import TrainTransform
 from segtune.errors import DataError, FullDiskError
@@ -158,6 +160,10 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
         ("train camvid", "data/camvid does not exist: put the data there"),
         ("train camvid dataset.path=/nope", "/nope does not exist"),
         ("train pascal-voc dataset.path=. model.name=/nope", "checkpoint /nope does not exist"),
+        ("train demo model.config.depths=[1,1,1,1] dataset.path=/nope", "/nope does not exist"),
+        ("train demo model.config.depths=[1,1,1,1] model.name=/nope", "checkpoint /nope does not exist"),
+        ("evaluate /nope demo model.config.depths=[1,1,1,1]", "checkpoint /nope does not exist"),
+        ("data convert demo dataset.path=/nope --output out", "/nope does not exist"),
         ("predict you/model nothing/*.jpg --output masks", "nothing/*.jpg: no such image"),
         ("predict nothing a.jpg --output masks", "checkpoint nothing does not exist"),
         ("evaluate /nope camvid", "checkpoint /nope does not exist"),
@@ -182,6 +188,24 @@ def test_summaries_of_commands_are_whole(segtune_command: Any) -> None:
         assert "..." not in " ".join(out.split("Commands:")[1].split())
     assert "segtune recipes keys [SECTION]" in segtune_command("train", "--help").out
     assert "--install-completion" in segtune_command("--help").out
+
+
+def test_volume_is_said_before_or_after_the_command(segtune_command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And help by -h, everywhere."""
+    monkeypatch.setattr(logging.getLogger("segtune"), "level", logging.INFO)
+    for words, level, quiet in (
+        (("-q", "recipes", "show", "demo"), logging.WARNING, "1"),
+        (("recipes", "show", "demo", "-q"), logging.WARNING, "1"),
+        (("recipes", "show", "-v", "demo"), logging.DEBUG, None),
+        (("recipes", "show", "demo"), logging.INFO, None),
+    ):
+        monkeypatch.delenv(bars.QUIET, raising=False)
+        assert segtune_command(*words).code == 0
+        assert (logging.getLogger("segtune").level, os.environ.get(bars.QUIET)) == (level, quiet), words
+    monkeypatch.delenv(bars.QUIET, raising=False)
+    for command in ("train", "evaluate", "predict", "data convert", "recipes keys"):
+        out = segtune_command(*command.split(), "-h").out
+        assert "-q, --quiet" in out and "-v, --verbose" in out and "-h, --help" in out
 
 
 @pytest.mark.slow

@@ -92,7 +92,7 @@ def run(words: list[str], folder: Path) -> str:
 def test_commands_run(workplace: Path) -> None:
     ran = [run(in_python(command), workplace) for command in COMMANDS if not command.startswith("make ")]
     assert len(ran) >= 8
-    assert (workplace / "runs" / "mine" / "overlays" / "overview.png").is_file()
+    assert (workplace / "runs" / "mine" / "overlays" / "overview.jpg").is_file()
     assert len(list((workplace / "predictions").glob("*.png"))) == 4  # two masks, two overlays
     assert (workplace / "runs" / "demo" / "final" / "model.safetensors").is_file()
 

@@ -203,7 +203,7 @@ def test_card_is_whole(place: Place) -> None:
     card = place.hub.read(REPO, "README.md").decode()
     metadata = yaml.safe_load(card.split("---\n")[1])
     assert metadata["license"] == "apache-2.0" and metadata["pipeline_tag"] == "image-segmentation"
-    assert metadata["widget"][0]["src"] == f"{place.url}/{REPO}/resolve/main/example.jpg"
+    assert metadata["widget"][0]["src"] == "example.jpg"
     results = metadata["model-index"][0]["results"][0]
     assert results["metrics"][0]["type"] == "mean_iou" and 0 < results["metrics"][0]["value"] < 1
     assert "example.jpg" in place.hub.repo(REPO).at().files

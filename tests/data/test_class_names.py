@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from segtune.data.class_names import LABEL_FILES, TABLES, find_file, label_map_of, listed_classes, number_classes
+from segtune.data.class_names import (
+    LABEL_FILES,
+    TABLES,
+    find_file,
+    label_map_of,
+    listed_classes,
+    number_classes,
+    refuse_one_class,
+)
 from segtune.data.config import DatasetConfig
 from segtune.errors import UsageError
+from segtune.labels.label_map import LabelMap
 
 CLASSES = {0: "background", 1: "car", 2: "road"}
 
@@ -125,3 +135,45 @@ def test_tables_inside_the_package(tmp_path: Path) -> None:
         UsageError, match=r"no file 'segtune://cityscape\.json' in the package; it has ade20k\.json, camv"
     ):
         find_file("segtune://cityscape.json", tmp_path)
+
+
+def test_many_classes_have_a_wider_ignore_id(tmp_path: Path) -> None:
+    """Where the recipe says nothing, or 255, which is a class then; another id of the labels is still told."""
+    names = [f"c{i}" for i in range(256)]
+    label_map = label_map_of(config(tmp_path, labels=names), tmp_path, None)
+    assert label_map is not None and label_map.ignore_index == 65535
+    chosen = label_map_of(config(tmp_path, labels=names, ignore_index=-100), tmp_path, None)
+    assert chosen is not None and chosen.ignore_index == -100
+    with pytest.raises(UsageError, match=r"ignore_index 7 is the training id .*dataset\.ignore_index"):
+        label_map_of(config(tmp_path, labels=names, ignore_index=7), tmp_path, None)
+    few = {"classes": ["sky", "road"], "ignore_index": 65535}
+    with pytest.raises(UsageError, match=r"set dataset\.ignore_index=65535"):
+        label_map_of(config(tmp_path, labels=few), tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("labels", "example"),
+    [
+        (["crack"], '{"0": "background", "1": "crack"}'),
+        ({"0": None, "255": "crack"}, '{"0": "background", "255": "crack"}'),
+        ({"#ff0000": "crack"}, '{"#000000": "background", "#ff0000": "crack"}'),
+    ],
+)
+def test_one_class_is_refused_with_what_to_write(tmp_path: Path, labels: Any, example: str) -> None:
+    label_map = label_map_of(config(tmp_path, labels=labels), tmp_path, None)
+    assert label_map is not None
+    with pytest.raises(UsageError) as error:
+        refuse_one_class(label_map, "mine")
+    assert "mine: 'crack' is the only class" in str(error.value) and f"dataset.labels='{example}'" in str(error.value)
+    refuse_one_class(LabelMap.from_dict(json.loads(example)), "mine")
+
+
+def test_labels_of_the_recipe_win_and_that_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "classes.json").write_text('["sky", "road"]')
+    label_map_of(config(tmp_path, labels=["sky", "road"]), tmp_path, None)
+    label_map_of(config(tmp_path, labels="classes.json"), tmp_path, None)
+    assert caplog.text == ""
+    label_map = label_map_of(config(tmp_path, labels=["sea", "land"]), tmp_path, None)
+    assert label_map is not None and label_map.names == ("sea", "land")
+    path = tmp_path / "classes.json"
+    assert f"the classes are those of dataset.labels; {path} names others and is passed over" in caplog.text

@@ -85,7 +85,7 @@ def test_evaluation_ignores_what_has_no_data(run: Path, capsys: pytest.CaptureFi
     result = json.loads(capsys.readouterr().out)
     assert result["num_images"] == 4
     assert 0 <= result["mean_iou"] <= 1
-    with PIL.Image.open(tmp_path / "o" / "overview.png") as sheet:
+    with PIL.Image.open(tmp_path / "o" / "overview.jpg") as sheet:
         assert sheet.width > 400
 
 

@@ -39,7 +39,6 @@ RECIPE = {
 def card(**changes: Any) -> Card:
     fields: dict[str, Any] = {
         "repo": "me/roads",
-        "url": "https://hub/me/roads/resolve/main/",
         "config": CONFIG,
         "preprocessor": {"do_resize": False},
         "parameters": 3_714_658,
@@ -90,7 +89,7 @@ def test_metadata_of_fine_tuned_weights() -> None:
     assert found["license"] == "other" and found["license_name"] == "nvidia-source-code-license"
     assert found["license_link"].startswith("https://")
     assert found["datasets"] == ["you/sidewalk"]
-    assert found["widget"] == [{"src": "https://hub/me/roads/resolve/main/example.jpg", "example_title": "Side walks"}]
+    assert found["widget"] == [{"src": "example.jpg", "example_title": "Side walks"}]
     assert found["model-index"][0]["results"][0]["dataset"]["type"] == "you/sidewalk"
 
 
@@ -284,7 +283,7 @@ def nothing_on_the_hub(name: str, kind: str) -> Mapping[str, Any]:
 
 def card_of(run: Path, target: Path, read: Any = nothing_on_the_hub) -> Any:
     checkpoint = stage(run, target, with_code=False, pictures=True)
-    return describe_run(target, checkpoint, "me/x", "https://hub/", [], License(), read)
+    return describe_run(target, checkpoint, "me/x", [], License(), read)
 
 
 def test_results_are_those_of_the_weights(run: Path, target: Path, tmp_path: Path) -> None:

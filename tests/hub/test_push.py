@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import html
 import json
 import logging
 import shutil
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 
 from segtune.errors import UsageError
+from segtune.evaluation.evaluation import Evaluation
 from segtune.hub import model_card, retries, stage
 from segtune.hub import push as hub
 from segtune.hub.config import HubConfig
@@ -124,6 +127,41 @@ def test_second_push_sends_only_what_is_new(on_hub: Hub, run: Path) -> None:
     assert on_hub.read("tester/roads", "metrics.jsonl") == b'{"step": 2}\n'
 
 
+def test_no_local_path_is_sent(on_hub: Hub, run: Path, tmp_path: Path) -> None:
+    """Neither in the recipe, nor in the report, the evaluations and the card; and the run itself stays as it is."""
+    secret = tmp_path / "anna"
+    recipe = {
+        "dataset": {"path": f"{secret}/<photos>", "split_file": f"../{secret.name}/runs/split.json"},
+        "model": {"name": None},
+        "training": {"output_dir": f"{run}"},
+        "hub": {"repo": "tester/roads", "push": None},
+    }
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    pre = html.escape((run / "recipe.yaml").read_text())
+    (run / "report.html").write_text(f"<p>a</p><summary>recipe.yaml</summary><pre>{pre}</pre><p>b</p>")
+    evaluation = Evaluation(["sky", "road"])
+    evaluation.add("one", np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8))
+    evaluation.about = {
+        "checkpoint": f"{run}/best",
+        "recipe": f"{secret}/mine.yaml",
+        "split": "test",
+        "protocol": "whole",
+    }
+    evaluation.save(run / "evaluation-test.npz")
+    before = contents(run)
+    push_run(run)
+    sent = {name: on_hub.read("tester/roads", name) for name in on_hub.repo("tester/roads").at().files}
+    assert {"report.html", "evaluation-test.npz", "recipe.yaml", "README.md"} <= sent.keys()
+    assert [name for name, content in sent.items() if b"anna" in content or str(tmp_path).encode() in content] == []
+    assert yaml.safe_load(sent["recipe.yaml"])["dataset"] == {"path": "<photos>", "split_file": "split.json"}
+    assert b"path: &lt;photos&gt;\n" in sent["report.html"] and sent["report.html"].endswith(b"</pre><p>b</p>")
+    (tmp_path / "got.npz").write_bytes(sent["evaluation-test.npz"])
+    got = Evaluation.load(tmp_path / "got.npz")
+    assert got.about == evaluation.about | {"checkpoint": "roads/best", "recipe": "mine.yaml"}
+    assert got.scores() == evaluation.scores()
+    assert contents(run) == before
+
+
 def test_files_of_the_owner_stay(on_hub: Hub, run: Path) -> None:
     push_run(run)
     on_hub.repo("tester/roads").add_commit("main", {"handler.py": ("regular", b"mine")}, [], "mine")
@@ -203,7 +241,10 @@ def test_base_without_a_card_leaves_the_choice_to_the_owner(
 ) -> None:
     on_hub.repos["models", "you/base"] = Repo("models", "you/base", private=False)
     start_from(run, "you/base")
-    push_run(run)
+    on_hub.faults = [Fault("POST", "/api/repos/create", 403)]
+    with pytest.raises(PushError):
+        push_run(run)
+    assert on_hub.repos.keys() == {("models", "you/base")}  # it is told before anything is sent
     assert "the card of tester/roads states no licence: hub.license or --license states one" in caplog.text
     start_from(run, "gone/base")
     push_run(run, license="mit")

@@ -66,15 +66,15 @@ def test_pictures_of_the_data_are_few_and_can_be_left_out(run: Path, target: Pat
     (run / "split.json").write_text(json.dumps({"test": ids}))
     (run / "report.html").write_text("page")
     (run / "overlays" / "step-000001").mkdir(parents=True)
-    for name in ("overview", *(f"tile{i:02}" for i in range(20)), "step-000001/early"):
-        Image.new("RGB", (8, 8)).save(run / "overlays" / f"{name}.png")
+    for name in ("overview.jpg", *(f"tile{i:02}.png" for i in range(20)), "step-000001/early.png"):
+        Image.new("RGB", (8, 8)).save(run / "overlays" / name)
     stage(run, target, with_code=False, pictures=True)
-    expected = {"overlays/overview.png", *(f"overlays/tile{i:02}.png" for i in range(15))}
+    expected = {"overlays/overview.jpg", *(f"overlays/tile{i:02}.png" for i in range(15))}
     assert names(target) == PLAIN | expected | {"report.html"}
     picture = example_picture(target) or b""
     with Image.open(io.BytesIO(picture)) as example:
         assert (example.format, example.size) == ("JPEG", (180, 180))
-    assert find_overlays(target / "overlays")[0].name == "overview.png"
+    assert find_overlays(target / "overlays")[0].name == "overview.jpg"
     shutil.rmtree(target)
     target.mkdir()
     stage(run, target, with_code=False, pictures=False)

@@ -53,6 +53,15 @@ def test_mask_of_256_labels_fills_the_palette(tmp_path: Path) -> None:
     assert nodata_of(tmp_path / "mask.tif") is None
 
 
+def test_mask_has_16_bits_where_the_ignored_id_needs_them(tmp_path: Path) -> None:
+    label_map = LabelMap.from_names([f"c{i}" for i in range(256)])
+    labels = np.array([[0, 255, 65535]], dtype=np.uint16)
+    save(labels, label_map, tmp_path / "mask.tif")
+    with Image.open(tmp_path / "mask.tif") as mask:
+        assert np.array(mask).tolist() == labels.tolist() and mask.mode.startswith("I")
+    assert nodata_of(tmp_path / "mask.tif") == 65535
+
+
 def test_mask_of_more_labels_has_16_bits(tmp_path: Path) -> None:
     label_map = LabelMap.from_names([f"c{i}" for i in range(300)], ignore_index=-100)
     labels = np.array([[0, 255, 256, 299]], dtype=np.int32)

@@ -86,7 +86,7 @@ def test_groups_and_overlays(tmp_path: Path) -> None:
         "best", "data", group_by="r[0-9]+", overlays=tmp_path, limit_overlays=2, device="cpu", progress=False
     )
     assert found.intervals["unit"] == "group"
-    with Image.open(tmp_path / "overview.png") as sheet:
+    with Image.open(tmp_path / "overview.jpg") as sheet:
         assert sheet.width > 2 * 180
     assert len(list(tmp_path.iterdir())) == 3
 

@@ -89,7 +89,12 @@ def test_default_colors_are_distinct_and_not_black() -> None:
         (lambda: LabelMap.from_names(["sky"], ignore_ids=[0]), "mask value 0 is both ignored and the class 'sky'"),
         (lambda: LabelMap.from_names(["sky", "car"], ignore_index=0), "ignore_index 0 is the training id of 'sky'"),
         (lambda: LabelMap.from_names(["sky", "car"], ignore_index=1), "ignore_index 1 is the training id of 'car'"),
-        (lambda: LabelMap.from_names([f"class {i}" for i in range(300)]), "ignore_index 255 .* such as -100"),
+        (
+            lambda: LabelMap.from_names([f"class {i}" for i in range(300)], ignore_index=7),
+            r"ignore_index 7 is the training id of 'class 7': .* such as -100 \(in a recipe, dataset.ignore_index\)",
+        ),
+        (lambda: LabelMap.from_names([f"class {i}" for i in range(60_000)]), "60000 classes: segtune takes 10000"),
+        (lambda: LabelMap.from_ids({i: f"class {i}" for i in range(60_000)}), "60000 classes: segtune takes 10000"),
         (lambda: LabelMap.from_names(["sky"], [ROAD, CAR]), "2 colours for 1 classes"),
         (lambda: LabelMap.from_names(["sky"], {"sly": ROAD}), "'sly', which is no class: sky"),
         (lambda: LabelMap.from_names(["sky"], ["blue"]), "'blue' is no colour"),
@@ -362,6 +367,14 @@ def test_ranges_of_more_ids_than_masks_hold_are_refused(keys: tuple[str, ...]) -
 
 
 def test_many_names_are_compared_at_once() -> None:
-    names = [f"class {number}" for number in range(60_000)]
+    names = [f"class {number}" for number in range(9_000)]
     with pytest.raises(UsageError, match="'class 7' is named twice"):
         LabelMap.from_names([*names, "class 7"], ignore_index=-100)
+
+
+@pytest.mark.parametrize(("count", "ignore_index"), [(255, 255), (256, 65535), (300, 65535)])
+def test_where_255_is_a_class_a_wider_id_is_ignored(count: int, ignore_index: int) -> None:
+    label_map = LabelMap.from_names([f"class {i}" for i in range(count)])
+    assert label_map.ignore_index == ignore_index and LabelMap.from_dict(label_map.to_dict()) == label_map
+    mask = np.array([[0, count - 1, ignore_index]], dtype=np.uint16)
+    assert label_map.encode(mask).tolist() == mask.tolist()

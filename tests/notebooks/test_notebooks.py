@@ -119,6 +119,20 @@ def printed(notebook: Any) -> str:
     return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
 
 
+def errors(notebook: Any) -> str:
+    """What the cells wrote to stderr."""
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stderr")
+
+
+def tables(notebook: Any) -> int:
+    """How many tables of a training there are, each with its bar and one row or more."""
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    pages = [page for output in outputs if "<progress" in (page := output.get("data", {}).get("text/html", ""))]
+    assert all("<th>val mIoU</th>" in page for page in pages)
+    return len(pages)
+
+
 def pictures(notebook: Any) -> int:
     outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
     return sum("image/png" in output.get("data", {}) for output in outputs)
@@ -139,6 +153,7 @@ def colab(place: Place) -> Any:
 def test_finetune_colab(place: Place, colab: Any) -> None:
     assert re.search(r"mean IoU 0\.\d+, 95 % interval 0\.\d+ to 0\.", printed(colab))
     assert pictures(colab) == 4
+    assert tables(colab) == 1 and "it/s" not in errors(colab) and "IProgress" not in errors(colab)
     assert {"model.safetensors", "README.md"} <= set(place.hub.repo("tester/tiles").at().files)
 
 

@@ -90,8 +90,13 @@ def test_path_of_a_file(folder: Path) -> None:
     [
         ("mine/none.yaml", "mine/none.yaml: no such recipe file"),
         ("oen", "'oen': no shipped recipe of this name; did you mean 'one'?"),
-        ("zebra", r"'zebra': no shipped recipe of this name \(there are one, pair/big"),
+        (
+            "zebra",
+            "this name\n  data sets: one, pair/big, pair, rest/a, rest/b\n  your own data: none\n`seg",
+        ),
         ("rest", "'rest' stands for several recipes; name one: rest/a, rest/b"),
+        ("/none/here", r"^/none/here: there is no such file or folder$"),
+        ("./none", r"^\./none: there is no such file or folder$"),
         ("accelerate/c", "no shipped recipe of this name"),
         ("", "no shipped recipe of this name"),
     ],

@@ -158,3 +158,17 @@ def test_page_works_in_a_sandbox(report: Path, open_page: Callable[..., Any]) ->
     inside.locator("#classes thead button").first.click()
     assert inside.locator("#classes tbody th").first.inner_text() == "<road>"
     assert inside.locator("#confusions td").count() > 16
+
+
+def test_what_is_wider_than_a_telephone_says_that_it_scrolls(report: Path, open_page: Callable[..., Any]) -> None:
+    """Told by a line and a shadow; not where all is seen. The last number of the headline does not stand alone."""
+    sign = "scroll => getComputedStyle(scroll, '::before').content"
+    for width in (1280, 390):
+        page = open_page(report, width=width)
+        for scroll in page.locator(".scroll").all():
+            is_wider = scroll.evaluate("scroll => scroll.scrollWidth > scroll.clientWidth + 1")
+            assert (scroll.evaluate(sign) == '"↔ scrolls sideways"') == is_wider
+        assert page.locator(".scroll.wide").count() > 0 or width > 390
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    first, last = (page.locator(".tile").nth(number).bounding_box() for number in (0, -1))
+    assert first["width"] == last["width"]

@@ -24,6 +24,16 @@ def test_gallery_has_all_groups_with_all_layers(facts: Facts) -> None:
     assert "ghost" not in read.text  # the legend holds what occurs
 
 
+def test_ignored_pixels_are_named_where_there_are_any(facts: Facts) -> None:
+    assert "ignored" not in Page(part(page(facts), "images")).text
+    assert facts.examination is not None
+    pictures = dict(facts.examination.pictures)
+    name = facts.examination.chosen["worst"][0]
+    pictures[name] = pictures[name]._replace(layers=pictures[name].layers._replace(has_ignored=True))
+    text = part(page(replace(facts, examination=replace(facts.examination, pictures=pictures))), "images")
+    assert '<i class="swatch ignored"></i>ignored</span>' in text
+
+
 def test_suspects_say_what_is_doubted(facts: Facts) -> None:
     said = Page(part(page(facts), "suspects")).text
     assert "1 of 12 images stands out" in said

@@ -120,3 +120,12 @@ def test_configurations_of_other_classes_become_ours() -> None:
     theirs = transformers.SegformerConfig(num_labels=4, attn_implementation="eager")
     ours = SegformerConfig.of(theirs)
     assert (ours.num_labels, ours._attn_implementation, ours.fused) == (4, "eager", True)
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
+def test_a_file_that_asks_for_a_kernel_of_the_hub_is_refused(tmp_path: Path, key: str) -> None:
+    """By from_pretrained as well, before anything is fetched: it would be code of others."""
+    config = SegformerConfig.from_variant("b0").to_dict() | {key: "kernels-community/flash-attn"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="'kernels-community/flash-attn' names code on the Hub"):
+        SegformerConfig.from_pretrained(tmp_path)

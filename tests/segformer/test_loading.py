@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers.utils import logging
 
+from segtune import hub_errors
 from segtune.errors import DataError, UsageError
+from segtune.segformer import loading
 from segtune.segformer.configuration_segformer import SegformerConfig
-from segtune.segformer.loading import load_model, split_revision
+from segtune.segformer.loading import load_model, split_revision, without_bars
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 from support import networks
 
@@ -63,3 +68,36 @@ def test_older_files_are_read_and_do_not_run_code(tmp_path: Path, monkeypatch: p
     with pytest.raises(DataError, match=r"old: its pytorch_model\.bin is no pure .* asks for \w+\.system\. .*refused"):
         load_model("old")
     assert not Path("harmed").exists()
+
+
+def test_a_checkpoint_is_fetched_again_after_an_answer_that_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two answers of 500 are met by further tries, a third one is told."""
+    statuses = [500, 500]
+
+    def fetch(*_: Any) -> str:
+        if statuses:
+            cause = OSError("server error")
+            cause.response = SimpleNamespace(status_code=statuses.pop(0), headers={})  # type: ignore[attr-defined]
+            raise OSError("cannot load it") from cause
+        return "the model"
+
+    monkeypatch.setattr(loading, "_load", fetch)
+    monkeypatch.setattr(loading, "offline_if_out_of_reach", lambda asked: nullcontext())
+    monkeypatch.setattr(hub_errors, "WAITS", (0.0, 0.0))
+    assert load_model("you/model") == "the model"
+    statuses += [500, 500, 500]
+    with pytest.raises(DataError, match="checkpoint you/model cannot be fetched: the Hub answers 500"):
+        load_model("you/model")
+
+
+def test_no_bar_of_transformers_is_drawn_and_its_setting_stays() -> None:
+    was = logging.is_progress_bar_enabled()
+    try:
+        for switch in (logging.enable_progress_bar, logging.disable_progress_bar):
+            switch()
+            before = logging.is_progress_bar_enabled()
+            with without_bars():
+                assert not logging.is_progress_bar_enabled()
+            assert logging.is_progress_bar_enabled() == before
+    finally:
+        (logging.enable_progress_bar if was else logging.disable_progress_bar)()

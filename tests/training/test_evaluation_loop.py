@@ -43,7 +43,7 @@ def evaluate(validation: Validation, step: int) -> tuple[dict[str, Any], Any]:
     scores |= {"per_class": {"arid": {"iou": VALUES["arid"][step - 1]}}}
     validation.count = lambda model, dataset, on_image: SimpleNamespace(scores=lambda: scores)
     told: list[Any] = []
-    progress = SimpleNamespace(scores=lambda *given: told.append(given))
+    progress = SimpleNamespace(evaluating=lambda: None, scores=lambda *given: told.append(given))
     assert validation.evaluate(step, step, progress) is scores
     assert told == [(scores, validation.comparisons)]
     return scores, validation.comparisons.folder

@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from segtune.bars import QUIET
 from segtune.errors import SegtuneError
 from segtune.training.config import TrainingConfig
 from segtune.training.progress import Throughput, TrainingProgress
@@ -124,3 +125,33 @@ def test_a_gradient_that_overflows_is_expected_where_the_loss_is_scaled(tmp_path
             progress.add(torch.tensor(1.0), torch.tensor(float("inf")), 0.01, micro_batches)
         progress.accelerator.scaler = None
     assert [line["grad_norm"] for line in lines(tmp_path)] == [None]
+
+
+def test_a_notebook_has_a_table_in_the_place_of_a_bar(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a row for each evaluation; a terminal's bar is not drawn as well. Quiet, there is neither."""
+    pages: list[str] = []
+    display = SimpleNamespace(
+        HTML=str, display=lambda page, display_id: (pages.append(page), SimpleNamespace(update=pages.append))[1]
+    )
+    ipython = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=1), display=display)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    progress = progress_of(tmp_path / "run", max_steps=4, log_every=2)
+    with progress.logged_from(0):
+        for step, micro_batches in enumerate(progress.timed(batches(4)), start=1):
+            progress.add(torch.tensor(float(step)), torch.tensor(0.5), 0.01, micro_batches)
+            if step % 2 == 0:
+                progress.evaluating()
+                assert f"step {step} of 4, evaluating" in pages[-1]
+                progress.scores({"mean_iou": step / 10}, SimpleNamespace(saved=list))
+        progress.finish("done")
+    assert "step 4 of 4, done" in pages[-1] and pages[-1].count("<tr>") == 3
+    assert "<td>2</td><td>1.5000</td><td>1.00e-02</td><td>0.2000</td><td>0.2000</td>" in pages[-1]
+    assert capsys.readouterr().err == ""
+    pages.clear()
+    monkeypatch.setenv(QUIET, "1")
+    with progress_of(tmp_path / "quiet").logged_from(0):
+        pass
+    assert pages == []

@@ -3,12 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from segtune.labels.label_map import LabelMap
-from segtune.viz.comparisons import Comparisons, evenly_spaced
+from segtune.viz.comparisons import OVERVIEW, Comparisons, evenly_spaced
 
 LABELS = LabelMap.from_names(["sky", "road"], colors=[(1, 2, 3), (250, 240, 230)])
 IMAGE, MASK = np.zeros((20, 30, 3), np.uint8), np.zeros((20, 30), np.uint8)
@@ -35,20 +36,41 @@ def test_comparisons_are_spread_over_the_split(tmp_path: Path) -> None:
     assert pictures.ids == [f"drive/{i}" for i in (0, 2, 5, 7, 10, 12, 15, 17)]
     for sample_id in reversed(ids):  # in any order
         pictures.save(sample_id, IMAGE, MASK, MASK)
-    pictures.save_overview()
-    folder = tmp_path / "out"
-    assert {path.stem for path in (folder / "drive").iterdir()} == {i.split("/")[1] for i in pictures.ids}
-    with Image.open(folder / "drive" / "0.png") as one, Image.open(folder / "overview.png") as sheet:
-        assert sheet.width > 2 * one.width
-        assert sheet.height > 3 * one.height
+    assert {path.stem for path in (tmp_path / "out" / "drive").iterdir()} == {i.split("/")[1] for i in pictures.ids}
 
 
-def test_overview_of_a_single_picture(tmp_path: Path) -> None:
-    pictures = Comparisons(tmp_path, LABELS, ["one"], 12)
-    pictures.save("one", IMAGE, MASK, MASK)
+def test_overview_names_and_scores_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """IoU of a prediction that takes half of the sky for road: 0.5 and 0; of an image without labels: none."""
+    drawn: list[str] = []
+    plain = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, at, text, *more, **how: (
+        drawn.append(text), plain(self, at, text, *more, **how)
+    ))  # fmt: skip
+    pictures = Comparisons(tmp_path, LABELS, ["a", "b", "c\u202e"], 12, overview=True)
+    half, unlabelled = MASK.copy(), np.full_like(MASK, 255)
+    half[10:] = 1
+    for name, labels, prediction in (("c\u202e", unlabelled, MASK), ("a", MASK, MASK), ("b", MASK, half)):
+        if name != "c\u202e":
+            pictures.save(name, IMAGE, labels, prediction)
+        else:
+            pictures._keep(name, IMAGE, labels, prediction)  # no file may be called so
+    drawn.clear()
     pictures.save_overview()
-    with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "overview.png") as sheet:
-        assert sheet.size == one.size
+    titles = ["image", "truth", "prediction"] * 2
+    legend = ["sky", "road", "ignored"]
+    assert drawn == [*legend, *titles, "a: mIoU 1.000", "b: mIoU 0.250", "c\\u202e: not labelled"]
+    with Image.open(tmp_path / OVERVIEW) as sheet:
+        assert sheet.width > 6 * 360 and sheet.height > 2 * 240
+
+
+def test_overview_of_a_single_picture_is_no_sample(tmp_path: Path) -> None:
+    """A sample that is called as the overview is keeps its own file."""
+    pictures = Comparisons(tmp_path, LABELS, ["overview"], 12, overview=True)
+    pictures.save("overview", IMAGE, MASK, MASK)
+    before = (tmp_path / "overview.png").read_bytes()
+    pictures.save_overview()
+    assert {path.name for path in tmp_path.iterdir()} == {"overview.png", OVERVIEW}
+    assert (tmp_path / "overview.png").read_bytes() == before
 
 
 def test_each_evaluation_may_have_a_folder_of_its_own(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def test_each_pixel_has_its_color() -> None:
     prediction = np.array([[0, 1, 0, 0], [0, 1, 0, 0]])
     confidence = np.array([[1, 1, 0.95, 1], [1, 1, 0.5, 1]])
     found = layers(np.full((2, 4, 3), 128, np.uint8), labels, prediction, confidence, LABELS)
-    assert found.size == (2, 4) and found.classes == {0, 1}
+    assert found.size == (2, 4) and found.classes == {0, 1} and found.has_ignored
     truth, errors = decode(found.truth), decode(found.errors)
     assert truth[0, 0].tolist() == [10, 20, 30, 255] and truth[1, 1].tolist() == [200, 0, 0, 255]
     assert len({tuple(truth[0, 3, :3]), (10, 20, 30), (200, 0, 0), (0, 0, 200)}) == 4  # ignored: a colour of no class
@@ -37,7 +37,7 @@ def test_large_images_are_made_smaller_alike() -> None:
     labels = np.zeros((height, width), np.int64)
     labels[:, width // 2 :] = 2
     found = layers(np.zeros((height, width, 3), np.uint8), labels, labels, np.ones(labels.shape), LABELS)
-    assert found.size == (150, LONGEST_SIDE)
+    assert found.size == (150, LONGEST_SIDE) and not found.has_ignored
     assert decode(found.photo).shape[:2] == decode(found.truth).shape[:2] == found.size
     column = decode(found.truth)[75, :, 2]
     assert (column[: LONGEST_SIDE // 2] == 30).all() and (column[LONGEST_SIDE // 2 :] == 200).all()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from segtune.cli.common import check_before_torch, first_sentence, refuse_existing
+from segtune.cli.common import add_command, load_checked, refuse_existing, say
 from segtune.cli.options import JsonOption, OverridesArgument, RecipeOrPathArgument
 from segtune.errors import UsageError
 
@@ -17,8 +17,8 @@ from segtune.errors import UsageError
 def application() -> typer.Typer:
     data = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
     data.callback(help="Look at the data of a recipe, or write it in another form.")(lambda: None)
-    data.command(short_help=first_sentence(preview))(preview)
-    data.command(short_help=first_sentence(convert))(convert)
+    add_command(data, preview)
+    add_command(data, convert)
     return data
 
 
@@ -32,10 +32,9 @@ def preview(
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
 ) -> None:
     """Draw the first training samples of a run as it will see them: cropped, augmented, with their classes."""
-    from segtune.recipe.recipe import load_recipe_or_data, with_channels
+    from segtune.recipe.recipe import with_channels
 
-    settings = load_recipe_or_data(recipe, overrides or ())
-    check_before_torch(settings)
+    settings = load_checked(recipe, overrides, or_data=True)
     refuse_existing(output, force)
     from segtune.data.dataset import open_dataset
     from segtune.viz.overlay import preview
@@ -47,7 +46,7 @@ def preview(
     sheet = preview(dataset["train"], label_map, settings.transforms, seed=settings.training.seed, count=count)
     output.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(output, format="PNG")
-    typer.echo(f"{output}")
+    say(f"{output}")
 
 
 def convert(
@@ -67,11 +66,6 @@ def convert(
     as_json: JsonOption = False,
 ) -> None:
     """Write a data set anew: id masks, images as they are, labels.json, a data card. Goes on where it was stopped."""
-    from segtune.data.convert import convert as conversions
-    from segtune.data.convert.dataset_card import Origin
-    from segtune.data.dataset import open_dataset
-    from segtune.recipe.recipe import load_recipe_or_data
-
     if to not in ("folder", "parquet", "hub"):
         raise UsageError(f"--to {to}: folder, parquet or hub")
     if (to == "hub") != (repo is not None):
@@ -79,7 +73,11 @@ def convert(
     folder = output or (Path("converted") / repo if repo else None)
     if folder is None:
         raise UsageError("--output DIR: name the folder to write")
-    settings = load_recipe_or_data(recipe, overrides or ())
+    settings = load_checked(recipe, overrides, or_data=True)
+    from segtune.data.convert import convert as conversions
+    from segtune.data.convert.dataset_card import Origin
+    from segtune.data.dataset import open_dataset
+
     conversion = conversions.Conversion(
         *open_dataset(settings.dataset.model_copy(update={"streaming": False})),
         folder,
@@ -98,4 +96,4 @@ def convert(
         result["repo"] = push_folder(folder, repo, "dataset", private=private, message=message)
     shown = ", ".join(f"{samples} {split}" for split, samples in result["samples"].items())
     where = result.get("repo", folder)
-    typer.echo(json.dumps(result) if as_json else f"{shown} in {where} ({conversions.CARD} describes them)")
+    say(json.dumps(result) if as_json else f"{shown} in {where} ({conversions.CARD} describes them)")

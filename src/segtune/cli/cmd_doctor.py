@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segtune.cli.common import check_before_torch, hide_bars_of_libraries
+from segtune.cli.common import hide_bars_of_libraries, load_checked, say
 from segtune.cli.options import DeviceOption, JsonOption, OverridesArgument
 from segtune.errors import listed, printable
 
@@ -36,10 +36,7 @@ def doctor(
     device: DeviceOption = None,
 ) -> None:
     """Look for faults in a data set before it is trained on; each finding says what fixes it. Exit code 1: errors."""
-    from segtune.recipe.recipe import load_recipe_or_data
-
-    settings = load_recipe_or_data(recipe, overrides or ())
-    check_before_torch(settings, checkpoint)
+    settings = load_checked(recipe, overrides, checkpoint, or_data=True)
     from segtune.doctor import examine
     from segtune.doctor.page import COMMAND, write_doctor_page
     from segtune.viz.html import check_page
@@ -53,11 +50,11 @@ def doctor(
     typer.echo(json.dumps(diagnosis.to_dict()) if as_json else "\n".join(_finding_lines(diagnosis)))
     if html:
         write_doctor_page(diagnosis, html)
-        typer.echo(f"page: {html}", err=as_json)
+        say(f"page: {html}", err=as_json)
     if split_file:
         kept = examine.save_usable_split(diagnosis, split_file)
         left = ", ".join(f"{number} {split}" for split, number in kept.items())
-        typer.echo(f"split file: {split_file} ({left}); use it with dataset.split_file={split_file}", err=as_json)
+        say(f"split file: {split_file} ({left}); use it with dataset.split_file={split_file}", err=as_json)
     if diagnosis.count("error"):
         raise typer.Exit(1)
 

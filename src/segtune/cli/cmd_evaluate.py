@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segtune.cli import options
-from segtune.cli.common import check_before_torch, hide_bars_of_libraries
+from segtune.cli.common import hide_bars_of_libraries, load_checked, say
 from segtune.errors import UsageError
 from segtune.files import write_atomic
 
@@ -47,10 +47,7 @@ def evaluate(
     On the test split of a run's own data, the counts are kept in the run folder, for its card and `segtune compare`.
     Intervals are bootstrap intervals over images or, with --group-by, over groups of them.
     """
-    from segtune.recipe.recipe import load_recipe
-
-    settings = load_recipe(recipe, overrides or ())
-    check_before_torch(settings, checkpoint)
+    settings = load_checked(recipe, overrides, checkpoint)
     kept = _file_to_save(save, split, Path(checkpoint).parent)
     from segtune.inference.evaluate_checkpoint import evaluate_checkpoint
     from segtune.viz import terminal
@@ -80,13 +77,13 @@ def evaluate(
     if in_run:
         write_atomic(in_run.with_suffix(".json"), json.dumps(result, indent=2) + "\n")
     if as_json:
-        typer.echo(json.dumps(result))
+        say(json.dumps(result))
     else:
         terminal.show(terminal.evaluation_table(result), *terminal.evaluation_lines(result))
     if kept:
-        typer.echo(f"counts of each image: {kept}", err=as_json or save is None)
+        say(f"counts of each image: {kept}", err=as_json or save is None)
     if overlays:
-        typer.echo(f"overlays: {overlays} (overview.png first)", err=as_json)
+        say(f"overlays: {overlays} (overview.jpg first)", err=as_json)
 
 
 def _place_in_run(checkpoint: str, settings: Recipe, split: str) -> Path | None:
@@ -139,7 +136,7 @@ def compare(
     first, second = map(Evaluation.load, paths)
     result = {"a": str(paths[0]), "b": str(paths[1])} | uncertainty.compare(first, second, group_by=group_by)
     if as_json:
-        typer.echo(json.dumps(result))
+        say(json.dumps(result))
     else:
         names = (f"{letter}: {path}" for letter, path in zip("AB", paths, strict=True))
         terminal.show(*names, terminal.comparison_table(result), *terminal.comparison_lines(result))
@@ -157,10 +154,7 @@ def calibrate(
 
     Predictions stay as they are. Confidences (segtune evaluate, predict) are taken of logits divided by it.
     """
-    from segtune.recipe.recipe import load_recipe
-
-    settings = load_recipe(recipe, overrides or ())
-    check_before_torch(settings, checkpoint)
+    settings = load_checked(recipe, overrides, checkpoint)
     from segtune.inference.calibrate import config_file, fit_temperature, store_temperature
     from segtune.inference.evaluate_checkpoint import open_checkpoint
 
@@ -172,7 +166,7 @@ def calibrate(
     store_temperature(config, temperature)
     result = {"checkpoint": checkpoint, "split": split, "pixels": fit.pixels, "temperature": temperature}
     result |= {"nll_before": fit.nll(1.0), "nll": fit.nll(temperature)}
-    typer.echo(
+    say(
         json.dumps(result)
         if as_json
         else f"temperature {temperature} on {fit.pixels} pixels of {split}: negative log-likelihood "

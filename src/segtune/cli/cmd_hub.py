@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from segtune.cli.common import hide_bars_of_libraries
+from segtune.cli.common import hide_bars_of_libraries, say
 from segtune.errors import UsageError
 
 
@@ -40,7 +40,7 @@ def push(
     from segtune.hub.push import push_run
 
     url = push_run(run, create_pr=create_pr, **settings, **({"pictures": False} if no_pictures else {}))
-    typer.echo(f"pushed {run} to {url}")
+    say(f"pushed {run} to {url}")
 
 
 def convert(
@@ -57,5 +57,5 @@ def convert(
         raise UsageError(f"--from {layout}: mmseg, nvlabs or auto")
     model = convert_original(source, output, cast(Any, layout), encoder_only=encoder_only)
     labels = f", {model.config.num_labels} labels" if hasattr(model, "decode_head") else ""
-    typer.echo(f"{output}: {type(model).__name__}{labels}, {model.num_parameters() / 1e6:.1f} million parameters")
-    typer.echo(f"next: segtune train RECIPE model.name={shlex.quote(str(output))}")
+    say(f"{output}: {type(model).__name__}{labels}, {model.num_parameters() / 1e6:.1f} million parameters")
+    say(f"next: segtune train RECIPE model.name={shlex.quote(str(output))}")

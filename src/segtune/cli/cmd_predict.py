@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from segtune.cli import options
-from segtune.cli.common import check_before_torch, hide_bars_of_libraries
+from segtune.cli.common import check_before_torch, hide_bars_of_libraries, say
 from segtune.errors import UsageError
+
+if TYPE_CHECKING:
+    from segtune.inference.outputs import Targets
 
 
 def predict(
     checkpoint: options.CheckpointArgument,
     images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE", help="Image files, folders of them, quoted globs, or videos.")
+        list[str],
+        typer.Argument(
+            metavar="IMAGE", help="Image files, folders of them, quoted globs, videos, http(s) addresses; - is stdin."
+        ),
     ],
     output: Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Where the masks go.")],
     overlay: Annotated[bool, typer.Option("--overlay", help="Also save NAME_overlay.png, of a video .mp4.")] = False,
@@ -31,7 +39,9 @@ def predict(
     ] = None,
     simplify: Annotated[float, typer.Option(min=0, help="Let polygons' borders move by so many pixels.")] = 0.0,
     min_region: Annotated[int, typer.Option(min=0, help="Give smaller regions to a neighbour, in polygons.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take so many images at most, the first ones.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    as_json: options.JsonOption = False,
     batch_size: options.BatchOption = 1,
     device: options.DeviceOption = None,
 ) -> None:
@@ -39,11 +49,12 @@ def predict(
 
     Of a georeferenced TIFF, the mask is a TIFF in the same place. Of a video, there is a folder of masks.
     """
+    from segtune.imageio.incoming import as_files, is_incoming
     from segtune.inference import outputs
 
     check_before_torch(checkpoint=checkpoint)
     wanted = outputs.Wanted(overlay, confidence, polygons, simplify, min_region)
-    paths = outputs.find_images(images)
+    found = outputs.find_images(images)[:limit]
     from segtune.imageio.raster import any_size
     from segtune.inference.device import to_device
     from segtune.inference.predict_files import predict_files
@@ -53,15 +64,28 @@ def predict(
     from segtune.labels.label_map import LabelMap
     from segtune.segformer.loading import load_model
 
-    with any_size():
-        targets = outputs.plan_targets(paths, output, wanted, overwrite)
+    with any_size(), as_files(found) as files:
+        paths, fetched = list(files), {path for path, name in files.items() if is_incoming(name)}
+        targets = outputs.plan_targets(paths, output, wanted, overwrite, fetched)
         hide_bars_of_libraries()
         model = to_device(load_model(checkpoint), device)
         processor = load_processor(model)
         protocol = InferenceProtocol.choose(processor, window, _stride(window, stride, overlap), tta)
         segmenter = Segmenter(model, processor, protocol, batch_size)
         masks = predict_files(segmenter, LabelMap.from_config(model.config), paths, targets, output, wanted)
-    typer.echo(f"{masks} mask{'s' if masks > 1 else ''} in {output}")
+    if as_json:
+        result = {"output": str(output), "masks": masks, "images": _written(files, targets)}
+        say(json.dumps(result | ({"polygons": str(output / outputs.COCO_FILE)} if polygons == "coco" else {})))
+    else:
+        say(f"{masks} mask{'s' if masks > 1 else ''} in {output}")
+
+
+def _written(files: Mapping[Path, str], targets: Sequence[Targets]) -> list[dict[str, Any]]:
+    """For each image, as it was named, the files that were written of it; of a video, its folder of masks."""
+    return [
+        {"image": name, **{key: str(path) for key, path in target._asdict().items() if isinstance(path, Path)}}
+        for name, target in zip(files.values(), targets, strict=True)
+    ]
 
 
 def _stride(window: int | None, stride: int | None, overlap: int | None) -> int | None:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from segtune.cli.common import first_sentence, refuse_existing
+from segtune.cli.common import add_command, refuse_existing, say
 from segtune.cli.options import JsonOption
 from segtune.recipe.shipped import RecipeInfo, find_recipe, list_recipes, recipe_name, recipe_table
 
@@ -20,10 +20,10 @@ def application() -> typer.Typer:
     recipes.callback(invoke_without_command=True, help="List, show or copy the shipped recipes; explain their keys.")(
         _list
     )
-    recipes.command(short_help=first_sentence(show))(show)
-    recipes.command(short_help=first_sentence(copy))(copy)
-    recipes.command(short_help=first_sentence(keys))(keys)
-    recipes.command(short_help=first_sentence(schema))(schema)
+    add_command(recipes, show)
+    add_command(recipes, copy)
+    add_command(recipes, keys)
+    add_command(recipes, schema)
     return recipes
 
 
@@ -76,7 +76,7 @@ def copy(
     refuse_existing(target, force)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
-    typer.echo(f"{target}")
+    say(f"{target}")
 
 
 def keys(

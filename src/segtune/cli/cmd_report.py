@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segtune.cli.common import check_before_torch, hide_bars_of_libraries
+from segtune.cli.common import check_before_torch, hide_bars_of_libraries, say
 from segtune.cli.options import BatchOption, DeviceOption, GroupOption, OverridesArgument
 from segtune.errors import UsageError
 
@@ -59,5 +59,5 @@ def report(
     pixels = check_masks(at_hand, opened.label_map) if settings.dataset.check_masks else None
     facts = gather(subject, opened, settings.to_yaml(), group_by=group_by, pixels=pixels, batch_size=batch_size)
     write_report(facts, path)
-    typer.echo(f"{facts.split} mIoU {number(facts.scores['mean_iou'])} over {facts.scores['num_images']} images")
-    typer.echo(f"report: {path}")
+    say(f"{facts.split} mIoU {number(facts.scores['mean_iou'])} over {facts.scores['num_images']} images")
+    say(f"report: {path}")

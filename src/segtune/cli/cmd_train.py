@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from segtune.cli.common import check_before_torch, hide_bars_of_libraries, is_main_process, resumed
+from segtune.cli.common import hide_bars_of_libraries, is_main_process, load_checked, resumed, say
 from segtune.cli.options import OverridesArgument, RecipeArgument
 from segtune.training.interrupts import STARTED, StopRequest, seconds
 
@@ -22,10 +22,7 @@ def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     Paths are relative to the current folder. Several processes: accelerate launch -m segtune train RECIPE …
     """
     with StopRequest(_given_limit(overrides or ()), STARTED):  # a busy machine spends a short one on the imports
-        from segtune.recipe.recipe import load_recipe
-
-        settings = load_recipe(recipe, overrides or ())
-        check_before_torch(settings, settings.model.name)
+        settings = load_checked(recipe, overrides, trains=True)
         from segtune import finetune
         from segtune.training.distributed import process_start
 
@@ -35,7 +32,7 @@ def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     if is_main_process():
         is_done = not stopped or "left" in result
         lines = _closing_lines(result) if is_done else _stopped_lines([recipe, *(overrides or ())], result)
-        typer.echo("\n".join(lines))
+        say("\n".join(lines))
     if stopped:
         raise typer.Exit(3)
 

@@ -1,16 +1,61 @@
-"""What commands have in common: which process speaks, what stays quiet, files that are not overwritten."""
+"""What commands have in common: which process speaks, how much is said, files that are not overwritten."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
-from segtune.errors import UsageError
+import typer
+
+from segtune import bars
+from segtune.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from segtune.recipe.recipe import Recipe
+
+
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and results only, no progress.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log in detail.")]
+
+
+def set_volume(quiet: bool, verbose: bool) -> None:
+    """How much is told besides results; where neither is given, it stays as it is."""
+    if quiet:
+        os.environ[bars.QUIET] = "1"
+    if quiet or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if quiet or verbose:
+        wanted = logging.DEBUG if verbose else logging.WARNING
+        logging.getLogger("segtune").setLevel(wanted if is_main_process() else logging.ERROR)
+
+
+def add_command(app: typer.Typer, command: Callable[..., None]) -> None:
+    """Make a function a command that also takes --quiet and --verbose, as segtune itself does."""
+
+    @functools.wraps(command)
+    def run(*, quiet: bool, verbose: bool, **given: Any) -> None:
+        set_volume(quiet, verbose)
+        command(**given)
+
+    own = inspect.signature(command, eval_str=True)
+    flags = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in (("quiet", QuietOption), ("verbose", VerboseOption))
+    ]
+    run.__signature__ = own.replace(parameters=[*own.parameters.values(), *flags])  # type: ignore[attr-defined]
+    app.command(short_help=first_sentence(command))(run)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line that may hold the names of files or classes, which come from others."""
+    typer.echo(printable(text), err=err)
 
 
 def first_sentence(command: Callable[..., None]) -> str:
@@ -47,6 +92,31 @@ def check_before_torch(settings: Recipe | None = None, checkpoint: str | None = 
         checkpoint_files.refuse_missing(checkpoint)
     if settings is not None and settings.dataset.format != "hub":
         config.refuse_missing(settings.dataset.path)
+
+
+def load_checked(
+    ref: str,
+    overrides: Sequence[str] | None,
+    checkpoint: str | None = None,
+    *,
+    or_data: bool = False,
+    trains: bool = False,
+) -> Recipe:
+    """The recipe of a command. What can be told without torch is told first: of the recipe, the data, a checkpoint.
+
+    Args:
+        checkpoint: that the command names.
+        or_data: the reference may name a data set as well.
+        trains: the checkpoint that the recipe starts from is needed.
+
+    Raises:
+        UsageError: see `load_recipe` and `check_before_torch`.
+    """
+    from segtune.recipe.recipe import load_recipe, load_recipe_or_data, look_over
+
+    quick = look_over(ref, overrides or (), or_data=or_data)
+    check_before_torch(quick, quick.model.name if trains else checkpoint)
+    return (load_recipe_or_data if or_data else load_recipe)(ref, overrides or ())
 
 
 def refuse_existing(path: Path, force: bool) -> None:

@@ -21,7 +21,6 @@ from typing import Annotated, NoReturn
 import typer
 
 import segtune
-from segtune import bars
 from segtune.cli import (
     cmd_data,
     cmd_doctor,
@@ -33,7 +32,7 @@ from segtune.cli import (
     cmd_report,
     cmd_train,
 )
-from segtune.cli.common import first_sentence, is_main_process, resumed
+from segtune.cli.common import QuietOption, VerboseOption, add_command, is_main_process, resumed, set_volume
 from segtune.errors import SegtuneError, causes, printable
 from segtune.files import is_full_disk
 from segtune.training import interrupts
@@ -76,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _application() -> typer.Typer:
-    app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+    help_options = {"help_option_names": ["--help", "-h"]}  # of all commands
+    app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, context_settings=help_options)
     app.callback(help="Fine-tune SegFormer: train a recipe, evaluate a checkpoint, predict masks.")(_configure)
     commands: tuple[Callable[..., None], ...] = (
         cmd_train.train,
@@ -91,7 +91,7 @@ def _application() -> typer.Typer:
         cmd_env.env,
     )
     for command in commands:
-        app.command(short_help=first_sentence(command))(command)
+        add_command(app, command)
     app.add_typer(cmd_recipes.application(), name="recipes")
     app.add_typer(cmd_data.application(), name="data")
     return app
@@ -143,14 +143,9 @@ def _configure(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and results only, no progress.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log in detail.")] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
-    if quiet or not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    if quiet:
-        os.environ[bars.QUIET] = "1"
     if os.environ.get("NO_COLOR"):  # https://no-color.org; rich heeds it by itself
         context.color = False
     handler = logging.StreamHandler(sys.stderr)
@@ -159,5 +154,5 @@ def _configure(
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     # Pillow complains of every raster with more bands than it knows, which rasterio reads then.
     logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
-    wanted = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-    logging.getLogger("segtune").setLevel(wanted if is_main_process() else logging.ERROR)
+    logging.getLogger("segtune").setLevel(logging.INFO if is_main_process() else logging.ERROR)
+    set_volume(quiet, verbose)

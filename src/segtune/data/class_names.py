@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 from segtune.data.config import PACKAGED, DatasetConfig
 from segtune.errors import UsageError
 from segtune.labels.label_file import canonical, read_label_file
-from segtune.labels.label_map import LabelMap
+from segtune.labels.label_map import USUAL_IGNORE, WIDE_IGNORE, LabelMap
+from segtune.labels.mask_values import show_value
 
 LABEL_FILES = (
     "labels.json",
@@ -58,8 +61,9 @@ def label_map_of(config: DatasetConfig, root: Path, classes: Classes | None) -> 
     data, origin = _given_labels(config, root), "dataset.labels"
     if data is None:
         data, origin = _usual_labels(root, classes)
-    elif isinstance(config.labels, str):
-        origin = str(find_file(config.labels, root))
+    else:
+        origin = str(find_file(config.labels, root)) if isinstance(config.labels, str) else origin
+        _tell_passed_over(origin, data, root)
     if data is None and classes is None:
         return None
     try:
@@ -72,12 +76,29 @@ def label_map_of(config: DatasetConfig, root: Path, classes: Classes | None) -> 
     except UsageError as error:
         origin = origin or str(root)
         raise error if origin in str(error) else UsageError(f"{origin}: {error}") from error
-    if label_map.ignore_index != config.ignore_index:
+    is_widened = config.ignore_index == USUAL_IGNORE and label_map.ignore_index == WIDE_IGNORE
+    if is_widened and label_map.num_labels > USUAL_IGNORE:
+        logger.info("%d classes: ignored pixels have the id %d in labels", label_map.num_labels, WIDE_IGNORE)
+    elif label_map.ignore_index != config.ignore_index:
         raise UsageError(
             f"the labels say ignore_index {label_map.ignore_index}, the recipe says {config.ignore_index}: "
             f"set dataset.ignore_index={label_map.ignore_index}"
         )
     return label_map
+
+
+def refuse_one_class(label_map: LabelMap, path: str) -> None:
+    """Raise UsageError where nothing can be learned, since there is a single class; it says what to write instead."""
+    if label_map.num_labels > 1:
+        return
+    name, table = label_map.names[0], dict(label_map.ids or label_map.mask_colors or {})
+    value = next((key for key, target in table.items() if target == 0), 1) or 1
+    other = "#000000" if label_map.mask_colors is not None else "0"
+    example = json.dumps({other: BACKGROUND, show_value(value): name}, ensure_ascii=False)
+    raise UsageError(
+        f"{path}: {name!r} is the only class, and there is nothing to tell it from: name what else the masks hold, "
+        f"as in dataset.labels={shlex.quote(example)}. With model.num_labels=1 as well, it trains a single logit"
+    )
 
 
 def find_file(file: str | Path, root: Path) -> Path:
@@ -116,6 +137,18 @@ def _usual_labels(root: Path, classes: Classes | None) -> tuple[Any, str]:
                 return data, str(path)
             logger.info("%s is passed over: it does not name the classes that the annotations have", path)
     return None, ""
+
+
+def _tell_passed_over(origin: str, data: Any, root: Path) -> None:
+    """Say so where a label file in the folder names other classes than the recipe, which count."""
+    path = next((root / name for name in LABEL_FILES if (root / name).is_file()), None)
+    if path is not None and origin != str(path):
+        try:
+            differs = canonical(read_label_file(path))["classes"] != canonical(data)["classes"]
+        except UsageError:
+            return
+        if differs:
+            logger.warning("the classes are those of %s; %s names others and is passed over", origin, path)
 
 
 def _listed_names(data: Any) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from segtune.data.class_names import refuse_one_class
 from segtune.data.config import DatasetConfig, TransformConfig
 from segtune.data.dataset import find_label_map, rows_of, scan_dataset
 from segtune.data.index import Sample, in_threads
@@ -109,6 +110,7 @@ def _examine_data(config: DatasetConfig, transforms: TransformConfig) -> Diagnos
     found: list[Finding] = []
     try:
         label_map, named = find_label_map(config, index), True
+        refuse_one_class(label_map, config.path)
     except UsageError as error:
         label_map, named = proposed_labels(facts, config.ignore_index), False
         found.append(_labels_finding(error, label_map, index.classes))

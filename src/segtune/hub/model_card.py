@@ -23,6 +23,7 @@ from segtune.evaluation.evaluation import Evaluation, file_name
 from segtune.evaluation.uncertainty import intervals
 from segtune.files import read_json, read_json_lines
 from segtune.hub.licenses import Ancestor, License, describe, hub_id, is_non_commercial, trace
+from segtune.hub.privacy import public_name, without_local_paths
 from segtune.hub.stage import CODE_FILES, EXAMPLE, find_overlays, read_recipe
 from segtune.labels.label_map import LabelMap
 from segtune.labels.mask_values import show_value
@@ -72,14 +73,12 @@ class Card:
 
     Attributes:
         repo: `user/name`.
-        url: of a file in the repository, without its name.
         parameters: how many the model has.
         line: the weights that it started from.
         pictures, example: names in the repository; the example is for the Hub's widget.
     """
 
     repo: str
-    url: str
     config: Mapping[str, Any]
     preprocessor: Mapping[str, Any]
     parameters: int
@@ -105,8 +104,8 @@ class Card:
             results=self.results,
             metadata=self.metadata().to_yaml(),
             parameters=f"{self.parameters / 1e6:.1f} million" if self.parameters >= 1e6 else f"{self.parameters:,}",
-            line=[(_public_name(ancestor.name), describe(ancestor.license)) for ancestor in self.line],
-            origin=self.license.origin and _public_name(self.license.origin),
+            line=[(public_name(ancestor.name), describe(ancestor.license)) for ancestor in self.line],
+            origin=self.license.origin and public_name(self.license.origin),
             images_of_results=self._images_of_results(),
             score=partial(number, undefined="absent"),
             channels=self.config.get("num_channels", 3),
@@ -123,7 +122,7 @@ class Card:
     def metadata(self) -> ModelCardData:
         """What the Hub reads, see https://huggingface.co/docs/hub/model-cards."""
         base = next((repo for ancestor in self.line if (repo := hub_id(ancestor.name))), None)
-        example = {"src": f"{self.url}{self.example}", "example_title": self.data.name}
+        example = {"src": self.example, "example_title": self.data.name}
         results = self._eval_results(self.results) if self.results else None
         license: Mapping[str, Any] = self.license.metadata
         return ModelCardData(
@@ -195,34 +194,6 @@ class Card:
         return [(name, value) for name, value in rows if value is not None]
 
 
-# --- what is told to nobody -------------------------------------------------------------------------------------------
-
-
-def _public_name(name: str) -> str:
-    """A Hub id as it is; of a folder its last part, with its run's before best/ or final/."""
-    parts = Path(name).parts
-    return name if hub_id(name) else "/".join(parts[-2:] if parts[-1] in ("best", "final") else parts[-1:])
-
-
-def without_local_paths(recipe: str) -> str:
-    """A recipe's text with the last part of each absolute path only: where files lie, or whose they are, stays here."""
-    found = []  # value, start and end in the text
-    for event in yaml.parse(recipe):
-        if isinstance(event, yaml.ScalarEvent) and _is_absolute(event.value) and event.start_mark and event.end_mark:
-            found.append((event.value, event.start_mark.index, event.end_mark.index))
-    names = {value: re.split(r"[/\\]", value.rstrip("/\\"))[-1] for value, _, _ in found}
-    for value, start, end in reversed(found):  # from the end, so that the places of those before stay right
-        name = yaml.safe_dump([names[value]], default_flow_style=True, allow_unicode=True, width=10_000)[1:-2]
-        recipe = recipe[:start] + name + recipe[end:]
-    for value in sorted(names, key=len, reverse=True):
-        recipe = re.sub(rf"(#.*){re.escape(value)}", rf"\g<1>{names[value]}", recipe)  # in a comment
-    return recipe
-
-
-def _is_absolute(text: str) -> bool:
-    return re.match(r"/.|~[^/\\]*[/\\]|[A-Za-z]:[/\\]|\\\\", text) is not None
-
-
 # --- what is known ----------------------------------------------------------------------------------------------------
 
 
@@ -246,13 +217,12 @@ def lineage(base: str | None, read: ReadCard) -> list[Ancestor]:
 
 
 def describe_run(
-    staged: Path, checkpoint: Path, repo: str, url: str, line: Sequence[Ancestor], license: License, read: ReadCard
+    staged: Path, checkpoint: Path, repo: str, line: Sequence[Ancestor], license: License, read: ReadCard
 ) -> Card:
     """The card of what `stage` has put into a folder.
 
     Args:
         checkpoint: as `stage` returned it.
-        url: of a file in the repository, without its name.
         read: see `lineage`.
     """
     recipe = read_recipe(staged)
@@ -261,7 +231,6 @@ def describe_run(
     environments = [record["environment"] for record in records if "environment" in record]
     return Card(
         repo=repo,
-        url=url,
         config=read_json(staged / "config.json"),
         preprocessor=read_json(staged / "preprocessor_config.json"),
         parameters=_count_parameters(staged / "model.safetensors"),

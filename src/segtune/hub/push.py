@@ -21,6 +21,7 @@ from segtune.errors import SegtuneError
 from segtune.hub.config import HubConfig
 from segtune.hub.licenses import License, inherit
 from segtune.hub.model_card import describe_run, lineage, read_front_matter
+from segtune.hub.privacy import make_public
 from segtune.hub.retries import FailedError, Patience, retried
 from segtune.hub.stage import EXAMPLE, REPLACED, example_picture, read_recipe, stage
 from segtune.hub_errors import HUB_FAULTS, is_out_of_reach, is_refusal, reason
@@ -124,7 +125,7 @@ class RunPush:
             shutil.rmtree(folder, ignore_errors=True)
         repo = self.config.repo or self.run.resolve().name
         try:
-            inherit(lineage(self.base, _read_card), self.config.license)
+            _tell(inherit(lineage(self.base, _read_card), self.config.license), repo)
             huggingface_hub.HfApi().create_repo(repo, private=self.config.private, exist_ok=True)
         except SegtuneError:
             raise
@@ -232,17 +233,20 @@ def _push(
     try:
         line = retried(lambda: lineage(read_recipe(root)["model"]["name"], _read_card), repo, patience)
         license = inherit(line, config.license)
+        if staged is None:  # a push beside a run is told of at its start
+            _tell(license, repo)
         url = retried(lambda: api.create_repo(repo, private=config.private, exist_ok=True), repo, patience)
         if branch:
             retried(lambda: api.create_branch(url.repo_id, branch=branch, exist_ok=True), repo, patience)
         directory, checkpoint = staged or _staged(run, config)
         with directory as name:
-            folder, at = Path(name), f"{url}/resolve/{branch or 'main'}/"
+            folder = Path(name)
             if config.pictures and (picture := example(folder)):
                 (folder / EXAMPLE).write_bytes(picture)
-            about = (url.repo_id, at, line, license, _read_card)
+            about = (url.repo_id, line, license, _read_card)
             card = retried(lambda: describe_run(folder, checkpoint, *about), repo, patience)
             (folder / "README.md").write_text(str(card), encoding="utf-8")
+            make_public(folder)  # at last: card and example look for the data where it lies
             commit = retried(
                 lambda: api.upload_folder(
                     repo_id=url.repo_id,
@@ -258,7 +262,6 @@ def _push(
     except FailedError as error:
         command = _command(run, config, create_pr)
         raise PushError(f"{run} was not pushed to {repo}: {error}. The run is intact; to go on: {command}") from error
-    _tell(license, url.repo_id)
     return str(commit.pr_url or url)
 
 

@@ -22,6 +22,7 @@ from segtune.training.run_folder import (
     SPLIT_FILE,
     find_checkpoint,
 )
+from segtune.viz.comparisons import OVERVIEW
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ def find_overlays(folder: Path) -> list[Path]:
     for place, pattern in ((folder, "*"), *((step, "**/*") for step in steps)):
         found = [path for path in place.glob(pattern) if path.suffix in _PICTURES]
         if found:
-            return sorted(found, key=lambda path: (path.stem != "overview", path))[:MOST_PICTURES]
+            return sorted(found, key=lambda path: (path.name != OVERVIEW, path))[:MOST_PICTURES]
     return []
 
 

@@ -27,17 +27,24 @@ GREY, PALETTE = 0, 3  # colour types
 UP = 2  # the filter: a row as the difference from the one above, which makes most of a label map zeros
 
 
+def id_type(label_map: LabelMap) -> type[np.uint8] | type[np.uint16]:
+    """Of the masks that are written: 8 bits where they hold all labels and what their ignored pixels have."""
+    is_wide = label_map.num_labels > 256 or (label_map.num_labels == 256 and label_map.ignore_index > 255)
+    return np.uint16 if is_wide else np.uint8
+
+
 @contextmanager
 def mask_writer(
     path: Path, size: tuple[int, int], label_map: LabelMap, georeference: Georeference | None = None
 ) -> Iterator[Write]:
     """Writes the training ids of an image of `size`, the ignore index among them, from top to bottom.
 
-    A PNG or, by its suffix, a TIFF, with the labels' palette; of more than 256 labels, 16-bit ids without one.
+    A PNG or, by its suffix, a TIFF, with the labels' palette; 16-bit ids without one where these are needed.
     """
     if label_map.num_labels > LARGEST_ID + 1:
         raise UsageError(f"{path}: a mask holds ids up to {LARGEST_ID}, the model has {label_map.num_labels} labels")
-    dtype, colors = (np.uint16, None) if label_map.num_labels > 256 else (np.uint8, label_map.colors)
+    dtype = id_type(label_map)
+    colors = label_map.colors if dtype is np.uint8 else None
     nodata = label_map.ignore_index if 0 <= label_map.ignore_index <= np.iinfo(dtype).max else None
     with _map_writer(path, size, dtype, georeference, colors, nodata) as writer:
         yield writer.write

@@ -138,7 +138,7 @@ def evaluate_checkpoint(
     label_map = opened.label_map
     pictures = None
     if overlays is not None:
-        pictures = Comparisons(Path(overlays), label_map, sample_ids(opened.rows), limit_overlays)
+        pictures = Comparisons(Path(overlays), label_map, sample_ids(opened.rows), limit_overlays, overview=True)
     protocol = InferenceProtocol.choose(opened.processor, window, stride, tta)
     evaluation = Evaluation(label_map.names, label_map.ignore_index, detailed=True, boundary_width=boundary_width)
     evaluate_model(

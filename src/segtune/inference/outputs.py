@@ -5,13 +5,14 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from segtune.errors import UsageError, listed
 from segtune.imageio.geotiff import is_georeferenced
+from segtune.imageio.incoming import is_incoming
 from segtune.imageio.video import is_video
 from segtune.inference.polygons import PolygonFormat
 
@@ -36,13 +37,17 @@ class Wanted:
     min_region: int = 0
 
 
-def find_images(patterns: Iterable[str]) -> list[Path]:
+def find_images(patterns: Iterable[str]) -> list[Path | str]:
     """The images of files, folders (not their sub-folders) and globs (`**` included), each once, in this order.
 
+    Addresses, and "-" for standard input, stay as they are: see `incoming.as_files`.
     Raises UsageError for a pattern without any image.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, Path | str] = {}
     for pattern in patterns:
+        if is_incoming(pattern):
+            found[pattern] = pattern
+            continue
         path = Path(pattern)
         if path.is_dir():
             matches = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
@@ -76,18 +81,29 @@ class Targets(NamedTuple):
         return [path for path in self[1:] if path is not None]
 
 
-def plan_targets(sources: Sequence[Path], output: Path, wanted: Wanted, overwrite: bool = False) -> list[Targets]:
+def plan_targets(
+    sources: Sequence[Path], output: Path, wanted: Wanted, overwrite: bool = False, fetched: Collection[Path] = ()
+) -> list[Targets]:
     """Where everything goes: the paths of the inputs below the folder that all have in common, with other endings.
 
     `a.jpg` and `a.bmp` of one folder become `a.jpg.png` and `a.bmp.png`. A mask is a PNG; of a georeferenced TIFF, a
     TIFF; of a video, a folder.
 
+    Args:
+        fetched: those of the inputs that lie in a temporary folder, of which the name alone counts.
+
     Raises:
         UsageError: something would lie in a folder of inputs, would be written twice, or exists.
     """
     absolute = [Path(os.path.abspath(path)) for path in sources]
-    common = os.path.commonpath([path.parent for path in absolute])
-    names = [path.relative_to(common) for path in absolute]
+    if fetched and wanted.polygons == "labelme":
+        raise UsageError("--polygons labelme names the file of each image: save the images to files and name these")
+    folders_of_files = [path.parent for path, source in zip(absolute, sources, strict=True) if source not in fetched]
+    common = os.path.commonpath(folders_of_files) if folders_of_files else ""
+    names = [
+        Path(path.name) if source in fetched else path.relative_to(common)
+        for path, source in zip(absolute, sources, strict=True)
+    ]
     stems = [name.with_suffix("") for name in names]
     uses = Counter(stems)
     targets = [
@@ -103,10 +119,10 @@ def plan_targets(sources: Sequence[Path], output: Path, wanted: Wanted, overwrit
     folders = {path.parent.resolve() for path in absolute}
     if clash := next((path for path in written if path.parent.resolve() in folders), None):
         raise UsageError(f"--output {output}: {clash} would lie among the input images; name another folder")
-    there = [path for path in written if path.exists()]
-    if there and not overwrite:
+    existing = [path for path in written if path.exists()]
+    if existing and not overwrite:
         raise UsageError(
-            f"{listed(there, 1)} exist{'s' * (len(there) == 1)} already; name another folder, or say --overwrite"
+            f"{listed(existing, 1)} exist{'s' * (len(existing) == 1)} already; name another folder, or say --overwrite"
         )
     return targets
 

@@ -16,7 +16,7 @@ from segtune.files import atomic_path, write_folder
 from segtune.imageio.geotiff import Georeference
 from segtune.imageio.raster import ArrayRaster, FileRaster, Raster, read_ahead
 from segtune.imageio.video import VideoReader, VideoWriter, is_video
-from segtune.imageio.writers import confidence_writer, mask_writer
+from segtune.imageio.writers import confidence_writer, id_type, mask_writer
 from segtune.inference import polygons
 from segtune.inference.outputs import COCO_FILE, Targets, Wanted
 from segtune.inference.segmenter import STRIP, Prediction, Segmenter, eval_mode, joined
@@ -90,7 +90,7 @@ class _OutputWriter:
             writer = confidence_writer(target.confidence, size, georeference) if target.confidence else nullcontext()
             write_confidence = stack.enter_context(writer)
             for prediction in strips:
-                labels = _without_gaps(prediction.labels, raster, top, self.label_map.ignore_index)
+                labels = _without_gaps(prediction.labels, raster, top, self.label_map)
                 write_mask(labels)
                 if write_confidence is not None and prediction.confidence is not None:
                     write_confidence(prediction.confidence)
@@ -157,12 +157,13 @@ def _row_bar(source: Path, size: tuple[int, int]) -> AbstractContextManager[Any]
     return progress_bar(total=size[0], desc=source.name, unit="row", leave=False, hidden=size[0] * size[1] < LONG)
 
 
-def _without_gaps(labels: np.ndarray, raster: Raster, top: int, ignore_index: int) -> np.ndarray:
+def _without_gaps(labels: np.ndarray, raster: Raster, top: int, label_map: LabelMap) -> np.ndarray:
     """Labels in which pixels that the file has no data for are ignored, where their type can say so."""
     missing = raster.file.missing(top, top + len(labels)) if isinstance(raster, FileRaster) else None
-    if missing is None or not 0 <= ignore_index <= np.iinfo(labels.dtype).max:
+    dtype = id_type(label_map)
+    if missing is None or not 0 <= label_map.ignore_index <= np.iinfo(dtype).max:
         return labels
-    return np.where(missing, labels.dtype.type(ignore_index), labels)
+    return np.where(missing, dtype(label_map.ignore_index), labels)
 
 
 def _every(raster: Raster, step: int) -> np.ndarray:

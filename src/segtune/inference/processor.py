@@ -13,7 +13,7 @@ from transformers.utils import cached_file
 
 from segtune.data.config import TransformConfig
 from segtune.errors import DataError, UsageError
-from segtune.hub_errors import offline_if_out_of_reach
+from segtune.hub_errors import answers_later, fault_of_hub, offline_if_out_of_reach, patiently
 from segtune.inference.config import EvaluationConfig
 from segtune.segformer.checkpoint_files import PROCESSOR, check_download, read_json
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
@@ -59,7 +59,7 @@ def load_processor(
 
     Raises:
         UsageError: none was saved, there is no default, and the model reads other than three channels.
-        DataError: see `read_processor`.
+        DataError: see `read_processor`; or the Hub does not hand it out now.
     """
     path = _saved_processor(getattr(model, "name_or_path", ""), model, is_told=default is None)
     if path is not None:
@@ -104,6 +104,8 @@ def _saved_processor(name: str, model: nn.Module, *, is_told: bool) -> Path | No
     try:
         found = _cached(name, commit)
     except OSError as error:
+        if answers_later(error):  # so that it may well be there
+            raise DataError(f"{name}: its {PROCESSOR} cannot be fetched: {fault_of_hub(error)}") from error
         if is_told:
             reason = str(error).strip().splitlines()[0]
             logger.warning("%s: no preprocessor_config.json, so images keep their size (%s)", name, reason)
@@ -118,4 +120,5 @@ def _cached(name: str, commit: str | None) -> str:
         with suppress(OSError):
             return str(cached_file(name, PROCESSOR, revision=commit, local_files_only=True))
     with offline_if_out_of_reach():
-        return str(cached_file(name, PROCESSOR, **({"revision": commit} if commit else {})))
+        where = {"revision": commit} if commit else {}
+        return str(patiently(lambda: cached_file(name, PROCESSOR, **where), f"{name}, {PROCESSOR}"))

@@ -30,6 +30,9 @@ from segtune.labels.mask_values import (
     show_values,
 )
 
+USUAL_IGNORE, WIDE_IGNORE = 255, 65535  # the second where the first is a class
+MOST_CLASSES = 10_000  # a network has a logit for each of them at every pixel
+
 Colors = Mapping[Any, Any] | Sequence[Any] | None
 Key = TypeVar("Key", int, Color)
 
@@ -57,6 +60,7 @@ class LabelMap:
         ids: mask id -> training id, None for ignored ids. None when the masks are colours.
         mask_colors: mask colour -> training id, None for ignored colours. None when the masks are ids.
         ignore_index: what ignored pixels become in labels. In masks of ids it is ignored too, unless `ids` names it.
+            The usual 255 becomes 65535 where there are so many classes that it is one of them.
     """
 
     names: tuple[str, ...]
@@ -66,7 +70,10 @@ class LabelMap:
     ignore_index: int = 255
 
     def __post_init__(self) -> None:
+        _check_count(len(self.names))
         names = tuple(read_name(name) for name in self.names)
+        if self.ignore_index == USUAL_IGNORE < len(names):
+            object.__setattr__(self, "ignore_index", WIDE_IGNORE)
         colors = tuple(read_color(color) for color in self.colors) or distinct_colors(len(names))
         ids, mask_colors = self.ids, self.mask_colors
         if ids is None and mask_colors is None:
@@ -86,7 +93,7 @@ class LabelMap:
         if 0 <= self.ignore_index < len(names):
             raise UsageError(
                 f"ignore_index {self.ignore_index} is the training id of {names[self.ignore_index]!r}: "
-                f"use a number that is no class, such as -100"
+                "use a number that is no class, such as -100 (in a recipe, dataset.ignore_index)"
             )
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "colors", colors)
@@ -107,6 +114,7 @@ class LabelMap:
         """Mask id i is training id i. `ignore_ids` defaults to 255 where there are fewer classes than that."""
         if isinstance(names, str):
             raise UsageError(f"class names must be a list, got the text {names!r}")
+        _check_count(len(names))
         if ignore_ids is None:
             ignore_ids = (255,) if len(names) <= 255 else ()
         ids: dict[int, int | None] = {i: i for i in range(len(names))}
@@ -364,12 +372,19 @@ class LabelMap:
         )
 
 
+def _check_count(count: int) -> None:
+    """Before a colour is made for each of them, and a network with a logit for each."""
+    if count > MOST_CLASSES:
+        raise UsageError(f"{count} classes: segtune takes {MOST_CLASSES} at most; one name for several ids merges them")
+
+
 def _number(classes: Mapping[Key, str | None]) -> tuple[tuple[str, ...], dict[Key, int | None]]:
     """Number the names by first appearance."""
     numbers: dict[str, int] = {}
     table: dict[Key, int | None] = {}
     for key, name in classes.items():
         table[key] = None if name is None else numbers.setdefault(read_name(name), len(numbers))
+    _check_count(len(numbers))
     return tuple(numbers), table
 
 

@@ -60,24 +60,34 @@ def load_recipe(ref: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     An output folder that is not given becomes `runs/<name of the recipe>`.
     Raises UsageError that lists everything wrong with the file and the overrides at once.
     """
-    path = find_recipe(ref)
-    recipe = _checked(path, read_yaml(path, Recipe.model_fields), overrides)
-    return _seen_from_here(recipe, path.absolute().parent) if path.name == RECIPE_FILE else recipe
+    return _load(ref, overrides)
 
 
 def load_recipe_or_data(ref: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """`load_recipe`; data that is no recipe (a path, `hub://…`) stands for defaults with that `dataset.path`."""
+    return _load(ref, overrides, or_data=True)
+
+
+def look_over(ref: str | Path, overrides: Sequence[str] = (), *, or_data: bool = False) -> Recipe:
+    """`load_recipe`, or `load_recipe_or_data`, without the checks that import torch: of `model.config` and
+    `transforms.extra`.
+    """
+    return _load(ref, overrides, or_data=or_data, without_torch=True)
+
+
+def _load(ref: str | Path, overrides: Sequence[str], *, or_data: bool = False, without_torch: bool = False) -> Recipe:
     try:
-        find_recipe(ref)
+        path = find_recipe(ref)
     except UsageError:
         path = Path(ref).expanduser()
-        if path.exists() or "://" in str(ref):
-            return _checked(path, {"dataset": {"path": str(ref)}}, overrides)
+        if or_data and (path.exists() or "://" in str(ref)):
+            return _checked(path, {"dataset": {"path": str(ref)}}, overrides, without_torch)
         raise
-    return load_recipe(ref, overrides)
+    recipe = _checked(path, read_yaml(path, Recipe.model_fields), overrides, without_torch)
+    return _seen_from_here(recipe, path.absolute().parent) if path.name == RECIPE_FILE else recipe
 
 
-def _checked(path: Path, data: dict[Any, Any], overrides: Sequence[str]) -> Recipe:
+def _checked(path: Path, data: dict[Any, Any], overrides: Sequence[str], without_torch: bool) -> Recipe:
     """The recipe that a file's content and the overrides make; `path` names the file in messages, and its run."""
     merged = dict(data)
     problems, changed = [], []
@@ -86,7 +96,7 @@ def _checked(path: Path, data: dict[Any, Any], overrides: Sequence[str]) -> Reci
             changed.append(_override(merged, text))
         except ValueError as error:
             problems.append(f"command line: {error}")
-    recipe, found = check(merged, Recipe)
+    recipe, found = check(merged, Recipe, without_torch)
     problems += [f"{_origin(problem.keys, path, data, changed)}: {problem.message}" for problem in found]
     if recipe is None or problems:
         raise UsageError(
@@ -205,4 +215,6 @@ def _origin(keys: Keys, path: Path, data: Mapping[Any, Any], changed: Sequence[K
     in_file: Any = data
     for key in keys:
         in_file = in_file.get(key) if isinstance(in_file, dict) else None
-    return "command line" if overridden and (in_file is None or len(keys) > 1) else str(path)
+    if overridden and in_file is not None and len(keys) == 1:  # the fields of a section together
+        return f"{path} with the command line"
+    return "command line" if overridden else str(path)

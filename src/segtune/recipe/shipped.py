@@ -6,6 +6,7 @@ Standard library only, so that `segtune recipes` answers at once; `segtune.recip
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -112,7 +113,9 @@ def find_recipe(ref: str | Path) -> Path:
         return recipes[group[0]]
     if path.is_file():
         raise UsageError(f"{ref}: a recipe file's name ends in .yaml")
-    raise UsageError(_no_such_recipe(name, group, list(recipes)))
+    if path.is_absolute() or str(ref).startswith((".", "~")):
+        raise UsageError(f"{ref}: there is no such file or folder")
+    raise UsageError(_no_such_recipe(name, group, list_recipes()))
 
 
 def recipe_name(path: Path) -> str:
@@ -132,10 +135,16 @@ def recipe_table(recipes: Sequence[RecipeInfo]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _no_such_recipe(name: str, group: Sequence[str], names: Sequence[str]) -> str:
+def _no_such_recipe(name: str, group: Sequence[str], recipes: Sequence[RecipeInfo]) -> str:
     if group:
         return f"'{name}' stands for several recipes; name one: {', '.join(group)}"
-    close = difflib.get_close_matches(name, [*names, *{n.split("/")[0] for n in names}], n=1)
+    names = [recipe.short_name for recipe in recipes]
+    close = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
-    known = f"there are {', '.join(names) or 'none'}, and a file's name ends in .yaml"
-    return f"'{name}': no shipped recipe of this name{hint} ({known})"
+    lines = [f"'{name}': no shipped recipe of this name{hint}"]
+    for title, wanted in (("data sets", False), ("your own data", True)):
+        listed = ", ".join(recipe.short_name for recipe in recipes if recipe.is_template == wanted)
+        lines += textwrap.wrap(
+            f"{title}: {listed or 'none'}", 100, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+        )
+    return "\n".join([*lines, "`segtune recipes` says more of them; the name of a recipe's file ends in .yaml"])

@@ -23,8 +23,11 @@ class Problem(NamedTuple):
     message: str
 
 
-def check(data: Mapping[Any, Any], model: type[Root]) -> tuple[Root | None, list[Problem]]:
+def check(data: Mapping[Any, Any], model: type[Root], without_torch: bool = False) -> tuple[Root | None, list[Problem]]:
     """Validate `data` (section → key → value; a value may be a section itself) against a model of sections.
+
+    Args:
+        without_torch: leave out what imports it.
 
     Returns:
         The validated model, None where a value is wrong; and one problem for each unknown name, missing key and wrong
@@ -36,7 +39,7 @@ def check(data: Mapping[Any, Any], model: type[Root]) -> tuple[Root | None, list
     try:
         known = _known(model, filled)
         quick = model.model_validate(known, context=QUICK)  # first, since the rest of the checks imports torch
-        return (quick if problems else model.model_validate(known)), problems
+        return (quick if problems or without_torch else model.model_validate(known)), problems
     except ValidationError as error:
         meant = {nearest(keys, model) for keys in unknown}  # what a misspelt name stands for is not missing as well
         return None, [*problems, *_explain(model, filled, error, meant)]
@@ -147,7 +150,8 @@ def _explain(
             if not {keys[:1], keys} & meant:
                 yield Problem(keys, f"{dotted(keys)} is missing")
         else:
-            yield Problem(keys, f"{dotted(keys)} = {show(value)}: {rules or f'expected {expected(annotation)}'}")
+            rules = rules or f"expected {expected(annotation)}{_meaning(model, keys, annotation)}"
+            yield Problem(keys, f"{dotted(keys)} = {show(value)}: {rules}")
 
 
 def _place(model: type[StrictModel], location: tuple[Any, ...]) -> tuple[Keys, Any]:
@@ -161,6 +165,17 @@ def _place(model: type[StrictModel], location: tuple[Any, ...]) -> tuple[Keys, A
         keys, annotation = (*keys, part), inner.model_fields[part].annotation
         inner = section_of(annotation)
     return keys, annotation
+
+
+def _has_words_of_its_own(annotation: Any) -> bool:
+    """Whether a type takes single values, such as 1 or "best", that only the field's description explains."""
+    return typing.get_origin(annotation) is Literal or any(map(_has_words_of_its_own, typing.get_args(annotation)))
+
+
+def _meaning(model: type[StrictModel], keys: Keys, annotation: Any) -> str:
+    """What single values stand for, as the field's description says it."""
+    description = dict(walk_fields(model))[keys].description if _has_words_of_its_own(annotation) else None
+    return f" ({description.rstrip('.')})" if description else ""
 
 
 def _about_type(kind: str) -> bool:

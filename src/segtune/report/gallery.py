@@ -37,6 +37,7 @@ def _gallery(facts: Facts, examination: Examination, groups: dict[str, list[str]
             for title, pictures in shown.items()
         },
         "classes": [(facts.label_map.names[index], facts.label_map.colors[index]) for index in present],
+        "has_ignored": any(picture.layers.has_ignored for pictures in shown.values() for picture in pictures),
     }
 
 

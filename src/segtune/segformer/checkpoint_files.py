@@ -67,9 +67,6 @@ def check_config(path: Path) -> None:
     from segtune.segformer.configuration_segformer import STAGE_FIELDS, SegformerConfig
 
     content = read_json(path)
-    attention = str(content.get("_attn_implementation") or content.get("attn_implementation") or "")
-    if "/" in attention:
-        raise DataError(f"{path}: attn_implementation {attention!r} names code on the Hub, which segtune does not run")
     if content.get("quantization_config") is not None:
         raise DataError(f"{path}: quantization_config: segtune reads no quantized weights")
     for name in STAGE_FIELDS[1:]:

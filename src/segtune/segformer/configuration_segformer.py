@@ -136,8 +136,14 @@ class SegformerConfig(PretrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build from the content of a `config.json`; fields it does not know are kept as attributes.
 
-        Names in `kwargs` override; one that no configuration has raises unless `return_unused_kwargs=True`.
+        Names in `kwargs` override; one that no configuration has raises unless `return_unused_kwargs=True`. A file that
+        asks for an attention kernel of the Hub raises ValueError: that would be code of others.
         """
+        attention = str(config_dict.get("_attn_implementation") or config_dict.get("attn_implementation") or "")
+        if "/" in attention:
+            raise ValueError(
+                f"attn_implementation {attention!r} names code on the Hub, which a config does not get run"
+            )
         return_unused = kwargs.pop("return_unused_kwargs", False)
         if "num_labels" in kwargs and kwargs["num_labels"] != len(config_dict.get("id2label", ())):
             labels = {"id2label", "label2id", "label_map"}  # of another number of labels: stale

@@ -230,6 +230,8 @@ class SegformerImageProcessor(ImageProcessingMixin):
         for name, default in OWN_FIELDS.items():
             if fields[name] == default:
                 del fields[name]  # transformers 4 warns of a field it does not know
+        if not self.do_resize and fields["size"] == type(self).size:
+            del fields["size"]  # the default, which nothing is resized to
         return {**fields, "image_processor_type": "SegformerImageProcessor"}
 
     # ---- images and masks in ----

@@ -7,18 +7,32 @@ with the network's code, and this module does not.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from segtune.errors import DataError, UsageError
-from segtune.hub_errors import fault_of_hub, offline_if_out_of_reach
+from segtune.hub_errors import fault_of_hub, offline_if_out_of_reach, patiently
 from segtune.segformer.checkpoint_files import CONFIG, check_config, check_download, check_weights, refuse_missing
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 
 _WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No bars of transformers, which draws one for each checkpoint that it reads or writes."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load_model(name: str | Path, **kwargs: Any) -> SegformerForSemanticSegmentation:
@@ -37,8 +51,8 @@ def load_model(name: str | Path, **kwargs: Any) -> SegformerForSemanticSegmentat
     source, revision = split_revision(name)
     kwargs |= {"revision": revision} if revision else {}
     try:
-        with offline_if_out_of_reach(asked=not Path(name).exists()):
-            return _load(source, kwargs)
+        with without_bars(), offline_if_out_of_reach(asked=not Path(name).exists()):
+            return patiently(lambda: _load(source, kwargs), f"checkpoint {name}")
     except DataError:
         raise
     except pickle.UnpicklingError as error:

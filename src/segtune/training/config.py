@@ -151,7 +151,9 @@ class ModelConfig(StrictModel):
     )
     variant: Literal["b0", "b1", "b2", "b3", "b4", "b5"] = Field("b0", description="Architecture for random weights.")
     num_labels: Literal[1] | None = Field(
-        None, description="1 = one logit and a binary loss, for a label map of two classes."
+        None,
+        description="1 = one logit and a binary loss, for a label map of two classes; null = a logit for each class of "
+        "the label map (dataset.labels).",
     )
     config: dict[str, Any] = Field(
         {}, description="Fields of SegformerConfig that differ from the preset; a checkpoint keeps those of its stages."
@@ -167,8 +169,11 @@ class ModelConfig(StrictModel):
         if owned:
             raise ValueError(f"config sets {', '.join(sorted(owned))}, which the label map decides")
         if self.config and not is_quick(info):
-            from segtune.segformer.configuration_segformer import SegformerConfig
+            from segtune.segformer.configuration_segformer import STAGE_FIELDS, SegformerConfig
 
+            for name in self.config.keys() & set(STAGE_FIELDS[1:]):
+                if not isinstance(self.config[name], (list, tuple)):
+                    raise ValueError(f"config.{name} = {self.config[name]!r}: give one value for each stage, as a list")
             try:
                 SegformerConfig.from_variant(self.variant, **self.config)
             except TypeError as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
 
+from segtune.bars import notebook
 from segtune.config import flatten
 from segtune.data.lazy_rows import sample_ids
 from segtune.errors import UsageError
@@ -82,6 +83,7 @@ class Validation:
             at_once: makes the context in which images are looked at, and may be left at any time.
         """
         self.comparisons.folder = self.run.path / OVERLAYS / f"step-{step:06d}"
+        progress.evaluating()
         with at_once():
             evaluation = self.count(model, self.dataset, self.comparisons.save)
         scores = evaluation.scores()
@@ -124,7 +126,7 @@ class Validation:
             self.processor,
             batch_size=self.batch_size,
             device=accelerator.device,
-            progress=accelerator.is_local_main_process,
+            progress=accelerator.is_local_main_process and notebook() is None,  # which has a table
             # Process r of n takes the images r, r + n, r + 2n, …: every image once, unlike a padded sampler, which
             # would count some twice.
             indices=range(accelerator.process_index, len(dataset), accelerator.num_processes),

@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
 
-from segtune.bars import progress_bar
+from segtune.bars import is_quiet, notebook, progress_bar
 from segtune.data.loader import TrainingBatches
 from segtune.errors import SegtuneError
 from segtune.training.config import TrainingConfig
@@ -23,6 +23,7 @@ from segtune.training.distributed import DeferredScalars, peak_memory_mb
 from segtune.training.run_folder import NON_FINITE, RunFolder
 from segtune.training.trackers import Trackers
 from segtune.viz.comparisons import Comparisons
+from segtune.viz.live_table import LiveTable
 from segtune.viz.numbers import number
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ DATA_BOUND = 0.3  # share of the time spent waiting for data from which on the r
 
 
 class TrainingProgress:
-    """Shows and logs how the steps of a run go: progress bar, `metrics.jsonl`, trackers.
+    """Shows and logs how the steps of a run go: progress bar or, in a notebook, table; `metrics.jsonl`, trackers.
 
     Args:
         run: the folder whose `metrics.jsonl` is written.
@@ -55,6 +56,7 @@ class TrainingProgress:
         self.trackers = Trackers(run.accelerator, config.trackers, run.path)
         self.scalars = DeferredScalars(run.accelerator.device)
         self.throughput = Throughput()
+        self.table: LiveTable | None = None
         self.step = 0
         self.warned = False
 
@@ -65,6 +67,8 @@ class TrainingProgress:
         self.trackers.start(step, self.settings)
         hidden = not self.accelerator.is_local_main_process
         total = self.config.max_steps
+        if notebook() is not None and not hidden and not is_quiet():
+            self.table, hidden = LiveTable(total, step), True
         with progress_bar(total=total, initial=step, desc="train", unit="step", hidden=hidden) as self.bar:
             try:
                 yield
@@ -102,12 +106,19 @@ class TrainingProgress:
         """Wait for the last step and check it; before its weights are evaluated or saved."""
         self._check(self.scalars.take())
 
+    def evaluating(self) -> None:
+        """Tell who watches a notebook that an evaluation begins."""
+        if self.table is not None:
+            self.table.evaluating()
+
     def scores(self, scores: dict[str, Any], overlays: Comparisons) -> None:
         """Write the result of an evaluation of this step, and send the pictures that were drawn."""
         record = {"step": self.step, "split": "val", **scores}
         self.run.write(record)
         self.trackers.log("val", record)
-        if self.bar.disable and self.accelerator.is_local_main_process:  # a log has lines in the place of a bar
+        if self.table is not None:
+            self.table.evaluated(self.step, scores.get("mean_iou"))
+        elif self.bar.disable and self.accelerator.is_local_main_process:  # a log has lines in the place of a bar
             score = number(scores.get("mean_iou"), 4)
             logger.info("step %d of %d: val mIoU %s", self.step, self.config.max_steps, score)
         for name, path in overlays.saved():
@@ -115,6 +126,8 @@ class TrainingProgress:
 
     def finish(self, reason: str) -> None:
         """Write why the run, or this part of it, ended, and what it took."""
+        if self.table is not None:
+            self.table.finish("done" if reason == "done" else f"ended: {reason}")
         if reason != "done":
             logger.info("the run ends at step %d: %s", self.step, reason)
         self.run.write(
@@ -142,6 +155,8 @@ class TrainingProgress:
         self.run.write(record)
         self.trackers.log("train", record)
         self.bar.set_postfix_str(f"loss={loss:.4f}, lr={learning_rate:.2e}, {rate:.1f} images/s")
+        if self.table is not None:
+            self.table.log(self.step, loss, learning_rate, rate)
         share = self.throughput.data_wait_share()
         if share and not self.warned:
             self.warned = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -10,15 +9,19 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from segtune.errors import printable
+from segtune.evaluation.confusion import count_pairs
+from segtune.evaluation.scores import class_scores, mean, of_confusion
 from segtune.files import path_inside
 from segtune.labels.label_map import LabelMap
-from segtune.viz.overlay import comparison
+from segtune.viz.numbers import number
+from segtune.viz.overlay import comparison, comparison_panels, overview_sheet
 
 Item = TypeVar("Item")
 
-OVERVIEW = "overview.png"
+OVERVIEW = "overview.jpg"  # the pictures beside it are PNGs, so that no sample is called so
 OVERVIEW_PICTURES = 6
-GAP = 24  # pixels between the pictures of the overview
+PANEL_SIDE = 420  # pixels, at most, of a picture in the overview
 
 
 def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
@@ -36,6 +39,7 @@ class Comparisons:
         count: how many of them are saved.
         suffix: the format of the pictures, `.png` or `.jpg`.
         longest_side: pictures that are larger, in pixels, are made smaller; None saves them as they are.
+        overview: keep, of up to six samples, what `save_overview` shows.
 
     Attributes:
         folder: may be set anew between two evaluations.
@@ -51,10 +55,14 @@ class Comparisons:
         *,
         suffix: str = ".png",
         longest_side: int | None = None,
+        overview: bool = False,
     ) -> None:
         self.folder, self.label_map = folder, label_map
         self.ids = evenly_spaced(ids, count)
         self.suffix, self.longest_side = suffix, longest_side
+        self._shown = evenly_spaced(self.ids, OVERVIEW_PICTURES) if overview else []
+        self._cells: dict[str, tuple[str, str, list[Image.Image]]] = {}
+        self._present: set[int] = set()
 
     def save(self, sample_id: str, image: np.ndarray, labels: np.ndarray, prediction: np.ndarray) -> None:
         """Save one comparison; the hook of `evaluate_model`: image (H, W, 3) uint8, labels and prediction (H, W)."""
@@ -66,23 +74,28 @@ class Comparisons:
         path = self._path(sample_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path, quality=90)
+        if sample_id in self._shown:
+            self._keep(sample_id, image, labels, prediction)
+
+    def _keep(self, sample_id: str, image: np.ndarray, labels: np.ndarray, prediction: np.ndarray) -> None:
+        panels = comparison_panels(image, labels, prediction, self.label_map)
+        for panel in panels:
+            panel.thumbnail((PANEL_SIDE, PANEL_SIDE))
+        counts = count_pairs(prediction, labels, self.label_map.num_labels, self.label_map.ignore_index)
+        score = float(mean(class_scores(*of_confusion(counts))["iou"]))
+        note = f": mIoU {number(score)}" if score == score else ": not labelled"
+        self._cells[sample_id] = (printable(sample_id), note, panels)
+        self._present |= {*np.unique(labels).tolist(), *np.unique(prediction).tolist()}
 
     def saved(self) -> Iterator[tuple[str, Path]]:
         """Ids and files of the pictures in `folder`; in a distributed run, of those on this machine's disk."""
         return ((sample_id, path) for sample_id in self.ids if (path := self._path(sample_id)).is_file())
 
     def save_overview(self) -> None:
-        """Paste up to six of the saved pictures into one sheet of two columns, `overview.png`."""
-        pictures = []
-        for sample_id in evenly_spaced(self.ids, OVERVIEW_PICTURES):
-            with Image.open(self._path(sample_id)) as saved:
-                pictures.append(saved.convert("RGB"))
-        width, height = max(p.width for p in pictures) + GAP, max(p.height for p in pictures) + GAP
-        columns = min(2, len(pictures))
-        sheet = Image.new("RGB", (columns * width - GAP, math.ceil(len(pictures) / columns) * height - GAP), "white")
-        for index, picture in enumerate(pictures):
-            sheet.paste(picture, (index % columns * width, index // columns * height))
-        sheet.save(self.folder / OVERVIEW)
+        """Put up to six of the comparisons on one sheet, `overview.jpg`: names, scores of the images, one legend."""
+        cells = [self._cells[sample_id] for sample_id in self._shown]
+        sheet = overview_sheet(cells, np.array(sorted(self._present)), self.label_map)
+        sheet.save(self.folder / OVERVIEW, quality=92, subsampling=0)
 
     def _path(self, sample_id: str) -> Path:
         return path_inside(self.folder, sample_id, suffix=self.suffix)

@@ -26,6 +26,7 @@ class Layers(NamedTuple):
         errors: the photograph darkened where the prediction is right; `WRONG`, or `SURELY_WRONG` from a confidence of
             `SURE` on, where it is not.
         classes: training ids that occur in truth or prediction.
+        has_ignored: whether there are ignored pixels.
     """
 
     size: tuple[int, int]
@@ -34,6 +35,7 @@ class Layers(NamedTuple):
     prediction: str
     errors: str
     classes: frozenset[int]
+    has_ignored: bool
 
 
 def layers(
@@ -61,6 +63,7 @@ def layers(
             np.where(ignored, 3 + hatch, errors), (_SHADE, (*WRONG, 255), (*SURELY_WRONG, 255), _IGNORED, _HATCH)
         ),
         classes=frozenset(np.unique(labels[~ignored]).tolist()) | frozenset(np.unique(prediction).tolist()),
+        has_ignored=bool(ignored.any()),
     )
 
 

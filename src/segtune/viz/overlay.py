@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Entry = tuple[str, tuple[int, int, int] | None]  # a line of the legend; no colour: ignored pixels
 
+TITLES = ["image", "truth", "prediction"]
 _CELL = 256  # pixels of the longer side of a picture on a contact sheet
 _PAPER, _INK, _HATCH = (255, 255, 255), (36, 41, 47), (235, 235, 235)
 
@@ -55,12 +56,54 @@ def overlay(
 
 def comparison(image: ImageLike, labels: np.ndarray, prediction: np.ndarray, label_map: LabelMap) -> Image.Image:
     """An image, its truth and a prediction side by side, with titles and one legend; sizes as for `overlay`."""
+    panels = comparison_panels(image, labels, prediction, label_map)
+    return _page(panels, TITLES, _entries(labels, prediction, label_map=label_map))
+
+
+def comparison_panels(
+    image: ImageLike, labels: np.ndarray, prediction: np.ndarray, label_map: LabelMap
+) -> list[Image.Image]:
+    """The three pictures of a `comparison`, without titles and legend."""
     pixels, labels = _checked(image, labels)
     _, prediction = _checked(pixels, prediction)
     factor = _enlargement(labels.shape, 360)
     panels = [_panel(pixels, None, label_map, 0.0, factor)]
-    panels += [_panel(pixels, ids, label_map, 0.6, factor) for ids in (labels, prediction)]
-    return _page(panels, ["image", "truth", "prediction"], _entries(labels, prediction, label_map=label_map))
+    return panels + [_panel(pixels, ids, label_map, 0.6, factor) for ids in (labels, prediction)]
+
+
+def overview_sheet(
+    cells: Sequence[tuple[str, str, list[Image.Image]]], present: np.ndarray, label_map: LabelMap
+) -> Image.Image:
+    """Comparisons in two columns, below each the sample's name and what is said of it; one legend for all of them.
+
+    Args:
+        cells: name, note and panels, see `comparison_panels`; panels of a cell have one size.
+        present: the training ids that occur in any of them, the ignore index among them.
+    """
+    gap, between, size, font = 8, 28, 20, ImageFont.load_default(20)
+    columns = min(2, len(cells))
+    width = max(sum(panel.width for panel in panels) + 2 * gap for *_, panels in cells)
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    heights = [max(panels[0].height for *_, panels in row) for row in rows]
+    total, line = columns * (width + between) - between, 2 * size
+    legend = _legend(_entries(present, label_map=label_map), total, font, size)
+    top = 2 * size
+    page = Image.new("RGB", (max(total, legend.width), top + sum(heights) + line * len(rows) + legend.height), _PAPER)
+    draw = ImageDraw.Draw(page)
+    for column, (*_, panels) in enumerate(rows[0]):
+        for index, title in enumerate(TITLES):
+            x = column * (width + between) + index * (panels[0].width + gap) + panels[0].width // 2
+            draw.text((x, top // 2), title, _INK, font, anchor="mm")
+    for row, height in zip(rows, heights, strict=True):
+        for column, (name, note, panels) in enumerate(row):
+            left = column * (width + between)
+            for index, panel in enumerate(panels):
+                page.paste(panel, (left + index * (panel.width + gap), top))
+            room = width - int(font.getlength(note)) - size
+            draw.text((left, top + height + size), f"{_shortened(name, font, room)}{note}", _INK, font, anchor="lm")
+        top += height + line
+    page.paste(legend, (0, top))
+    return page
 
 
 def contact_sheet(samples: Sequence[tuple[str, np.ndarray, np.ndarray]], label_map: LabelMap) -> Image.Image:

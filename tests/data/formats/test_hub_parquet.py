@@ -24,7 +24,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Sequence
 from segtune.data.checks import check_masks
 from segtune.data.config import DatasetConfig
 from segtune.data.dataset import load_segmentation_dataset, open_dataset, save_split
-from segtune.errors import UsageError
+from segtune.data.formats import hub_parquet
+from segtune.errors import DataError, UsageError
 from segtune.imageio.read import read_mask
 
 
@@ -298,3 +299,19 @@ def test_repository_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     dataset = load_segmentation_dataset("hub://a/b", name="full", revision="refs/convert/parquet", val_fraction=0)
     assert ids(dataset) == {"train": ["000000"]}
     assert asked == {"path": "a/b", "name": "full", "revision": "refs/convert/parquet"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(13, "Permission denied", "/home/x/.cache"),
+        OSError(30, "Read-only file system", "/home/x/.cache"),
+    ],
+)
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(hub_parquet.datasets, "load_dataset", load)
+    with pytest.raises(DataError, match=r"^the cache /home/x/.cache cannot be written \(.*HF_HOME$"):
+        hub_parquet.load_uncounted("parquet")

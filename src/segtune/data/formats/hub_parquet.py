@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from collections.abc import Collection, Iterator, Mapping
@@ -18,9 +19,11 @@ from segtune.data.formats.table import ID_COLUMNS, IMAGE_COLUMNS, MASK_COLUMNS, 
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.lazy_rows import undecoded
 from segtune.data.splits import split_in, split_names, split_of
-from segtune.errors import UsageError
-from segtune.hub_errors import offline_if_out_of_reach
+from segtune.errors import DataError, UsageError
+from segtune.hub_errors import offline_if_out_of_reach, patiently
 from segtune.imageio.walk import walk_files
+
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +41,22 @@ def open_hub(repository: str, config: DatasetConfig) -> tuple[DatasetDict, dict[
 
 
 def load_uncounted(*args: Any, **options: Any) -> Any:
-    """`datasets.load_dataset` without the request to s3.amazonaws.com by which it counts, for local files as well."""
+    """`datasets.load_dataset` without the request to s3.amazonaws.com by which it counts, for local files as well.
+
+    Raises:
+        DataError: its cache, which it needs for local files too, cannot be written.
+    """
     counted = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
-        return datasets.load_dataset(*args, **options)
+        return patiently(lambda: datasets.load_dataset(*args, **options), f"data set {args[0] if args else ''}".strip())
+    except OSError as error:
+        if error.errno in UNWRITABLE or str(error.filename).startswith(str(datasets.config.HF_CACHE_HOME)):
+            raise DataError(
+                f"the cache {error.filename or datasets.config.HF_DATASETS_CACHE} cannot be written "
+                f"({error.strerror}): name another folder for it with HF_HOME"
+            ) from error
+        raise
     finally:
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counted
 
@@ -51,6 +65,8 @@ def load_uncounted(*args: Any, **options: Any) -> Any:
 def _saying(repository: str, config: DatasetConfig) -> Iterator[None]:
     try:
         yield
+    except DataError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(

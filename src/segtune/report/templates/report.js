@@ -1,5 +1,11 @@
 "use strict";
 
+// What is wider than the screen says that it scrolls.
+for (const scroll of document.querySelectorAll(".scroll")) {
+  const tell = () => scroll.classList.toggle("wide", scroll.scrollWidth > scroll.clientWidth + 1);
+  new ResizeObserver(tell).observe(scroll);
+}
+
 // Tables: a click on a heading sorts by its column; text from a to z first, numbers from the largest, nothing last.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
