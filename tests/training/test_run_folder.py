@@ -181,7 +181,10 @@ def test_the_best_weights_of_a_run_are_found_else_the_last_else_those_that_are_n
     (run / "recipe.yaml").touch()
     assert find_checkpoint(run) == (run, run / "best")
     assert find_checkpoint(run / "final") == (run, run / "final")
-    (run / "best" / "model.safetensors").unlink()  # as while it is written
+    (run / "best" / "model.safetensors").unlink()  # final/ has other weights
+    with pytest.raises(UsageError, match=r"best has no model\.safetensors: let the training go on"):
+        find_checkpoint(run)
+    shutil.rmtree(run / "best")
     assert find_checkpoint(run) == (run, run / "final")
     shutil.rmtree(run / "final")
     with pytest.raises(UsageError, match="has no weights yet"):

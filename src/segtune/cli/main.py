@@ -73,6 +73,12 @@ def _run(words: list[str]) -> None:
             _fail(str(error), error.exit_code)
         if is_full_disk(error):
             _fail(f"the disk is full: {_full_places(error)}. Make room, then give the same command again", 1)
+        if any(isinstance(link, MemoryError) for link in causes(error)):
+            _fail(
+                f"there is not enough memory ({error}): images of a huge size take it (predict: --window), a large "
+                "training.batch_size, or many training.num_workers",
+                1,
+            )
         if isinstance(error, OSError):
             _fail(
                 f"{type(error).__name__}: {error}\n(SEGTUNE_TRACEBACK=1 in the environment shows where it happened)", 1

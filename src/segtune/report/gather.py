@@ -115,9 +115,7 @@ def gather(
         group_by: see `uncertainty.intervals`.
         pixels: of each class in each mask, by split, as `check_masks` returns them.
     """
-    records = (
-        read_json_lines(subject.run / METRICS_FILE) if subject.run and (subject.run / METRICS_FILE).is_file() else []
-    )
+    records = [] if subject.run is None else _records(subject.run / METRICS_FILE)
     environments = [record["environment"] for record in records if "environment" in record]
     model, processor, label_map, split = opened.model, opened.processor, opened.label_map, opened.split
     facts = Facts(
@@ -169,6 +167,13 @@ def of_training(
         pixels=pixels,
         batch_size=batch_size,
     )
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    if path.is_file():
+        return read_json_lines(path)
+    logger.warning("%s is no file: the report has no curves of the training", path)
+    return []
 
 
 def _environment(model: Any) -> dict[str, Any]:

@@ -298,7 +298,13 @@ def find_checkpoint(run: Path) -> tuple[Path, Path]:
         candidates = [run / BEST, run / FINAL]
     if not (run / RECIPE_FILE).is_file():
         raise UsageError(f"{run} is no run folder: it has no {RECIPE_FILE}")
-    for folder in candidates:
-        if all((folder / name).is_file() for name in MODEL_FILES):
-            return run, folder
-    raise UsageError(f"{run} has no weights yet: neither {BEST}/ nor {FINAL}/ holds {', '.join(MODEL_FILES)}")
+    # A best/ of which something is missing is damaged: final/ in its place would be other weights without a word.
+    folder = next((folder for folder in candidates if folder.exists()), None)
+    if folder is None:
+        raise UsageError(f"{run} has no weights yet: neither {BEST}/ nor {FINAL}/ holds {', '.join(MODEL_FILES)}")
+    if missing := [name for name in MODEL_FILES if not (folder / name).is_file()]:
+        raise UsageError(
+            f"{folder} has no {', '.join(missing)}: let the training go on (training.resume=auto), which restores "
+            f"{BEST}/ where it can, or name other weights"
+        )
+    return run, folder
