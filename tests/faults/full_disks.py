@@ -31,7 +31,7 @@ WRITERS: dict[str, tuple[list[str], list[str]]] = {
     "convert parquet": (convert_words("parquet", "disk/out"), []),
     "predict": (["predict", "plain/best", "data/images/test", "--output", "disk/masks", "--overlay"], ["--overwrite"]),
     "overlays": (["evaluate", "plain/best", "tiny.yaml", "--overlays", "disk/overlays", "--save", "disk/a.npz"], []),
-    "report": (["report", "plain", "--output", "disk/report.html"], ["--force"]),
+    "report": (["report", "plain", "--output", "disk/report.html"], []),
     "doctor": (["doctor", "data", "--html", "disk/page.html"], []),
 }
 
@@ -95,11 +95,12 @@ def _writer(place: Workplace, name: str, option: str, folder: Path) -> Verdict:
         full = forks.run(words, folder)
         verdict = Verdict.of(full)
         _judge_message(verdict, full)
-        # Of a page the numbers in the drawings differ from one time to the next: it must be there to its end.
+        # Of a page the numbers in the drawings differ from one time to the next: it must be there to its end. The
+        # journal of a conversion lists what is done.
         half = [
             path
             for path, content in files_of(folder / "disk").items()
-            if not (content == whole.get(path) or content.rstrip().endswith(b"</html>"))
+            if content != whole.get(path) and not content.rstrip().endswith(b"</html>") and ".cache/" not in path
         ]
         if half and full.code != 0:
             verdict.add("lost", f"half written: {half}")
