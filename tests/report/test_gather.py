@@ -31,10 +31,14 @@ def test_places(tmp_path: Path) -> None:
 
 
 def test_a_report_without_metrics_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert _records(tmp_path / "metrics.jsonl") == []
+    assert _records(tmp_path) == []
     assert "metrics.jsonl is no file: the report has no curves" in caplog.text
+    caplog.clear()
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    assert _records(tmp_path / "metrics.jsonl") == [{"step": 1}]
+    assert _records(tmp_path) == [{"step": 1}] and caplog.text == ""
+    (tmp_path / "final").mkdir()
+    assert _records(tmp_path) == [{"step": 1}]
+    assert "metrics.jsonl breaks off before the end of the run" in caplog.text
 
 
 def test_facts_are_those_of_the_split_and_the_run(facts: Facts) -> None:
