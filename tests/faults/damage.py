@@ -112,7 +112,7 @@ def outcome(command: str, ended: Ended, folder: Path, place: Workplace) -> objec
         return files_of(folder / "masks")
     if command == "report":
         page = (folder / "page.html").read_text().replace(str(folder), "")
-        return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d|clip\d+|id=\S+|#\w+", "", page)
+        return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d|clip\d+|id=\S+|#\w+|[\d.]+ s for \d+ images", "", page)
     if command == "go on elsewhere":
         return files_of(folder / "run" / "final")
     return ended.said.replace(str(folder), "")
