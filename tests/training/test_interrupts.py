@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -98,6 +100,14 @@ def test_a_limit_that_was_swallowed_is_told_again(monkeypatch: pytest.MonkeyPatc
         with contextlib.suppress(Interrupted):  # as a callback of the garbage collector does
             time.sleep(60)
         time.sleep(60)
+
+
+def test_the_limit_is_not_told_where_the_import_lock_would_swallow_it() -> None:
+    frame: Any = SimpleNamespace(f_code=SimpleNamespace(co_filename="<frozen importlib._bootstrap>", co_name="cb"))
+    request = StopRequest(60.0)
+    request._ring(0, frame)
+    with pytest.raises(Interrupted, match=LIMIT):
+        request._ring(0, None)
 
 
 def test_while_libraries_are_imported_the_limit_is_told_early() -> None:

@@ -23,6 +23,7 @@ LIMIT = "training.time_limit is reached"
 TO_LEAVE = 3.0  # seconds that a process takes to end, at least
 TO_IMPORT = 30.0  # seconds in which no signal may be heard: a busy machine takes long to load a library of C++
 AGAIN = 2.0  # seconds until the limit is told once more: a callback of Python's may have swallowed the exception
+_OF_IMPORT_LOCK = ("<frozen importlib._bootstrap>", "cb")
 PATIENCE = 8.0  # seconds after a signal that what is interrupted at once may take
 # Called, from a thread of its own, where a process is still there then: in a library's code that lets no exception
 # through. A command sets it.
@@ -164,7 +165,9 @@ class StopRequest:
             signal.setitimer(signal.ITIMER_REAL, 0.0 if self._noting else max(self.left(), 0.0), AGAIN)
 
     def _ring(self, number: int, frame: FrameType | None) -> None:
-        if not self._noting and self._signal is None:
+        # Python's import lock has a callback that swallows exceptions, with a traceback on the terminal.
+        swallows = frame is not None and (frame.f_code.co_filename, frame.f_code.co_name) == _OF_IMPORT_LOCK
+        if not self._noting and self._signal is None and not swallows:
             raise Interrupted(LIMIT)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
