@@ -197,7 +197,8 @@ def channel_sums(values: np.ndarray) -> np.ndarray:
     """How many values (N, C) there are, their sum and the sum of their squares, by channel (3, C)."""
     if values.dtype == np.uint8:
         blocks = (values[start : start + _BLOCK] for start in range(0, max(len(values), 1), _BLOCK))
-        counts = sum(np.stack([np.bincount(channel, minlength=256) for channel in block.T]) for block in blocks)
+        parts = [np.stack([np.bincount(channel, minlength=256) for channel in block.T]) for block in blocks]
+        counts = np.sum(parts, axis=0)  # (C, 256)
         return np.stack([counts.sum(axis=1), counts @ np.arange(256), counts @ np.arange(256) ** 2])
     values = values.astype(np.float64)
     return np.stack([np.full(values.shape[1], len(values)), values.sum(axis=0), (values**2).sum(axis=0)])
