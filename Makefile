@@ -1,7 +1,7 @@
 # `make` lists the targets. Everything runs in .venv, which is made when it is missing and renewed when
 # pyproject.toml or constraints.txt change.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all test-lowest transformers-suite lint format docs wheels build clean
+.PHONY: help setup demo test test-slow test-all test-lowest faults transformers-suite lint format docs wheels build clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -52,6 +52,9 @@ $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 
 test-lowest: $(LOWEST)/.installed  ## run the tests of model, data, training and Hub with the lowest versions allowed
 	$(LOWEST)/bin/$(PYTEST) -m "not slow" tests/parity tests/segformer tests/labels tests/imageio tests/data tests/training/test_trainer.py tests/hub/test_push.py
+
+faults: setup  ## kill, fill disks, damage files, give hostile input (half an hour); write the table of docs/reliability.md
+	PYTHONPATH=src:tests $(BIN)/python -m faults.campaign --page docs/reliability.md
 
 transformers-suite: setup  ## fetch transformers' own shared tests, run them on its SegFormer and on ours, and compare
 	$(BIN)/python tests/contract/transformers_suite/suite.py

@@ -80,6 +80,7 @@ def test_missing_dataset_folder(segtune_command: Any, tmp_path: Path) -> None:
         (OSError(28, "No space left"), 1, "error: the disk is full: the output's, that of the cache (HF_HOME, "),
         (OSError(28, "No space left", "/x/y.npz"), 1, "error: the disk is full: /x/y.npz. Make room, then give the"),
         (FullDiskError("x: the disk is full"), 1, "error: x: the disk is full\n"),
+        (MemoryError("of 3 GiB"), 1, "error: there is not enough memory (of 3 GiB): images of a huge size take it"),
         (KeyboardInterrupt(), 130, ""),
         (Interrupted("SIGTERM was received"), 3, "stopped: SIGTERM was received\nnext: segtune recipes\n"),
     ],
@@ -306,3 +307,13 @@ def test_a_signal_ends_every_phase_with_3_and_the_way_on(
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 3, out
     assert f"{number.name} was received" in out and expected in out.splitlines()[-1] and "Traceback" not in out
+
+
+def test_a_stopped_command_ends_at_once_with_its_last_words() -> None:
+    code = (
+        "import atexit, sys\nfrom segtune.cli import main\natexit.register(print, 'tidied')\n"
+        "class Slow:\n    def __del__(self):\n        print('taken to pieces')\nslow = Slow()\n"
+        "main._run = lambda words: sys.exit(3)\nmain.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "tidied\n")

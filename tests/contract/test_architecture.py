@@ -54,7 +54,7 @@ FENCES = {
     },
     "jinja2": {"doctor", "hub", "report", "viz.html"},
     "peft": {"training.lora"},
-    "psutil": {"training.distributed"},
+    "psutil": {"training.distributed", "training.interrupts"},
     "pycocotools": {"data.annotations.shapes"},
     "rasterio": {"imageio.geotiff"},
     "rich": {"viz.terminal"},

@@ -11,6 +11,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from pydantic import ValidationError
 
+from segtune.data import checks
 from segtune.data.checks import check_masks, with_statistics
 from segtune.data.config import DatasetConfig, TransformConfig
 from segtune.data.dataset import load_segmentation_dataset, open_dataset
@@ -256,3 +257,10 @@ def test_channels_may_be_stated(tmp_path: Path) -> None:
     rows = to_dataset([Sample("a", "train", tmp_path / "a.png", tmp_path / "a.png")], Reader())
     assert len(with_statistics(TransformConfig(**COUNTED), rows).mean) == 3
     assert len(with_statistics(TransformConfig(**COUNTED), rows, 4).mean) == 4
+
+
+def test_sums_of_channels_are_counted_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_BLOCK", 3)
+    values = np.array([[0, 255], [1, 7], [2, 7], [200, 0]], dtype=np.uint8)
+    assert checks.channel_sums(values).tolist() == [[4, 4], [203, 269], [40005, 65123]]
+    assert checks.channel_sums(values[:0]).tolist() == [[0, 0]] * 3

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from segtune.data.dataset import load_segmentation_dataset
 from segtune.errors import UsageError
 from segtune.inference.evaluate_checkpoint import OpenedCheckpoint
 from segtune.labels.label_map import LabelMap
-from segtune.report.gather import Facts, Subject, find_subject, gather
+from segtune.report.gather import Facts, Subject, _records, find_subject, gather
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from support.report_data import RECORDS, Reader, write_data
 from support.run_folders import write_run
@@ -23,10 +24,21 @@ def test_places(tmp_path: Path) -> None:
     assert find_subject(str(run)).page == run / "report.html"
     assert find_subject("user/name@main") == (None, "user/name@main")
     assert find_subject("user/name").page == Path("report.html")
-    (run / "best" / "model.safetensors").unlink()
-    (run / "final" / "model.safetensors").unlink()
+    shutil.rmtree(run / "best")
+    shutil.rmtree(run / "final")
     with pytest.raises(UsageError, match="has no weights yet"):
         find_subject(str(run))
+
+
+def test_a_report_without_metrics_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert _records(tmp_path) == []
+    assert "metrics.jsonl is no file: the report has no curves" in caplog.text
+    caplog.clear()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert _records(tmp_path) == [{"step": 1}] and caplog.text == ""
+    (tmp_path / "final").mkdir()
+    assert _records(tmp_path) == [{"step": 1}]
+    assert "metrics.jsonl breaks off before the end of the run" in caplog.text
 
 
 def test_facts_are_those_of_the_split_and_the_run(facts: Facts) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from segtune.errors import DataError
+from segtune.errors import DataError, UsageError
+from segtune.files import MODEL_MANIFEST, write_manifest
 from segtune.inference.processor import load_processor, read_processor
-from segtune.segformer.checkpoint_files import LARGEST_JSON, check_config, check_download, read_json
+from segtune.segformer import checkpoint_files
+from segtune.segformer.checkpoint_files import LARGEST_JSON, check_config, check_download, check_saved, read_json
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.loading import load_model
@@ -73,6 +75,59 @@ def test_a_damaged_file_is_named_and_never_taken_for_an_absent_one(
     way(checkpoint / name)
     with pytest.raises(DataError, match=rf"^{checkpoint / name} (is damaged|is not a file|cannot be read)"):
         load_processor(load_model(checkpoint), SegformerImageProcessor)
+
+
+def flip_last(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("way", [*WAYS, flip_last, Path.unlink])
+@pytest.mark.parametrize("name", FILES)
+def test_what_a_training_saved_must_have_its_checksums(
+    checkpoint: Path, name: str, way: Callable[[Path], None]
+) -> None:
+    write_manifest(checkpoint, MODEL_MANIFEST)
+    assert load_processor(load_model(checkpoint)).window == 96
+    way(checkpoint / name)
+    with pytest.raises((DataError, UsageError), match=rf"^{checkpoint}") as error:
+        load_processor(load_model(checkpoint), SegformerImageProcessor)
+    assert name in str(error.value)
+    if name != "config.json":
+        assert str(error.value).endswith(f"remove {checkpoint / MODEL_MANIFEST}: they are then taken as they are")
+
+
+def test_a_change_on_purpose_is_accepted_without_the_checksums(checkpoint: Path) -> None:
+    write_manifest(checkpoint, MODEL_MANIFEST)
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"calibration_temperature": 2.0}))
+    with pytest.raises(DataError, match="Where you changed the files yourself, remove"):
+        load_model(checkpoint)
+    (checkpoint / MODEL_MANIFEST).unlink()
+    assert load_model(checkpoint).config.calibration_temperature == 2.0
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_damaged_checksums_are_told(checkpoint: Path, way: Callable[[Path], None]) -> None:
+    write_manifest(checkpoint, MODEL_MANIFEST)
+    way(checkpoint / MODEL_MANIFEST)
+    with pytest.raises(DataError, match=f"{MODEL_MANIFEST} is missing or torn"):
+        load_model(checkpoint)
+
+
+def test_a_folder_that_is_replaced_while_it_is_read_is_looked_at_again(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (checkpoint / MODEL_MANIFEST).write_text("{")
+
+    def replaced(folder: Path, *args: Any, **kwargs: Any) -> None:
+        monkeypatch.undo()
+        write_manifest(folder, "new")
+        (folder / "new").replace(folder / MODEL_MANIFEST)
+        raise DataError("of the folder before")
+
+    monkeypatch.setattr(checkpoint_files, "check_manifest", replaced)
+    check_saved(checkpoint)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -7,6 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,6 +20,7 @@ from segtune.training.interrupts import (
     Interrupted,
     StopRequest,
     ignore_interrupts,
+    process_start,
     seconds,
 )
 
@@ -87,6 +91,33 @@ def test_nohup_is_meant() -> None:
             assert request.reason is None
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no alarm")
+def test_a_limit_that_was_swallowed_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "AGAIN", 0.02)
+    with pytest.raises(Interrupted, match=LIMIT), StopRequest(0.01):
+        with contextlib.suppress(Interrupted):  # as a callback of the garbage collector does
+            time.sleep(60)
+        time.sleep(60)
+
+
+def test_the_limit_is_not_told_where_the_import_lock_would_swallow_it() -> None:
+    frame: Any = SimpleNamespace(f_code=SimpleNamespace(co_filename="<frozen importlib._bootstrap>", co_name="cb"))
+    request = StopRequest(60.0)
+    request._ring(0, frame)
+    with pytest.raises(Interrupted, match=LIMIT):
+        request._ring(0, None)
+
+
+def test_while_libraries_are_imported_the_limit_is_told_early() -> None:
+    assert StopRequest(30.0, importing=True).reserve == 10.0
+    assert StopRequest(86400.0, importing=True).reserve == interrupts.TO_IMPORT
+    assert StopRequest(None, importing=True).reason is None
+
+
+def test_a_process_began_before_its_modules_were_imported() -> None:
+    assert 0 < time.monotonic() - process_start() < 86400 * 30
 
 
 def test_time_limit() -> None:

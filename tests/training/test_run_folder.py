@@ -170,6 +170,26 @@ def test_metrics_go_on_after_the_state(accelerator: Accelerator, tmp_path: Path)
     assert lines(tmp_path) == [*before, {"step": 2, "environment": {"num_processes": 2}}]
 
 
+def test_lines_that_are_gone_are_told(
+    accelerator: Accelerator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = folder(tmp_path, accelerator, resume="auto")
+    run.open(None, None)
+    run.begin(0, {})
+    for step in range(1, 5):
+        run.write({"step": step})
+    assert run.lines == 5
+    run.begin(4, {}, written=5)
+    assert caplog.text == ""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    run.begin(4, {}, written=5)
+    assert "metrics.jsonl: 4 of 5 lines from before step 4 are gone" in caplog.text
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(DataError, match=r"metrics\.jsonl is not a file: move it away"):
+        run.begin(4, {})
+
+
 def test_the_best_weights_of_a_run_are_found_else_the_last_else_those_that_are_named(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for name in ("best", "final"):
@@ -181,7 +201,10 @@ def test_the_best_weights_of_a_run_are_found_else_the_last_else_those_that_are_n
     (run / "recipe.yaml").touch()
     assert find_checkpoint(run) == (run, run / "best")
     assert find_checkpoint(run / "final") == (run, run / "final")
-    (run / "best" / "model.safetensors").unlink()  # as while it is written
+    (run / "best" / "model.safetensors").unlink()  # final/ has other weights
+    with pytest.raises(UsageError, match=r"best has no model\.safetensors: let the training go on"):
+        find_checkpoint(run)
+    shutil.rmtree(run / "best")
     assert find_checkpoint(run) == (run, run / "final")
     shutil.rmtree(run / "final")
     with pytest.raises(UsageError, match="has no weights yet"):

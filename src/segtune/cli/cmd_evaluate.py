@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -102,7 +103,9 @@ def _place_in_run(checkpoint: str, settings: Recipe, split: str) -> Path | None:
         recipe.dataset.model_dump(exclude={"split_file", "check_masks", "on_error"})
         for recipe in (load_recipe(run / RECIPE_FILE), settings)
     )
-    is_pushed = find_checkpoint(run)[1].resolve() == Path(checkpoint).resolve()
+    is_pushed = False
+    with suppress(UsageError):  # best/ is not whole, which is nothing to those who evaluate final/
+        is_pushed = find_checkpoint(run)[1].resolve() == Path(checkpoint).resolve()
     return run / file_name(split) if is_pushed and own == given else None
 
 

@@ -12,7 +12,7 @@ import typer
 
 from segtune.cli.common import hide_bars_of_libraries, is_main_process, load_checked, resumed, say
 from segtune.cli.options import OverridesArgument, RecipeArgument
-from segtune.training.interrupts import STARTED, StopRequest, seconds
+from segtune.training.interrupts import StopRequest, process_start, seconds
 
 
 def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
@@ -21,10 +21,9 @@ def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     `segtune recipes keys [SECTION]` explains every key that may be changed, as in training.max_steps=100.
     Paths are relative to the current folder. Several processes: accelerate launch -m segtune train RECIPE …
     """
-    with StopRequest(_given_limit(overrides or ()), STARTED):  # a busy machine spends a short one on the imports
+    with StopRequest(_given_limit(overrides or ()), process_start(), importing=True):
         settings = load_checked(recipe, overrides, trains=True)
         from segtune import finetune
-        from segtune.training.distributed import process_start
 
         hide_bars_of_libraries()
     result = finetune.train(settings, started=process_start())

@@ -6,6 +6,7 @@ stopped early on request (a signal, training.time_limit) with everything saved.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import logging
@@ -50,6 +51,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="replace")  # a pipe of Windows has no → and no ×
     interrupts.last_resort = partial(_leave_at_once, words)
     try:
+        _run(words)
+    except SystemExit as left:
+        if argv is None and left.code == 3:
+            _leave_quickly(3)
+        raise
+
+
+def _run(words: list[str]) -> None:
+    """Run a command, and say in words how it failed."""
+    try:
         with interrupts.StopRequest():
             typer.main.get_command(_application()).main(args=words, prog_name="segtune")
     except interrupts.Interrupted as interruption:
@@ -62,6 +73,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             _fail(str(error), error.exit_code)
         if is_full_disk(error):
             _fail(f"the disk is full: {_full_places(error)}. Make room, then give the same command again", 1)
+        if any(isinstance(link, MemoryError) for link in causes(error)):
+            _fail(
+                f"there is not enough memory ({error}): images of a huge size take it (predict: --window), a large "
+                "training.batch_size, or many training.num_workers",
+                1,
+            )
         if isinstance(error, OSError):
             _fail(
                 f"{type(error).__name__}: {error}\n(SEGTUNE_TRACEBACK=1 in the environment shows where it happened)", 1
@@ -106,6 +123,15 @@ def _tell_stop(reason: str, words: Sequence[str]) -> None:
         if is_main_process():
             typer.echo(f"stopped: {reason}", err=True)
             typer.echo(f"next: {shlex.join(['segtune', *(resumed(words) if begins else words)])}", err=True)
+
+
+def _leave_quickly(code: int) -> NoReturn:
+    """End without taking torch to pieces, which takes a busy machine seconds that a signal's sender may not grant."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _leave_at_once(words: Sequence[str]) -> None:

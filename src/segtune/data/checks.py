@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 COUNTED_IMAGES = 1000  # for mean and std, spread over the split
+_BLOCK = 2**22  # pixels that are counted at a time: bincount makes eight bytes of each
 
 
 def check_masks(dataset: Mapping[str, Dataset], label_map: LabelMap) -> dict[str, np.ndarray]:
@@ -195,7 +196,9 @@ def _sums(image: Pixels, channels: int, raw: bool) -> np.ndarray:
 def channel_sums(values: np.ndarray) -> np.ndarray:
     """How many values (N, C) there are, their sum and the sum of their squares, by channel (3, C)."""
     if values.dtype == np.uint8:
-        counts = np.stack([np.bincount(channel, minlength=256) for channel in values.T])  # (C, 256)
+        blocks = (values[start : start + _BLOCK] for start in range(0, max(len(values), 1), _BLOCK))
+        parts = [np.stack([np.bincount(channel, minlength=256) for channel in block.T]) for block in blocks]
+        counts = np.sum(parts, axis=0)  # (C, 256)
         return np.stack([counts.sum(axis=1), counts @ np.arange(256), counts @ np.arange(256) ** 2])
     values = values.astype(np.float64)
     return np.stack([np.full(values.shape[1], len(values)), values.sum(axis=0), (values**2).sum(axis=0)])

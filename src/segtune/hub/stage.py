@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from segtune.errors import SegtuneError
+from segtune.segformer.checkpoint_files import check_saved
 from segtune.training.run_folder import (
     MODEL_FILES,
     OVERLAYS,
@@ -61,8 +62,13 @@ def stage(run: Path, target: Path, *, with_code: bool, pictures: bool) -> Path:
 
     Returns:
         The checkpoint whose weights these are, see `find_checkpoint`.
+
+    Raises:
+        UsageError: there is no finished run.
+        DataError: its weights, config or image processor are not what training wrote.
     """
     run, checkpoint = find_checkpoint(run)
+    check_saved(checkpoint, MODEL_FILES)
     for path in [checkpoint / name for name in MODEL_FILES] + [run / name for name in RUN_FILES]:
         if path.suffix == ".safetensors":
             _link(path, target / path.name)

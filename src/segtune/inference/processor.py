@@ -15,7 +15,7 @@ from segtune.data.config import TransformConfig
 from segtune.errors import DataError, UsageError
 from segtune.hub_errors import answers_later, fault_of_hub, offline_if_out_of_reach, patiently
 from segtune.inference.config import EvaluationConfig
-from segtune.segformer.checkpoint_files import PROCESSOR, check_download, read_json
+from segtune.segformer.checkpoint_files import PROCESSOR, check_download, check_saved, read_json
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 
 logger = logging.getLogger(__name__)
@@ -98,6 +98,7 @@ def _saved_processor(name: str, model: nn.Module, *, is_told: bool) -> Path | No
     if not name:
         return None
     if os.path.isdir(name):
+        check_saved(Path(name), [PROCESSOR])  # the weights were compared when they were loaded
         path = Path(name) / PROCESSOR
         return path if os.path.lexists(path) else None  # a link into nowhere is damage, not absence
     commit = getattr(getattr(model, "config", None), "_commit_hash", None)  # of the weights
@@ -110,7 +111,7 @@ def _saved_processor(name: str, model: nn.Module, *, is_told: bool) -> Path | No
             reason = str(error).strip().splitlines()[0]
             logger.warning("%s: no preprocessor_config.json, so images keep their size (%s)", name, reason)
         return None
-    check_download(Path(found).parent, [PROCESSOR])  # the weights were compared when they were loaded
+    check_download(Path(found).parent, [PROCESSOR])
     return Path(found)
 
 

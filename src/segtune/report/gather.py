@@ -23,7 +23,7 @@ from segtune.labels.label_map import LabelMap
 from segtune.report.examples import Examination, examine
 from segtune.segformer.loading import load_model
 from segtune.training.distributed import versions
-from segtune.training.run_folder import METRICS_FILE, RECIPE_FILE, REPORT_FILE, find_checkpoint
+from segtune.training.run_folder import FINAL, METRICS_FILE, RECIPE_FILE, REPORT_FILE, find_checkpoint
 
 if TYPE_CHECKING:
     import datasets
@@ -115,9 +115,7 @@ def gather(
         group_by: see `uncertainty.intervals`.
         pixels: of each class in each mask, by split, as `check_masks` returns them.
     """
-    records = (
-        read_json_lines(subject.run / METRICS_FILE) if subject.run and (subject.run / METRICS_FILE).is_file() else []
-    )
+    records = [] if subject.run is None else _records(subject.run)
     environments = [record["environment"] for record in records if "environment" in record]
     model, processor, label_map, split = opened.model, opened.processor, opened.label_map, opened.split
     facts = Facts(
@@ -169,6 +167,17 @@ def of_training(
         pixels=pixels,
         batch_size=batch_size,
     )
+
+
+def _records(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; it is told where some are missing, since the curves then lack their points."""
+    path = run / METRICS_FILE
+    records = read_json_lines(path) if path.is_file() else []
+    if not path.is_file():
+        logger.warning("%s is no file: the report has no curves of the training", path)
+    elif (run / FINAL).is_dir() and not any("ended" in record for record in records):
+        logger.warning("%s breaks off before the end of the run, and so do the curves", path)
+    return records
 
 
 def _environment(model: Any) -> dict[str, Any]:

@@ -7,12 +7,14 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from segtune.errors import DataError, UsageError
+from segtune.files import MODEL_MANIFEST, check_manifest
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 LARGEST_JSON = 16 * 2**20  # bytes; 65,536 labels with their colours take a third of that
@@ -90,6 +92,31 @@ def check_weights(folder: Path) -> None:
                 reader.keys()
         except (SafetensorError, OSError) as error:
             raise DataError(f"{path} is damaged ({error}): fetch or copy it once more") from error
+
+
+def check_saved(folder: Path, names: Iterable[str] = (CONFIG, *_WEIGHTS)) -> None:
+    """Compare files of a checkpoint with the checksums that training wrote beside them, where it did.
+
+    Args:
+        names: of the files, or patterns of them; by default weights and config.
+
+    Raises:
+        DataError: a file that is gone, or not what was written; the message names it, and how to accept it.
+    """
+    manifest, names = folder / MODEL_MANIFEST, tuple(names)
+    while os.path.lexists(manifest):
+        version = manifest.lstat().st_ino
+        try:
+            check_manifest(folder, MODEL_MANIFEST, only=lambda path: any(fnmatch(path, name) for name in names))
+        except DataError as error:
+            if not os.path.lexists(manifest) or manifest.lstat().st_ino != version:
+                continue  # a training replaced the folder in between
+            raise DataError(
+                f"{error}. Copy the folder once more, or let the training go on (training.resume=auto), which restores "
+                f"best/ where it can. Where you changed the files yourself, remove {manifest}: they are then taken as "
+                "they are"
+            ) from error
+        return
 
 
 def check_download(folder: Path, names: Iterable[str] = (CONFIG, PROCESSOR, *_WEIGHTS)) -> None:

@@ -17,7 +17,14 @@ from transformers.utils import cached_file, logging
 
 from segtune.errors import DataError, UsageError
 from segtune.hub_errors import fault_of_hub, offline_if_out_of_reach, patiently
-from segtune.segformer.checkpoint_files import CONFIG, check_config, check_download, check_weights, refuse_missing
+from segtune.segformer.checkpoint_files import (
+    CONFIG,
+    check_config,
+    check_download,
+    check_saved,
+    check_weights,
+    refuse_missing,
+)
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 
 _WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -45,7 +52,8 @@ def load_model(name: str | Path, **kwargs: Any) -> SegformerForSemanticSegmentat
     Raises:
         UsageError: no such checkpoint, or one that is no SegFormer.
         DataError: the Hub does not hand it out, there is no space for it, its pickle would run code, or a file of it
-            is damaged: cut off, of absurd values, or other than the Hub says; the message names the file.
+            is damaged: cut off, of absurd values, or other than the Hub or the training that saved it says; the message
+            names the file.
     """
     refuse_missing(name)
     source, revision = split_revision(name)
@@ -73,6 +81,7 @@ def _load(source: str, kwargs: dict[str, Any]) -> SegformerForSemanticSegmentati
     config = cached_file(source, CONFIG, **{key: kwargs[key] for key in _WHERE if key in kwargs})
     folder = Path(config).parent if config else Path(source)
     if Path(source).is_dir():
+        check_saved(folder)
         check_config(folder / CONFIG)
         check_weights(folder)
     elif config:

@@ -6,7 +6,6 @@ import atexit
 import os
 import platform
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -166,11 +165,6 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def process_start() -> float:
-    """When this process began, by `time.monotonic`."""
-    return time.monotonic() - max(0.0, time.time() - psutil.Process().create_time())
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:

@@ -15,18 +15,26 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-STARTED = time.monotonic()  # of a command, which imports this first
-
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _DURATION = re.compile(r"(?=.)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 STOPPING = ("SIGTERM", "SIGINT", "SIGHUP")  # SIGHUP: the terminal was closed; Windows has none
 LIMIT = "training.time_limit is reached"
 TO_LEAVE = 3.0  # seconds that a process takes to end, at least
+TO_IMPORT = 30.0  # seconds in which no signal may be heard: a busy machine takes long to load a library of C++
+AGAIN = 2.0  # seconds until the limit is told once more: a callback of Python's may have swallowed the exception
+_OF_IMPORT_LOCK = ("<frozen importlib._bootstrap>", "cb")
 PATIENCE = 8.0  # seconds after a signal that what is interrupted at once may take
 # Called, from a thread of its own, where a process is still there then: in a library's code that lets no exception
 # through. A command sets it.
 last_resort: Callable[[], None] | None = None
+
+
+def process_start() -> float:
+    """When this process began, by `time.monotonic`."""
+    import psutil
+
+    return time.monotonic() - max(0.0, time.time() - psutil.Process().create_time())
 
 
 def seconds(duration: str) -> int:
@@ -68,18 +76,19 @@ class StopRequest:
     Args:
         limit: seconds.
         started: when they began, by `time.monotonic`; by default now.
+        importing: whether libraries are imported inside, where the limit is heard late, and is told earlier therefore.
 
     Attributes:
         to_leave: seconds that the process is given to end.
         reserve: seconds before the end of the limit from which it counts as reached: what saving takes.
     """
 
-    def __init__(self, limit: float | None = None, started: float | None = None) -> None:
+    def __init__(self, limit: float | None = None, started: float | None = None, *, importing: bool = False) -> None:
         began = time.monotonic() if started is None else started
         self.deadline = None if limit is None else began + limit
         # Where starting took long, the machine is slow or busy, and ending takes long as well.
         self.to_leave = min(max(TO_LEAVE, (time.monotonic() - began) / 2), (limit or 0.0) / 4)
-        self.reserve = self.to_leave
+        self.reserve = min(TO_IMPORT, (limit or 0.0) / 3) if importing else self.to_leave
         self._signal: str | None = None
         self._noting = False
         self._timer: threading.Timer | None = None
@@ -138,7 +147,7 @@ class StopRequest:
                     self._previous[number] = signal.signal(number, self._hear)
             if self.deadline is not None and hasattr(signal, "SIGALRM"):
                 self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._ring)
-                signal.setitimer(signal.ITIMER_REAL, max(self.left(), 1e-3))
+                signal.setitimer(signal.ITIMER_REAL, max(self.left(), 1e-3), AGAIN)
         return self
 
     def __exit__(
@@ -153,10 +162,12 @@ class StopRequest:
     def _set_alarm(self) -> None:
         """Ring at the end of the limit where it is to be obeyed at once; one that has passed was obeyed."""
         if hasattr(signal, "SIGALRM") and signal.SIGALRM in self._previous:
-            signal.setitimer(signal.ITIMER_REAL, 0.0 if self._noting else max(self.left(), 0.0))
+            signal.setitimer(signal.ITIMER_REAL, 0.0 if self._noting else max(self.left(), 0.0), AGAIN)
 
     def _ring(self, number: int, frame: FrameType | None) -> None:
-        if not self._noting and self._signal is None:
+        # Python's import lock has a callback that swallows exceptions, with a traceback on the terminal.
+        swallows = frame is not None and (frame.f_code.co_filename, frame.f_code.co_name) == _OF_IMPORT_LOCK
+        if not self._noting and self._signal is None and not swallows:
             raise Interrupted(LIMIT)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:

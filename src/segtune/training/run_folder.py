@@ -57,6 +57,7 @@ class RunFolder:
         self.overwrite = overwrite
         self.keep_last = keep_last
         self.recipe: str | None = None
+        self.lines = 0  # of metrics.jsonl
 
     @property
     def states(self) -> Path:
@@ -180,22 +181,31 @@ class RunFolder:
                     "run from a state with training.resume=PATH and another training.output_dir"
                 )
 
-    def begin(self, step: int, environment: dict[str, Any]) -> None:
+    def begin(self, step: int, environment: dict[str, Any], written: int = 0) -> None:
         """Write the recipe, and let `metrics.jsonl` go on after `step`.
 
         Later lines are forgotten; the environment is noted where it is another one than before.
+
+        Args:
+            written: how many lines there were when the state of `step` was saved; it is told where some are gone.
         """
         path = self.path / METRICS_FILE
         if not self.accelerator.is_main_process:
             return
         if self.recipe is not None:
             write_atomic(self.path / RECIPE_FILE, self.recipe)
-        lines = read_json_lines(path) if path.is_file() else []
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path} is not a file: move it away, then give the same command again")
+        lines = read_json_lines(path) if path.exists() else []
         kept = [line for line in lines if line.get("step", 0) <= step]
+        if self.is_resuming and len(kept) < written:
+            gone = f"{written - len(kept)} of {written} lines"
+            logger.warning("%s: %s from before step %d are gone, and so are their points of curves", path, gone, step)
         known = [line["environment"] for line in kept if "environment" in line]
         if known[-1:] != [environment]:
             kept.append({"step": step, "environment": environment})
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.lines = len(kept)
 
     def check_batch_layout(self, state: Path, before: tuple[int, int, int], now: tuple[int, int, int]) -> None:
         """The images of a step must be as many as before; how they are divided changes rounding and batch norm.
@@ -224,6 +234,7 @@ class RunFolder:
             path = self.path / METRICS_FILE
             with naming_full_disk(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+            self.lines += 1
 
     def save_state(
         self, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
@@ -298,7 +309,13 @@ def find_checkpoint(run: Path) -> tuple[Path, Path]:
         candidates = [run / BEST, run / FINAL]
     if not (run / RECIPE_FILE).is_file():
         raise UsageError(f"{run} is no run folder: it has no {RECIPE_FILE}")
-    for folder in candidates:
-        if all((folder / name).is_file() for name in MODEL_FILES):
-            return run, folder
-    raise UsageError(f"{run} has no weights yet: neither {BEST}/ nor {FINAL}/ holds {', '.join(MODEL_FILES)}")
+    # A best/ of which something is missing is damaged: final/ in its place would be other weights without a word.
+    folder = next((folder for folder in candidates if folder.exists()), None)
+    if folder is None:
+        raise UsageError(f"{run} has no weights yet: neither {BEST}/ nor {FINAL}/ holds {', '.join(MODEL_FILES)}")
+    if missing := [name for name in MODEL_FILES if not (folder / name).is_file()]:
+        raise UsageError(
+            f"{folder} has no {', '.join(missing)}: let the training go on (training.resume=auto), which restores "
+            f"{BEST}/ where it can, or name other weights"
+        )
+    return run, folder

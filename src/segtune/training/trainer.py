@@ -121,7 +121,7 @@ class SegmentationTrainer:
         )
         settings = {"training": config.model_dump()} if settings is None else settings
         self.progress = TrainingProgress(self.run, config, self.batches, settings)
-        self.step = 0
+        self.step = self.lines_written = 0  # the state that is gone on from, and the lines of metrics.jsonl before it
         self.last: dict[str, Any] = {}
         self.evaluation_due = False  # of this step; a run that was stopped in an evaluation goes on with it
         self.durations = Durations()
@@ -208,7 +208,7 @@ class SegmentationTrainer:
         accelerate.utils.set_seed(config.seed + self.accelerator.process_index)
         if state is not None:
             self._resume(state)
-        self.run.begin(self.step, environment(self.accelerator))
+        self.run.begin(self.step, environment(self.accelerator), self.lines_written)
         train_mode(self.model, config.freeze, config.batch_norm)
 
     def _steps(self, request: StopRequest) -> None:
@@ -382,6 +382,7 @@ class SegmentationTrainer:
             raise UsageError(f"{folder} is of step {state['step']}: training.max_steps={self.config.max_steps} is done")
         self.step = state["step"]
         self.durations.longest = dict(state.get("durations", {}))
+        self.lines_written = state.get("lines_written", 0)
         self.batches.restore(state.get("stream_states"))
         if self.run.is_resuming:  # best/ of another run stays there
             self.validation.load_state_dict(state)
@@ -423,6 +424,7 @@ class SegmentationTrainer:
         self.progress.flush()
         state: dict[str, Any] = {"step": self.step, "batch_layout": self.batches.layout}
         state |= {"evaluation_due": self.evaluation_due, "durations": dict(self.durations.longest)}
+        state |= {"lines_written": self.run.lines}
         state |= self.validation.state_dict()
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
