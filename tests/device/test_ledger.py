@@ -37,6 +37,13 @@ def test_launches_and_bytes_of_known_operators() -> None:
     assert ledger.bytes == cast + product + in_place + added + zeros + copied
 
 
+def test_scattering_touches_the_places_alone() -> None:
+    x, index, values = meta(100, 8), meta(3, dtype=torch.long), meta(3, 8)
+    with Ledger() as ledger:
+        x.index_add_(0, index, values)
+    assert ledger.bytes == ledger.traffic["index_add_"] == 3 * (3 * 8 + 4 * 24)  # three 8-byte places, 24 floats
+
+
 def test_inference_mode_counts_the_same() -> None:
     counts = []
     for mode in (torch.no_grad, torch.inference_mode):

@@ -21,6 +21,7 @@ _INDEXED = {"index", "index_put", "index_put_", "_unsafe_index"}  # a mask among
 _SEARCHES = {"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "repeat_interleave"}
 _NO_WORK = {"alias", "detach", "lift_fresh", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 _GATHERS = {"gather", "index", "index_select"}  # read as much as they write
+_SCATTERS = {"index_add_", "index_copy_", "scatter_", "scatter_add_"}
 _FILLS = {"arange", "fill_", "full", "full_like", "new_full", "new_ones", "new_zeros", "ones", "ones_like", "zero_"}
 _FILLS |= {"zeros", "zeros_like"}
 # What raises on a GPU under torch.use_deterministic_algorithms(True), as its documentation lists it; of operators whose
@@ -49,7 +50,7 @@ class Ledger(TorchDispatchMode):
         waits: the same of operators at which the program stands still until the device is done.
         uploads: the same of copies from host memory, which wait as well unless they are `non_blocking`.
         doubles: the same of operators that read or write float64.
-        bytes: what all of them read and write together; an element that is repeated (expanded) counts once.
+        traffic: the bytes that each reads and writes; an element that is repeated (expanded) counts once.
     """
 
     def __init__(
@@ -61,12 +62,16 @@ class Ledger(TorchDispatchMode):
         self.waits: Counter[str] = Counter()
         self.uploads: Counter[str] = Counter()
         self.doubles: Counter[str] = Counter()
-        self.bytes = 0
+        self.traffic: Counter[str] = Counter()
         self._calls = _Calls(self)
 
     @property
     def launches(self) -> int:
         return self.kernels.total()
+
+    @property
+    def bytes(self) -> int:
+        return self.traffic.total()
 
     def __enter__(self) -> Ledger:
         super().__enter__()
@@ -140,14 +145,7 @@ class Ledger(TorchDispatchMode):
                 raise TypeError(f"{name}: this device has no float64")
         if self._deterministic and name in _NOT_DETERMINISTIC:
             raise RuntimeError(f"{name} does not have a deterministic implementation")
-        if name in _FILLS:
-            self.bytes += sum(map(_bytes, outputs))
-        elif name in _GATHERS:
-            self.bytes += 2 * sum(map(_bytes, outputs))
-        else:
-            # what is written in place was read before
-            self.bytes += sum(map(_bytes, {id(x): x for x in (*inputs, *outputs)}.values()))
-            self.bytes += sum(map(_bytes, outputs)) if mutable else 0
+        self.traffic[name] += _traffic(name, mutable, inputs, outputs)
 
 
 class _Calls(TorchFunctionMode):
@@ -186,6 +184,19 @@ def _as_cudnn_lays_it_out(name: str, args: Any, out: Any) -> Any:
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
     return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def _traffic(name: str, mutable: bool, inputs: list[Tensor], outputs: list[Tensor]) -> int:
+    """The bytes that an operator reads and writes."""
+    written = sum(map(_bytes, outputs))
+    if name in _FILLS:
+        return written
+    if name in _GATHERS:
+        return 2 * written
+    if name in _SCATTERS:  # of the memory that is scattered to, only these places
+        return 3 * sum(map(_bytes, inputs[1:]))
+    # what is written in place was read before
+    return sum(map(_bytes, {id(x): x for x in (*inputs, *outputs)}.values())) + (written if mutable else 0)
 
 
 def _bytes(x: Tensor) -> int:
