@@ -56,6 +56,16 @@ def may_fuse(config: Any, *maps: Tensor) -> bool:
     return not (torch.jit.is_tracing() or is_transformed() or _has_any_global_hook()) and all(map(_is_dense, maps))
 
 
+def keeps_to_cache(x: Tensor) -> bool:
+    """The one rule of devices: whether to compute in parts that stay in a cache, and cheap results a second time.
+
+    So on a CPU, where a call costs little and memory is slow. Other devices get whole maps, layer after layer, and the
+    composed decode head: there every part would cost a launch, and what is computed twice is read twice. Where memory
+    is short, `gradient_checkpointing` recomputes on any device.
+    """
+    return x.device.type == "cpu"
+
+
 def is_plain(module: Any, kind: type[nn.Module] | str) -> bool:
     """Whether calling `module` does what its class does and nothing else, so that its weights may be read instead.
 
@@ -128,10 +138,12 @@ class MatrixReduction:
     """The convolution of the sequence reduction as one matrix product, because its kernel equals its stride."""
 
     @staticmethod
-    def applies(attention: Any) -> bool:
-        """Whether `attention.sr` is such a convolution."""
-        return may_fuse(attention.config) and is_plain_convolution(
-            attention.sr, attention.ratio, stride=attention.ratio
+    def applies(attention: Any, x: Tensor) -> bool:
+        """Whether `attention.sr` is such a convolution, and copying the patches is cheaper than a slow convolution."""
+        return (
+            may_fuse(attention.config, x)
+            and keeps_to_cache(x)
+            and is_plain_convolution(attention.sr, attention.ratio, stride=attention.ratio)
         )
 
     @staticmethod
@@ -150,10 +162,13 @@ class JointKeyValue:
     """Keys and values by one matrix product."""
 
     @staticmethod
-    def applies(attention: Any) -> bool:
-        """Whether both are plain linear layers."""
+    def applies(attention: Any, x: Tensor) -> bool:
+        """Whether both are plain linear layers, whose weights are joined quicker than a second product starts."""
         return (
-            may_fuse(attention.config) and is_plain(attention.key, nn.Linear) and is_plain(attention.value, nn.Linear)
+            may_fuse(attention.config, x)
+            and keeps_to_cache(x)
+            and is_plain(attention.key, nn.Linear)
+            and is_plain(attention.value, nn.Linear)
         )
 
     @staticmethod
@@ -179,14 +194,15 @@ class FusedProjections:
         return (
             torch.is_grad_enabled()  # without autograd, nothing is kept anyway
             and may_fuse(block.config, x)
+            and keeps_to_cache(x)
             and is_eager()
             and is_plain(block.layer_norm_1, nn.LayerNorm)
             and is_plain(block.attention, "SegformerAttention")
             and is_plain(attention, "SegformerEfficientSelfAttention")
             and min(x.shape[1:3]) >= attention.ratio  # a smaller map is padded first
             and is_plain(attention.query, nn.Linear)
-            and JointKeyValue.applies(attention)
-            and (attention.ratio == 1 or MatrixReduction.applies(attention))
+            and JointKeyValue.applies(attention, x)
+            and (attention.ratio == 1 or MatrixReduction.applies(attention, x))
             and (attention.ratio == 1 or is_plain(attention.layer_norm, nn.LayerNorm))
         )
 
@@ -344,6 +360,7 @@ class FusedMixFFN:
         mlp = block.mlp
         return (
             may_fuse(block.config, x)
+            and keeps_to_cache(x)
             and is_eager()
             and is_plain(block.layer_norm_2, nn.LayerNorm)
             and is_plain(mlp, "SegformerMixFFN")
@@ -419,7 +436,7 @@ class MixFFN(torch.autograd.Function):
 
             # y = W2 g + b2 with g = gelu(u): dW2 = dyᵀ g, dg = dy W2
             grad_out = grad[part].to(dtype).reshape(-1, c)  # (M, C)
-            grad_weight2 = grad_out.t() @ F.gelu(wide).view(-1, width) if train else None
+            grad_weight2 = grad_out.t() @ F.gelu(wide).reshape(-1, width) if train else None
             grad_wide = (grad_out @ w.weight2).view_as(wide)
             # du = dg ⊙ gelu'(u), with gelu'(u) = Φ(u) + u φ(u)
             grad_wide = torch.ops.aten.gelu_backward(grad_wide, wide)
@@ -455,13 +472,13 @@ class MixFFN(torch.autograd.Function):
 
 
 def mix_ffn(x: Tensor, eps: float, w: MixFFNWeights) -> Tensor:
-    """The same without autograd: on a CPU over strips, whose wide maps stay in the cache.
+    """The same without autograd: over strips, whose wide maps stay in the cache.
 
     A strip sees one row more on each side, as the convolution does.
     """
     height = x.shape[1]
     rows = strip_rows(x.shape[2] * len(w.weight1), x.device)
-    if x.device.type != "cpu" or rows >= len(x) * height:
+    if rows >= len(x) * height:
         normed = F.layer_norm(x, x.shape[-1:], w.norm_weight, w.norm_bias, eps)
         wide = _depthwise(F.linear(normed, w.weight1, w.bias1), w.conv_weight, w.conv_bias)  # (B, H, W, E)
         return F.linear(F.gelu(wide), w.weight2, w.bias2)

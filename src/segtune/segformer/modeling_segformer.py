@@ -25,7 +25,7 @@ from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 
 from .configuration_segformer import SegformerConfig
 from .fused import FusedMixFFN, FusedProjections, JointKeyValue, MatrixReduction, may_fuse
-from .fused_decode_head import ComposedFusion, FusedDecodeHead, StripDecodeHead
+from .fused_decode_head import ComposedFusion, DroppedClassifier, FusedDecodeHead, StripDecodeHead
 from .loading_report import load_with_report
 from .parameter_names import published_name
 from .upsampling import upsample, upsampled_cross_entropy
@@ -65,7 +65,7 @@ class SegformerEfficientSelfAttention(nn.Module):
     def forward(self, x: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
         """Attend within a map `(B, H, W, C)`; with the weights `(B, heads, N, N/R²)` where asked for."""
         reduced = self._reduce(x)  # (B, N/R², C)
-        if JointKeyValue.applies(self):
+        if JointKeyValue.applies(self, x):
             key, value = JointKeyValue.run(self, reduced)
         else:
             key, value = self.key(reduced), self.value(reduced)
@@ -93,7 +93,7 @@ class SegformerEfficientSelfAttention(nn.Module):
             return x.flatten(1, 2)  # (B, N, C)
         if h < r or w < r:  # smaller than one patch: zeros below and to the right, as a convolution pads
             x = F.pad(x, (0, 0, 0, max(r - w, 0), 0, max(r - h, 0)))
-        if MatrixReduction.applies(self):
+        if MatrixReduction.applies(self, x):
             x = MatrixReduction.run(self, x)
         else:
             x = self.sr(x.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)  # (B, N/R², C)
@@ -309,7 +309,10 @@ class SegformerDecodeHead(nn.Module):
             x = ComposedFusion.run(self, features)
         else:
             x = self.batch_norm(self._fuse(features))
-        return self.classifier(self.dropout(F.relu(x)))  # (B, K, H_1, W_1)
+        x = F.relu(x)
+        if DroppedClassifier.applies(self, x):
+            return DroppedClassifier.run(self, x)
+        return self.classifier(self.dropout(x))  # (B, K, H_1, W_1)
 
     def _fuse(self, features: Sequence[Tensor]) -> Tensor:
         size = features[0].shape[1:3]
