@@ -116,6 +116,21 @@ def test_attention_is_one_kernel_each_way() -> None:
     assert [ledger.kernels[name] for name in attention] == [1, 1]
 
 
+def test_calls_of_the_backward_pass_are_seen() -> None:
+    class Tensors(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x * 2
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+            return grad * grad.new_tensor([2.0])
+
+    with Ledger() as ledger:
+        Tensors.apply(meta(3, grad=True)).sum().backward()
+    assert ledger.uploads == {"new_tensor": 1}
+
+
 def test_convolutions_keep_channels_last() -> None:
     x = meta(1, 4, 6, 6).to(memory_format=torch.channels_last).requires_grad_()
     with Ledger():

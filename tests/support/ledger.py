@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from math import prod
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch._C import DisableTorchFunction
 from torch._library.custom_ops import OPDEFS
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -63,7 +63,7 @@ class Ledger(TorchDispatchMode):
         self.uploads: Counter[str] = Counter()
         self.doubles: Counter[str] = Counter()
         self.traffic: Counter[str] = Counter()
-        self._calls = _Calls(self)
+        self._patches: list[ExitStack] = []
 
     @property
     def launches(self) -> int:
@@ -75,19 +75,44 @@ class Ledger(TorchDispatchMode):
 
     def __enter__(self) -> Ledger:
         super().__enter__()
-        self._calls.__enter__()
+        self._patches.append(ExitStack())
+        if len(self._patches) == 1:  # not when an operator is opened
+            self._watch_calls(self._patches[0])
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._calls.__exit__(*error)
+        self._patches.pop().close()
         super().__exit__(*error)
+
+    def _watch_calls(self, patches: ExitStack) -> None:
+        """What operators alone do not tell: attention as one kernel, and tensors made of Python numbers.
+
+        Not by a mode of torch functions, which is off in backward passes.
+        """
+        attend = F.scaled_dot_product_attention
+
+        def watched(query: Tensor, *args: Any, **options: Any) -> Tensor:
+            return (_attention if query.is_meta else attend)(query, *args, **options)
+
+        patches.enter_context(patch.object(F, "scaled_dot_product_attention", watched))
+        for owner, name in ((torch, "tensor"), (torch, "as_tensor"), (Tensor, "new_tensor")):
+            patches.enter_context(patch.object(owner, name, self._counting_uploads(getattr(owner, name), name)))
+
+    def _counting_uploads(self, function: Any, name: str) -> Any:
+        def make(*args: Any, **kwargs: Any) -> Tensor:
+            out: Tensor = function(*args, **kwargs)
+            if out.is_meta:
+                self.upload(name, blocking=True)
+            return out
+
+        return make
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, func._schema.name.split("::")[1]
         if func.namespace == "segtune":
             with self:
                 return OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
-        with self, DisableTorchFunction():  # in inference mode, operators that are made of others arrive here whole
+        with self:  # in inference mode, operators that are made of others arrive here whole
             if (out := func.decompose(*args, **kwargs)) is not NotImplemented:
                 return out
         inputs = list(_tensors((args, kwargs)))
@@ -146,23 +171,6 @@ class Ledger(TorchDispatchMode):
         if self._deterministic and name in _NOT_DETERMINISTIC:
             raise RuntimeError(f"{name} does not have a deterministic implementation")
         self.traffic[name] += _traffic(name, mutable, inputs, outputs)
-
-
-class _Calls(TorchFunctionMode):
-    """What operators alone do not tell: attention as one kernel, and tensors made of Python numbers."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        super().__init__()
-        self._ledger = ledger
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and args[0].is_meta:
-            return _attention(*args, **kwargs)
-        out = func(*args, **kwargs)
-        if func in (torch.tensor, torch.as_tensor, Tensor.new_tensor) and out.is_meta:
-            self._ledger.upload(func.__name__, blocking=True)
-        return out
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, dropout_p: float = 0.0, **options: Any) -> Tensor:
