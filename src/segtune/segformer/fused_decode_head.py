@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .cpu_products import linear, linear_into
 from .fused import is_eager, is_idle, is_plain, is_plain_convolution, keeps_to_cache, may_fuse, refuse_second_derivative
 from .upsampling import linear_weights, strip_rows, upsample, upsample_backward, upsampled_strip
 
@@ -176,7 +177,7 @@ class StripDecodeHead:
         first, *others = features
         height, width = first.shape[1:3]
         composed, bias = _compose_once(head)
-        maps = [F.linear(x, weight) for x, weight in zip(others, composed[1:], strict=True)]  # (B, H_i, W_i, D)
+        maps = [linear(x, weight) for x, weight in zip(others, composed[1:], strict=True)]  # (B, H_i, W_i, D)
         heights = [linear_weights(x.shape[1], height, x.device) for x in maps]
         dtype = maps[0].dtype if maps else first.dtype  # autocast's, where it is on
         weight, bias, classify_bias = (x.to(dtype) for x in (composed[0], bias, head.classifier.bias[:, None]))
@@ -186,11 +187,11 @@ class StripDecodeHead:
         with _full_precision(first.device.type):
             for i, start in itertools.product(range(len(first)), range(0, height, rows)):
                 strip = slice(start, min(start + rows, height))
-                x = F.linear(first[i, strip].to(dtype), weight, bias)  # (rows, W_1, D)
+                x = linear(first[i, strip].to(dtype), weight, bias)  # (rows, W_1, D)
                 for other, weights in zip(maps, heights, strict=True):
                     x += upsampled_strip(other[i], weights, strip, width)
                 x = F.relu_(x).flatten(0, 1)  # (rows W_1, D)
-                torch.addmm(classify_bias, classify, x.t(), out=logits[i, :, strip].flatten(1))
+                linear_into(logits[i, :, strip].flatten(1), classify, x, classify_bias)
         return logits
 
 
@@ -296,7 +297,7 @@ class SumNormClassify(torch.autograd.Function):
         for i, strip in _strips(total):
             active = torch.addcmul(shift, total[i, strip], scale).relu_().to(dtype).flatten(0, 1)  # (N, D)
             classify = _dropped(w.classify_weight, noise, i).to(dtype)
-            torch.addmm(bias, active, classify.t(), out=out[i, strip].flatten(0, 1))
+            linear_into(out[i, strip].flatten(0, 1), active, classify, bias)
         return logits
 
     @staticmethod
@@ -320,7 +321,7 @@ class SumNormClassify(torch.autograd.Function):
             grad_classify += _dropped(grad_strip.t() @ active.to(dtype).flatten(0, 1), noise, i)
             # da = dlogits (Wc ⊙ noise), and dz = da where a > 0
             out = grad_total[i, strip]
-            torch.mm(grad_strip, _dropped(w.classify_weight, noise, i).to(dtype), out=out.flatten(0, 1))
+            linear_into(out.flatten(0, 1), grad_strip, _dropped(w.classify_weight, noise, i).to(dtype).t())
             torch.ops.aten.threshold_backward(out, active.to(dtype), 0, grad_input=out)
             # dbeta = Σ dz, dgamma = Σ dz ⊙ x̂
             sum_grad += out.sum((0, 1), dtype=rstd.dtype)
@@ -346,7 +347,7 @@ class SumNormClassify(torch.autograd.Function):
             grad_weight += flat.t() @ first[i, strip].to(dtype).flatten(0, 1)
             grad_bias += flat.sum(0)
             if grad_first is not None:
-                grad_first[i, strip] = (out @ w.weight.to(dtype)).to(first.dtype)
+                grad_first[i, strip] = linear(out, w.weight.to(dtype).t()).to(first.dtype)
 
         # The other stages were upsampled and added: ds through the transpose of the upsampling.
         out = grad_total.permute(0, 3, 1, 2)
@@ -371,7 +372,7 @@ def _sum_upsampled(first: Tensor, weight: Tensor, bias: Tensor, maps: Sequence[T
     heights = [linear_weights(each.shape[1], height, each.device) for each in maps]
     for i, strip in _strips(total):
         out = total[i, strip]  # (rows, W, D)
-        torch.addmm(bias, first[i, strip].flatten(0, 1), weight.t(), out=out.flatten(0, 1))
+        linear_into(out.flatten(0, 1), first[i, strip].flatten(0, 1), weight, bias)
         for each, weights in zip(maps, heights, strict=True):
             out += upsampled_strip(each[i], weights, strip, width)
     return total

@@ -24,7 +24,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput, SemanticSegmenterOutput
 
 from .configuration_segformer import SegformerConfig
-from .fused import FusedMixFFN, FusedProjections, JointKeyValue, MatrixReduction, may_fuse
+from .cpu_products import attends_by_onednn, attention
+from .fused import DirectLinear, FusedMixFFN, FusedProjections, JointKeyValue, MatrixReduction, may_fuse
 from .fused_decode_head import ComposedFusion, DroppedClassifier, FusedDecodeHead, StripDecodeHead
 from .loading_report import load_with_report
 from .parameter_names import published_name
@@ -81,6 +82,8 @@ class SegformerEfficientSelfAttention(nn.Module):
         dropout, weights = self.dropout if self.training else 0.0, None
         if output_attentions or self.config._attn_implementation == "eager":
             out, weights = _eager_attention(query, key, value, dropout)
+        elif may_fuse(self.config, query, key, value) and attends_by_onednn(query, dropout):
+            out = attention(query, key, value)
         else:
             out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
         return out.transpose(1, 2).flatten(2), weights  # (B, N, C)
@@ -103,6 +106,7 @@ class SegformerEfficientSelfAttention(nn.Module):
 class SegformerAttention(nn.Module):
     def __init__(self, config: SegformerConfig, hidden_size: int, heads: int, ratio: int) -> None:
         super().__init__()
+        self.config = config
         self.self = SegformerEfficientSelfAttention(config, hidden_size, heads, ratio)
         self.output = nn.ModuleDict({"dense": nn.Linear(hidden_size, hidden_size)})
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -113,7 +117,10 @@ class SegformerAttention(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """Mix the heads; `(B, H, W, C)` to the same shape."""
-        return self.dropout(self.output["dense"](x))
+        dense = self.output["dense"]
+        if DirectLinear.applies(self.config, dense, x):
+            return self.dropout(DirectLinear.run(dense, x))
+        return self.dropout(dense(x))
 
 
 class SegformerDepthwiseConv(nn.Module):
