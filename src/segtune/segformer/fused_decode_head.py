@@ -33,7 +33,12 @@ from .upsampling import linear_weights, strip_rows, upsample, upsample_backward,
 
 
 class ComposedFusion:
-    """Projections, fusing convolution and batch norm without the concatenation; a frozen norm is folded in as well."""
+    """Projections, fusing convolution and batch norm without the concatenation; a frozen norm is folded in as well.
+
+    The weights are composed at every call, with a dozen launches of tiny products. Keeping them would need to notice
+    every write to a parameter. Identity and version do not tell of writes through `.data`, and comparing values, as
+    `_compose_once` does on a CPU, would make every forward pass wait for the device.
+    """
 
     @staticmethod
     def applies(head: Any, features: Sequence[Tensor]) -> bool:
