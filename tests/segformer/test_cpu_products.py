@@ -83,7 +83,8 @@ def test_products_of_autograd_autocast_and_other_types_are_left_to_torch(calls: 
 @needs_onednn
 @torch.no_grad()
 def test_attention_equals_that_of_torch(calls: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_products, "_QUERIES", 4)
+    monkeypatch.setattr(cpu_products, "_CHUNK", 20)
+    monkeypatch.setattr(cpu_products, "_FEWEST_QUERIES", 1)
     query, key, value = (random(2, tokens, 3, 8).transpose(1, 2) for tokens in (10, 5, 5))
     out = attention(query, key, value)
     torch.testing.assert_close(out, F.scaled_dot_product_attention(query, key, value))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_QUERIES = 1024  # of a chunk, whose attention weights stay in the cache
+_CHUNK, _FEWEST_QUERIES = 2**18, 128  # attention weights that stay in the cache; of at least so many queries
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -51,23 +51,21 @@ def attends_by_onednn(query: Tensor, dropout: float) -> bool:
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """`softmax(Q Kᵀ / sqrt(d)) V` in chunks of queries; `(B, heads, N, d)`, and twice `(B, heads, M, d)`."""
     b, heads, n, d = query.shape
+    chunk = max(_FEWEST_QUERIES, _CHUNK // key.shape[2])
     out = query.new_empty((b, n, heads, d)).transpose(1, 2)  # (B, heads, N, d), as the tokens lie in memory
     for i in range(b):
         for head in range(heads):
             scaled, transposed = key[i, head] * d**-0.5, value[i, head].t().contiguous()  # (M, d) and (d, M)
-            for queries, target in zip(query[i, head].split(_QUERIES), out[i, head].split(_QUERIES), strict=True):
+            for queries, target in zip(query[i, head].split(chunk), out[i, head].split(chunk), strict=True):
                 target.copy_(linear(linear(queries, scaled).softmax(-1), transposed))
     return out
 
 
 def _by_onednn(x: Tensor) -> bool:
-    """Its products know neither autograd nor autocast."""
-    return (
-        x.dtype == torch.float32
-        and x.device.type == "cpu"
-        and prefers_onednn()
-        and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
-    )
+    """Its products know neither autograd nor autocast, and a compiler chooses its own."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    return x.dtype == torch.float32 and x.device.type == "cpu" and prefers_onednn()
 
 
 @cache
