@@ -374,10 +374,11 @@ def table(results: Sequence[dict[str, Any]]) -> str:
             )
         lines.append(_row("saved for backward", result["saved_bytes"], "MB", 1e-6))
         lines.append(_row("multiply-accumulates", result["gmacs"], "G", 1, digits=2))
-        share = 2 * result["gmacs"]["segtune"] * bench["batch"] / result["forward"]["wall"]["segtune_s"]
+        reached = 2 * result["gmacs"]["segtune"] * bench["batch"] / result["forward"]["wall"]["segtune_s"]
         lines.append(
             f"largest difference of logits {result['largest_difference']:.1e} of the largest; matrix product "
-            f"{result['matmul_gflops']:.0f} GFLOP/s, of which our forward reaches {share / result['matmul_gflops']:.0%}"
+            f"{result['matmul_gflops']:.0f} GFLOP/s, of which our forward reaches "
+            f"{reached / result['matmul_gflops']:.0%} by {result['products']}"
         )
         lines.append("")
     return "\n".join(lines).rstrip()
