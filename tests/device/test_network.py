@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from segtune.segformer import fused, fused_decode_head
 from segtune.segformer.configuration_segformer import SegformerConfig
-from segtune.segformer.fused import FusedMixFFN, FusedProjections, JointKeyValue, MatrixReduction
+from segtune.segformer.fused import AddedDropPath, FusedMixFFN, FusedProjections, JointKeyValue, MatrixReduction
 from segtune.segformer.fused_decode_head import ComposedFusion, DroppedClassifier, FusedDecodeHead, StripDecodeHead
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 from support import networks
@@ -180,6 +180,20 @@ def replace_forward(module: nn.Module) -> None:
 
 def derive(module: nn.Module) -> None:
     module.__class__ = type("Derived", (type(module),), {})
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("change", [observe, replace_forward, derive])
+def test_a_changed_drop_path_is_called(change: Callable[[nn.Module], None]) -> None:
+    model = tiny(drop_path_rate=0.5, classifier_dropout_prob=0.0).train()
+    x = images(2, 5, 7, 8)
+    before = outcome(model, images(2, 3, 40, 72))
+    for (block,) in model.segformer.encoder.block:
+        assert AddedDropPath.applies(block, x, x)
+        assert not AddedDropPath.applies(block, x, x.half())
+        change(block.drop_path)
+        assert not AddedDropPath.applies(block, x, x)
+    torch.testing.assert_close(outcome(model, images(2, 3, 40, 72)), before, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.usefixtures("elsewhere")

@@ -368,6 +368,24 @@ def add_patches(x: Tensor, values: Tensor, ratio: int) -> None:
     target += values.view(b, down, across, ratio, ratio, c).transpose(2, 3)  # (B, down, R, across, R, C)
 
 
+# --- fast paths of the block -----------------------------------------------------------------------------------------
+
+
+class AddedDropPath:
+    """Stochastic depth and the sum with the residual stream, in one operation."""
+
+    @staticmethod
+    def applies(block: Any, x: Tensor, y: Tensor) -> bool:
+        """Whether nothing observes the dropping; of two types (autocast's), one would be converted first."""
+        return may_fuse(block.config, x, y) and x.dtype == y.dtype and is_plain(block.drop_path, "SegformerDropPath")
+
+    @staticmethod
+    def run(block: Any, x: Tensor, y: Tensor) -> Tensor:
+        """`x + drop_path(y)` of two maps `(B, H, W, C)`."""
+        mask = block.drop_path.mask(y)
+        return x + y if mask is None else torch.addcmul(x, y, mask)
+
+
 # --- the fast path of the Mix-FFN ------------------------------------------------------------------------------------
 
 

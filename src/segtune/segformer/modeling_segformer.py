@@ -25,7 +25,7 @@ from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 
 from .configuration_segformer import SegformerConfig
 from .cpu_products import attends_by_onednn, attention
-from .fused import DirectLinear, FusedMixFFN, FusedProjections, JointKeyValue, MatrixReduction, may_fuse
+from .fused import AddedDropPath, DirectLinear, FusedMixFFN, FusedProjections, JointKeyValue, MatrixReduction, may_fuse
 from .fused_decode_head import ComposedFusion, DroppedClassifier, FusedDecodeHead, StripDecodeHead
 from .loading_report import load_with_report
 from .parameter_names import published_name
@@ -158,11 +158,15 @@ class SegformerDropPath(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
+        mask = self.mask(x)
+        return x if mask is None else x * mask
+
+    def mask(self, x: Tensor) -> Tensor | None:
+        """What the samples of `x` are multiplied with, `(B, 1, …)`; None where nothing is dropped."""
         if self.p == 0.0 or not self.training:
-            return x
+            return None
         keep = 1 - self.p
-        mask = x.new_empty((x.shape[0], *[1] * (x.ndim - 1))).bernoulli_(keep)
-        return x * mask.div_(keep)
+        return x.new_empty((x.shape[0], *[1] * (x.ndim - 1))).bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:
         return f"p={self.p:.3g}"
@@ -182,8 +186,13 @@ class SegformerBlock(GradientCheckpointingLayer):
 
     def forward(self, x: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
         y, weights = self._attend(x, output_attentions)
-        x = x + self.drop_path(y)
-        return x + self.drop_path(self._mix(x)), weights  # (B, H, W, C)
+        x = self._add(x, y)
+        return self._add(x, self._mix(x)), weights  # (B, H, W, C)
+
+    def _add(self, x: Tensor, y: Tensor) -> Tensor:
+        if AddedDropPath.applies(self, x, y):
+            return AddedDropPath.run(self, x, y)
+        return x + self.drop_path(y)
 
     def _attend(self, x: Tensor, output_attentions: bool) -> tuple[Tensor, Tensor | None]:
         if FusedProjections.applies(self, x):
