@@ -32,11 +32,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def linear_into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
     """`linear` of a matrix into memory that is there; with a bias `(E,)`, or with one for each row, `(M, 1)`."""
-    if _by_onednn(x):
-        by_row = bias is not None and bias.ndim > 1
-        out.copy_(linear(x, weight, None if by_row else bias))
-        if by_row:
-            out += bias
+    if _by_onednn(x) and bias is not None and bias.ndim > 1:
+        torch.add(linear(x, weight), bias, out=out)
+    elif _by_onednn(x):
+        out.copy_(linear(x, weight, bias))
     elif bias is None:
         torch.mm(x, weight.t(), out=out)
     else:
