@@ -91,6 +91,15 @@ def test_inputs_are_photographs_and_labels_in_range() -> None:
     assert set(labels.unique().tolist()) <= set(range(5))
 
 
+def test_the_limit_is_that_of_the_faster_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    libraries = 1 + hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    ends = [3.0, 1.0][-libraries:] * 5  # seconds of each product, MKL's first
+    clock = iter([reading for end in ends for reading in (0.0, end)])
+    monkeypatch.setattr(compare_transformers.time, "perf_counter", lambda: next(clock))
+    assert compare_transformers.matmul_gflops("cpu", size=10) == pytest.approx(2 * 10**3 / 1e9)
+    assert next(clock, None) is None
+
+
 @pytest.mark.parametrize("wrong", [{"dtype": "fp8"}, {"size": 0}, {"repeats": 0}])
 def test_wrong_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(UsageError):

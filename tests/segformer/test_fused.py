@@ -41,9 +41,9 @@ def test_each_fast_path_applies_to_an_untouched_network(grad: bool) -> None:
         for (block,) in model.segformer.encoder.block:
             attention = block.attention.self
             assert FusedMixFFN.applies(block, torch.zeros(1, 8, 8, 8))
-            assert FusedProjections.applies(block, torch.zeros(1, 8, 8, 1)) is grad
-            assert JointKeyValue.applies(attention)
-            assert attention.ratio == 1 or MatrixReduction.applies(attention)
+            assert FusedProjections.applies(block, torch.zeros(1, 8, 8, 1))
+            assert JointKeyValue.applies(attention, torch.zeros(1, 8, 8))
+            assert attention.ratio == 1 or MatrixReduction.applies(attention, torch.zeros(1, 8, 8, 8))
         assert ComposedFusion.applies(model.decode_head, features)
         assert FusedDecodeHead.applies(model.decode_head, features) is grad
         assert StripDecodeHead.applies(model.decode_head, features) is not grad

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 CODE_FILES = (
     "configuration_segformer.py",
+    "cpu_products.py",
     "fused.py",
     "fused_decode_head.py",
     "image_processing_segformer.py",

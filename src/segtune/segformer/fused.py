@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import GELUActivation
 
+from .cpu_products import linear, linear_into
 from .upsampling import strip_rows
 
 _NETWORK = f"{__name__.rpartition('.')[0]}.modeling_segformer"  # imports this file, so that it is not imported here
@@ -54,6 +55,16 @@ def may_fuse(config: Any, *maps: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return True
     return not (torch.jit.is_tracing() or is_transformed() or _has_any_global_hook()) and all(map(_is_dense, maps))
+
+
+def keeps_to_cache(x: Tensor) -> bool:
+    """The one rule of devices: whether to compute in parts that stay in a cache, and cheap results a second time.
+
+    So on a CPU, where a call costs little and memory is slow. Other devices get whole maps, layer after layer, and the
+    composed decode head: there every part would cost a launch, and what is computed twice is read twice. Where memory
+    is short, `gradient_checkpointing` recomputes on any device.
+    """
+    return x.device.type == "cpu"
 
 
 def is_plain(module: Any, kind: type[nn.Module] | str) -> bool:
@@ -128,10 +139,12 @@ class MatrixReduction:
     """The convolution of the sequence reduction as one matrix product, because its kernel equals its stride."""
 
     @staticmethod
-    def applies(attention: Any) -> bool:
-        """Whether `attention.sr` is such a convolution."""
-        return may_fuse(attention.config) and is_plain_convolution(
-            attention.sr, attention.ratio, stride=attention.ratio
+    def applies(attention: Any, x: Tensor) -> bool:
+        """Whether `attention.sr` is such a convolution, and copying the patches is cheaper than a slow convolution."""
+        return (
+            may_fuse(attention.config, x)
+            and keeps_to_cache(x)
+            and is_plain_convolution(attention.sr, attention.ratio, stride=attention.ratio)
         )
 
     @staticmethod
@@ -150,10 +163,13 @@ class JointKeyValue:
     """Keys and values by one matrix product."""
 
     @staticmethod
-    def applies(attention: Any) -> bool:
-        """Whether both are plain linear layers."""
+    def applies(attention: Any, x: Tensor) -> bool:
+        """Whether both are plain linear layers, whose weights are joined quicker than a second product starts."""
         return (
-            may_fuse(attention.config) and is_plain(attention.key, nn.Linear) and is_plain(attention.value, nn.Linear)
+            may_fuse(attention.config, x)
+            and keeps_to_cache(x)
+            and is_plain(attention.key, nn.Linear)
+            and is_plain(attention.value, nn.Linear)
         )
 
     @staticmethod
@@ -169,24 +185,44 @@ class JointKeyValue:
         return torch.cat((key.weight, value.weight)), torch.cat((key.bias, value.bias))
 
 
+class DirectLinear:
+    """A linear layer on its own, without autograd, by `cpu_products.linear`."""
+
+    @staticmethod
+    def applies(config: Any, layer: Any, x: Tensor) -> bool:
+        """Whether nothing is recorded, and the layer is the plain one."""
+        return (
+            not torch.is_grad_enabled()
+            and may_fuse(config, x)
+            and keeps_to_cache(x)
+            and is_eager()
+            and is_plain(layer, nn.Linear)
+        )
+
+    @staticmethod
+    def run(layer: Any, x: Tensor) -> Tensor:
+        """`(…, C)` to `(…, E)`."""
+        return linear(x, layer.weight, layer.bias)
+
+
 class FusedProjections:
-    """Layer norm, query, key and value of a block in training: `NormQueryKeyValue`."""
+    """Layer norm, query, key and value of a block: `NormQueryKeyValue`."""
 
     @staticmethod
     def applies(block: Any, x: Tensor) -> bool:
         """Whether nothing between the block's input and the attention's products is replaced or hooked."""
         attention: Any = getattr(block.attention, "self", None)
         return (
-            torch.is_grad_enabled()  # without autograd, nothing is kept anyway
-            and may_fuse(block.config, x)
+            may_fuse(block.config, x)
+            and keeps_to_cache(x)
             and is_eager()
             and is_plain(block.layer_norm_1, nn.LayerNorm)
             and is_plain(block.attention, "SegformerAttention")
             and is_plain(attention, "SegformerEfficientSelfAttention")
             and min(x.shape[1:3]) >= attention.ratio  # a smaller map is padded first
             and is_plain(attention.query, nn.Linear)
-            and JointKeyValue.applies(attention)
-            and (attention.ratio == 1 or MatrixReduction.applies(attention))
+            and JointKeyValue.applies(attention, x)
+            and (attention.ratio == 1 or MatrixReduction.applies(attention, x))
             and (attention.ratio == 1 or is_plain(attention.layer_norm, nn.LayerNorm))
         )
 
@@ -247,13 +283,13 @@ class NormQueryKeyValue(torch.autograd.Function):
         normed = F.layer_norm(x, x.shape[-1:], w.norm_weight, w.norm_bias, eps)
         reduced = normed.flatten(1, 2)  # (B, N, C)
         if ratio > 1:
-            reduced = F.linear(unfold_patches(normed, ratio), w.reduction_weight, w.reduction_bias)  # (B, N/R², C)
+            reduced = linear(unfold_patches(normed, ratio), w.reduction_weight, w.reduction_bias)  # (B, N/R², C)
             norm = (w.reduction_norm_weight, w.reduction_norm_bias)
             reduced = F.layer_norm(reduced, x.shape[-1:], *norm, reduction_eps)
-        query = F.linear(normed.flatten(1, 2), w.query_weight, w.query_bias)
+        query = linear(normed.flatten(1, 2), w.query_weight, w.query_bias)
         ctx.save_for_backward(x, *w)
         ctx.settings = query.dtype, ratio, eps, reduction_eps
-        return query, F.linear(reduced, w.key_value_weight, w.key_value_bias)
+        return query, linear(reduced, w.key_value_weight, w.key_value_bias)
 
     @staticmethod
     def backward(ctx: Any, grad_query: Tensor, grad_key_value: Tensor) -> Any:
@@ -269,8 +305,8 @@ class NormQueryKeyValue(torch.autograd.Function):
         # q = Wq n + bq and kv = Wkv r + bkv: dn = dq Wq so far, dr = dkv Wkv
         grad_query = grad_query.to(dtype).reshape(-1, c)  # (M, C)
         grad_key_value = grad_key_value.to(dtype).reshape(-1, 2 * c)  # (M/R², 2·C)
-        grad_reduced = grad_key_value @ w.key_value_weight.to(dtype)  # (M/R², C)
-        grad_normed = (grad_query @ w.query_weight.to(dtype)).view_as(x)
+        grad_reduced = linear(grad_key_value, w.key_value_weight.to(dtype).t())  # (M/R², C)
+        grad_normed = linear(grad_query, w.query_weight.to(dtype).t()).view_as(x)
 
         # r = n for R = 1, else r = norm(sr(n)): the rest of dn, through the reduction
         if ratio == 1:
@@ -302,7 +338,7 @@ def _reduction_backward(
     norm_weight, norm_bias = w.reduction_norm_weight, w.reduction_norm_bias
     # z = Ws p + bs and r = norm(z), a second time
     patches = unfold_patches(values, ratio)  # (B, N/R², R²·C)
-    before = F.linear(patches, w.reduction_weight.to(dtype), w.reduction_bias.to(dtype)).to(w.norm_weight.dtype)
+    before = linear(patches, w.reduction_weight.to(dtype), w.reduction_bias.to(dtype)).to(w.norm_weight.dtype)
     reduced, mean, rstd = torch.native_layer_norm(before, [c], norm_weight, norm_bias, eps)
     # dz of dr, with those of the norm's weights
     grad_before, grad_norm_weight, grad_norm_bias = torch.ops.aten.native_layer_norm_backward(
@@ -312,7 +348,7 @@ def _reduction_backward(
     grad_before = grad_before.to(dtype).view(-1, c)
     grad_weight = grad_before.t() @ patches.view(len(grad_before), -1)
     del patches
-    add_patches(grad_normed, grad_before @ w.reduction_weight.to(dtype), ratio)
+    add_patches(grad_normed, linear(grad_before, w.reduction_weight.to(dtype).t()), ratio)
     return reduced.to(dtype).view(-1, c), (grad_weight, grad_before.sum(0), grad_norm_weight, grad_norm_bias)
 
 
@@ -332,6 +368,24 @@ def add_patches(x: Tensor, values: Tensor, ratio: int) -> None:
     target += values.view(b, down, across, ratio, ratio, c).transpose(2, 3)  # (B, down, R, across, R, C)
 
 
+# --- fast paths of the block -----------------------------------------------------------------------------------------
+
+
+class AddedDropPath:
+    """Stochastic depth and the sum with the residual stream, in one operation."""
+
+    @staticmethod
+    def applies(block: Any, x: Tensor, y: Tensor) -> bool:
+        """Whether nothing observes the dropping; of two types (autocast's), one would be converted first."""
+        return may_fuse(block.config, x, y) and x.dtype == y.dtype and is_plain(block.drop_path, "SegformerDropPath")
+
+    @staticmethod
+    def run(block: Any, x: Tensor, y: Tensor) -> Tensor:
+        """`x + drop_path(y)` of two maps `(B, H, W, C)`."""
+        mask = block.drop_path.mask(y)
+        return x + y if mask is None else torch.addcmul(x, y, mask)
+
+
 # --- the fast path of the Mix-FFN ------------------------------------------------------------------------------------
 
 
@@ -344,6 +398,7 @@ class FusedMixFFN:
         mlp = block.mlp
         return (
             may_fuse(block.config, x)
+            and keeps_to_cache(x)
             and is_eager()
             and is_plain(block.layer_norm_2, nn.LayerNorm)
             and is_plain(mlp, "SegformerMixFFN")
@@ -414,13 +469,13 @@ class MixFFN(torch.autograd.Function):
             # n = norm(x), v = W1 n + b1, u = conv(v): a second time, as in the forward pass
             normed, mean, rstd = torch.native_layer_norm(x[part], [c], *norm, ctx.eps)
             normed = normed.to(dtype)
-            before = F.linear(normed, w.weight1, w.bias1)  # v (b, H, W, E)
+            before = linear(normed, w.weight1, w.bias1)  # v (b, H, W, E)
             wide = _depthwise(before, w.conv_weight, w.conv_bias)  # u (b, H, W, E)
 
             # y = W2 g + b2 with g = gelu(u): dW2 = dyᵀ g, dg = dy W2
             grad_out = grad[part].to(dtype).reshape(-1, c)  # (M, C)
-            grad_weight2 = grad_out.t() @ F.gelu(wide).view(-1, width) if train else None
-            grad_wide = (grad_out @ w.weight2).view_as(wide)
+            grad_weight2 = grad_out.t() @ F.gelu(wide).reshape(-1, width) if train else None
+            grad_wide = linear(grad_out, w.weight2.t()).view_as(wide)
             # du = dg ⊙ gelu'(u), with gelu'(u) = Φ(u) + u φ(u)
             grad_wide = torch.ops.aten.gelu_backward(grad_wide, wide)
             del wide
@@ -441,7 +496,7 @@ class MixFFN(torch.autograd.Function):
             del grad_wide, before
             # dn = dv W1, and dx of dn through the norm
             grad_before = grad_before.permute(0, 2, 3, 1).reshape(-1, width)  # (M, E)
-            grad_normed = (grad_before @ w.weight1).view_as(x[part]).to(x.dtype)  # (b, H, W, C)
+            grad_normed = linear(grad_before, w.weight1.t()).view_as(x[part]).to(x.dtype)  # (b, H, W, C)
             grad_x[part], *grads_norm = torch.ops.aten.native_layer_norm_backward(
                 grad_normed, x[part], [c], mean, rstd, *norm, [True, train, train]
             )
@@ -455,28 +510,28 @@ class MixFFN(torch.autograd.Function):
 
 
 def mix_ffn(x: Tensor, eps: float, w: MixFFNWeights) -> Tensor:
-    """The same without autograd: on a CPU over strips, whose wide maps stay in the cache.
+    """The same without autograd: over strips, whose wide maps stay in the cache.
 
     A strip sees one row more on each side, as the convolution does.
     """
     height = x.shape[1]
     rows = strip_rows(x.shape[2] * len(w.weight1), x.device)
-    if x.device.type != "cpu" or rows >= len(x) * height:
+    if rows >= len(x) * height:
         normed = F.layer_norm(x, x.shape[-1:], w.norm_weight, w.norm_bias, eps)
-        wide = _depthwise(F.linear(normed, w.weight1, w.bias1), w.conv_weight, w.conv_bias)  # (B, H, W, E)
-        return F.linear(F.gelu(wide), w.weight2, w.bias2)
+        wide = _depthwise(linear(normed, w.weight1, w.bias1), w.conv_weight, w.conv_bias)  # (B, H, W, E)
+        return linear(F.gelu(wide), w.weight2, w.bias2)
     device = x.device.type
     out = torch.empty_like(x, dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None)
-    weight2, bias2 = w.weight2.to(out.dtype).t(), w.bias2.to(out.dtype)
+    weight2, bias2 = w.weight2.to(out.dtype), w.bias2.to(out.dtype)
     for i in range(len(x)):
         for first in range(0, height, rows):
             last = min(first + rows, height)
             top, bottom = max(first - 1, 0), min(last + 1, height)
             normed = F.layer_norm(x[i : i + 1, top:bottom], x.shape[-1:], w.norm_weight, w.norm_bias, eps)
-            wide = _depthwise(F.linear(normed, w.weight1, w.bias1), w.conv_weight, w.conv_bias)  # (1, rows + 2, W, E)
+            wide = _depthwise(linear(normed, w.weight1, w.bias1), w.conv_weight, w.conv_bias)  # (1, rows + 2, W, E)
             # the convolution padded the outer rows with zeros: right at the border of the map, elsewhere cut off
             wide = F.gelu(wide[0, first - top : last - top]).flatten(0, 1)  # (rows W, E)
-            torch.addmm(bias2, wide, weight2, out=out[i, first:last].flatten(0, 1))
+            linear_into(out[i, first:last].flatten(0, 1), wide, weight2, bias2)
     return out
 
 

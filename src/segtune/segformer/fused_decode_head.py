@@ -25,14 +25,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .fused import is_eager, is_idle, is_plain, is_plain_convolution, may_fuse, refuse_second_derivative
+from .cpu_products import linear, linear_into
+from .fused import is_eager, is_idle, is_plain, is_plain_convolution, keeps_to_cache, may_fuse, refuse_second_derivative
 from .upsampling import linear_weights, strip_rows, upsample, upsample_backward, upsampled_strip
 
 # --- composed projections --------------------------------------------------------------------------------------------
 
 
 class ComposedFusion:
-    """Projections, fusing convolution and batch norm without the concatenation; a frozen norm is folded in as well."""
+    """Projections, fusing convolution and batch norm without the concatenation; a frozen norm is folded in as well.
+
+    The weights are composed at every call, with a dozen launches of tiny products. Keeping them would need to notice
+    every write to a parameter. Identity and version do not tell of writes through `.data`, and comparing values, as
+    `_compose_once` does on a CPU, would make every forward pass wait for the device.
+    """
 
     @staticmethod
     def applies(head: Any, features: Sequence[Tensor]) -> bool:
@@ -48,10 +54,16 @@ class ComposedFusion:
         """Maps `(B, H_i, W_i, C_i)`, stage 1 first, to `(B, D, H_1, W_1)`."""
         fold = _folds(head.batch_norm)
         weights, bias = _compose(head, fold)
-        size = features[0].shape[1:3]
-        x = F.linear(features[0], weights[0], bias).permute(0, 3, 1, 2)  # (B, D, H_1, W_1)
-        for feature, weight in zip(features[1:], weights[1:], strict=True):  # in place, autograd would copy the views
-            x = x + upsample(F.linear(feature, weight).permute(0, 3, 1, 2), size)
+        (first, weight), *others = zip(features, weights, strict=True)
+        # Smallest stage first, with the bias; the product of stage 1 adds itself to the sum of the others. What is
+        # summed in place instead, autograd would copy.
+        total = bias  # (D,) of a single stage, else (B·H_1·W_1, D)
+        for i, (x, other) in enumerate(others[::-1]):
+            x = F.linear(x, other, None if i else bias).permute(0, 3, 1, 2)  # (B, D, H_i, W_i)
+            x = upsample(x, first.shape[1:3]).permute(0, 2, 3, 1).flatten(0, 2)  # (B·H_1·W_1, D)
+            total = total + x if i else x
+        x = torch.addmm(total, first.flatten(0, 2), weight.t())
+        x = x.view(*first.shape[:3], -1).permute(0, 3, 1, 2)  # (B, D, H_1, W_1)
         return x if fold else head.batch_norm(x)
 
 
@@ -59,19 +71,51 @@ def _compose(head: Any, fold: bool) -> tuple[list[Tensor], Tensor]:
     """Weights `F_i P_i` of shape (D, C_i), stage 1 first, and the bias (D,); with the batch norm if `fold`."""
     dtype = head.linear_fuse.weight.dtype
     exact = torch.promote_types(dtype, torch.float32)
-    fuse = head.linear_fuse.weight.flatten(1).to(exact)  # (D, 4·D)
-    parts = fuse.chunk(len(head.linear_c), dim=1)[::-1]  # stage 4 comes first in the concatenation
+    fuse, norm = head.linear_fuse.weight.flatten(1).to(exact), head.batch_norm  # (D, 4·D)
     projections = [mlp.proj for mlp in head.linear_c]
+    biases = torch.cat([proj.bias.to(exact) for proj in reversed(projections)])  # stage 4 comes first, as in F
     with _full_precision(fuse.device.type):
+        if fold:
+            # gamma (x - mean) / sqrt(variance + eps) + beta = scale x + (beta - scale mean), and x = F concat
+            scale = norm.weight.to(exact) * torch.rsqrt(norm.running_var.to(exact) + norm.eps)
+            shift = torch.addcmul(norm.bias.to(exact), norm.running_mean.to(exact), scale, value=-1)
+            fuse = scale[:, None] * fuse
+            bias = torch.addmv(shift, fuse, biases)
+        else:
+            bias = fuse @ biases
+        parts = fuse.chunk(len(projections), dim=1)[::-1]
         weights = [part @ proj.weight.to(exact) for part, proj in zip(parts, projections, strict=True)]
-        bias = fuse @ torch.cat([proj.bias.to(exact) for proj in reversed(projections)])
-    norm = head.batch_norm
-    if fold:
-        # gamma (x - mean) / sqrt(variance + eps) + beta = scale x + (beta - scale mean), and x = W f + b
-        scale = norm.weight.to(exact) * torch.rsqrt(norm.running_var.to(exact) + norm.eps)
-        weights = [scale[:, None] * weight for weight in weights]
-        bias = (bias - norm.running_mean.to(exact)) * scale + norm.bias.to(exact)
     return [weight.to(dtype) for weight in weights], bias.to(dtype)
+
+
+class DroppedClassifier:
+    """Channel dropout in the classifier's weight, image by image, instead of in a map of D channels."""
+
+    @staticmethod
+    def applies(head: Any, x: Tensor) -> bool:
+        """Whether dropout is on, and nothing observes or replaces it or the classifier."""
+        dropout = head.dropout
+        return (
+            may_fuse(head.config, x)
+            and is_plain(dropout, nn.Dropout2d)
+            and not is_idle(dropout, nn.Dropout2d)
+            and is_plain_convolution(head.classifier, 1)
+        )
+
+    @staticmethod
+    def run(head: Any, x: Tensor) -> Tensor:
+        """`(B, D, H, W)` to logits `(B, K, H, W)`."""
+        noise = _channel_noise(head.dropout, x, *x.shape[:2])
+        weight = head.classifier.weight.flatten(1) * noise[:, None]  # (B, K, D)
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, D)
+        logits = torch.baddbmm(head.classifier.bias, pixels, weight.transpose(1, 2))  # (B, N, K)
+        return logits.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+def _channel_noise(dropout: Any, like: Tensor, batch: int, channels: int) -> Tensor:
+    """What `nn.Dropout2d` multiplies the channels of each image with, `(B, D)`, drawn as it draws."""
+    keep = 1 - dropout.p
+    return like.new_empty((batch, channels)).bernoulli_(keep).div_(keep)
 
 
 _KEPT: WeakKeyDictionary[nn.Module, tuple[float, list[Tensor], tuple[list[Tensor], Tensor]]] = WeakKeyDictionary()
@@ -123,7 +167,7 @@ class StripDecodeHead:
     def applies(head: Any, features: Sequence[Tensor]) -> bool:
         """Whether all is constant and plain, nothing is recorded for a backward pass, and the device has a cache."""
         return (
-            features[0].device.type == "cpu"
+            keeps_to_cache(features[0])
             and not torch.is_grad_enabled()
             and is_eager()
             and ComposedFusion.applies(head, features)
@@ -138,7 +182,7 @@ class StripDecodeHead:
         first, *others = features
         height, width = first.shape[1:3]
         composed, bias = _compose_once(head)
-        maps = [F.linear(x, weight) for x, weight in zip(others, composed[1:], strict=True)]  # (B, H_i, W_i, D)
+        maps = [linear(x, weight) for x, weight in zip(others, composed[1:], strict=True)]  # (B, H_i, W_i, D)
         heights = [linear_weights(x.shape[1], height, x.device) for x in maps]
         dtype = maps[0].dtype if maps else first.dtype  # autocast's, where it is on
         weight, bias, classify_bias = (x.to(dtype) for x in (composed[0], bias, head.classifier.bias[:, None]))
@@ -148,11 +192,11 @@ class StripDecodeHead:
         with _full_precision(first.device.type):
             for i, start in itertools.product(range(len(first)), range(0, height, rows)):
                 strip = slice(start, min(start + rows, height))
-                x = F.linear(first[i, strip].to(dtype), weight, bias)  # (rows, W_1, D)
+                x = linear(first[i, strip].to(dtype), weight, bias)  # (rows, W_1, D)
                 for other, weights in zip(maps, heights, strict=True):
                     x += upsampled_strip(other[i], weights, strip, width)
                 x = F.relu_(x).flatten(0, 1)  # (rows W_1, D)
-                torch.addmm(classify_bias, classify, x.t(), out=logits[i, :, strip].flatten(1))
+                linear_into(logits[i, :, strip].flatten(1), classify, x, classify_bias)
         return logits
 
 
@@ -168,6 +212,7 @@ class FusedDecodeHead:
         norm = head.batch_norm
         return (
             torch.is_grad_enabled()
+            and keeps_to_cache(features[0])
             and is_eager()
             and ComposedFusion.applies(head, features)
             and _is_batch_norm(norm)
@@ -179,13 +224,12 @@ class FusedDecodeHead:
     @staticmethod
     def run(head: Any, features: Sequence[Tensor]) -> Tensor:
         """Maps `(B, H_i, W_i, C_i)`, stage 1 first, to logits `(B, K, H_1, W_1)`; counts the batch in the norm."""
-        norm, p = head.batch_norm, head.dropout.p
+        norm = head.batch_norm
         first, *others = features
         (weight, *weights), bias = _compose(head, fold=False)
         maps = [F.linear(x, other) for x, other in zip(others, weights, strict=True)]  # (B, H_i, W_i, D)
-        noise = None
-        if head.dropout.training and p > 0:
-            noise = bias.new_empty((len(first), len(bias))).bernoulli_(1 - p).div_(1 - p)  # (B, D)
+        idle = is_idle(head.dropout, nn.Dropout2d)
+        noise = None if idle else _channel_noise(head.dropout, bias, len(first), len(bias))
         if norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)
         classify = (head.classifier.weight.flatten(1), head.classifier.bias)
@@ -258,7 +302,7 @@ class SumNormClassify(torch.autograd.Function):
         for i, strip in _strips(total):
             active = torch.addcmul(shift, total[i, strip], scale).relu_().to(dtype).flatten(0, 1)  # (N, D)
             classify = _dropped(w.classify_weight, noise, i).to(dtype)
-            torch.addmm(bias, active, classify.t(), out=out[i, strip].flatten(0, 1))
+            linear_into(out[i, strip].flatten(0, 1), active, classify, bias)
         return logits
 
     @staticmethod
@@ -282,7 +326,7 @@ class SumNormClassify(torch.autograd.Function):
             grad_classify += _dropped(grad_strip.t() @ active.to(dtype).flatten(0, 1), noise, i)
             # da = dlogits (Wc ⊙ noise), and dz = da where a > 0
             out = grad_total[i, strip]
-            torch.mm(grad_strip, _dropped(w.classify_weight, noise, i).to(dtype), out=out.flatten(0, 1))
+            linear_into(out.flatten(0, 1), grad_strip, _dropped(w.classify_weight, noise, i).to(dtype).t())
             torch.ops.aten.threshold_backward(out, active.to(dtype), 0, grad_input=out)
             # dbeta = Σ dz, dgamma = Σ dz ⊙ x̂
             sum_grad += out.sum((0, 1), dtype=rstd.dtype)
@@ -308,7 +352,7 @@ class SumNormClassify(torch.autograd.Function):
             grad_weight += flat.t() @ first[i, strip].to(dtype).flatten(0, 1)
             grad_bias += flat.sum(0)
             if grad_first is not None:
-                grad_first[i, strip] = (out @ w.weight.to(dtype)).to(first.dtype)
+                grad_first[i, strip] = linear(out, w.weight.to(dtype).t()).to(first.dtype)
 
         # The other stages were upsampled and added: ds through the transpose of the upsampling.
         out = grad_total.permute(0, 3, 1, 2)
@@ -333,7 +377,7 @@ def _sum_upsampled(first: Tensor, weight: Tensor, bias: Tensor, maps: Sequence[T
     heights = [linear_weights(each.shape[1], height, each.device) for each in maps]
     for i, strip in _strips(total):
         out = total[i, strip]  # (rows, W, D)
-        torch.addmm(bias, first[i, strip].flatten(0, 1), weight.t(), out=out.flatten(0, 1))
+        linear_into(out.flatten(0, 1), first[i, strip].flatten(0, 1), weight, bias)
         for each, weights in zip(maps, heights, strict=True):
             out += upsampled_strip(each[i], weights, strip, width)
     return total

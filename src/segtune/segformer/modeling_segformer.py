@@ -24,8 +24,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput, SemanticSegmenterOutput
 
 from .configuration_segformer import SegformerConfig
-from .fused import FusedMixFFN, FusedProjections, JointKeyValue, MatrixReduction, may_fuse
-from .fused_decode_head import ComposedFusion, FusedDecodeHead, StripDecodeHead
+from .cpu_products import attends_by_onednn, attention
+from .fused import AddedDropPath, DirectLinear, FusedMixFFN, FusedProjections, JointKeyValue, MatrixReduction, may_fuse
+from .fused_decode_head import ComposedFusion, DroppedClassifier, FusedDecodeHead, StripDecodeHead
 from .loading_report import load_with_report
 from .parameter_names import published_name
 from .upsampling import upsample, upsampled_cross_entropy
@@ -65,7 +66,7 @@ class SegformerEfficientSelfAttention(nn.Module):
     def forward(self, x: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
         """Attend within a map `(B, H, W, C)`; with the weights `(B, heads, N, N/R²)` where asked for."""
         reduced = self._reduce(x)  # (B, N/R², C)
-        if JointKeyValue.applies(self):
+        if JointKeyValue.applies(self, x):
             key, value = JointKeyValue.run(self, reduced)
         else:
             key, value = self.key(reduced), self.value(reduced)
@@ -81,6 +82,8 @@ class SegformerEfficientSelfAttention(nn.Module):
         dropout, weights = self.dropout if self.training else 0.0, None
         if output_attentions or self.config._attn_implementation == "eager":
             out, weights = _eager_attention(query, key, value, dropout)
+        elif may_fuse(self.config, query, key, value) and attends_by_onednn(query, dropout):
+            out = attention(query, key, value)
         else:
             out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
         return out.transpose(1, 2).flatten(2), weights  # (B, N, C)
@@ -93,7 +96,7 @@ class SegformerEfficientSelfAttention(nn.Module):
             return x.flatten(1, 2)  # (B, N, C)
         if h < r or w < r:  # smaller than one patch: zeros below and to the right, as a convolution pads
             x = F.pad(x, (0, 0, 0, max(r - w, 0), 0, max(r - h, 0)))
-        if MatrixReduction.applies(self):
+        if MatrixReduction.applies(self, x):
             x = MatrixReduction.run(self, x)
         else:
             x = self.sr(x.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)  # (B, N/R², C)
@@ -103,6 +106,7 @@ class SegformerEfficientSelfAttention(nn.Module):
 class SegformerAttention(nn.Module):
     def __init__(self, config: SegformerConfig, hidden_size: int, heads: int, ratio: int) -> None:
         super().__init__()
+        self.config = config
         self.self = SegformerEfficientSelfAttention(config, hidden_size, heads, ratio)
         self.output = nn.ModuleDict({"dense": nn.Linear(hidden_size, hidden_size)})
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -113,7 +117,10 @@ class SegformerAttention(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """Mix the heads; `(B, H, W, C)` to the same shape."""
-        return self.dropout(self.output["dense"](x))
+        dense = self.output["dense"]
+        if DirectLinear.applies(self.config, dense, x):
+            return self.dropout(DirectLinear.run(dense, x))
+        return self.dropout(dense(x))
 
 
 class SegformerDepthwiseConv(nn.Module):
@@ -151,11 +158,15 @@ class SegformerDropPath(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
+        mask = self.mask(x)
+        return x if mask is None else x * mask
+
+    def mask(self, x: Tensor) -> Tensor | None:
+        """What the samples of `x` are multiplied with, `(B, 1, …)`; None where nothing is dropped."""
         if self.p == 0.0 or not self.training:
-            return x
+            return None
         keep = 1 - self.p
-        mask = x.new_empty((x.shape[0], *[1] * (x.ndim - 1))).bernoulli_(keep)
-        return x * mask.div_(keep)
+        return x.new_empty((x.shape[0], *[1] * (x.ndim - 1))).bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:
         return f"p={self.p:.3g}"
@@ -175,8 +186,13 @@ class SegformerBlock(GradientCheckpointingLayer):
 
     def forward(self, x: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
         y, weights = self._attend(x, output_attentions)
-        x = x + self.drop_path(y)
-        return x + self.drop_path(self._mix(x)), weights  # (B, H, W, C)
+        x = self._add(x, y)
+        return self._add(x, self._mix(x)), weights  # (B, H, W, C)
+
+    def _add(self, x: Tensor, y: Tensor) -> Tensor:
+        if AddedDropPath.applies(self, x, y):
+            return AddedDropPath.run(self, x, y)
+        return x + self.drop_path(y)
 
     def _attend(self, x: Tensor, output_attentions: bool) -> tuple[Tensor, Tensor | None]:
         if FusedProjections.applies(self, x):
@@ -309,7 +325,10 @@ class SegformerDecodeHead(nn.Module):
             x = ComposedFusion.run(self, features)
         else:
             x = self.batch_norm(self._fuse(features))
-        return self.classifier(self.dropout(F.relu(x)))  # (B, K, H_1, W_1)
+        x = F.relu(x)
+        if DroppedClassifier.applies(self, x):
+            return DroppedClassifier.run(self, x)
+        return self.classifier(self.dropout(x))  # (B, K, H_1, W_1)
 
     def _fuse(self, features: Sequence[Tensor]) -> Tensor:
         size = features[0].shape[1:3]
