@@ -13,8 +13,9 @@ from typing import Any
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from pydantic import ValidationError
 
+from segtune.data.annotations.accounts import settle
 from segtune.data.checks import without_unreadable
-from segtune.data.class_names import LABEL_FILES, label_map_of
+from segtune.data.class_names import BACKGROUND, LABEL_FILES, label_map_of
 from segtune.data.config import HUB, PACKAGED, DatasetConfig, refuse_missing
 from segtune.data.containment import contain
 from segtune.data.formats import hub_parquet
@@ -83,6 +84,8 @@ def scan_dataset(config: DatasetConfig) -> DatasetIndex:
         _follow_split_file(index, config)
     contain(index, config)
     _report_repeated_ids(index)
+    settle(index)
+    _report_nothing(index)
     if not any(sample.split == "val" for sample in index.samples):
         train = [sample.id for sample in index.samples if sample.split == "train"]
         drawn = set(draw_val(train, config.val_fraction, config.split_seed))
@@ -248,6 +251,17 @@ def _follow_split_file(index: DatasetIndex, config: DatasetConfig) -> None:
     index.samples = samples
     fix = "Its ids are the names of the images without suffix"
     index.report("id_without_files", "ids of the split file without files", absent, fix)
+
+
+def _report_nothing(index: DatasetIndex) -> None:
+    """A data set without samples, or without classes to learn, is a problem: both are read without any other fault."""
+    where = str(index.root)
+    if not index.samples and not index.rejected and not index.problems:
+        fix = "Look whether dataset.path, dataset.format and dataset.splits are right"
+        index.report("no_samples", f"read as {index.format}, it has no samples", {where: where}, fix)
+    elif index.tally and set((index.classes or {}).values()) <= {BACKGROUND, None}:
+        fix = "Look whether the annotations were exported, and are finished"
+        index.report("no_classes", f"read as {index.format}, it has no class but background", {where: where}, fix)
 
 
 def _report_repeated_ids(index: DatasetIndex) -> None:

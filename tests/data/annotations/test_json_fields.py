@@ -233,5 +233,7 @@ def test_annotations_of_other_images_are_told(tmp_path: Path, caplog: pytest.Log
     wrong = copy.deepcopy(COCO)
     wrong["annotations"][0]["image_id"] = 5  # type: ignore[index]
     (tmp_path / "train.json").write_text(json.dumps(wrong), encoding="utf-8")
-    open_dataset(DatasetConfig(path=str(tmp_path)))
-    assert "train.json: 1 annotations of images that are not listed: 5" in caplog.text
+    with pytest.raises(DataError, match=r"of images that are not listed.*train\.json: annotation 1 \(image 5\)"):
+        open_dataset(DatasetConfig(path=str(tmp_path)))
+    open_dataset(DatasetConfig(path=str(tmp_path), on_error="skip"))
+    assert "skipped annotations of images that are not listed" in caplog.text

@@ -178,9 +178,10 @@ def test_faults_are_named(coco2017: Path) -> None:
     path.write_text(json.dumps(data))
     with pytest.raises(DataError) as error:
         load_segmentation_dataset(coco2017)
-    assert "annotations without a segmentation (1): annotation 77" in str(error.value)
+    assert "annotations without a segmentation, all of person (1): annotations/inst" in str(error.value)
     assert "annotated images that are not there (1): 000000000025.jpg" in str(error.value)
     assert "(1): val2017/000000000139.jpg ((6, 4)), annotated as (4, 6)" in str(error.value)
+    assert "annotations/instances_train2017.json: annotation 77" in str(error.value)
     with pytest.raises(DataError, match="annotations without a segmentation"):  # boxes would become background
         load_segmentation_dataset(coco2017, on_error="skip")
 

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from segtune.data.annotations.find_images import AnnotatedImages, sample_id
+from segtune.data.annotations.find_images import AnnotatedImages, sample_id, tally_of
 from segtune.data.annotations.json_fields import KEY, LIST, NUMBER, TEXT, Fields, check_entries, read_object
 from segtune.data.annotations.shapes import Shape
+from segtune.data.annotations.tally import BOX, CROWD, STRANGER
 from segtune.data.class_names import number_classes
 from segtune.data.config import DatasetConfig
 from segtune.data.formats.sniff import json_kind
@@ -44,19 +45,21 @@ def scan_coco(root: Path, config: DatasetConfig) -> DatasetIndex:
     images = AnnotatedImages(index, config)
     for split, path in files.items():
         is_panoptic = _is_panoptic(content[split])
-        _report_strangers(index, path, content[split])
         if is_panoptic:
             index.classes = {**classes, 0: None}
         make = _panoptic_parts if is_panoptic else _shape_parts
         hints = {*names[split], *re.findall("[a-z]+[0-9]*", path.stem.lower())}
         for image, mask, part in make(index, path, content[split], values, config):
             found = images.only(image["file_name"], images.find(image["file_name"], path.parent, hints))
-            if found and mask:
+            if not found or not mask:
+                images.lose(image["file_name"], part)
+            else:
                 size = image.get("height") or 0, image.get("width") or 0
                 images.add(Sample(sample_id(image["file_name"]), split, found, mask, size), part)
-    if bare := sum(part.get("shapes") == [] for part in images.parts):
-        logger.info("%s: %d of %d images have no annotation; all of them is background", root, bare, len(images.parts))
     images.finish()
+    if bare := sum(part.get("shapes") == [] for part in images.parts):
+        index.remarks.append(f"{bare} of {len(images.parts)} images have no annotation; all of them is background")
+        logger.info("%s: %s", root, index.remarks[-1])
     return index
 
 
@@ -138,40 +141,34 @@ def _is_panoptic(data: Mapping[str, Any]) -> bool:
     return any(isinstance(entry, dict) and "segments_info" in entry for entry in data["annotations"][:1])
 
 
-def _report_strangers(index: DatasetIndex, path: Path, data: Mapping[str, Any]) -> None:
-    """Tell of annotations whose image is not listed: a part of a larger file was taken, or an id is wrong."""
-    known = {image["id"] for image in data["images"]}
-    if strangers := [entry["image_id"] for entry in data["annotations"] if entry["image_id"] not in known]:
-        few = listed(list(dict.fromkeys(strangers)))
-        index.remarks.append(f"{index.below(path)}: {len(strangers)} annotations of images that are not listed: {few}")
-        logger.warning("%s", index.remarks[-1])
-
-
 def _shape_parts(
     index: DatasetIndex, path: Path, data: Mapping[str, Any], values: Mapping[Any, int], config: DatasetConfig
 ) -> Iterator[tuple[dict[str, Any], Path | None, dict[str, Any]]]:
     """Each image, its mask's file and part: the annotations as shapes, crowds below the others."""
     shapes: dict[Any, list[Shape]] = {image["id"]: [] for image in data["images"]}
-    boxes: dict[str, str] = {}
-    for annotation in data["annotations"]:
-        if not annotation.get("segmentation"):
-            name = f"annotation {annotation.get('id', 'without id')}"
-            boxes[name] = name
-            continue
+    tally = tally_of(index)
+    tally.give(len(data["annotations"]))
+    for number, annotation in enumerate(data["annotations"]):
+        entry, value = _entry(number, annotation), values[annotation["category_id"]]
+        outline, label = annotation.get("segmentation"), (index.classes or {}).get(value) or ""
         is_crowd = bool(annotation.get("iscrowd"))
-        value = None if is_crowd and config.crowd == "ignore" else values[annotation["category_id"]]
-        outline = annotation["segmentation"]
-        shape = {"value": value, ("polygons" if isinstance(outline, list) else "rle"): outline}
-        mine = shapes.setdefault(annotation["image_id"], [])
-        mine.insert(0, shape) if is_crowd else mine.append(shape)
-    index.report(
-        "annotation_without_outline",
-        f"{index.below(path)}: annotations without a segmentation",
-        boxes,
-        "Boxes are no masks: export polygons or run lengths, or remove these annotations",
-    )
+        if not outline or not any(outline):
+            tally.end(BOX, f"{index.below(path)}: {entry}", label)
+        elif annotation["image_id"] not in shapes:
+            tally.end(STRANGER, f"{index.below(path)}: {entry} (image {annotation['image_id']!r})", label)
+        else:
+            shape = {"value": value, ("polygons" if isinstance(outline, list) else "rle"): outline, "entry": entry}
+            if is_crowd and config.crowd == "ignore":
+                shape |= {"value": None, "label": label, "rule": CROWD.kind}
+            mine = shapes[annotation["image_id"]]
+            mine.insert(0, shape) if is_crowd else mine.append(shape)
     for image in data["images"]:
         yield image, path, {"shapes": shapes[image["id"]]}
+
+
+def _entry(number: int, annotation: Mapping[str, Any]) -> str:
+    """How an annotation is named: by its id, where it has one."""
+    return f"annotation {annotation['id']}" if "id" in annotation else f"annotations[{number}]"
 
 
 def _panoptic_parts(
@@ -181,8 +178,12 @@ def _panoptic_parts(
     images = {image["id"]: image for image in data["images"]}
     places = [path.with_suffix(""), index.root / path.stem, path.parent]
     absent: dict[str, str] = {}
+    tally = tally_of(index)
     for annotation in data["annotations"]:
+        tally.give(len(annotation["segments_info"]))
         if annotation["image_id"] not in images:
+            for segment in annotation["segments_info"]:
+                tally.end(STRANGER, f"{index.below(path)}: segment {segment['id']} (image {annotation['image_id']!r})")
             continue
         tried = [place / annotation["file_name"] for place in places]
         file = next((found for found in tried if os.path.isfile(found)), None)

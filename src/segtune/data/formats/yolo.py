@@ -79,7 +79,7 @@ def scan_yolo(root: Path, config: DatasetConfig) -> DatasetIndex:
         raise UsageError(f"{file}: none of its splits has images")
     if without := sum("shapes" in part for part in parts):
         logger.info("%s: %d of %d images have no label file: all of them is background", root, without, len(parts))
-    keep_annotated(index, samples, parts)
+    keep_annotated(index, samples, parts, lambda sample, size: read_shapes(sample.mask, size, len(classes)))
     return index
 
 
@@ -149,5 +149,5 @@ def read_shapes(path: Path, size: tuple[int, int], num_classes: int) -> list[Sha
             )
         if not 0 <= value < num_classes:
             raise DataError(f"{path}, line {number}: class {value} is none of the {num_classes} in data.yaml")
-        shapes.append({"value": value + 1, "polygons": [points]})
+        shapes.append({"value": value + 1, "polygons": [points], "entry": f"line {number}"})
     return shapes
