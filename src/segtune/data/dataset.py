@@ -26,7 +26,7 @@ from segtune.data.formats.folder import listed_ids, scan_folders, scan_voc
 from segtune.data.formats.label_studio import scan_label_studio
 from segtune.data.formats.labelme import scan_labelme
 from segtune.data.formats.table import scan_manifest
-from segtune.data.formats.yolo import scan_yolo
+from segtune.data.formats.yolo import numbers_of, scan_yolo
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.lazy_rows import Reader, decoded, sample_ids, to_dataset, undecoded
 from segtune.data.splits import SPLITS, draw_val, write_split_file
@@ -117,7 +117,9 @@ def find_format(config: DatasetConfig) -> tuple[Path, str]:
 
 def rows_of(index: DatasetIndex, config: DatasetConfig) -> DatasetDict:
     """The samples of an index as rows "id", "image" and "mask" by split; files are read when a row is."""
-    values = {name: value for value, name in (index.classes or {}).items() if name is not None}
+    classes = index.classes or {}
+    values = {name: value for value, name in classes.items() if name is not None}
+    values = numbers_of(classes) if index.format == "yolo" else values
     on_top = config.on_top or ("smaller" if index.format in SMALLER_ON_TOP else "later")
     reader = Reader(values, on_top, config.one_hot)
     splits = {split: [sample for sample in index.samples if sample.split == split] for split in SPLITS}
@@ -241,7 +243,7 @@ def _follow_split_file(index: DatasetIndex, config: DatasetConfig) -> None:
     own = {(sample.split, sample.id): sample for sample in index.samples}
     anywhere = {sample.id: sample for sample in reversed(index.samples)}
     samples, absent = [], {}
-    for split, members in listed_ids(config, index.root).items():
+    for split, members in listed_ids(config, index.root, anywhere).items():
         for i in members:
             sample = own.get((split, i)) or anywhere.get(i)
             if sample is None:
@@ -249,7 +251,7 @@ def _follow_split_file(index: DatasetIndex, config: DatasetConfig) -> None:
             else:
                 samples.append(sample._replace(split=split))
     index.samples = samples
-    fix = "Its ids are the names of the images without suffix"
+    fix = "Its ids are the names of the images, with or without their folders and suffix"
     index.report("id_without_files", "ids of the split file without files", absent, fix)
 
 

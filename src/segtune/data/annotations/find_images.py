@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from segtune.data.annotations.coverage import ends_of
 from segtune.data.annotations.shapes import Shape
-from segtune.data.annotations.tally import MARKED, RULES, UNUSABLE, Fate, Tally
+from segtune.data.annotations.tally import CROWD, MARKED, RULES, UNUSABLE, Fate, Tally
 from segtune.data.config import DatasetConfig
 from segtune.data.index import DatasetIndex, Sample, in_threads
 from segtune.data.splits import all_names, split_names
@@ -50,19 +51,24 @@ class AnnotatedImages:
         for place in places:
             for parent, _, files in walk_folders(place):
                 for name in filter(is_picture, files):
-                    self._by_name.setdefault(name.lower(), []).append(parent / name)
+                    self._by_name.setdefault(_plain(name), []).append(parent / name)
 
     def find(self, name: str, near: Path, hints: Collection[str] = ()) -> list[Path]:
-        """The images whose path ends with `name`.
+        """The images whose path ends with `name`, however its letters are composed in Unicode.
 
-        Where those are several: the ones in a folder that `hints` name (lower case), and of them the closest to `near`.
+        Where those are several: the ones with its folders, then with its capitals, then in a folder that `hints` name
+        (lower case), and of them the closest to `near`.
         """
-        wanted = PurePosixPath(name.replace("\\", "/").lower())
+        given = unicodedata.normalize("NFC", name.replace("\\", "/"))
+        wanted = PurePosixPath(given.lower())
         found = self._by_name.get(wanted.name, [])
         if len(found) > 1:
             found = [
-                path for path in found if path.as_posix().lower().endswith(f"/{wanted}".replace("//", "/"))
+                path for path in found if _plain(path.as_posix()).endswith(f"/{wanted}".replace("//", "/"))
             ] or found
+        if len(found) > 1:
+            own = PurePosixPath(given).name
+            found = [path for path in found if unicodedata.normalize("NFC", path.name) == own] or found
         if len(found) > 1:
             scores = [_closeness(path, near, hints) for path in found]
             found = [path for path, score in zip(found, scores, strict=True) if score == max(scores)]
@@ -73,7 +79,7 @@ class AnnotatedImages:
         if not self._by_stem:
             for name, paths in self._by_name.items():
                 self._by_stem.setdefault(PurePosixPath(name).stem, []).extend(paths)
-        found = self._by_stem.get(stem.lower(), [])
+        found = self._by_stem.get(_plain(stem), [])
         scores = [_closeness(path, near, ()) for path in found]
         return [path for path, score in zip(found, scores, strict=True) if score == max(scores)]
 
@@ -164,7 +170,7 @@ def keep_annotated(
             index.samples.append(sample._replace(size=size, mask_part=text))
             _count(tally, where, shapes, ends, names)
             for value in part.get("segments", {}).values():
-                tally.end(MARKED if value is None else None, where, names.get(value) or "")
+                tally.end(CROWD if value is None else None, where, names.get(value) or "")
             continue
         tally.end(UNUSABLE, name, count=_length(part) or len(shapes))
         tally.annotated[sample.split] = tally.images[sample.split]  # what is wrong there is known
@@ -213,6 +219,11 @@ def sample_id(name: str) -> str:
     """The id of an image that an annotation names: its path without suffix, and without a drive of Windows."""
     path = re.sub("^[A-Za-z]:", "", name.replace("\\", "/")).lstrip("./")
     return path[: -len(suffix)] if (suffix := PurePosixPath(path).suffix) else path
+
+
+def _plain(name: str) -> str:
+    """What names are compared by: lower case, letters composed as one sign."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def _closeness(path: Path, near: Path, hints: Collection[str]) -> tuple[bool, int]:

@@ -115,6 +115,8 @@ class Tally:
             entry: which ones, as "file: entry".
             label: their class, where it is known.
         """
+        if not count:
+            return
         self.ends[fate, label] += count
         if fate is not None and fate.limit is not None:
             self.entries[fate].append(entry)
