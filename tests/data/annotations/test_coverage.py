@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from segtune.data.annotations.coverage import ends_of
 from segtune.data.annotations.shapes import draw
-from segtune.data.annotations.tally import EMPTY, OUTSIDE, TINY, Fate
+from segtune.data.annotations.tally import EMPTY, FAR, OUTSIDE, TINY, Fate
 from segtune.errors import DataError
 
 SIZE = (20, 30)
@@ -29,6 +29,10 @@ BOX = [2, 2, 9, 2, 9, 9, 2, 9]
     [
         (polygon(BOX), None),
         (polygon([-50, -50, 80, -50, 80, 70, -50, 70]), None),
+        (polygon([2, 2, 5000, 2, 5000, 9, 2, 9]), None),
+        (polygon([2, 2, 2.1e8, 2, 2.1e8, 9, 2, 9]), FAR),
+        (polygon([2, 2, 1e300, 2, 1e300, 1e300]), FAR),
+        (polygon([1e308, 2, 1e300, 2, 1e300, 1e300]), OUTSIDE),
         (polygon([], BOX), None),
         (polygon([]), EMPTY),
         (polygon([3, 3, 9, 9]), EMPTY),

@@ -123,7 +123,7 @@ def test_images_that_have_one_id(tmp_path: Path) -> None:
     for key in ("images", "annotations"):
         data[key] += other[key]
     write(tmp_path, data)
-    with pytest.raises(DataError, match=r"train\.json: image ids that .* once \(2\): id 1 is im0\.png and im3\.png"):
+    with pytest.raises(DataError, match=r"image ids that .* once \(2\): train\.json: id 1 is im0\.png and im3\.png"):
         pixels(tmp_path)
 
 
@@ -134,7 +134,7 @@ def test_painted_masks_that_are_marked_as_crowds(tmp_path: Path, both: bool) -> 
         if both or annotation["category_id"] == 2:
             annotation |= {"segmentation": rle(annotation["segmentation"][0]), "iscrowd": 1}
     write(tmp_path, data)
-    with pytest.raises(DataError, match=r"have iscrowd 1 \(\d\):.*B \(2 of 2\).*dataset\.crowd=class"):
+    with pytest.raises(DataError, match=r"have iscrowd 1 in train\.json \(\d\):.*B \(2 of 2\).*dataset\.crowd=class"):
         pixels(tmp_path)
     assert pixels(tmp_path, crowd="class") == [RIGHT, RIGHT]
     ignored = pixels(tmp_path, crowd="ignore")[0]
@@ -204,11 +204,16 @@ def test_a_flat_list_is_one_outline(tmp_path: Path) -> None:
     assert pixels(tmp_path) == [RIGHT, RIGHT]
 
 
-def test_a_point_far_away_is_cut_off(tmp_path: Path) -> None:
+def test_shapes_may_reach_out_of_the_picture(tmp_path: Path) -> None:
+    """What is cut from a large picture has the coordinates of that picture's size."""
     data = coco()
-    data["annotations"][1]["segmentation"] = [[6, 2, 2.1e8, 2, 2.1e8, 7, 6, 7]]
+    data["annotations"][1]["segmentation"] = [[6, 2, 20000, 2, 20000, 7, 6, 7]]
     write(tmp_path, data)
     assert pixels(tmp_path) == [RIGHT | {"B": 30, "background": 58}, RIGHT]
+    data["annotations"][1]["segmentation"] = [[6, 2, 2.1e8, 2, 2.1e8, 7, 6, 7]]
+    write(tmp_path, data)
+    with pytest.raises(DataError, match=r"more than a million pixels out of .*: train\.json: annotation 2"):
+        pixels(tmp_path)
 
 
 def test_words_for_background_and_ignored_are_no_classes(tmp_path: Path) -> None:

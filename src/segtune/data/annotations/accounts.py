@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import pairwise
 
 from segtune.data.annotations.tally import UNUSABLE, Tally
 from segtune.data.index import DatasetIndex
@@ -23,15 +24,22 @@ def settle(index: DatasetIndex) -> None:
         missing = tally.never_drawn(fate)
         if len(entries) > (fate.limit or 0) * tally.given or missing:
             what = f"annotations {fate.what}{f', all of {listed(missing)}' if missing else ''}"
-            index.report(fate.kind, what, dict(zip(entries, entries, strict=True)), fate.fix)
+            index.report(fate.kind, what, dict(zip(entries, _brief(entries), strict=True)), fate.fix)
         else:
-            index.remarks.append(f"{len(entries)} annotations {fate.what}: {listed(entries)}")
+            index.remarks.append(f"{len(entries)} annotations {fate.what}: {listed(_brief(entries))}")
     for fate in tally.fates():
         if fate.limit is None and fate != UNUSABLE and (missing := tally.never_drawn(fate)):
             index.remarks.append(f"nothing is drawn of {listed(missing)}: its annotations are {fate.what}")
             logger.warning("%s: %s", index.root, index.remarks[-1])
     logger.log(logging.WARNING if tally.entries else logging.INFO, "%s: %s", index.root, tally)
     _report_bare_splits(index, tally)
+
+
+def _brief(entries: list[str]) -> list[str]:
+    """Entries as "file: entry", the file only where it changes."""
+    files = [entry.partition(": ")[0] for entry in entries]
+    repeats = [False, *(before == after for before, after in pairwise(files))]
+    return [entry.partition(": ")[2] if same else entry for entry, same in zip(entries, repeats, strict=False)]
 
 
 def _report_bare_splits(index: DatasetIndex, tally: Tally) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 
 from segtune.data.annotations.outlines import checked_ellipse
 from segtune.data.annotations.shapes import Shape, covers_a_pixel
-from segtune.data.annotations.tally import EMPTY, OUTSIDE, TINY, Fate
+from segtune.data.annotations.tally import EMPTY, FAR, OUTSIDE, TINY, Fate
 from segtune.imageio.read import read_errors
 
+FARTHEST = 2**20  # pixels out of the picture: what is cut from large pictures reaches out, but no picture is larger
 MANY_POINTS = 10_000  # of a shape, from which on it is checked point by point
 Size = tuple[int, int]
 
@@ -61,33 +62,42 @@ def _thick(points: np.ndarray, lengths: np.ndarray, size: Size) -> np.ndarray:
 
 def _end_of(number: int, shape: Shape, size: Size) -> Fate | None:
     with read_errors(shape.get("entry", f"shape {number + 1}")):  # annotations come from many tools
-        return None if covers_a_pixel(shape, size) else _why(shape, size)
+        covers, reach = covers_a_pixel(shape, size), _reach(shape)
+        if reach is None:
+            return None if covers else _why_empty(shape, size)
+        lowest, highest = reach
+        if (lowest >= (size[1], size[0])).any() or (highest <= 0).any():
+            return OUTSIDE
+        if max(-lowest.min(), highest.max() - max(size)) > FARTHEST:
+            return FAR
+        return None if covers else TINY
 
 
-def _why(shape: Shape, size: Size) -> Fate:
-    """Why a shape covers no pixel."""
-    if "polygons" in shape:
-        outlines = [np.reshape(outline, (-1, 2)) for outline in shape["polygons"] if len(outline) >= 6]
-        if not any(_area(outline) for outline in outlines):
-            return EMPTY
-        outlines = [outline for outline in outlines if _area(outline)]
-        lowest, highest = np.min([o.min(0) for o in outlines], 0), np.max([o.max(0) for o in outlines], 0)
-    elif "ellipse" in shape:
-        x, y, across, down, _ = checked_ellipse(shape["ellipse"])
-        if not across or not down:
-            return EMPTY
-        reach = max(abs(across), abs(down))
-        lowest, highest = np.array([x - reach, y - reach]), np.array([x + reach, y + reach])
-    elif "box" in shape:
-        left, top = shape["box"][:2]
-        return OUTSIDE if left >= size[1] or top >= size[0] or min(left, top) < 0 else EMPTY
-    else:
+def _why_empty(shape: Shape, size: Size) -> Fate:
+    if "box" not in shape:
         return EMPTY
-    return OUTSIDE if (lowest >= (size[1], size[0])).any() or (highest <= 0).any() else TINY
+    left, top = shape["box"][:2]
+    return OUTSIDE if left >= size[1] or top >= size[0] or min(left, top) < 0 else EMPTY
+
+
+def _reach(shape: Shape) -> tuple[np.ndarray, np.ndarray] | None:
+    """The lowest and the highest x and y of an outline (2,); None where it encloses nothing, or the shape has none."""
+    if "polygons" in shape:
+        outlines = [np.reshape(outline, (-1, 2)).astype(np.float64) for outline in shape["polygons"]]
+        outlines = [outline for outline in outlines if len(outline) >= 3 and _area(outline)]
+        if not outlines:
+            return None
+        return np.min([o.min(axis=0) for o in outlines], axis=0), np.max([o.max(axis=0) for o in outlines], axis=0)
+    if "ellipse" in shape:
+        x, y, across, down, _ = checked_ellipse(shape["ellipse"])
+        radius = max(abs(across), abs(down)) if across and down else 0.0
+        return (np.array([x, y]) - radius, np.array([x, y]) + radius) if radius else None
+    return None
 
 
 def _area(points: np.ndarray) -> float:
-    """What a polygon (N, 2) encloses; 0 where all points lie on one line."""
+    """What a polygon (N, 2) encloses, in parts of its extent; 0 where all points lie on one line."""
+    points = points / (np.abs(points).max() or 1.0)  # so that no product overflows
     x, y = (points - points.mean(axis=0)).T
     area = abs(float(x @ np.roll(y, -1) - np.roll(x, -1) @ y)) / 2
     return area if area > 1e-9 * float(np.ptp(points, axis=0).max()) ** 2 else 0.0

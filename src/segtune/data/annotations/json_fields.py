@@ -11,7 +11,7 @@ from segtune.errors import DataError
 from segtune.files import read_json
 
 KEY, NUMBER, TEXT, LIST = (int, float, str), (int, float), (str,), (list,)
-WORDS = {KEY: "a number or text", NUMBER: "a number", TEXT: "text", LIST: "a list"}
+WORDS: dict[tuple[type, ...], str] = {KEY: "a number or text", NUMBER: "a number", TEXT: "text", LIST: "a list"}
 Fields = Mapping[str, tuple[type, ...]]
 """Field -> the types that it may have; one that ends with "?" may be missing or null."""
 

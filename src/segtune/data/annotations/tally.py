@@ -71,6 +71,12 @@ STRANGER = Fate(
     "Give the annotations the ids of the images, or remove them",
     MOST_LOST,
 )
+FAR = Fate(
+    "annotation_far",
+    "that reach more than a million pixels out of their picture",
+    "No picture is that large: repair or remove these annotations",
+    0.0,
+)
 UNKNOWN = Fate(
     "annotation_unknown",
     "of a kind that is not known",

@@ -61,7 +61,7 @@ def scan_coco(root: Path, config: DatasetConfig) -> DatasetIndex:
         index.remarks.append(f"{bare} of {len(images.parts)} images have no annotation; all of them is background")
         logger.info("%s: %s", root, index.remarks[-1])
     if config.crowd is None:
-        _ask_about_crowds(index)
+        _ask_about_crowds(index, files)
     return index
 
 
@@ -201,12 +201,13 @@ def _report_repeated_images(index: DatasetIndex, file: _File) -> None:
     names: dict[str, list[str]] = {}
     for image in file.data["images"]:
         names.setdefault(_key(image["id"]), []).append(image["file_name"])
-    twice = {f"image id {key}": f"id {key} is {' and '.join(n[:3])}" for key, n in names.items() if len(n) > 1}
+    place = index.below(file.path)
+    twice = {f"{place}: {key}": f"{place}: id {key} is {' and '.join(n[:3])}" for key, n in names.items() if len(n) > 1}
     fix = "Number the images of the joined files anew, and the image_id of their annotations with them"
-    index.report("image_id_twice", f"{index.below(file.path)}: image ids that occur more than once", twice, fix)
+    index.report("image_id_twice", "image ids that occur more than once", twice, fix)
 
 
-def _ask_about_crowds(index: DatasetIndex) -> None:
+def _ask_about_crowds(index: DatasetIndex, files: Sequence[_File]) -> None:
     """Classes most of whose regions are crowds: tools mark run lengths so that were painted, not crowds at all."""
     ends = tally_of(index).ends
     shown = {
@@ -218,7 +219,8 @@ def _ask_about_crowds(index: DatasetIndex) -> None:
         "CVAT and datumaro write painted masks so: set dataset.crowd=class to draw them as their class, or "
         "dataset.crowd=ignore where they are crowds"
     )
-    index.report("crowd_or_class", "classes most of whose regions have iscrowd 1", shown, fix)
+    what = f"classes most of whose regions have iscrowd 1 in {listed([index.below(file.path) for file in files])}"
+    index.report("crowd_or_class", what, shown, fix)
 
 
 def _shape_parts(
@@ -287,7 +289,7 @@ def _panoptic_parts(
             absent[annotation["file_name"]] = annotation["file_name"]
         yield image, picture, {"segments": segments}
     fix = f"Put them into {index.below(path.with_suffix(''))}/"
-    index.report("mask_missing", f"{index.below(path)}: panoptic pictures that are not there", absent, fix)
+    index.report("mask_missing", "panoptic pictures that are not there", absent, fix)
     bare = {image["file_name"]: image["file_name"] for image in images.values()}
     fix = "Annotate these images, or take them out of the list"
-    index.report("image_without_mask", f"{index.below(path)}: images without an annotation", bare, fix)
+    index.report("image_without_mask", "images without an annotation", bare, fix)

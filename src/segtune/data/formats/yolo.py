@@ -19,6 +19,7 @@ from segtune.data.containment import refuse_outside
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.splits import split_names, split_of
 from segtune.errors import DataError, UsageError, listed
+from segtune.files import LONGEST_PATH
 from segtune.imageio.read import is_picture
 from segtune.imageio.walk import walk_files
 
@@ -163,6 +164,8 @@ def _find(file: Path, data: dict[str, Any], text: str) -> Path:
     for place in tried:
         if os.path.exists(place):
             return Path(place).absolute()
+    if len(own + text) > LONGEST_PATH:
+        raise UsageError(f"{file}: {(own + text)[:80]}… is too long for a path")
     raise UsageError(f"{file}: {text} is not there; looked at {', '.join(map(str, tried))}")
 
 
