@@ -40,7 +40,8 @@ def _certain(shapes: Sequence[Shape], size: Size) -> Sequence[bool]:
         numbers = np.array(list(chain.from_iterable(outlines)), dtype=np.float64)
     except (TypeError, ValueError, OverflowError):  # one of them is none: each for itself tells which
         return result.tolist()
-    if not len(lengths) or (lengths % 2).any() or lengths.min() < 6 or lengths.max() > 2 * MANY_POINTS:
+    is_usual = len(lengths) and not (lengths % 2).any() and lengths.min() >= 6 and lengths.max() <= 2 * MANY_POINTS
+    if not is_usual or not np.abs(numbers).max() < FARTHEST:  # nor where one is NaN
         return result.tolist()
     result[np.array(single)] = _thick(numbers.reshape(-1, 2), lengths // 2, size)
     return result.tolist()
@@ -50,14 +51,12 @@ def _thick(points: np.ndarray, lengths: np.ndarray, size: Size) -> np.ndarray:
     """Which polygons, one after the other in `points` (N, 2), lie in the picture and are wider than 1.5 pixels."""
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     lowest, highest = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)  # (P, 2)
-    with np.errstate(all="ignore"):  # infinite numbers lie in no picture
-        following = np.arange(1, len(points) + 1)
-        following[starts + lengths - 1] = starts
-        x, y = points.T
-        cross = x * y[following] - x[following] * y  # (N,)
-        area = np.abs(np.add.reduceat(cross, starts)) / 2
-        inside = (lowest >= 0).all(axis=1) & (highest <= (size[1], size[0])).all(axis=1)
-        return np.asarray(inside & (area >= 1.5 * (highest - lowest).max(axis=1) + 2))
+    following = np.arange(1, len(points) + 1)
+    following[starts + lengths - 1] = starts
+    x, y = points.T
+    area = np.abs(np.add.reduceat(x * y[following] - x[following] * y, starts)) / 2  # (P,)
+    inside = (lowest >= 0).all(axis=1) & (highest <= (size[1], size[0])).all(axis=1)
+    return np.asarray(inside & (area >= 1.5 * (highest - lowest).max(axis=1) + 2))
 
 
 def _end_of(number: int, shape: Shape, size: Size) -> Fate | None:

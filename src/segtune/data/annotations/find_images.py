@@ -60,14 +60,14 @@ class AnnotatedImages:
         (lower case), and of them the closest to `near`.
         """
         given = unicodedata.normalize("NFC", name.replace("\\", "/"))
-        wanted = PurePosixPath(given.lower())
-        found = self._by_name.get(wanted.name, [])
+        wanted = given.lower().removeprefix("./")
+        found = self._by_name.get(wanted.rpartition("/")[2], [])
         if len(found) > 1:
             found = [
                 path for path in found if _plain(path.as_posix()).endswith(f"/{wanted}".replace("//", "/"))
             ] or found
         if len(found) > 1:
-            own = PurePosixPath(given).name
+            own = given.rpartition("/")[2]
             found = [path for path in found if unicodedata.normalize("NFC", path.name) == own] or found
         if len(found) > 1:
             scores = [_closeness(path, near, hints) for path in found]
@@ -151,27 +151,28 @@ def keep_annotated(
     faults: dict[str, dict[str, str]] = {"unreadable": {}, "size_mismatch": {}, "annotation_unreadable": {}}
     tally, names = tally_of(index), index.classes or {}
     pairs = list(zip(samples, parts, strict=True))
-    looks = in_threads(lambda pair: _look(*pair, shapes_of), pairs, "reading headers")
-    for (sample, part), (size, shapes, ends) in zip(pairs, looks, strict=True):
-        name, where = index.below(sample.image), index.below(sample.mask)
+    sizes = in_threads(_shown_size, samples, "reading headers")
+    for (sample, part), size in zip(pairs, sizes, strict=True):
+        shapes, ends = _look(sample, part, size, shapes_of)
         if "shapes" not in part:
             tally.give(len(shapes))
         tally.images[sample.split] += 1
         tally.annotated[sample.split] += bool(shapes or part.get("segments"))
+        if isinstance(size, tuple) and isinstance(ends, list) and (0 in sample.size or sample.size == size):
+            text = json.dumps({**part, "size": size}, separators=(",", ":"))
+            index.samples.append(sample._replace(size=size, mask_part=text))
+            _count(index, sample, shapes, ends)
+            for value in part.get("segments", {}).values():
+                tally.end(CROWD if value is None else None, "", names.get(value) or "")
+            continue
+        name, where = index.below(sample.image), index.below(sample.mask)
         if isinstance(size, ReadError):
             faults["unreadable"][name] = f"{name} ({size.reason})"
-        elif 0 not in sample.size and sample.size != size:
-            faults["size_mismatch"][name] = f"{name} ({size}), annotated as {sample.size}"
         elif isinstance(ends, DataError):
             reason = str(ends)
             faults["annotation_unreadable"][name] = reason if where in reason else f"{where}: {name}: {reason}"
         else:
-            text = json.dumps({**part, "size": size}, separators=(",", ":"))
-            index.samples.append(sample._replace(size=size, mask_part=text))
-            _count(tally, where, shapes, ends, names)
-            for value in part.get("segments", {}).values():
-                tally.end(CROWD if value is None else None, where, names.get(value) or "")
-            continue
+            faults["size_mismatch"][name] = f"{name} ({size}), annotated as {sample.size}"
         tally.end(UNUSABLE, name, count=_length(part) or len(shapes))
         tally.annotated[sample.split] = tally.images[sample.split]  # what is wrong there is known
     fix = "Replace these images, or export the annotations again (an image counts as its EXIF orientation turns it)"
@@ -182,28 +183,31 @@ def keep_annotated(
 
 
 def _look(
-    sample: Sample, part: Mapping[str, Any], shapes_of: ShapesOf | None
-) -> tuple[tuple[int, int] | ReadError, Sequence[Shape], list[Fate | None] | DataError]:
-    """The size of an image, its shapes, and where these end; the error, where they cannot be drawn."""
+    sample: Sample, part: Mapping[str, Any], size: tuple[int, int] | ReadError, shapes_of: ShapesOf | None
+) -> tuple[Sequence[Shape], list[Fate | None] | DataError]:
+    """The shapes of an image of a size, and where these end; the error, where they cannot be drawn.
+
+    This is arithmetic, which threads would only make slower.
+    """
     shapes: Sequence[Shape] = part.get("shapes", ())
-    size = _shown_size(sample)
     if isinstance(size, ReadError) or (0 not in sample.size and sample.size != size):
-        return size, shapes, []
+        return shapes, []
     try:
         if shapes_of and "shapes" not in part:
             shapes = shapes_of(sample, size)
-        return size, shapes, ends_of(shapes, size)
+        return shapes, ends_of(shapes, size)
     except DataError as error:
-        return size, shapes, error
+        return shapes, error
 
 
-def _count(
-    tally: Tally, where: str, shapes: Sequence[Shape], ends: Sequence[Fate | None], names: Mapping[int, str | None]
-) -> None:
+def _count(index: DatasetIndex, sample: Sample, shapes: Sequence[Shape], ends: Sequence[Fate | None]) -> None:
+    tally, names = tally_of(index), index.classes or {}
     for number, (shape, fate) in enumerate(zip(shapes, ends, strict=True), start=1):
-        ignored = RULES[shape.get("rule", MARKED.kind)] if shape["value"] is None else None
-        entry = shape.get("entry", f"shape {number}")
-        tally.end(ignored or fate, f"{where}: {entry}", shape.get("label") or names.get(shape["value"]) or "")
+        value = shape["value"]
+        ignored = RULES[shape.get("rule", MARKED.kind)] if value is None else None
+        is_lost = fate is not None and not ignored
+        entry = f"{index.below(sample.mask)}: {shape.get('entry', f'shape {number}')}" if is_lost else ""
+        tally.end(ignored or fate, entry, shape.get("label") or names.get(value) or "")
 
 
 def _length(part: Mapping[str, Any]) -> int:
@@ -218,7 +222,7 @@ def _shown_size(sample: Sample) -> tuple[int, int] | ReadError:
 def sample_id(name: str) -> str:
     """The id of an image that an annotation names: its path without suffix, and without a drive of Windows."""
     path = re.sub("^[A-Za-z]:", "", name.replace("\\", "/")).lstrip("./")
-    return path[: -len(suffix)] if (suffix := PurePosixPath(path).suffix) else path
+    return os.path.splitext(path)[0]
 
 
 def _plain(name: str) -> str:

@@ -42,8 +42,13 @@ def check_entries(path: Path, name: str, entries: Any, fields: Fields) -> None:
     """
     if not isinstance(entries, list):
         raise DataError(f"{path}: {name} is {_shown(entries)}, not a list")
+    usual = [
+        (field.removesuffix("?"), {*types, type(None)} - {float} if field.endswith("?") else {*types} - {float})
+        for field, types in fields.items()
+    ]  # of floats the value counts as well
     for number, entry in enumerate(entries):
-        check_entry(path, f"{name}[{number}]", entry, fields)
+        if type(entry) is not dict or not all(type(entry.get(key)) in types for key, types in usual):
+            check_entry(path, f"{name}[{number}]", entry, fields)
 
 
 def check_entry(path: Path, name: str, entry: Any, fields: Fields) -> None:

@@ -212,6 +212,8 @@ def read_shapes(path: Path, size: tuple[int, int], values: Mapping[str, int]) ->
             raise DataError(
                 f"{path}, line {number}: class {kind:g} is none of those in data.yaml: {listed(list(values))}"
             )
-        points = [number * (height if i % 2 else width) for i, number in enumerate(coordinates)]
+        points = [0.0] * len(coordinates)
+        points[::2] = [x * width for x in coordinates[::2]]
+        points[1::2] = [y * height for y in coordinates[1::2]]
         shapes.append({"value": value, "polygons": [points], "entry": f"line {number}"})
     return shapes
