@@ -147,6 +147,8 @@ def open_dataset(config: DatasetConfig) -> tuple[DatasetDict, LabelMap]:
     rows = rows_of(index, config)
     if config.on_error == "skip":
         rows = without_unreadable(rows)
+        if not rows:
+            raise DataError(f"{index.root}: none of the {len(index.samples)} samples can be read")
     logger.info("%s: %s", index.root, ", ".join(f"{len(found)} {split}" for split, found in rows.items()))
     return rows, label_map
 

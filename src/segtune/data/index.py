@@ -115,6 +115,8 @@ class DatasetIndex:
             raise DataError(f"{self.root}: {'; '.join(p.message for p in refused)}. {'. '.join(fixes)}")
         for problem in skipped:
             logger.warning("%s: skipped %s", self.root, problem.message)
+        if skipped and not self.samples:
+            raise DataError(f"{self.root}: nothing is left without what was skipped: {skipped[0].message}")
 
     def below(self, path: Path) -> str:
         """A path as messages show it."""

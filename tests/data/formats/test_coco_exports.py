@@ -265,6 +265,7 @@ def test_a_split_that_nobody_annotated(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none has an annotation \(1\): test with 2 of them.*dataset\.splits"):
         pixels(tmp_path)
     assert pixels(tmp_path, splits={"train": "train"}) == [RIGHT, RIGHT]
+    assert pixels(tmp_path, on_error="skip") == [RIGHT, RIGHT]
 
 
 def test_labels_by_the_ids_of_the_file(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ logger = logging.getLogger(__name__)
 def settle(index: DatasetIndex) -> None:
     """Say where the annotations of an opened data set ended; what is too much becomes a problem of the index.
 
-    That is: more than the limit of a fate, or all annotations of a class; and splits none of whose images has one.
+    That is: more than the limit of a fate, or all annotations of a class; and splits none of whose images has one, whose
+    samples are rejected.
     """
     tally = index.tally
     if tally is None:
@@ -49,4 +50,6 @@ def _report_bare_splits(index: DatasetIndex, tally: Tally) -> None:
         fix = "All of their masks would be background: look whether the annotations are elsewhere or were not exported"
         if len(bare) < len(tally.images):
             fix += "; to leave a split out, name the others in dataset.splits"
+        index.rejected += [sample for sample in index.samples if sample.split in bare]
+        index.samples = [sample for sample in index.samples if sample.split not in bare]
         index.report("split_without_annotations", "splits of whose images none has an annotation", shown, fix)
