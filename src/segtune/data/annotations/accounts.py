@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 def settle(index: DatasetIndex) -> None:
     """Say where the annotations of an opened data set ended; what is too much becomes a problem of the index.
 
-    That is: more than the limit of a fate, or all annotations of a class; and splits none of whose images has one, whose
+    That is: more than the limit of a fate, or all annotations of a class; and a split without any, whose
     samples are rejected.
     """
     tally = index.tally
