@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,58 @@ def test_labels_by_the_names_of_the_format(
     ("labels", "message"),
     [
         (["car", "road"], r'dataset\.labels: background: not named, though the data has them; .*{"background": null}'),
-        ({"car": "car", "bus": "bus"}, r"dataset\.labels: the data has no class 'bus'; it has background, car, road"),
+        ({"car": "car", "bus": "bus"}, r"dataset\.labels: background, road: not named.*have no 'bus'"),
+        (["background", "Car", "road"], r"car: not named.*the labels have 'Car' for 'car'"),
+        (
+            {"0": "background", "1": "Auto", "2": "road"},
+            r"car: not named.*1 is 'Auto' in the labels and 'car'",
+        ),
+        ({"1": "car", "2": "road"}, r"background: not named"),
     ],
 )
 def test_contradictions_with_the_format(tmp_path: Path, labels: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         label_map_of(config(tmp_path, labels=labels), tmp_path, CLASSES)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"0": "background", "1": "road", "2": "car"},
+        {"0": "background", "4": "road", "7": "sign", "9": "car"},
+        {"categories": [{"id": 0, "name": "Background"}, {"id": 3, "name": "road"}, {"id": 5, "name": "car"}]},
+        {"#000000": "background", "#804080": "road", "#400080": "car"},
+        {"background": 0, "road": 1, "car": 2},
+    ],
+)
+def test_names_count_more_than_numbers(tmp_path: Path, labels: Any) -> None:
+    """The format numbers car 1 and road 2; whoever wrote the labels numbered otherwise."""
+    for own in (label_map_of(config(tmp_path, labels=labels), tmp_path, CLASSES), beside(tmp_path, labels)):
+        assert own is not None and own.ids is not None
+        named = {value: own.names[target].lower() for value, target in own.ids.items() if target is not None}
+        assert named == {0: "background", 1: "car", 2: "road"}
+        assert own.names.index("road") < own.names.index("car")
+
+
+def beside(root: Path, labels: Any) -> LabelMap | None:
+    (root / "id2label.json").write_text(json.dumps(labels))
+    return label_map_of(config(root), root, CLASSES)
+
+
+def test_a_class_that_the_data_lacks_is_allowed(tmp_path: Path) -> None:
+    """A second export may lack a class of the first."""
+    labels = ["background", "sign", "car", "road"]
+    found = label_map_of(config(tmp_path, labels=labels), tmp_path, CLASSES)
+    assert found is not None and found.names == tuple(labels) and found.ids == {0: 0, 1: 2, 2: 3}
+
+
+def test_files_beside_annotations_of_other_things_are_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        found = beside(tmp_path, {"0": "background", "1": "cat", "2": "dog"})
+    assert found is not None and found.names == ("background", "car", "road")
+    assert "id2label.json is passed over" in caplog.text and "car, road: not named" in caplog.text
 
 
 def test_files_of_names_may_speak_of_the_format(tmp_path: Path) -> None:
@@ -88,7 +135,7 @@ def test_files_of_names_may_speak_of_the_format(tmp_path: Path) -> None:
     label_map = label_map_of(chosen, tmp_path, CLASSES)
     assert label_map is not None and label_map.names == ("road",)
     (tmp_path / "mine.json").write_text('{"bus": "bus"}')
-    with pytest.raises(UsageError, match=r"mine\.json: the data has no class 'bus'"):
+    with pytest.raises(UsageError, match=r"mine\.json: background, car, road: not named.*have no 'bus'"):
         label_map_of(chosen, tmp_path, CLASSES)
 
 

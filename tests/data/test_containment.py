@@ -133,12 +133,14 @@ def outside_of_parquet_cells(root: Path, secret: Path, named: str) -> None:
 
 
 def outside_of_labelme(root: Path, secret: Path, named: str) -> None:
-    data = {"shapes": [], "imagePath": named, "imageHeight": 8, "imageWidth": 8}
+    shape = {"label": "car", "points": [[1, 1], [6, 1], [6, 6]]}
+    data = {"shapes": [shape], "imagePath": named, "imageHeight": 8, "imageWidth": 8}
     (root / "x.json").write_text(json.dumps(data), encoding="utf-8")
 
 
 def outside_of_yolo(root: Path, secret: Path, named: str) -> None:
     (root / "data.yaml").write_text(f"names: [car]\ntrain: {Path(named).parent.as_posix()}\n", encoding="utf-8")
+    secret.with_suffix(".txt").write_text("0 0.1 0.1 0.9 0.1 0.9 0.9\n", encoding="utf-8")
 
 
 OUTSIDE = [outside_of_table, outside_of_parquet_paths, outside_of_parquet_cells, outside_of_labelme, outside_of_yolo]

@@ -410,7 +410,7 @@ def test_absent_labels_are_proposed_from_the_masks(tmp_path: Path, mask: Any, me
 
 def test_wrong_labels_in_the_recipe_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"dataset\.labels: 'sky' is no mask id"):
-        find_label_map(DatasetConfig(path=str(tmp_path), labels={"sky": 0}))
+        find_label_map(DatasetConfig(path=str(tmp_path), labels={"sky": 0.5}))
 
 
 def test_config_refuses_unknown_names() -> None:
@@ -468,3 +468,24 @@ def test_a_label_map_may_need_the_files(tmp_path: Path) -> None:
     shape = {"label": "road", "points": [[0, 0], [3, 0], [3, 3]], "shape_type": "polygon"}
     (tmp_path / "a.json").write_text(json.dumps({"shapes": [shape], "imagePath": "a.jpg"}))
     assert find_label_map(DatasetConfig(path=str(tmp_path))).names == ("background", "road")
+
+
+@pytest.mark.parametrize("form", ["{}", "{}.png", "images/{}.png", "images\\{}.png", "{} 1"])
+@pytest.mark.parametrize("suffix", ["txt", "json"])
+def test_split_lists_name_images_in_many_ways(tmp_path: Path, form: str, suffix: str) -> None:
+    names = ["a", "im 0", "im 1"]
+    for name in names:
+        for kind in ("images", "masks"):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            PIL.Image.new("L", (4, 4)).save(tmp_path / kind / f"{name}.png")
+    entries = [form.format(name) for name in names if " " not in name or form != "{} 1"]
+    (tmp_path / "train.txt").write_text("\n".join(entries) + "\n")
+    (tmp_path / "split.json").write_text(json.dumps({"train": entries}))
+    given = "{split}.txt" if suffix == "txt" else "split.json"
+    dataset = load_segmentation_dataset(tmp_path, split_file=given, val_fraction=0)
+    assert list(dataset["train"]["id"]) == (names if form != "{} 1" else ["a"])
+    (tmp_path / "split.json").write_text(json.dumps({"train": ["b.png"]}))
+    with pytest.raises(
+        DataError, match=r"split file without files \(1\): b\.png\. Ids are the names of the images, wi"
+    ):
+        load_segmentation_dataset(tmp_path, split_file="split.json")

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 
 from segtune.data.dataset import DatasetConfig, load_segmentation_dataset, scan_dataset
-from segtune.data.index import Sample
+from segtune.data.index import DatasetIndex, Sample
 from segtune.errors import DataError
 
 
@@ -59,3 +59,10 @@ def test_problem_files_are_all_there_and_the_message_is_short(tmp_path: Path) ->
     (problem,) = scan_dataset(DatasetConfig(path=str(tmp_path))).problems
     assert problem.files == tuple(f"images/{number}.png" for number in range(1, 9))
     assert problem.message.endswith("(8): " + ", ".join(problem.files[:5]) + " and 3 more")
+
+
+def test_nothing_left_is_an_error() -> None:
+    index = DatasetIndex(Path("data"))
+    index.report("unreadable", "files that cannot be read", {"a.png": "a.png"}, "Replace them")
+    with pytest.raises(DataError, match=r"data: nothing is left .* files that cannot be read \(1\): a\.png"):
+        index.raise_or_skip("skip")

@@ -11,6 +11,7 @@ from segtune.data.splits import (
     all_names,
     choose_split,
     draw_val,
+    meant_ids,
     read_split_file,
     read_split_lists,
     split_in,
@@ -125,6 +126,28 @@ def test_other_files_are_no_split_files(tmp_path: Path, content: str) -> None:
 def test_lists_of_a_split_hold_an_id_a_line(tmp_path: Path) -> None:
     (tmp_path / "training.txt").write_text("b 1\n\n  \na 0\n")
     (tmp_path / "val.txt").write_text("")
-    assert read_split_lists(tmp_path, "{split}.txt", SPLITS) == {"train": ["a", "b"], "val": []}
+    assert read_split_lists(tmp_path, "{split}.txt", SPLITS) == {"train": ["a 0", "b 1"], "val": []}
     with pytest.raises(UsageError, match=r"none of lists/train\.txt, lists/training\.txt, lists/val\.txt"):
         read_split_lists(tmp_path, "lists/{split}.txt", SPLITS)
+
+
+@pytest.mark.parametrize(
+    ("entry", "meant"),
+    [
+        ("a", "a"),
+        ("a 1", "a"),
+        ("a.jpg", "a"),
+        ("images/a.jpg", "a"),
+        ("C:\\data\\images\\a.JPG", "a"),
+        ("/CamVid/train/a.png /CamVid/trainannot/a.png", "a"),
+        ("im 0", "im 0"),
+        ("images/im 0.png", "im 0"),
+        ("bonn/a", "bonn/a"),
+        ("img/bonn/a.png", "bonn/a"),
+        ("v1.2", "v1.2"),
+        ("v1.2.png", "v1.2"),
+        ("other.png", "other.png"),
+    ],
+)
+def test_what_entries_of_lists_mean(entry: str, meant: str) -> None:
+    assert meant_ids([entry], {"a", "im 0", "bonn/a", "v1.2", "im"}) == [meant]

@@ -35,6 +35,7 @@ LABELME = "__ignore__\n_background_\naeroplane\ndining table\n"
             "road 128 64 128\nsign symbol 192 128 128\n",
             {(128, 64, 128): "road", (192, 128, 128): "sign symbol"},
         ),
+        ("names.txt", "background\n2nd class\nB-1\n", ["background", "2nd class", "B-1"]),
         ("one.csv", "r;g;b;name\n1;2;3;class 7\n", {(1, 2, 3): "class 7"}),
     ],
 )
@@ -46,11 +47,11 @@ def test_lines(tmp_path: Path, name: str, text: str, expected: Any) -> None:
     assert LabelMap.from_file(path).num_labels == len(expected)
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "1 2\n3 4\n", "road 1 2 3\n1 2 3 road\n"])
+@pytest.mark.parametrize("text", ["", "# nothing\n", "1 2\n3 4\n", "road 1 2 3\n1 2 3 road\n", "a\n7 road\nb\n"])
 def test_other_lines_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "labels.txt"
     path.write_text(text)
-    with pytest.raises(UsageError, match=r"labels\.txt: a line names a class, with its id or its colour"):
+    with pytest.raises(UsageError, match=r"labels\.txt(: it is empty|, line \d: what is '.*'\?)\.? A line names a"):
         read_label_file(path)
 
 
@@ -105,3 +106,33 @@ def test_ranges_of_ids() -> None:
     assert LabelMap.from_dict(label_map.to_dict()) == label_map
     with pytest.raises(UsageError, match="a mask id is named twice in 0-5, 5"):
         LabelMap.from_dict({"0-5": "sky", "5": "road"})
+
+
+def test_the_odd_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("# ours\n0 sky\n\n1 road\ncar\n")
+    with pytest.raises(UsageError, match=r"labels\.txt, line 5: what is 'car'\?"):
+        read_label_file(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"sky": 0, "road": 7}, {0: "sky", 7: "road"}),
+        ({"label2id": {"sky": "0", "road": "7"}}, {"0": "sky", "7": "road"}),
+        ({"label_map": {"0": "sky", "7": "road"}, "background_label": "0"}, {"0": "sky", "7": "road"}),
+    ],
+)
+def test_files_of_other_tools(data: Any, expected: Any) -> None:
+    assert canonical(data)["classes"] == expected
+    assert LabelMap.from_dict(data) == LabelMap.from_ids({0: "sky", 7: "road"})
+
+
+def test_colours_of_datumaro_are_shown() -> None:
+    data = {"label_map": {"0": "sky", "7": "road"}, "segmentation_colors": [[1, 2, 3], [4, 5, 6]]}
+    assert LabelMap.from_dict(data).colors == ((1, 2, 3), (4, 5, 6))
+
+
+def test_two_names_of_one_id_are_a_question() -> None:
+    with pytest.raises(UsageError, match=r"'street' have one id, 7: to merge them, write \{\"7\": \"road\"\}"):
+        canonical({"road": 7, "street": 7})

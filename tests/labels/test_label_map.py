@@ -157,7 +157,7 @@ def test_real_file_with_colors(camvid: Path) -> None:
 def test_file_errors_name_the_file(tmp_path: Path) -> None:
     broken, wrong = tmp_path / "broken.json", tmp_path / "wrong.json"
     broken.write_text("{")
-    wrong.write_text('{"sky": 0}')
+    wrong.write_text('{"sky": 0.5}')
     with pytest.raises(UsageError, match=r"absent\.json: cannot read the class names: No such file"):
         LabelMap.from_file(tmp_path / "absent.json")
     with pytest.raises(UsageError, match=r"broken\.json is no JSON file: .*line 1"):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shlex
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from segtune.data.config import PACKAGED, DatasetConfig
-from segtune.errors import UsageError
-from segtune.labels.label_file import canonical, read_label_file
+from segtune.errors import UsageError, listed
+from segtune.labels.label_file import IGNORED, canonical, read_label_file
 from segtune.labels.label_map import USUAL_IGNORE, WIDE_IGNORE, LabelMap
 from segtune.labels.mask_values import show_value
 
@@ -28,6 +30,7 @@ LABEL_FILES = (
 )
 TABLES = Path(__file__).parent / "published"  # label maps and splits of published data sets
 BACKGROUND = "background"
+NO_INDEX = -100  # an ignore_index that is no class, where labels are only compared
 logger = logging.getLogger(__name__)
 
 Classes = Mapping[int, str | None]  # mask value -> name, None for values that are ignored
@@ -42,6 +45,30 @@ def number_classes(names: Iterable[str], config: DatasetConfig, root: Path) -> d
     listed = [name for name in _listed_names(_given_labels(config, root)) if name in found]
     ordered = [*listed, *(name for name in found if name not in listed)]
     return dict(enumerate([BACKGROUND, *ordered]))
+
+
+def drawn_names(names: Iterable[str]) -> list[str]:
+    """The names that become classes: without the words for what is background, or ignored."""
+    return [name for name in names if not is_background(name) and name != IGNORED]
+
+
+def is_background(name: str) -> bool:
+    """Whether a name is a word for what no shape covers: background, Background, _background_."""
+    return name.strip().strip("_").casefold() == BACKGROUND
+
+
+def value_of(name: str, values: Mapping[str, int]) -> int | None:
+    """The mask value of a class of an annotation; None where it is to be ignored.
+
+    Args:
+        values: of the classes, by name.
+
+    Raises:
+        KeyError: there is no such class.
+    """
+    if name not in values and name == IGNORED:
+        return None
+    return 0 if name not in values and is_background(name) else values[name]
 
 
 def listed_classes(config: DatasetConfig, root: Path) -> list[str]:
@@ -69,10 +96,10 @@ def label_map_of(config: DatasetConfig, root: Path, classes: Classes | None) -> 
     try:
         if data is None:
             label_map = LabelMap.from_ids(dict(classes or {}), ignore_index=config.ignore_index)
-        elif classes is not None and _listed_names(data):
-            label_map = _by_name(data, classes, config.ignore_index)
-        else:
+        elif classes is None:
             label_map = LabelMap.from_dict(data, config.ignore_index)
+        else:
+            label_map = _match(data, classes, config.ignore_index)
     except UsageError as error:
         origin = origin or str(root)
         raise error if origin in str(error) else UsageError(f"{origin}: {error}") from error
@@ -128,14 +155,18 @@ def _given_labels(config: DatasetConfig, root: Path) -> Any:
 
 
 def _usual_labels(root: Path, classes: Classes | None) -> tuple[Any, str]:
-    """What a label file in the folder says, and its path; names that are not the format's speak of something else."""
+    """What a label file in the folder says, and its path; one without the format's names speaks of something else."""
     for path in (root / name for name in LABEL_FILES):
         if path.is_file():
             data = read_label_file(path)
-            names = set(_listed_names(data))
-            if classes is None or not names or names == {name for name in classes.values() if name is not None}:
+            try:
+                if classes is not None:
+                    _match(data, classes)
                 return data, str(path)
-            logger.info("%s is passed over: it does not name the classes that the annotations have", path)
+            except UsageError as error:
+                logger.info(
+                    "%s is passed over: it is not about the classes that the annotations have (%s)", path, error
+                )
     return None, ""
 
 
@@ -152,31 +183,93 @@ def _tell_passed_over(origin: str, data: Any, root: Path) -> None:
 
 
 def _listed_names(data: Any) -> list[str]:
-    """The data's own names in labels that are written by name: ["sky", "road"] or {"pavement": "road", "car": null}."""
-    if data is None or (isinstance(data, Mapping) and ({"ids", "mask_colors"} & set(data))):
-        return []
+    """The data's own names in labels that are written by name."""
+    return [name for name in (data is not None and _targets(data)) or () if isinstance(name, str)]
+
+
+def _targets(data: Any) -> dict[str, str | None] | None:
+    """Name in the data -> name of the class, of labels that are written by name: ["sky", "road"] or {"pavement":
+    "road", "car": null}; None of labels by number or colour."""
+    if isinstance(data, Mapping) and ({"ids", "mask_colors"} & set(data)):
+        return None
     classes = canonical(data)["classes"]
     if isinstance(classes, list):
-        return classes
+        return {name: name for name in classes}
     keys = list(classes) if isinstance(classes, Mapping) else []
-    return keys if all(isinstance(key, str) and key[:1] not in "#0123456789" for key in keys) else []
+    by_name = keys and all(isinstance(key, str) and not re.fullmatch(r"#.*|-?\d+(-\d+)?", key) for key in keys)
+    return dict(classes) if by_name else None
 
 
-def _by_name(data: Any, classes: Classes, ignore_index: int) -> LabelMap:
-    """A label map from names of the data's classes, which must all be there, in the order given."""
-    options = canonical(data)
-    targets = options["classes"]
-    targets = {name: name for name in targets} if isinstance(targets, list) else targets
+def _match(data: Any, classes: Classes, ignore_index: int = NO_INDEX) -> LabelMap:
+    """The label map of a format that names its mask values: by these names, whatever numbers the labels have.
+
+    Raises:
+        UsageError: a class of the format is not named.
+    """
+    targets = _targets(data)
+    own = None if targets is not None else LabelMap.from_dict(data, ignore_index)
+    if own and _has_same_numbers(own, classes):
+        return own
+    if own:
+        ignore_index = own.ignore_index
+    targets = {name: name for name in own.names} if own else targets or {}
+    colors = dict(zip(own.names, own.colors, strict=True)) if own else canonical(data).get("colors")
     names = list(dict.fromkeys(name for name in targets.values() if name is not None))
-    known = {name: value for value, name in classes.items() if name is not None}
-    if unknown := [name for name in targets if name not in known]:
-        raise UsageError(f"the data has no class {unknown[0]!r}; it has {', '.join(known)}")
-    if missing := [name for name in known if name not in targets]:
-        example = ", ".join(f'"{name}": null' for name in missing[:3])
-        raise UsageError(f"{', '.join(missing)}: not named, though the data has them; ignore them with {{{example}}}")
+    known = {value: _named_in(targets, name) for value, name in classes.items() if name is not None}
+    if missing := [str(classes[value]) for value, key in known.items() if key is None]:
+        raise UsageError(_not_named(missing, targets, own, classes))
+    if extra := [name for name in targets if name not in known.values()]:
+        logger.info("no annotation has the class %s", listed(list(map(repr, extra))))
+    if own:
+        logger.info("labels by number: their names say which class of the annotations is which")
     ids = {
-        value: None if name is None or (target := targets[name]) is None else names.index(target)
-        for value, name in classes.items()
+        value: None if (key := known.get(value)) is None or (target := targets[key]) is None else names.index(target)
+        for value in classes
     }
-    shown = LabelMap.from_names(names, options.get("colors"), ignore_ids=(), ignore_index=ignore_index)
+    shown = LabelMap.from_names(names, colors, ignore_ids=(), ignore_index=ignore_index)
     return LabelMap(tuple(names), shown.colors, ids=ids, ignore_index=ignore_index)
+
+
+def _has_same_numbers(own: LabelMap, classes: Classes) -> bool:
+    """Whether labels by number name or ignore every mask value of the format, and none by the name of another."""
+    if own.ids is None or not all(value in own.ids for value, name in classes.items() if name is not None):
+        return False
+    names = set(classes.values())
+    for value, target in own.ids.items():
+        name, theirs = own.names[target] if target is not None else None, classes.get(value)
+        agrees = name == theirs or (theirs is not None and name and is_background(name) and is_background(theirs))
+        if name is not None and not agrees and (theirs is not None or name in names):
+            return False
+    return True
+
+
+def _named_in(targets: Mapping[str, Any], name: str) -> str | None:
+    """The key by which labels speak of a class of the data."""
+    if name in targets:
+        return name
+    return next((key for key in targets if is_background(key)), None) if is_background(name) else None
+
+
+def _not_named(missing: Sequence[str], targets: Mapping[str, Any], own: LabelMap | None, classes: Classes) -> str:
+    """What to say of classes of the data that labels leave out."""
+    example = ", ".join(f'"{name}": null' for name in missing[:3])
+    strange = [name for name in targets if name not in classes.values() and not is_background(str(name))]
+    others = f" (and have no {listed(list(map(repr, strange)))})" if strange else ""
+    message = f"{', '.join(missing)}: not named, though the data has them{others}; ignore them with {{{example}}}"
+    near = {plain(key): key for key in targets}
+    if alike := [f"{near[plain(name)]!r} for {name!r}" for name in missing if plain(name) in near]:
+        message += f". Names count letter by letter: the labels have {', '.join(alike)}"
+    if own and own.ids is not None:
+        message += ". The labels are by number, but the data has names: write {name in the data: class}"
+        odd = [
+            f"{value} is {own.names[target]!r} in the labels and {classes[value]!r} in the data"
+            for value, target in own.ids.items()
+            if target is not None and classes.get(value) not in (None, own.names[target])
+        ]
+        message += f" ({listed(odd, 3)})" if odd else ""
+    return message
+
+
+def plain(name: str) -> str:
+    """A name without what typing errors change: case, blanks and signs between words."""
+    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFC", str(name))).casefold()

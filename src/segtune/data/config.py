@@ -91,8 +91,10 @@ class DatasetConfig(StrictModel):
         description="Shape that counts where several overlap: the smaller or the later one; null = the smaller one in "
         "COCO and YOLO, the later one elsewhere.",
     )
-    crowd: Literal["ignore", "class"] = Field(
-        "ignore", description="Whether COCO's crowd regions are ignored or count as their class."
+    crowd: Literal["ignore", "class"] | None = Field(
+        None,
+        description="Whether COCO's crowd regions are ignored or count as their class; null = ignored, and an error "
+        "where most regions of a class are crowds.",
     )
     one_hot: bool = Field(False, description="Masks have a channel for each class, in the order of the mask ids.")
     tile: int | None = Field(

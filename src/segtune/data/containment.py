@@ -6,7 +6,7 @@ images and masks. All of that may come from somebody else. Every source passes t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,9 @@ def contain(index: DatasetIndex, config: DatasetConfig) -> None:
     index.report("id_unsafe", "ids that cannot be the name of a file", shown, RENAME)
     outside: dict[str, str] = {}
     if index.tables is None and not config.allow_outside:
-        places = _places(index.root, config)
+        is_inside = _insider(_places(index.root, config))
         for sample in index.samples + index.rejected:
-            away = {str(path): repr(str(path)) for path in _files(sample) if not _is_below(places, path)}
+            away = {str(path): repr(str(path)) for path in _files(sample) if not is_inside(path)}
             outside |= away
             faults |= dict.fromkeys([sample.id] if away else [], OUTSIDE)
         index.report("file_outside", OUTSIDE, outside, ALLOW)
@@ -131,6 +131,20 @@ def _places(root: Path, config: DatasetConfig) -> list[Path]:
     folder = root.parent if root.is_file() else root
     named = [text.partition("{")[0] for text in (config.images, config.masks) if text]
     return [folder, *(folder / text for text in named if text)]
+
+
+def _insider(places: Sequence[Path]) -> Callable[[Path], bool]:
+    """`_is_below` for many files, of which most lie in few folders."""
+    known: dict[Path, bool] = {}
+
+    def is_inside(path: Path) -> bool:
+        if ".." in path.parts:
+            return _is_below(places, path)
+        if path.parent not in known:
+            known[path.parent] = _is_below(places, path.parent)
+        return known[path.parent] or _is_below(places, path)
+
+    return is_inside
 
 
 def _is_below(places: Sequence[Path], path: Path) -> bool:

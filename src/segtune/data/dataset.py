@@ -13,8 +13,9 @@ from typing import Any
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from pydantic import ValidationError
 
+from segtune.data.annotations.accounts import settle
 from segtune.data.checks import without_unreadable
-from segtune.data.class_names import LABEL_FILES, label_map_of
+from segtune.data.class_names import BACKGROUND, LABEL_FILES, label_map_of
 from segtune.data.config import HUB, PACKAGED, DatasetConfig, refuse_missing
 from segtune.data.containment import contain
 from segtune.data.formats import hub_parquet
@@ -25,7 +26,7 @@ from segtune.data.formats.folder import listed_ids, scan_folders, scan_voc
 from segtune.data.formats.label_studio import scan_label_studio
 from segtune.data.formats.labelme import scan_labelme
 from segtune.data.formats.table import scan_manifest
-from segtune.data.formats.yolo import scan_yolo
+from segtune.data.formats.yolo import numbers_of, scan_yolo
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.lazy_rows import Reader, decoded, sample_ids, to_dataset, undecoded
 from segtune.data.splits import SPLITS, draw_val, write_split_file
@@ -83,6 +84,8 @@ def scan_dataset(config: DatasetConfig) -> DatasetIndex:
         _follow_split_file(index, config)
     contain(index, config)
     _report_repeated_ids(index)
+    settle(index)
+    _report_nothing(index)
     if not any(sample.split == "val" for sample in index.samples):
         train = [sample.id for sample in index.samples if sample.split == "train"]
         drawn = set(draw_val(train, config.val_fraction, config.split_seed))
@@ -114,7 +117,9 @@ def find_format(config: DatasetConfig) -> tuple[Path, str]:
 
 def rows_of(index: DatasetIndex, config: DatasetConfig) -> DatasetDict:
     """The samples of an index as rows "id", "image" and "mask" by split; files are read when a row is."""
-    values = {name: value for value, name in (index.classes or {}).items() if name is not None}
+    classes = index.classes or {}
+    values = {name: value for value, name in classes.items() if name is not None}
+    values = numbers_of(classes) if index.format == "yolo" else values
     on_top = config.on_top or ("smaller" if index.format in SMALLER_ON_TOP else "later")
     reader = Reader(values, on_top, config.one_hot)
     splits = {split: [sample for sample in index.samples if sample.split == split] for split in SPLITS}
@@ -142,6 +147,8 @@ def open_dataset(config: DatasetConfig) -> tuple[DatasetDict, LabelMap]:
     rows = rows_of(index, config)
     if config.on_error == "skip":
         rows = without_unreadable(rows)
+        if not rows:
+            raise DataError(f"{index.root}: none of the {len(index.samples)} samples can be read")
     logger.info("%s: %s", index.root, ", ".join(f"{len(found)} {split}" for split, found in rows.items()))
     return rows, label_map
 
@@ -238,7 +245,7 @@ def _follow_split_file(index: DatasetIndex, config: DatasetConfig) -> None:
     own = {(sample.split, sample.id): sample for sample in index.samples}
     anywhere = {sample.id: sample for sample in reversed(index.samples)}
     samples, absent = [], {}
-    for split, members in listed_ids(config, index.root).items():
+    for split, members in listed_ids(config, index.root, anywhere).items():
         for i in members:
             sample = own.get((split, i)) or anywhere.get(i)
             if sample is None:
@@ -246,8 +253,19 @@ def _follow_split_file(index: DatasetIndex, config: DatasetConfig) -> None:
             else:
                 samples.append(sample._replace(split=split))
     index.samples = samples
-    fix = "Its ids are the names of the images without suffix"
+    fix = "Its ids are the names of the images, with or without their folders and suffix"
     index.report("id_without_files", "ids of the split file without files", absent, fix)
+
+
+def _report_nothing(index: DatasetIndex) -> None:
+    """A data set without samples, or without classes to learn, is a problem: both are read without any other fault."""
+    where = str(index.root)
+    if not index.samples and not index.rejected and not index.problems:
+        fix = "Look whether dataset.path, dataset.format and dataset.splits are right"
+        index.report("no_samples", f"read as {index.format}, it has no samples", {where: where}, fix)
+    elif index.tally and set((index.classes or {}).values()) <= {BACKGROUND, None}:
+        fix = "Look whether the annotations were exported, and are finished"
+        index.report("no_classes", f"read as {index.format}, it has no class but background", {where: where}, fix)
 
 
 def _report_repeated_ids(index: DatasetIndex) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from segtune.bars import progress_bar
+from segtune.data.annotations.tally import Tally
 from segtune.errors import DataError, listed
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ COST_SAMPLES = (
     "image_missing",
     "mask_missing",
     "annotation_unreadable",
+    "annotation_without_image",
+    "split_without_annotations",
 )
 
 AT_ONCE = 16  # items that a thread takes together: handing over each of many small ones costs more than their work
@@ -84,6 +87,7 @@ class DatasetIndex:
         classes: what the format says about mask values: value -> name, None for ignored ones. None: nothing.
         tables: data sets that `datasets` reads itself, by split; their samples are rows.
         rejected: samples with both files, of which one cannot be read or whose sizes differ.
+        tally: where the annotations of annotation files ended; None for masks that are stored as pictures.
     """
 
     root: Path
@@ -94,6 +98,7 @@ class DatasetIndex:
     classes: Mapping[int, str | None] | None = None
     tables: dict[str, datasets.Dataset] | None = None
     rejected: list[Sample] = field(default_factory=list)
+    tally: Tally | None = None
 
     def report(self, kind: str, what: str, files: Mapping[str, str], fix: str) -> None:
         """Note a problem of `files` (file -> how it is shown), if there are any, as "what (count): the first files"."""
@@ -110,6 +115,8 @@ class DatasetIndex:
             raise DataError(f"{self.root}: {'; '.join(p.message for p in refused)}. {'. '.join(fixes)}")
         for problem in skipped:
             logger.warning("%s: skipped %s", self.root, problem.message)
+        if skipped and not self.samples:
+            raise DataError(f"{self.root}: nothing is left without what was skipped: {skipped[0].message}")
 
     def below(self, path: Path) -> str:
         """A path as messages show it."""

@@ -35,7 +35,7 @@ class Reader:
     {class: path}; "segments" {number: mask value} of a panoptic PNG.
 
     Attributes:
-        values: class -> mask value, for formats that name classes instead.
+        values: class -> mask value, for formats that name classes instead, or number them in their own way (YOLO).
         on_top: see `draw`.
         one_hot: masks are arrays of one channel for each mask value.
     """
@@ -89,7 +89,7 @@ class Reader:
         if "shapes" in what:
             return draw(what["shapes"], size, self.on_top)
         if path.suffix == ".txt":
-            return draw(yolo.read_shapes(path, size, max(self.values.values())), size, self.on_top)
+            return draw(yolo.read_shapes(path, size, self.values), size, self.on_top)
         shapes, stated = labelme.read_shapes(path, self.values, size)
         if (all(size) and stated != size) or math.prod(stated) > MOST_PIXELS:
             raise DataError(f"it is drawn on {stated} (height, width), its image is {size}")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def write_split_file(path: Path, ids: Mapping[str, Sequence[str]]) -> None:
 
 
 def read_split_lists(root: Path, pattern: str, names: Names) -> dict[str, list[str]]:
-    """Split -> ids, sorted, of text files such as "ImageSets/Segmentation/{split}.txt"; ids are the lines' first words.
+    """Split -> the lines, sorted, of text files such as "ImageSets/Segmentation/{split}.txt"; see `meant_ids`.
 
     Raises:
         UsageError: there is no such file.
@@ -89,11 +89,31 @@ def read_split_lists(root: Path, pattern: str, names: Names) -> dict[str, list[s
         files = [file for name in known if (file := root / pattern.replace("{split}", name)).is_file()]
         if files:
             lines = files[0].read_text(encoding="utf-8-sig").splitlines()
-            splits[split] = sorted(unicodedata.normalize("NFC", line.split()[0]) for line in lines if line.strip())
+            splits[split] = sorted(unicodedata.normalize("NFC", line.strip()) for line in lines if line.strip())
     if not splits:
         tried = ", ".join(pattern.replace("{split}", name) for name in all_names(names))
         raise UsageError(f"{root} has no list of a split: none of {tried}")
     return splits
+
+
+def meant_ids(entries: Iterable[str], known: Collection[str]) -> list[str]:
+    """The ids that entries of split lists mean, sorted: the entry, or its first word, also without suffix or folders.
+
+    Args:
+        known: ids that there are; an entry that means none of them stays as it is.
+    """
+    return sorted(next((name for name in _readings(entry) if name in known), entry) for entry in entries)
+
+
+def _readings(entry: str) -> Iterator[str]:
+    """What an entry may mean, the most literal first: the names of files have suffixes, and may have blanks."""
+    for text in dict.fromkeys((entry, *entry.split()[:1])):
+        parts = text.replace("\\", "/").split("/")
+        for first in range(len(parts)):
+            name = "/".join(parts[first:])
+            yield name
+            if "." in parts[-1]:
+                yield name.rpartition(".")[0]
 
 
 def draw_val(ids: Iterable[str], fraction: float, seed: int) -> list[str]:

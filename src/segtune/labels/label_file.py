@@ -15,6 +15,7 @@ FORMS = (
     'a list of names ["sky", "road"], ids {"0": "sky", "1-10": "road", "11": null}, colours {"#804080": "road"} or '
     '{"road": [128, 64, 128]}, or one of them under "classes" beside "ignore_id" and "colors" (null: ignored)'
 )
+WRAPPERS = ("classes", "names", "id2label", "label2id", "categories", "label_map")
 NAMES, COLORS = ("name", "title"), ("color", "colour", "rgb")
 IGNORED, BACKGROUND = "__ignore__", "_background_"  # LabelMe's words
 
@@ -28,7 +29,7 @@ LINES: tuple[tuple[str, Callable[[re.Match[str]], tuple[Any, str]]], ...] = (
         lambda m: (_color(m, 2), m[1]),
     ),
     (rf"(\d+){SEPARATOR}(\D.*)", lambda m: (int(m[1]), m[2])),
-    (r"(?!.*\d\s+\d+\s+\d+$)([^\d,;:][^,;:]*)", lambda m: (None, m[1])),
+    (r"(?!.*\d\s+\d+\s+\d+$)(\d*[^\d\s,;:][^,;:]*)", lambda m: (None, m[1])),
 )
 
 
@@ -58,12 +59,16 @@ def canonical(data: Any) -> dict[str, Any]:
     """Forms that others write, as {"classes": names or {id or colour: name}, …}.
 
     Those are a list of {"name": …, "id": …, "color": …} (COCO's categories, Supervisely's classes), bare or under
-    "classes" or "categories", and {name: colour}.
+    "classes" or "categories", {name: colour}, {name: id} (label2id of Hugging Face) and datumaro's "label_map" with
+    "segmentation_colors".
     """
     if not isinstance(data, Mapping):
         data = {"classes": data}
-    wrapped = next((key for key in ("classes", "names", "id2label", "categories") if key in data), None)
+    wrapped = next((key for key in WRAPPERS if key in data), None)
     options, classes = (dict(data), data[wrapped]) if wrapped else ({}, data)
+    if wrapped == "label_map" and isinstance(classes, Mapping) and isinstance(data.get("segmentation_colors"), list):
+        shown = dict(zip(classes, data["segmentation_colors"], strict=False))
+        options = {"colors": shown} | options
     if isinstance(classes, Sequence) and classes and all(isinstance(entry, Mapping) for entry in classes):
         classes, colors = _from_entries(classes)
         options = {"colors": colors} | options if colors else options
@@ -72,19 +77,42 @@ def canonical(data: Any) -> dict[str, Any]:
         if len(named) < len(classes):
             raise UsageError(f"two classes have one colour: {json.dumps(classes)}")
         classes = named
+    elif isinstance(classes, Mapping) and all(_is_number(v) and not _is_number(k) for k, v in classes.items()):
+        classes = _turned_round(classes)
     return {**{key: value for key, value in options.items() if key != wrapped}, "classes": classes}
 
 
+def _is_number(value: Any) -> bool:
+    """An id, also as text."""
+    return (isinstance(value, int) and not isinstance(value, bool)) or (
+        isinstance(value, str) and re.fullmatch(r"-?\d+(-\d+)?", value) is not None
+    )
+
+
+def _turned_round(ids: Mapping[str, Any]) -> dict[Any, str]:
+    """{id: name} of {name: id}."""
+    classes: dict[Any, str] = {}
+    for name, value in ids.items():
+        if classes.setdefault(value, name) != name:
+            both = f"{classes[value]!r} and {name!r}"
+            raise UsageError(f'{both} have one id, {value}: to merge them, write {{"{value}": "{classes[value]}"}}')
+    return classes
+
+
 def _read_lines(path: Path, text: str) -> Any:
-    lines = [line.strip() for line in text.splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
-    has_heading = bool(lines) and not re.search(r"\d", lines[0])
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
+    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    has_heading = bool(lines) and not re.search(r"\d", lines[0][1])
+    odd = lines
     for rows in (lines, lines[1:] if has_heading else []):
         for pattern, read in LINES:
-            matches = [re.fullmatch(pattern, line) for line in rows]
+            matches = [re.fullmatch(pattern, line) for _, line in rows]
             if rows and all(matches):
                 return _named([read(match) for match in matches if match])
-    raise UsageError(f"{path}: a line names a class, with its id or its colour before or after it: '128 64 128 road'")
+            others = [row for row, match in zip(rows, matches, strict=True) if not match]
+            odd = others if rows and len(others) < len(odd) else odd
+    where = f"{path}, line {odd[0][0]}: what is {odd[0][1][:60]!r}?" if odd else f"{path}: it is empty."
+    raise UsageError(f"{where} A line names a class, with its id or its colour before or after it: '128 64 128 road'")
 
 
 def _named(entries: Sequence[tuple[Any, str]]) -> Any:

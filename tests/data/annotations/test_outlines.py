@@ -44,6 +44,8 @@ def test_what_lies_far_outside_is_cut_off(far: float) -> None:
     corner = drawn(polygons=[[0, 0, far, 0, 0, far]])  # one side crosses the picture far away only
     nothing = drawn(polygons=[[far, far, 2 * (far / 2), far / 2, far / 2, far]])
     assert whole.all() and corner.all() and not nothing.any()
+    steep = drawn(polygons=[[0, 0, far, far, 0, far]])  # below the diagonal
+    assert steep[np.tril_indices(48, -2)[0], np.tril_indices(48, -2)[1]].all() and not np.triu(steep[:, :48], 2).any()
     assert half[:, :32].all() and not half[:, 32:].any()
 
 

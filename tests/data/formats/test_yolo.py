@@ -11,7 +11,6 @@ import PIL.Image
 import pytest
 import yaml
 
-from segtune.data.checks import check_masks
 from segtune.data.config import DatasetConfig
 from segtune.data.dataset import load_segmentation_dataset, open_dataset
 from segtune.errors import DataError, UsageError
@@ -87,7 +86,7 @@ def test_layout_of_cvat(tmp_path: Path) -> None:
         ("0 0.5 0.5 0.2 0.2", r"a\.txt, line 2: a box \(class, centre and size\) has no outline"),
         ("0 0 0 1 1", r"line 2: a box"),
         ("0 0 0 1 1 0.5", "line 2: 5 numbers are no x y x y"),
-        ("2 0 0 1 0 1 1", "line 2: class 2 is none of the 2 in data.yaml"),
+        ("2 0 0 1 0 1 1", "line 2: class 2 is none of those in data.yaml: 0, 1"),
         ("person 0 0 1 0 1 1", "line 2: expected a class and x y x y …, found 'person"),
     ],
 )
@@ -95,9 +94,8 @@ def test_lines_that_are_no_polygons(tmp_path: Path, line: str, message: str) -> 
     write_image(tmp_path / "images" / "a.jpg")
     write_label(tmp_path / "labels" / "a.txt", LEFT, line)
     write_yaml(tmp_path / "data.yaml", train="images", names=NAMES)
-    dataset, label_map = open_dataset(DatasetConfig(path=str(tmp_path)))
     with pytest.raises(DataError, match=message):
-        check_masks(dataset, label_map)
+        open_dataset(DatasetConfig(path=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -116,3 +114,109 @@ def test_other_yaml_is_refused(tmp_path: Path, content: dict[str, Any], message:
     (tmp_path / "data.yaml").unlink()
     with pytest.raises(UsageError, match=r"no data\.yaml"):
         load_segmentation_dataset(tmp_path, format="yolo")
+
+
+BOXES = ("0 0.166667 0.25 0.5 0.25 0.5 0.75 0.166667 0.75", "1 0.5 0.5 1 0.5 1 1 0.5 1")  # 4 and 6 pixels of 4 x 6
+
+
+def yolo(root: Path, lines: tuple[str, ...] = BOXES, labels: str = "labels/train", **content: Any) -> None:
+    for name in ("im0", "im1"):
+        write_image(root / "images" / "train" / f"{name}.png")
+        write_label(root / labels / f"{name}.txt", *lines)
+    write_yaml(root / "data.yaml", **{"path": ".", "train": "images/train", "names": NAMES, **content})
+
+
+def pixels(root: Path, **options: Any) -> list[dict[str, int]]:
+    dataset, label_map = open_dataset(DatasetConfig(path=str(root), **{"val_fraction": 0, **options}))
+    masks = [label_map.encode(read_mask(row["mask"])) for row in dataset["train"]]
+    return [dict(zip(label_map.names, label_map.count_pixels(mask).tolist(), strict=False)) for mask in masks]
+
+
+RIGHT = {"background": 14, "person": 4, "bicycle": 6}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["person", "bicycle"],
+        {"0": "person", "1": "bicycle"},
+        {1: "bicycle", 0: "person"},
+        {0: "person", 1: "bicycle", 7: "car"},
+    ],
+)
+def test_names_and_their_numbers(tmp_path: Path, names: Any) -> None:
+    yolo(tmp_path, names=names)
+    assert [{name: n for name, n in found.items() if n} for found in pixels(tmp_path)] == [RIGHT] * 2
+
+
+def test_names_that_begin_with_one(tmp_path: Path) -> None:
+    lines = (BOXES[0].replace("0 ", "1 ", 1), BOXES[1].replace("1 ", "2 ", 1))
+    yolo(tmp_path, lines, names={1: "person", 2: "bicycle", 3: "car"})
+    assert pixels(tmp_path) == [RIGHT | {"car": 0}] * 2
+    yolo(tmp_path, names={1: "person", 2: "bicycle", 3: "car"})
+    with pytest.raises(DataError, match=r"im0\.txt, line 1: class 0 is none of those in data\.yaml: 1, 2, 3"):
+        pixels(tmp_path)
+
+
+def test_two_numbers_of_one_name_are_one_class(tmp_path: Path) -> None:
+    yolo(tmp_path, names=["person", "person"])
+    assert pixels(tmp_path) == [{"background": 14, "person": 10}] * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"names": [True, "b"]}, "YAML reads the name of class 0 as True: put it in quotes"),
+        ({"names": ["a", None]}, "YAML reads the name of class 1 as None"),
+        ({"names": {"x": "a"}}, "'x' is no number of a class"),
+        ({"names": {-1: "a"}}, "'-1' is no number of a class"),
+        ({"names": {10**9: "a"}}, "'1000000000' is no number of a class"),
+        ({"names": {0: "a", "0": "b"}}, "'0' is no number of a class"),
+        ({"names": [["a"], "b"]}, "the name of class 0 is a list"),
+        ({"names": "ab"}, "names are a list"),
+        ({"nc": 3}, "nc is 3, but there are 2 names"),
+    ],
+)
+def test_names_that_are_none(tmp_path: Path, content: Any, message: str) -> None:
+    yolo(tmp_path, **content)
+    with pytest.raises(UsageError, match=rf"data\.yaml is no data.yaml of YOLO.*{message}"):
+        pixels(tmp_path, format="yolo")
+
+
+def test_class_numbers_as_numpy_writes_them(tmp_path: Path) -> None:
+    for first in ("0.000000000000000000e+00", "0.0", "-0"):
+        yolo(tmp_path, (BOXES[0].replace("0 ", f"{first} ", 1), BOXES[1]))
+        assert pixels(tmp_path) == [RIGHT] * 2
+    yolo(tmp_path, (BOXES[0].replace("0 ", "0.5 ", 1),))
+    with pytest.raises(DataError, match=r"line 1: class 0\.5 is none"):
+        pixels(tmp_path)
+
+
+@pytest.mark.parametrize("labels", ["Labels/train", "images/labels/train", "labels/trian"])
+def test_label_files_elsewhere(tmp_path: Path, labels: str) -> None:
+    yolo(tmp_path, labels=labels)
+    if (tmp_path / "labels" / "train").is_dir():
+        pytest.skip("this file system does not tell Labels from labels")
+    with pytest.raises(DataError, match=rf"without a label file \(2\).*looked for as labels.train.im0\.txt.*{labels}"):
+        pixels(tmp_path)
+
+
+def test_label_files_without_an_image(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    yolo(tmp_path)
+    write_label(tmp_path / "labels" / "train" / "im0.png.txt", *BOXES)
+    write_label(tmp_path / "labels" / "train" / "classes.txt", "person", "bicycle")
+    with pytest.raises(DataError, match=r"of images that are not listed \(1\): labels.train.im0\.png\.txt"):
+        pixels(tmp_path)
+    assert pixels(tmp_path, on_error="skip") == [RIGHT] * 2
+
+
+def test_empty_label_files_alone_are_an_error(tmp_path: Path) -> None:
+    yolo(tmp_path, ("",))
+    with pytest.raises(DataError, match="none has an annotation"):
+        pixels(tmp_path)
+
+
+def test_polygons_in_pixels_are_outside(tmp_path: Path) -> None:
+    yolo(tmp_path, ("0 2 2 5 2 5 3 2 3", BOXES[1]))
+    with pytest.raises(DataError, match=r"outside of their picture.* (2): .*im0\.txt: line 1".replace("(2)", r"\(2\)")):
+        pixels(tmp_path)

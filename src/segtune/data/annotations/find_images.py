@@ -5,22 +5,29 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from segtune.data.annotations.coverage import ends_of
+from segtune.data.annotations.shapes import Shape
+from segtune.data.annotations.tally import CROWD, MARKED, RULES, UNUSABLE, Fate, Tally
 from segtune.data.config import DatasetConfig
 from segtune.data.index import DatasetIndex, Sample, in_threads
 from segtune.data.splits import all_names, split_names
-from segtune.errors import UsageError
+from segtune.errors import DataError, UsageError
 from segtune.imageio.read import ReadError, is_picture, read_size
 from segtune.imageio.walk import walk_folders
+
+ShapesOf = Callable[[Sample, tuple[int, int]], Sequence[Shape]]
 
 
 class AnnotatedImages:
     """Finds the images of an annotation file, by the end of their path, and collects the samples for an index.
 
     Attributes:
+        tally: of the index.
         samples: with the size that the annotation states, or (0, 0).
         parts: of their masks, see `lazy_rows.Reader`.
 
@@ -30,6 +37,7 @@ class AnnotatedImages:
 
     def __init__(self, index: DatasetIndex, config: DatasetConfig) -> None:
         self.index = index
+        self.tally = tally_of(index)
         self.samples: list[Sample] = []
         self.parts: list[Mapping[str, Any]] = []
         self._missing: dict[str, str] = {}
@@ -43,19 +51,24 @@ class AnnotatedImages:
         for place in places:
             for parent, _, files in walk_folders(place):
                 for name in filter(is_picture, files):
-                    self._by_name.setdefault(name.lower(), []).append(parent / name)
+                    self._by_name.setdefault(_plain(name), []).append(parent / name)
 
     def find(self, name: str, near: Path, hints: Collection[str] = ()) -> list[Path]:
-        """The images whose path ends with `name`.
+        """The images whose path ends with `name`, however its letters are composed in Unicode.
 
-        Where those are several: the ones in a folder that `hints` name (lower case), and of them the closest to `near`.
+        Where those are several: the ones with its folders, then with its capitals, then in a folder that `hints` name
+        (lower case), and of them the closest to `near`.
         """
-        wanted = PurePosixPath(name.replace("\\", "/").lower())
-        found = self._by_name.get(wanted.name, [])
+        given = unicodedata.normalize("NFC", name.replace("\\", "/"))
+        wanted = given.lower().removeprefix("./")
+        found = self._by_name.get(wanted.rpartition("/")[2], [])
         if len(found) > 1:
             found = [
-                path for path in found if path.as_posix().lower().endswith(f"/{wanted}".replace("//", "/"))
+                path for path in found if _plain(path.as_posix()).endswith(f"/{wanted}".replace("//", "/"))
             ] or found
+        if len(found) > 1:
+            own = given.rpartition("/")[2]
+            found = [path for path in found if unicodedata.normalize("NFC", path.name) == own] or found
         if len(found) > 1:
             scores = [_closeness(path, near, hints) for path in found]
             found = [path for path, score in zip(found, scores, strict=True) if score == max(scores)]
@@ -66,7 +79,7 @@ class AnnotatedImages:
         if not self._by_stem:
             for name, paths in self._by_name.items():
                 self._by_stem.setdefault(PurePosixPath(name).stem, []).extend(paths)
-        found = self._by_stem.get(stem.lower(), [])
+        found = self._by_stem.get(_plain(stem), [])
         scores = [_closeness(path, near, ()) for path in found]
         return [path for path, score in zip(found, scores, strict=True) if score == max(scores)]
 
@@ -85,37 +98,120 @@ class AnnotatedImages:
         self.samples.append(sample)
         self.parts.append(part)
 
-    def finish(self) -> None:
-        """Give the index the samples, and the images that are not there, or several times, as problems."""
+    def lose(self, name: str, part: Mapping[str, Any]) -> None:
+        """Count the annotations of an image that `only` has not found."""
+        self.tally.end(UNUSABLE, name, count=_length(part))
+
+    def finish(self, shapes_of: ShapesOf | None = None) -> None:
+        """Give the index the samples, and the images that are not there, or several times, as problems.
+
+        Args:
+            shapes_of: see `keep_annotated`.
+        """
         fix = "Put the images below dataset.path, or name their folder in dataset.images"
         self.index.report("image_missing", "annotated images that are not there", self._missing, fix)
         self.index.report("image_twice", "annotated images that are there several times", self._several, fix)
-        keep_annotated(self.index, self.samples, self.parts)
+        self._report_shared()
+        keep_annotated(self.index, self.samples, self.parts, shapes_of)
+
+    def _report_shared(self) -> None:
+        """Several annotated names that came out as one file: the wrong one for all but one of them."""
+        names: dict[Path, list[str]] = {}
+        for sample in self.samples:
+            names.setdefault(sample.image, []).append(f"{sample.split}: {sample.id}")
+        shared = {
+            self.index.below(path): f"{self.index.below(path)} ({', '.join(known[:3])})"
+            for path, known in names.items()
+            if len(known) > 1
+        }
+        fix = "Names in one file with the folders that they are in, and images in these: each entry needs its own image"
+        self.index.report("image_shared", "images that several entries name", shared, fix)
 
 
-def keep_annotated(index: DatasetIndex, samples: Sequence[Sample], parts: Sequence[Mapping[str, Any]]) -> None:
-    """Give the index the samples whose images can be read and have the annotated size.
+def tally_of(index: DatasetIndex) -> Tally:
+    """The tally of an index of annotations, which has one from here on."""
+    index.tally = index.tally or Tally()
+    return index.tally
+
+
+def keep_annotated(
+    index: DatasetIndex,
+    samples: Sequence[Sample],
+    parts: Sequence[Mapping[str, Any]],
+    shapes_of: ShapesOf | None = None,
+) -> None:
+    """Give the index the samples whose images can be read and have the annotated size, and count their shapes.
 
     Args:
         samples: with the size that the annotation states, or (0, 0).
-        parts: of their masks, see `lazy_rows.Reader`; the size is added here.
+        parts: of their masks, see `lazy_rows.Reader`; the size is added here. Their "shapes" were given to the tally.
+        shapes_of: reads the shapes of a sample whose part has none, since they are read again when its row is: of the
+            sample and the (height, width) of its picture. They are given to the tally here.
     """
-    unreadable: dict[str, str] = {}
-    different: dict[str, str] = {}
+    faults: dict[str, dict[str, str]] = {"unreadable": {}, "size_mismatch": {}, "annotation_unreadable": {}}
+    tally, names = tally_of(index), index.classes or {}
+    pairs = list(zip(samples, parts, strict=True))
     sizes = in_threads(_shown_size, samples, "reading headers")
-    for sample, part, size in zip(samples, parts, sizes, strict=True):
-        if isinstance(size, tuple) and (0 in sample.size or sample.size == size):
+    for (sample, part), size in zip(pairs, sizes, strict=True):
+        shapes, ends = _look(sample, part, size, shapes_of)
+        if "shapes" not in part:
+            tally.give(len(shapes))
+        tally.images[sample.split] += 1
+        tally.annotated[sample.split] += bool(shapes or part.get("segments"))
+        if isinstance(size, tuple) and isinstance(ends, list) and (0 in sample.size or sample.size == size):
             text = json.dumps({**part, "size": size}, separators=(",", ":"))
             index.samples.append(sample._replace(size=size, mask_part=text))
-        elif isinstance(size, tuple):
-            name = index.below(sample.image)
-            different[name] = f"{name} ({size}), annotated as {sample.size}"
+            _count(index, sample, shapes, ends)
+            for value in part.get("segments", {}).values():
+                tally.end(CROWD if value is None else None, "", names.get(value) or "")
+            continue
+        name, where = index.below(sample.image), index.below(sample.mask)
+        if isinstance(size, ReadError):
+            faults["unreadable"][name] = f"{name} ({size.reason})"
+        elif isinstance(ends, DataError):
+            reason = str(ends)
+            faults["annotation_unreadable"][name] = reason if where in reason else f"{where}: {name}: {reason}"
         else:
-            name = index.below(sample.image)
-            unreadable[name] = f"{name} ({size.reason})"
+            faults["size_mismatch"][name] = f"{name} ({size}), annotated as {sample.size}"
+        tally.end(UNUSABLE, name, count=_length(part) or len(shapes))
+        tally.annotated[sample.split] = tally.images[sample.split]  # what is wrong there is known
     fix = "Replace these images, or export the annotations again (an image counts as its EXIF orientation turns it)"
-    index.report("unreadable", "files that cannot be read", unreadable, fix)
-    index.report("size_mismatch", "images of another (height, width) than annotated", different, fix)
+    index.report("unreadable", "files that cannot be read", faults["unreadable"], fix)
+    index.report("size_mismatch", "images of another (height, width) than annotated", faults["size_mismatch"], fix)
+    fix = "Repair or remove these annotations"
+    index.report("annotation_unreadable", "annotations that cannot be read", faults["annotation_unreadable"], fix)
+
+
+def _look(
+    sample: Sample, part: Mapping[str, Any], size: tuple[int, int] | ReadError, shapes_of: ShapesOf | None
+) -> tuple[Sequence[Shape], list[Fate | None] | DataError]:
+    """The shapes of an image of a size, and where these end; the error, where they cannot be drawn.
+
+    This is arithmetic, which threads would only make slower.
+    """
+    shapes: Sequence[Shape] = part.get("shapes", ())
+    if isinstance(size, ReadError) or (0 not in sample.size and sample.size != size):
+        return shapes, []
+    try:
+        if shapes_of and "shapes" not in part:
+            shapes = shapes_of(sample, size)
+        return shapes, ends_of(shapes, size)
+    except DataError as error:
+        return shapes, error
+
+
+def _count(index: DatasetIndex, sample: Sample, shapes: Sequence[Shape], ends: Sequence[Fate | None]) -> None:
+    tally, names = tally_of(index), index.classes or {}
+    for number, (shape, fate) in enumerate(zip(shapes, ends, strict=True), start=1):
+        value = shape["value"]
+        ignored = RULES[shape.get("rule", MARKED.kind)] if value is None else None
+        is_lost = fate is not None and not ignored
+        entry = f"{index.below(sample.mask)}: {shape.get('entry', f'shape {number}')}" if is_lost else ""
+        tally.end(ignored or fate, entry, shape.get("label") or names.get(value) or "")
+
+
+def _length(part: Mapping[str, Any]) -> int:
+    return len(part.get("shapes") or part.get("segments") or ())
 
 
 def _shown_size(sample: Sample) -> tuple[int, int] | ReadError:
@@ -126,7 +222,12 @@ def _shown_size(sample: Sample) -> tuple[int, int] | ReadError:
 def sample_id(name: str) -> str:
     """The id of an image that an annotation names: its path without suffix, and without a drive of Windows."""
     path = re.sub("^[A-Za-z]:", "", name.replace("\\", "/")).lstrip("./")
-    return path[: -len(suffix)] if (suffix := PurePosixPath(path).suffix) else path
+    return os.path.splitext(path)[0]
+
+
+def _plain(name: str) -> str:
+    """What names are compared by: lower case, letters composed as one sign."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def _closeness(path: Path, near: Path, hints: Collection[str]) -> tuple[bool, int]:

@@ -10,8 +10,8 @@ from typing import Any
 from segtune.errors import DataError
 from segtune.files import read_json
 
-KEY, NUMBER, TEXT, LIST = (int, str), (int, float), (str,), (list,)
-WORDS = {KEY: "a number or text", NUMBER: "a number", TEXT: "text", LIST: "a list"}
+KEY, NUMBER, TEXT, LIST = (int, float, str), (int, float), (str,), (list,)
+WORDS: dict[tuple[type, ...], str] = {KEY: "a number or text", NUMBER: "a number", TEXT: "text", LIST: "a list"}
 Fields = Mapping[str, tuple[type, ...]]
 """Field -> the types that it may have; one that ends with "?" may be missing or null."""
 
@@ -42,8 +42,13 @@ def check_entries(path: Path, name: str, entries: Any, fields: Fields) -> None:
     """
     if not isinstance(entries, list):
         raise DataError(f"{path}: {name} is {_shown(entries)}, not a list")
+    usual = [
+        (field.removesuffix("?"), {*types, type(None)} - {float} if field.endswith("?") else {*types} - {float})
+        for field, types in fields.items()
+    ]  # of floats the value counts as well
     for number, entry in enumerate(entries):
-        check_entry(path, f"{name}[{number}]", entry, fields)
+        if type(entry) is not dict or not all(type(entry.get(key)) in types for key, types in usual):
+            check_entry(path, f"{name}[{number}]", entry, fields)
 
 
 def check_entry(path: Path, name: str, entry: Any, fields: Fields) -> None:

@@ -71,9 +71,14 @@ def _clip_side(points: np.ndarray, axis: int, bound: float, sign: int) -> np.nda
     before = np.roll(points, 1, axis=0)  # an edge leads from `before` to `points`
     inside, was_inside = sign * (points[:, axis] - bound) >= 0, sign * (before[:, axis] - bound) >= 0
     crosses = inside != was_inside
-    step = np.where(crosses, points[:, axis] / 2 - before[:, axis] / 2, 1.0)  # halved: no sum of two may overflow
-    share = np.where(crosses, (bound / 2 - before[:, axis] / 2) / step, 0.0)[:, None]
-    crossings = before * (1 - share) + points * share
+    is_near = np.abs(points[:, axis] / 2 - bound / 2) < np.abs(
+        before[:, axis] / 2 - bound / 2
+    )  # halved: none overflows
+    near = np.where(is_near[:, None], points, before)  # from this end on, so that no digits are lost to a far one
+    far = np.where(is_near[:, None], before, points)
+    step = np.where(crosses, far[:, axis] / 2 - near[:, axis] / 2, 1.0)  # halved: no sum of two may overflow
+    share = np.where(crosses, (bound / 2 - near[:, axis] / 2) / step, 0.0)[:, None]
+    crossings = near * (1 - share) + far * share
     crossings[:, axis] = bound
     pairs = np.stack([crossings, points], axis=1).reshape(-1, 2)  # (2 N, 2), the crossing first
     return pairs[np.stack([crosses, inside], axis=1).ravel()]

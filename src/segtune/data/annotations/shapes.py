@@ -29,6 +29,9 @@ Shape = dict[str, Any]
 - "runs": numbers of pixels, not covered and covered in turn, row by row within "box" [left, top, width, height];
 - "brush": Label Studio's run lengths as base64, of the whole picture;
 - "bitmap": a PNG of the covered pixels as base64, at "box" [left, top].
+
+More may be there for messages and counts: "entry" names it in its file, as "annotation 7"; of a shape that is ignored,
+"label" is its class and "rule" the kind of the `tally.Fate` that says why.
 """
 
 
@@ -47,7 +50,7 @@ def draw(shapes: Iterable[Shape], size: tuple[int, int], on_top: OnTop) -> np.nd
     coco = _import_pycocotools()
     covers = []
     for number, shape in enumerate(shapes, start=1):
-        with naming(f"shape {number}"):
+        with naming(shape.get("entry", f"shape {number}")):
             covers.append((shape["value"], _cover(shape, size)))
     if on_top == "smaller":
         covers.sort(key=lambda cover: (cover[0] is not None, -int(coco.area(cover[1]))))
@@ -80,6 +83,19 @@ def rectangle(
 def _turn(points: np.ndarray, degrees: float) -> np.ndarray:
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     return points @ np.array([[cosine, sine], [-sine, cosine]])
+
+
+def covers_a_pixel(shape: Shape, size: tuple[int, int]) -> bool:
+    """Whether a shape covers any pixel of a picture of (height, width); of brush strokes, only their size is checked.
+
+    Raises:
+        DataError: it does not fit the size.
+        UsageError: pycocotools is not installed.
+    """
+    if "brush" in shape:  # they take a while to decode
+        _check_brush(_Bits(base64.b64decode(shape["brush"])), size)
+        return True
+    return int(_import_pycocotools().area(_cover(shape, size))) > 0
 
 
 def _cover(shape: Shape, size: tuple[int, int]) -> Any:
@@ -144,9 +160,7 @@ def decode_brush(data: bytes, size: tuple[int, int]) -> np.ndarray:
     single values), 2 bits (which of the four), the length less one, and one value of a run or each single one.
     """
     bits = _Bits(data)
-    count = bits.take(32)
-    if count != 4 * size[0] * size[1]:
-        raise DataError(f"brush strokes of {count} values for a picture of {size} (height, width)")
+    count = _check_brush(bits, size)
     width = bits.take(5) + 1
     lengths = [bits.take(4) + 1 for _ in range(4)]
     values = np.zeros(count, dtype=np.uint8)
@@ -160,6 +174,14 @@ def decode_brush(data: bytes, size: tuple[int, int]) -> np.ndarray:
             values[position:end] = [bits.take(width) for _ in range(position, end)]
         position = end
     return values.reshape(*size, 4)[:, :, 3] > 0
+
+
+def _check_brush(bits: _Bits, size: tuple[int, int]) -> int:
+    """The number of values, which must be that of the picture."""
+    count = bits.take(32)
+    if count != 4 * size[0] * size[1]:
+        raise DataError(f"brush strokes of {count} values for a picture of {tuple(size)} (height, width)")
+    return count
 
 
 class _Bits:

@@ -55,6 +55,7 @@ def scan_cvat(root: Path, config: DatasetConfig) -> DatasetIndex:
         if found := files.only(name, files.find(name, file, {subset.lower()})):
             size, shapes = _content(file, image, values)
             sample = Sample(sample_id(name), split_of(subset, names) or "train", found, file, size)
+            files.tally.give(len(shapes))
             files.add(sample, {"shapes": shapes})
     files.finish()
     return index

@@ -7,7 +7,7 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from segtune.data.class_names import find_file, listed_classes, number_classes
 from segtune.data.config import DatasetConfig
 from segtune.data.formats.pairing import Files, Pairs, keep_same_sizes, match_affixes, pair_up
 from segtune.data.index import DatasetIndex, Problem
-from segtune.data.splits import SPLITS, Names, read_split_file, read_split_lists, split_names, split_of
+from segtune.data.splits import SPLITS, Names, meant_ids, read_split_file, read_split_lists, split_names, split_of
 from segtune.errors import UsageError, listed
 from segtune.imageio.read import is_picture
 from segtune.imageio.walk import entries_of, walk_folders
@@ -79,7 +79,7 @@ def _ids_of_splits(index: DatasetIndex, files: Pairs, config: DatasetConfig, nam
     """Split -> the ids that it should have."""
     if not config.split_file:
         return {split: sorted(images.keys() | masks.keys()) for split, (images, masks) in files.items()}
-    ids = listed_ids(config, index.root)
+    ids = listed_ids(config, index.root, {i for pair in files.values() for kind in pair for i in kind})
     own = Counter((split if split in files else "train", i) for split, members in ids.items() for i in members)
     twice = {i: i for (_, i), count in own.items() if count > 1}
     index.report("id_twice", f"{config.split_file} lists ids more than once", twice, "A sample belongs to one split")
@@ -89,11 +89,17 @@ def _ids_of_splits(index: DatasetIndex, files: Pairs, config: DatasetConfig, nam
     return ids
 
 
-def listed_ids(config: DatasetConfig, root: Path) -> dict[str, list[str]]:
-    """Split -> the ids that `dataset.split_file` lists, which is a JSON file or a pattern of text files."""
+def listed_ids(config: DatasetConfig, root: Path, known: Collection[str]) -> dict[str, list[str]]:
+    """Split -> the ids that `dataset.split_file` lists, which is a JSON file or a pattern of text files.
+
+    Args:
+        known: the ids that there are.
+    """
     if is_pattern(config.split_file):
-        return read_split_lists(root, str(config.split_file), split_names(config.splits))
-    return read_split_file(find_file(str(config.split_file), root))
+        entries = read_split_lists(root, str(config.split_file), split_names(config.splits))
+    else:
+        entries = read_split_file(find_file(str(config.split_file), root))
+    return {split: meant_ids(members, known) for split, members in entries.items()}
 
 
 def _match_pairs(root: Path, config: DatasetConfig, names: Names) -> tuple[Pairs, dict[Path, dict[str, str]]]:

@@ -57,11 +57,14 @@ def scan_label_studio(root: Path, config: DatasetConfig) -> DatasetIndex:
     files = AnnotatedImages(index, config)
     for (url, _), found in zip(tasks, regions, strict=True):
         name = _file_name(url)
+        files.tally.give(len(found))
         images = files.find(name, file) or files.find(UPLOAD.sub("", Path(name).name), file)
         if image := files.only(url, images):
             size = found[0][1] if found else (0, 0)
             sample = Sample(sample_id(str(image.relative_to(root))), "train", image, file, size)
             files.add(sample, {"shapes": [{"value": values[label], **outline} for label, _, outline in found]})
+        else:
+            files.lose(url, {"shapes": found})
     files.finish()
     return index
 

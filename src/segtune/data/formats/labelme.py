@@ -57,7 +57,8 @@ def scan_labelme(root: Path, config: DatasetConfig) -> DatasetIndex:
             split = next((found for part in folders if (found := split_of(part, names))), "train")
             size = annotated_size(content[path]) if path in content else (0, 0)
             images.add(Sample(_id(path, root, split, names), split, image, path, size), {})
-    images.finish()
+    values = {name: value for value, name in index.classes.items() if name}
+    images.finish(lambda sample, size: read_shapes(sample.mask, values, size)[0])
     return index
 
 

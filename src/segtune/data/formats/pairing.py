@@ -20,6 +20,7 @@ NO_NAME_IN_COMMON = (
     "No image and mask share a name: give dataset.images and dataset.masks as patterns of what they have in common, "
     "such as images='images/{split}/*_rgb.png' masks='masks/{split}/*_label.png'"
 )
+LISTED = "Ids are the names of the images, with or without their folders and suffix"
 PAIR_PROBLEMS = {
     "image_without_mask": "images without a mask",
     "mask_without_image": "masks without an image",
@@ -82,7 +83,8 @@ def pair_up(index: DatasetIndex, files: Pairs, ids: Mapping[str, Sequence[str]])
                 found["mask_without_image"][names[1][0]] = names[1][0]
     lonely = found["image_without_mask"] and found["mask_without_image"] and not samples
     for kind, what in PAIR_PROBLEMS.items():
-        index.report(kind, what, found[kind], NO_NAME_IN_COMMON if lonely else SAME_NAME)
+        fix = LISTED if kind == "id_without_files" else NO_NAME_IN_COMMON if lonely else SAME_NAME
+        index.report(kind, what, found[kind], fix)
     return samples
 
 

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from segtune.data.annotations.find_images import keep_annotated
+from segtune.data.annotations.find_images import keep_annotated, tally_of
 from segtune.data.annotations.shapes import Shape
+from segtune.data.annotations.tally import STRANGER
+from segtune.data.class_names import BACKGROUND
 from segtune.data.config import DatasetConfig
 from segtune.data.containment import refuse_outside
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.splits import split_names, split_of
-from segtune.errors import DataError, UsageError
+from segtune.errors import DataError, UsageError, listed
+from segtune.files import LONGEST_PATH
 from segtune.imageio.read import is_picture
 from segtune.imageio.walk import walk_files
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILES = ("data.yaml", "data.yml", "dataset.yaml")
+MOST_CLASSES = 2**16 - 1  # and the background: what masks of 16 bits hold
+MOST_BYTES = 2**28  # of a label file
 
 
 def find_config(root: Path) -> Path | None:
@@ -50,7 +56,7 @@ def read_yaml(file: Path) -> Any:
 def scan_yolo(root: Path, config: DatasetConfig) -> DatasetIndex:
     """The images of data.yaml's splits; an image without a text file has no objects.
 
-    Class i has the mask value i + 1; 0 is what no polygon covers.
+    The class of number i has the mask value i + 1; 0 is what no polygon covers.
 
     Raises:
         UsageError: no data.yaml with names and a split, or a split's images are not there.
@@ -60,13 +66,11 @@ def scan_yolo(root: Path, config: DatasetConfig) -> DatasetIndex:
         raise UsageError(f"{root}: no data.yaml of YOLO with names and train in it")
     try:
         data = read_yaml(file)
-        names = data["names"]
-        classes = [names[i] for i in sorted(names)] if isinstance(names, dict) else list(names)
-        if odd := [name for name in classes if not isinstance(name, (str, int, float))]:
-            raise ValueError(f"a name is a {type(odd[0]).__name__}")
+        names = _class_names(data)
     except (ValueError, LookupError, TypeError) as error:
         raise UsageError(f"{file} is no data.yaml of YOLO: it needs names and train ({error})") from error
-    index = DatasetIndex(root, classes=dict(enumerate(["background", *map(str, classes)])))
+    index = DatasetIndex(root, classes={0: BACKGROUND} | {number + 1: name for number, name in names.items()})
+    values = numbers_of(index.classes or {})
     samples: list[Sample] = []
     parts: list[dict[str, Any]] = []
     for name in data:
@@ -77,10 +81,63 @@ def scan_yolo(root: Path, config: DatasetConfig) -> DatasetIndex:
             parts.append({} if label.is_file() else {"shapes": []})
     if not samples:
         raise UsageError(f"{file}: none of its splits has images")
-    if without := sum("shapes" in part for part in parts):
-        logger.info("%s: %d of %d images have no label file: all of them is background", root, without, len(parts))
-    keep_annotated(index, samples, parts)
+    keep_annotated(index, samples, parts, lambda sample, size: read_shapes(sample.mask, size, values))
+    _report_lonely(index, samples, parts)
     return index
+
+
+def _class_names(data: Any) -> dict[int, str]:
+    """Number -> name. Names may be a list, or a mapping from any numbers.
+
+    Raises:
+        ValueError: they are something else; KeyError or TypeError where there are none.
+    """
+    names = data["names"]
+    if not isinstance(names, (list, dict)) or not names:
+        raise ValueError("names are a list, or numbers with names")
+    pairs = names.items() if isinstance(names, dict) else enumerate(names)
+    classes: dict[int, str] = {}
+    for key, name in pairs:
+        is_number = isinstance(key, int) or (isinstance(key, str) and key.isdecimal())
+        if not is_number or isinstance(key, bool) or not 0 <= int(key) < MOST_CLASSES or int(key) in classes:
+            raise ValueError(f"names: {str(key)[:40]!r} is no number of a class")
+        if isinstance(name, bool) or name is None:
+            raise ValueError(f"names: YAML reads the name of class {key} as {name}: put it in quotes")
+        if not isinstance(name, (str, int, float)) or not str(name).strip():
+            raise ValueError(f"names: the name of class {key} is a {type(name).__name__}, not text")
+        classes[int(key)] = str(name)
+    if isinstance(data.get("nc"), int) and data["nc"] != len(classes):
+        raise ValueError(f"nc is {data['nc']}, but there are {len(classes)} names")
+    return dict(sorted(classes.items()))
+
+
+def numbers_of(classes: Mapping[int, str | None]) -> dict[str, int]:
+    """What label files call each class, its number as text -> its mask value."""
+    return {str(value - 1): value for value in classes if value}
+
+
+def _report_lonely(index: DatasetIndex, samples: Sequence[Sample], parts: Sequence[Mapping[str, Any]]) -> None:
+    """Tell of images without a label file, and count the annotations of label files without an image."""
+    tally = tally_of(index)
+    without = [index.below(sample.image) for sample, part in zip(samples, parts, strict=True) if "shapes" in part]
+    if without:
+        what = f"{len(without)} of {len(parts)} images have no label file: all of them is background"
+        index.remarks.append(f"{what}: {listed(without)}")
+        logger.info("%s: %s", index.root, index.remarks[-1])
+    known = {sample.mask for sample in samples}
+    images = {sample.image.parent for sample in samples}
+    for folder in sorted({path.parent for path in known} - images):  # beside the images, a text may be anything
+        for path in sorted(folder.glob("*.txt")) if folder.is_dir() else ():
+            if path not in known and path.name not in ("classes.txt", "notes.txt"):
+                tally.give()
+                tally.end(STRANGER, index.below(path))
+    if len(without) == len(samples):
+        places = sorted({index.below(path.parent) for path in known})
+        others = sorted({index.below(path.parent) for path in walk_files(index.root, ".txt")} - set(places))
+        fix = f"Label files are looked for as {index.below(samples[0].mask)}" + (
+            f"; there are text files in {listed(others)}: rename folder or files" if others else ""
+        )
+        index.report("no_label_files", "images without a label file", dict(zip(without, without, strict=True)), fix)
 
 
 def _images(file: Path, data: dict[str, Any], split: str, config: DatasetConfig) -> list[tuple[Path, Path]]:
@@ -107,6 +164,8 @@ def _find(file: Path, data: dict[str, Any], text: str) -> Path:
     for place in tried:
         if os.path.exists(place):
             return Path(place).absolute()
+    if len(own + text) > LONGEST_PATH:
+        raise UsageError(f"{file}: {(own + text)[:80]}… is too long for a path")
     raise UsageError(f"{file}: {text} is not there; looked at {', '.join(map(str, tried))}")
 
 
@@ -119,24 +178,25 @@ def _label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def read_shapes(path: Path, size: tuple[int, int], num_classes: int) -> list[Shape]:
-    """The polygons of a file, in its order; class i has the mask value i + 1.
+def read_shapes(path: Path, size: tuple[int, int], values: Mapping[str, int]) -> list[Shape]:
+    """The polygons of a file, in its order.
 
     Args:
         size: (height, width) of the picture; the coordinates in the file are parts of them.
+        values: mask value of each class, by its number as text.
 
     Raises:
         DataError: a line that is no polygon of a known class; names the line.
     """
+    if path.stat().st_size > MOST_BYTES:
+        raise DataError(f"{path}: {path.stat().st_size} bytes are no label file of one image")
     height, width = size
     shapes = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            kind, *coordinates = line.split()
-            points = [float(text) * (height if i % 2 else width) for i, text in enumerate(coordinates)]
-            value = int(kind)
+            kind, *coordinates = map(float, line.split())
         except ValueError as error:
             raise DataError(f"{path}, line {number}: expected a class and x y x y …, found {line[:40]!r}") from error
         if len(coordinates) == 4:
@@ -147,7 +207,13 @@ def read_shapes(path: Path, size: tuple[int, int], num_classes: int) -> list[Sha
             raise DataError(
                 f"{path}, line {number}: {len(coordinates)} numbers are no x y x y … of three points or more"
             )
-        if not 0 <= value < num_classes:
-            raise DataError(f"{path}, line {number}: class {value} is none of the {num_classes} in data.yaml")
-        shapes.append({"value": value + 1, "polygons": [points]})
+        value = values.get(str(int(kind))) if kind.is_integer() else None  # numpy.savetxt writes 0.000e+00
+        if value is None:
+            raise DataError(
+                f"{path}, line {number}: class {kind:g} is none of those in data.yaml: {listed(list(values))}"
+            )
+        points = [0.0] * len(coordinates)
+        points[::2] = [x * width for x in coordinates[::2]]
+        points[1::2] = [y * height for y in coordinates[1::2]]
+        shapes.append({"value": value, "polygons": [points], "entry": f"line {number}"})
     return shapes
