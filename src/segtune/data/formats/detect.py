@@ -128,6 +128,6 @@ def _folder_reason(root: Path, config: DatasetConfig) -> str | None:
 def _has_names_and_splits(file: Path) -> bool:
     try:
         data = yolo.read_config(file)
-    except ValueError:
+    except (ValueError, LookupError, TypeError):
         return False
     return isinstance(data, dict) and "names" in data and any(key in data for key in ("train", "val", "test"))
