@@ -12,14 +12,14 @@ from segtune.data.formats.folder import CLASS_TABLE, VOC_IMAGES, VOC_MASKS, find
 from segtune.data.formats.foreign import refuse_foreign
 from segtune.data.formats.patterns import is_pattern
 from segtune.data.formats.sniff import is_cvat, json_kind
-from segtune.data.formats.table import OF_FILES, TABLES, columns_of, find_manifests
+from segtune.data.formats.table import OF_FILES, TABLES, columns_of, find_manifests, tables_of
 from segtune.data.index import DatasetIndex
 from segtune.data.splits import split_names
 from segtune.errors import SegtuneError, UsageError
 from segtune.imageio.read import is_picture
 from segtune.imageio.walk import walk_files
 
-LOOK_AT = 20  # JSON or CSV files, to find out what they are
+LOOK_AT = 20  # JSON files, to find out what they are
 
 
 def is_hub(path: str) -> bool:
@@ -88,7 +88,7 @@ def _evidence(root: Path, config: DatasetConfig) -> Iterator[tuple[str, str]]:
     if named := find_class_tables(root, split_names(config.splits)):
         yield "roboflow", f"{named[0].relative_to(root)} names the values of masks ({CLASS_TABLE})"
     annotated: dict[str, str] = {}
-    for name, why in _annotation_evidence(root):
+    for name, why in _annotation_evidence(root, config):
         annotated.setdefault(name, why)
     yield from annotated.items()
     if tables := find_manifests(root, config):
@@ -102,12 +102,12 @@ def _evidence(root: Path, config: DatasetConfig) -> Iterator[tuple[str, str]]:
         yield "rle", f"{files[0].name} has columns of images and run lengths"
 
 
-def _annotation_evidence(root: Path) -> Iterator[tuple[str, str]]:
+def _annotation_evidence(root: Path, config: DatasetConfig) -> Iterator[tuple[str, str]]:
     if (file := yolo.find_config(root)) and _has_names_and_splits(file):
         yield "yolo", f"{file.name} has names and splits"
     if file := cvat.find_file(root, None):
         yield "cvat", f"{file.name} is an export of CVAT"
-    if table := next(filter(via.is_via_table, islice(walk_files(root, ".csv", depth=1), LOOK_AT)), None):
+    if table := next(filter(via.is_via_table, (path for _, path in tables_of(root, config))), None):
         yield "via", f"{table.relative_to(root)} has the columns of VIA"
     for path in islice(walk_files(root, ".json"), LOOK_AT):
         if kind := json_kind(path):

@@ -82,6 +82,9 @@ def join_further(files: Pairs) -> tuple[Pairs, dict[Path, list[Path]]]:
     kept: dict[str, tuple[Files, Files]] = {}
     for split, pair in files.items():
         lonely = pair[0].keys() ^ pair[1].keys()
+        if not lonely:
+            kept[split] = pair
+            continue
         masks = {path for paths in pair[1].values() for path in paths}
         sides: list[Files] = []
         for side in pair:

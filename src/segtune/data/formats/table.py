@@ -50,7 +50,7 @@ def find_manifests(root: Path, config: DatasetConfig) -> dict[str | None, Path]:
     """
     names = split_names(config.splits)
     found: dict[str | None, Path] = {}
-    for folder_split, path in _tables(root, config):
+    for folder_split, path in tables_of(root, config):
         split = split_of(path.stem, names)
         if (split or path.stem.lower() in STEMS) and _has_both_columns(path, config):
             other = found.setdefault(split or folder_split, path)
@@ -59,7 +59,7 @@ def find_manifests(root: Path, config: DatasetConfig) -> dict[str | None, Path]:
     return found
 
 
-def _tables(root: Path, config: DatasetConfig) -> Iterator[tuple[str | None, Path]]:
+def tables_of(root: Path, config: DatasetConfig) -> Iterator[tuple[str | None, Path]]:
     """The tables of a folder (None), then those of the folders of its splits, in it or in its folder "data"."""
     names = split_names(config.splits)
     places: list[tuple[str | None, Path]] = [(None, root)]
