@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from segtune.bars import progress_bar
 from segtune.data.annotations.tally import Tally
+from segtune.data.class_names import plain
 from segtune.errors import DataError, listed
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class DatasetIndex:
         """Warn of classes whose names are equal but for case, blanks and signs between words."""
         groups: dict[str, list[str]] = {}
         for name in filter(None, (self.classes or {}).values()):
-            groups.setdefault(re.sub(r"[\W_]+", "", name).casefold() or name, []).append(name)
+            groups.setdefault(plain(name) or name, []).append(name)
         if alike := [names for names in groups.values() if len(names) > 1]:
             shown = listed([" and ".join(map(repr, names)) for names in alike])
             self.remarks.append(f"classes of nearly the same name, which dataset.labels can make one: {shown}")
