@@ -159,7 +159,7 @@ def as_bytes(content: Any) -> bytes:
 
 def mutate(files: dict[str, Any], rng: random.Random) -> str:
     """Change one thing in one file; returns what was done."""
-    name = rng.choice(sorted(files))
+    name = rng.choice(sorted(name for name, content in files.items() if not isinstance(content, bytes)))
     content = files[name]
     if rng.random() < 0.1:
         files[name], what = _other_bytes(as_bytes(content), rng)

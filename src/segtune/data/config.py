@@ -14,8 +14,9 @@ from segtune.data.splits import SPLITS
 from segtune.errors import UsageError
 
 Format = Literal[
-    "auto", "folder", "voc", "manifest", "coco", "labelme", "yolo", "cvat", "label_studio", "hub", "disk", "parquet"
-]
+    "auto", "folder", "voc", "roboflow", "manifest", "coco", "labelme", "yolo", "cvat", "label_studio", "via",
+    "supervisely", "rle", "hub", "disk", "parquet",
+]  # fmt: skip
 
 Side = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -95,6 +96,11 @@ class DatasetConfig(StrictModel):
         None,
         description="Whether COCO's crowd regions are ignored or count as their class; null = ignored, and an error "
         "where most regions of a class are crowds.",
+    )
+    annotator: str | int | None = Field(
+        None,
+        description="Whose annotation counts where several people labelled a task of Label Studio: first, last, or the "
+        "number or mail address of one of them; null = asked where they differ.",
     )
     one_hot: bool = Field(False, description="Masks have a channel for each class, in the order of the mask ids.")
     tile: int | None = Field(

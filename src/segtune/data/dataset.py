@@ -22,10 +22,13 @@ from segtune.data.formats import hub_parquet
 from segtune.data.formats.coco import scan_coco
 from segtune.data.formats.cvat import scan_cvat
 from segtune.data.formats.detect import format_of_file, format_of_folder, is_hub
-from segtune.data.formats.folder import listed_ids, scan_folders, scan_voc
+from segtune.data.formats.folder import listed_ids, scan_folders, scan_roboflow, scan_voc
 from segtune.data.formats.label_studio import scan_label_studio
 from segtune.data.formats.labelme import scan_labelme
+from segtune.data.formats.rle_table import scan_rle
+from segtune.data.formats.supervisely import scan_supervisely
 from segtune.data.formats.table import scan_manifest
+from segtune.data.formats.via import scan_via
 from segtune.data.formats.yolo import numbers_of, scan_yolo
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.lazy_rows import Reader, decoded, sample_ids, to_dataset, undecoded
@@ -42,11 +45,15 @@ logger = logging.getLogger(__name__)
 SCANS: dict[str, Callable[[Path, DatasetConfig], DatasetIndex]] = {
     "folder": scan_folders,
     "voc": scan_voc,
+    "roboflow": scan_roboflow,
     "coco": scan_coco,
     "labelme": scan_labelme,
     "yolo": scan_yolo,
     "cvat": scan_cvat,
     "label_studio": scan_label_studio,
+    "via": scan_via,
+    "supervisely": scan_supervisely,
+    "rle": scan_rle,
 }
 SMALLER_ON_TOP = ("coco", "yolo")
 PLAIN = ("folder", "voc", "manifest")  # formats that do not name classes
@@ -84,6 +91,7 @@ def scan_dataset(config: DatasetConfig) -> DatasetIndex:
         _follow_split_file(index, config)
     contain(index, config)
     _report_repeated_ids(index)
+    index.report_names_alike()
     settle(index)
     _report_nothing(index)
     if not any(sample.split == "val" for sample in index.samples):
@@ -204,7 +212,10 @@ def find_label_map(config: DatasetConfig, index: DatasetIndex | None = None) -> 
     folder = root.parent if root.is_file() else root
     label_map = label_map_of(config, folder, index.classes if index else None)
     if label_map is None:
-        raise UsageError(_propose_labels(index or scan_dataset(config), config))
+        index = index or scan_dataset(config)
+        if not index.samples:
+            index.raise_or_skip(config.on_error)
+        raise UsageError(_propose_labels(index, config))
     return label_map
 
 

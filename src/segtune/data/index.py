@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from segtune.bars import progress_bar
 from segtune.data.annotations.tally import Tally
+from segtune.data.class_names import plain
 from segtune.errors import DataError, listed
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ COST_SAMPLES = (
     "size_mismatch",
     "grid_mismatch",
     "file_missing",
+    "row_incomplete",
     "image_missing",
     "mask_missing",
     "annotation_unreadable",
@@ -117,6 +119,16 @@ class DatasetIndex:
             logger.warning("%s: skipped %s", self.root, problem.message)
         if skipped and not self.samples:
             raise DataError(f"{self.root}: nothing is left without what was skipped: {skipped[0].message}")
+
+    def report_names_alike(self) -> None:
+        """Warn of classes whose names are equal but for case, blanks and signs between words."""
+        groups: dict[str, list[str]] = {}
+        for name in filter(None, (self.classes or {}).values()):
+            groups.setdefault(plain(name) or name, []).append(name)
+        if alike := [names for names in groups.values() if len(names) > 1]:
+            shown = listed([" and ".join(map(repr, names)) for names in alike])
+            self.remarks.append(f"classes of nearly the same name, which dataset.labels can make one: {shown}")
+            logger.warning("%s: %s", self.root, self.remarks[-1])
 
     def below(self, path: Path) -> str:
         """A path as messages show it."""

@@ -17,7 +17,16 @@ from segtune.data.annotations.shapes import OnTop, draw
 from segtune.data.formats import labelme, yolo
 from segtune.data.index import Sample
 from segtune.errors import DataError, naming
-from segtune.imageio.read import PICTURES, WITH_FRAMES, Pixels, Window, channels_at_end, read_errors, read_file
+from segtune.imageio.read import (
+    PICTURES,
+    WITH_FRAMES,
+    Pixels,
+    Window,
+    channels_at_end,
+    read_errors,
+    read_file,
+    read_mask,
+)
 from segtune.imageio.walk import check_regular
 
 Rows = TypeVar("Rows", Dataset, IterableDataset)
@@ -32,7 +41,7 @@ class Reader:
 
     A reference is a path and, as JSON, which part of the file is meant or what is to be drawn: "window" [top, left,
     height, width]; of an image, the "size" [height, width] that it is given; "shapes" on a picture of "size"; "files"
-    {class: path}; "segments" {number: mask value} of a panoptic PNG.
+    {class: path}; "join" [paths]; "segments" {number: mask value} of a panoptic PNG.
 
     Attributes:
         values: class -> mask value, for formats that name classes instead, or number them in their own way (YOLO).
@@ -77,6 +86,8 @@ class Reader:
     def _compose(self, path: Path, what: Mapping[str, Any]) -> np.ndarray:
         if "files" in what:
             return self._join(what["files"])
+        if "join" in what:
+            return _union([Path(name) for name in what["join"]])
         if "segments" in what:
             return _panoptic(np.asarray(read_file(path)), what["segments"])
         if "shapes" in what or path.suffix in (".txt", ".json"):
@@ -143,6 +154,23 @@ def _covered(path: Path) -> np.ndarray:
     if array.ndim != 2 or len(np.unique(array)) > 2:
         raise DataError(f"{path}: the mask of one class holds 0 and one other value, not {len(np.unique(array))}")
     return array != 0
+
+
+def _union(paths: Sequence[Path]) -> np.ndarray:
+    """One mask of several of one image, which do not contradict each other: 0, or black, is what a mask leaves open."""
+    joined = np.array(read_mask(read_file(paths[0])))
+    for path in paths[1:]:
+        mask = np.asarray(read_mask(read_file(path)))
+        if mask.shape != joined.shape:
+            raise DataError(f"{path} is {mask.shape}, {paths[0].name} is {joined.shape}")
+        covers, covered = (part.reshape(*part.shape[:2], -1).any(axis=-1) for part in (mask, joined))  # (H, W)
+        differs = (mask != joined).reshape(*mask.shape[:2], -1).any(axis=-1) & covers & covered
+        if differs.any():
+            raise DataError(
+                f"{path} gives {int(differs.sum())} pixels another value than {paths[0].name}: make one mask of both"
+            )
+        joined[covers] = mask[covers]
+    return joined
 
 
 def _from_one_hot(array: np.ndarray) -> np.ndarray:

@@ -115,6 +115,44 @@ def test_bitmaps_lie_at_their_corner() -> None:
     assert draw([shape], (3, 4), "later").tolist() == picture("0000", "0003", "0033")
 
 
+def png(pixels: np.ndarray) -> str:
+    stream = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(stream, "PNG")
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def test_bitmaps_are_what_is_opaque_or_else_what_is_light() -> None:
+    covered = np.array([[0, 255], [255, 0]], np.uint8)
+    black = np.dstack([np.zeros((2, 2, 3), np.uint8), covered])
+    full = np.dstack([np.zeros((2, 2, 3), np.uint8), np.full((2, 2), 255, np.uint8)])
+    white = np.dstack([covered, covered, covered, np.full((2, 2), 255, np.uint8)])
+    for pixels, expected in ((covered, "01 10"), (black, "01 10"), (white, "01 10"), (full, "11 11")):
+        shape = {"value": 1, "bitmap": png(pixels), "box": [0, 0], "whole": True}
+        assert draw([shape], (2, 2), "later").tolist() == picture(*expected.split())
+    with pytest.raises(DataError, match=r"a bitmap of \(2, 2\) \(height, width\) for a picture of \(2, 3\)"):
+        draw([{"value": 1, "bitmap": png(covered), "box": [0, 0], "whole": True}], (2, 3), "later")
+
+
+def test_holes_are_left_out_of_their_shape_only() -> None:
+    below, ring = square(2, 0, 0, 2), square(1, 1, 0, 3)
+    ring["holes"] = [rectangle(1, 1, 3, 2)]
+    assert draw([below, ring], (3, 4), "later").tolist() == picture("2111", "2201", "0111")
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [("1 2 5 1", "100 110 000"), ("1 1 1 2 2 1", "100 100 000"), ("9 1", "000 000 001"), ("4 0 1 9", "111 111 111")],
+)
+def test_kaggles_runs_count_from_1_down_the_columns(text: str, rows: str) -> None:
+    assert draw([{"value": 1, "pixels": text}], (3, 3), "later").tolist() == picture(*rows.split())
+
+
+@pytest.mark.parametrize("text", ["0 1", "9 2", "10 1", "1 -1", "1", "1 x", "1.5 1", f"{2**63} 1", "1 99999999"])
+def test_other_runs_are_refused(text: str) -> None:
+    with pytest.raises(DataError, match="run lengths"):
+        draw([{"value": 1, "pixels": text}], (3, 3), "later")
+
+
 def test_ellipses() -> None:
     circle = draw([{"value": 1, "ellipse": [2.5, 2.5, 2.1, 2.1, 0]}], (5, 5), "later")
     assert circle.tolist() == picture("00100", "01110", "11111", "01110", "00100")

@@ -108,5 +108,40 @@ def test_faults_are_named(task: Path) -> None:
 def test_unknown_kinds_of_shapes(task: Path) -> None:
     text = (task / "annotations.xml").read_text().replace("<box ", "<blob ").replace("</box>", "</blob>")
     (task / "annotations.xml").write_text(text)
-    with pytest.raises((DataError, UsageError), match="shapes of the kind 'blob' are not known"):
+    with pytest.raises(
+        DataError, match=r"of a kind that is not known, all of road \(2\): annotations\.xml: image frame"
+    ):
         load_segmentation_dataset(task)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('points="0.00,0.00;', 'points="0.00;'), "7 numbers|pairs|x, y"),
+        (('points="0.00,0.00;', 'points="a,0.00;'), r"<polygon> 0: points: could not convert string to float: 'a'"),
+        (('xtl="0.00" ', ""), r"xml: image frame_000000.PNG: <box> 1: xtl is missing; expected a number"),
+        (('xtl="0.00"', 'xtl="nan"'), r"<box> 1: xtl is 'nan'; expected a number"),
+        (('rle="1, 1, 2"', 'rle="1, 1.5, 2"'), r"<mask> 2: rle: invalid literal"),
+        (('z_order="5"', 'z_order="5"><tag/></polyline><box label="" xtl="0" ytl="0" xbr="1" ybr="1"></box><polyline'),
+         r"annotations without a class \(1\): annotations\.xml: image frame_000000\.PNG: <box> 4"),
+        (('height="4"', 'height="x"'), "height is 'x'; expected a number"),
+    ],
+)  # fmt: skip
+def test_faulty_entries_are_named(task: Path, change: tuple[str, str], message: str) -> None:
+    (task / "annotations.xml").write_text((task / "annotations.xml").read_text().replace(*change, 1))
+    with pytest.raises((DataError, UsageError), match=message):
+        load_segmentation_dataset(task)
+
+
+def test_labels_that_have_no_area_are_no_classes(task: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of tags, skeletons and the points of skeletons."""
+    kinds = "".join(
+        f"<label><name>{name}</name><type>{kind}</type></label>"
+        for name, kind in (("person", "skeleton"), ("1", "points"), ("blurry", "tag"), ("roof", "polygon"))
+    )
+    text = (task / "annotations.xml").read_text().replace("</labels>", f"{kinds}</labels>")
+    skeleton = '<skeleton label="person"><points label="1" points="3,3"/></skeleton><tag label="blurry"/>'
+    (task / "annotations.xml").write_text(text.replace("</image>", f"{skeleton}</image>", 1))
+    _, label_map = open_dataset(DatasetConfig(path=str(task)))
+    assert label_map.names == ("background", "road", "car", "never used", "roof")
+    assert "nothing is drawn of blurry, person: its annotations are lines, points, tags or skeletons" in caplog.text

@@ -117,11 +117,14 @@ def test_the_reason_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
         ("a.json", '{"version": "5", "shapes": [], "imagePath": "a.jpg"}', "labelme"),
         ("a.json", '[{"id": 1, "annotations": [], "data": {"image": "a.jpg"}}]', "label_studio"),
         ("a.json", '{"licenses": [], "info": {}, "categories": [], "images": []}', "coco"),
-        ("captions_train.json", COCO, None),
         ("a.json", '{"imgHeight": 5, "objects": []}', None),
         ("a.xml", '<?xml version="1.0"?>\n<annotations>\n  <version>1.1</version>', "cvat"),
         ("a.xml", "<annotation><object/></annotation>", None),
-        ("a.zip", "", None),
+        ("a.csv", "ImageId,EncodedPixels\na.jpg,1 2\n", "rle"),
+        ("a.csv", "filename,region_shape_attributes,region_attributes\na.jpg,{},{}\n", "via"),
+        ("a.json", '{"a.jpg9": {"filename": "a.jpg", "size": 9, "regions": [], "file_attributes": {}}}', "via"),
+        ("a.json", '{"size": {"height": 1, "width": 1}, "tags": [], "objects": []}', "supervisely"),
+        ("a.bin", "", None),
     ],
 )
 def test_files(tmp_path: Path, name: str, content: str, expected: str | None) -> None:

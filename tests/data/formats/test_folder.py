@@ -1,4 +1,4 @@
-"""Patterns of file names, and Pascal VOC's layout. Folders of images and masks: see test_dataset."""
+"""Masks found by patterns, beside their images, and in layouts of Pascal VOC and Roboflow; of folders: test_dataset."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 from segtune.data.checks import check_masks
 from segtune.data.config import DatasetConfig
 from segtune.data.dataset import load_segmentation_dataset, open_dataset
-from segtune.data.formats.folder import is_pattern, match_files
 from segtune.data.samples import read_pair
 from segtune.errors import DataError, UsageError
 
@@ -104,58 +103,11 @@ def test_faults(voc: Path) -> None:
         load_segmentation_dataset(voc / "ImageSets", format="voc")
 
 
-# -- patterns ---------------------------------------------------------------------------------------------------------
-
-
 def write(root: Path, *names: str, value: int = 0) -> None:
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         PIL.Image.fromarray(np.full((2, 3), value, np.uint8)).save(path)
-
-
-def found(root: Path, pattern: str, classes: tuple[str, ...] = ()) -> list[tuple[str, str | None, str | None]]:
-    return [(match.id, match.split, match.kind) for match in match_files(root, pattern, classes)]
-
-
-@pytest.mark.parametrize(
-    ("pattern", "expected"),
-    [
-        ("**/*_rgb.png", [("1", None, None), ("x/1", None, None), ("x/y/2", None, None)]),
-        ("*/*_rgb.png", [("x/1", None, None)]),
-        ("x/y/*.*", [("2_label", None, None), ("2_rgb", None, None), ("3.b", None, None)]),
-        ("x/?_rgb.png", [("1", None, None)]),
-        ("x/?????.png", [("1_rgb", None, None)]),
-        ("{split}/*_{split}.png", [("a", "train", None), ("b", "VAL", None)]),
-        ("{class}/*_rgb.*", [("1", None, "x")]),
-        ("absent/*.png", []),
-    ],
-)
-def test_matches(tmp_path: Path, pattern: str, expected: list[tuple[str, str | None, str | None]]) -> None:
-    write(tmp_path, "1_rgb.png", "x/1_rgb.png", "x/y/2_rgb.png", "x/y/2_label.png", "x/y/3.b.tif")
-    write(tmp_path, "train/a_train.png", "VAL/b_val.png", "train/c_val.png", ".x/4_rgb.png", "x/._1_rgb.png")
-    (tmp_path / "x/y/4_rgb.txt").touch()
-    assert sorted(found(tmp_path, pattern), key=str) == sorted(expected, key=str)
-
-
-def test_classes_that_hold_the_sign_before_them(tmp_path: Path) -> None:
-    write(tmp_path, "00000_skin.png", "00000_l_brow.png", "00000_hair_net.png")
-    assert found(tmp_path, "*_{class}.png", ("brow", "l_brow", "skin")) == [
-        ("00000", None, "l_brow"),
-        ("00000", None, "skin"),
-    ]
-
-
-@pytest.mark.parametrize("pattern", ["/a/*.png", "../*.png", "{name}/*.png", "*.{jpg,png}"])
-def test_other_patterns_are_refused(tmp_path: Path, pattern: str) -> None:
-    with pytest.raises(UsageError, match=r"a pattern is a path below dataset\.path"):
-        list(match_files(tmp_path, pattern))
-
-
-def test_what_is_a_pattern() -> None:
-    assert [is_pattern(text) for text in ("images", None, "a/*.png", "{split}/a", "a?b", "x.y")] == [
-        False, False, True, True, True, False
-    ]  # fmt: skip
 
 
 # -- data sets as they are laid out -----------------------------------------------------------------------------------
@@ -252,3 +204,104 @@ def test_patterns_come_in_pairs_and_match_something(tmp_path: Path) -> None:
     write(tmp_path, "b_rgb.png")
     with pytest.raises(DataError, match=r"images without a mask \(1\): b_rgb\.png"):
         ids_of(tmp_path, images="*_rgb.png", masks="labels")
+
+
+# -- masks beside their images ----------------------------------------------------------------------------------------
+
+
+def test_masks_beside_their_images(tmp_path: Path) -> None:
+    """As LGG's brain scans and many others: a_mask.tif beside a.tif."""
+    for name in ("x/x_1", "x/x_2", "y/y_1"):
+        write(tmp_path, f"{name}.tif", f"{name}_mask.tif")
+    expected = {"train": ["x/x_1", "x/x_2", "y/y_1"]}
+    assert ids_of(tmp_path) == expected
+    assert ids_of(tmp_path, images="**/*.tif", masks="**/*_mask.tif") == expected
+    (tmp_path / "y/y_1_mask.tif").unlink()
+    with pytest.raises(DataError, match=r"images without a mask \(1\): y/y_1\.tif"):
+        ids_of(tmp_path)
+
+
+def test_masks_beside_their_images_in_folders_of_splits(tmp_path: Path) -> None:
+    write(tmp_path, "train/a.jpg", "train/a-label.png", "valid/b.jpg", "valid/b-label.png")
+    assert ids_of(tmp_path) == {"train": ["a"], "val": ["b"]}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"images": "**/*.png", "masks": "**/*_mask.png"}, {"images": "**/*).png", "masks": "**/*)_mask*.png"}],
+)
+def test_several_masks_of_an_image_are_joined(
+    tmp_path: Path, options: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """BUSI: "benign (2)_mask.png" and, for a second lesion, "benign (2)_mask_1.png"."""
+    write(tmp_path, "benign/benign (1).png", "benign/benign (1)_mask.png", "benign/benign (2).png")
+    for number, column in (("", 0), ("_1", 2)):
+        pixels = np.zeros((2, 3), np.uint8)
+        pixels[:, column] = 255
+        PIL.Image.fromarray(pixels).save(tmp_path / f"benign/benign (2)_mask{number}.png")
+    rows = load_segmentation_dataset(tmp_path, val_fraction=0, **options)["train"]
+    end = "" if ")." in options.get("images", "") else ")"
+    assert list(rows["id"]) == [f"benign/benign ({number}{end}" for number in (1, 2)]
+    assert np.asarray(rows[1]["mask"]).tolist() == [[255, 0, 255]] * 2
+    assert "several masks of one image are joined (1 images): benign (2)_mask.png + benign (2)_mask_1" in caplog.text
+
+
+def test_several_masks_of_an_image_that_contradict_each_other(tmp_path: Path) -> None:
+    write(tmp_path, "a.png")
+    write(tmp_path, "a_mask.png", value=1)
+    write(tmp_path, "a_mask_1.png", value=2)
+    rows = load_segmentation_dataset(tmp_path)["train"]
+    with pytest.raises(DataError, match=r"a_mask_1\.png gives 6 pixels another value than a_mask\.png: make one mask"):
+        rows[0]
+
+
+def test_further_masks_that_no_pattern_matches_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, "a).png", "a)_mask.png", "a)_mask_1.png")
+    assert ids_of(tmp_path, images="*).png", masks="*_mask.png") == {"train": ["a"]}
+    assert r"left out (1): a)_mask_1.png; masks='**/*_mask*.png' would join them" in caplog.text
+
+
+def test_masks_that_are_numbered_like_their_images_are_not_joined(tmp_path: Path) -> None:
+    write(tmp_path, "images/img.png", "images/img_1.png", "masks/img.png", "masks/img_1.png")
+    write(tmp_path, "images/mask.png", "images/mask_1.png", "masks/mask.png", "masks/mask_1.png")
+    assert ids_of(tmp_path) == {"train": ["img", "img_1", "mask", "mask_1"]}
+
+
+def test_patterns_of_the_same_files_are_a_question(tmp_path: Path) -> None:
+    write(tmp_path, "a.png", "b.png")
+    with pytest.raises(
+        UsageError, match=r"both match 2 files, such as a\.png: name what only the masks have in common"
+    ):
+        ids_of(tmp_path, images="*.png", masks="?.png")
+
+
+# -- Roboflow ---------------------------------------------------------------------------------------------------------
+
+
+def roboflow(root: Path, split: str, names: str) -> None:
+    write(root, f"{split}/a_jpg.rf.0a1b.jpg", value=7)
+    write(root, f"{split}/a_jpg.rf.0a1b_mask.png", value=2)
+    (root / split / "_classes.csv").write_text(f"Pixel Value, Class\n{names}")
+
+
+def test_roboflow(tmp_path: Path) -> None:
+    roboflow(tmp_path, "train", "0, background\n1, cat\n2, dog\n")
+    roboflow(tmp_path, "valid", "0, background\n2, dog\n")
+    dataset, label_map = open_dataset(DatasetConfig(path=str(tmp_path)))
+    assert label_map.names == ("background", "cat", "dog")
+    assert {split: list(rows["id"]) for split, rows in dataset.items()} == {
+        "train": ["a_jpg.rf.0a1b"], "val": ["a_jpg.rf.0a1b"]
+    }  # fmt: skip
+    assert read_pair(dataset["val"][0], label_map)[1].tolist() == [[2] * 3] * 2
+
+
+def test_roboflow_whose_splits_differ(tmp_path: Path) -> None:
+    roboflow(tmp_path, "train", "0, background\n1, cat\n2, dog\n")
+    roboflow(tmp_path, "valid", "0, background\n1, dog\n2, cat\n")
+    with pytest.raises(DataError, match=r"valid/_classes\.csv: 1 is 'dog', in .*train/_classes\.csv it is 'cat'"):
+        open_dataset(DatasetConfig(path=str(tmp_path)))
+    (tmp_path / "valid/_classes.csv").write_text("Pixel Value, Class\nx, dog\n")
+    with pytest.raises(UsageError, match=r"_classes\.csv: 'x, dog' is no mask value with the name of its class"):
+        open_dataset(DatasetConfig(path=str(tmp_path)))
+    with pytest.raises(UsageError, match="no export of Roboflow in it"):
+        open_dataset(DatasetConfig(path=str(tmp_path / "train/.."), format="roboflow", splits={"train": "x"}))

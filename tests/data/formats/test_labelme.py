@@ -12,7 +12,6 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from segtune.data.checks import check_masks
 from segtune.data.config import DatasetConfig
 from segtune.data.dataset import load_segmentation_dataset, open_dataset
 from segtune.errors import DataError, UsageError
@@ -97,11 +96,11 @@ def test_bitmaps_ignored_regions_and_shapes_without_area(tmp_path: Path) -> None
         shape("centre", [[3, 2]], "point"),
     )
     dataset, label_map = open_dataset(DatasetConfig(path=str(tmp_path)))
-    assert label_map.names == ("background", "car", "centre", "edge", "road")
-    assert masks(dataset)[0] == [[0, 4, 4, 4, 4, 9], [0, 0, 1, 0, 1, 9], [0, 0, 0, 1, 0, 9], [0, 0, 0, 0, 0, 9]]
+    assert label_map.names == ("background", "car", "road")
+    assert masks(dataset)[0] == [[0, 2, 2, 2, 2, 9], [0, 0, 1, 0, 1, 9], [0, 0, 0, 1, 0, 9], [0, 0, 0, 0, 0, 9]]
 
 
-def test_listed_labels_need_no_reading_and_must_be_all(tmp_path: Path) -> None:
+def test_listed_labels_must_be_all(tmp_path: Path) -> None:
     write_image(tmp_path / "a.jpg")
     write_json(tmp_path / "a.json", ROAD, CAR)
     labels = {"background": None, "road": "street", "car": "car"}
@@ -112,7 +111,7 @@ def test_listed_labels_need_no_reading_and_must_be_all(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"a\.json: the label 'tree' is none of __ignore__, _background_, background, road"
     ):
-        check_masks(dataset, label_map)
+        open_dataset(DatasetConfig(path=str(tmp_path), labels=labels))
 
 
 def test_classes_of_a_file_of_names(tmp_path: Path) -> None:
@@ -143,5 +142,42 @@ def test_faults_are_named(tmp_path: Path) -> None:
 def test_unknown_kinds_of_shapes(tmp_path: Path) -> None:
     write_image(tmp_path / "a.jpg")
     write_json(tmp_path / "a.json", shape("road", [[0, 0], [1, 1]], "spline"))
-    with pytest.raises(DataError, match=r"a\.json: shapes of the kind 'spline' are not known"):
+    with pytest.raises(DataError, match=r"of a kind that is not known, all of road \(1\): a\.json: shapes\[0\]"):
         load_segmentation_dataset(tmp_path)
+    write_json(tmp_path / "a.json", ROAD, shape(" ", [[0, 0], [1, 1]], "rectangle"))
+    with pytest.raises(DataError, match=r"annotations without a class \(1\): a\.json: shapes\[1\]\. Give them"):
+        load_segmentation_dataset(tmp_path)
+
+
+def test_shapes_of_x_anylabeling(tmp_path: Path) -> None:
+    """It writes the four corners of a rectangle, and of a turned one ("rotation"); labelme's rectangles have two."""
+    write_image(tmp_path / "a.jpg")
+    corners = [[1, 0], [4, 0], [4, 2], [1, 2]]
+    turned = shape("road", [[5, 3], [3, 3], [3, 1], [5, 1]], "rotation", direction=3.14)
+    write_json(tmp_path / "a.json", turned, shape("car", corners, "rectangle", difficult=False, attributes={}))
+    (mask,) = masks(load_segmentation_dataset(tmp_path))
+    assert mask == [[0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 2, 0], [0, 0, 0, 2, 2, 0], [0] * 6]
+
+
+def test_a_class_of_lines_only_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_image(tmp_path / "a.jpg")
+    write_json(tmp_path / "a.json", ROAD, shape("crack", [[0, 0], [6, 4]], "linestrip"))
+    _, label_map = open_dataset(DatasetConfig(path=str(tmp_path)))
+    assert label_map.names == ("background", "road")
+    assert "nothing is drawn of crack: its annotations are lines" in caplog.text
+
+
+def test_images_without_a_file_and_names_alike_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in "abc":
+        write_image(tmp_path / f"{name}.jpg")
+    write_json(tmp_path / "a.json", ROAD, shape("Road ", ROAD["points"]))
+    assert len(load_segmentation_dataset(tmp_path)["train"]) == 1
+    assert "images without annotations are left out (2): b.jpg, c.jpg" in caplog.text
+    assert "classes of nearly the same name, which dataset.labels can make one: 'Road ' and 'road'" in caplog.text
+
+
+def test_labels_that_are_no_text(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.jpg")
+    write_json(tmp_path / "a.json", ROAD, shape(1, ROAD["points"]))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"a\.json: shapes\[1\]: label is 1; expected text"):
+        load_segmentation_dataset(tmp_path, format="labelme")

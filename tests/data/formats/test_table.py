@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 from segtune.data.dataset import load_segmentation_dataset
 from segtune.errors import DataError, UsageError
+from support.pairs import write_image, write_mask, write_pairs
 
 
 @pytest.fixture
@@ -107,13 +110,76 @@ def test_faults_are_named(files: Path) -> None:
         ("a.csv", "image,truth\nx,y\n", r"has no column of masks; name one in dataset\.masks: image, truth"),
         ("a.csv", "", r"a\.csv is no table of images and masks"),
         ("a.jsonl", "{", r"a\.jsonl is no table of images and masks"),
-        ("a.txt", "one\n", r"a\.txt is no table of images and masks"),
+        ("a.txt", "one\n", r"a\.txt is no table of images and masks: line 1 holds 1 words, not the path of an image"),
+        ("a.txt", "a 1.jpg a.png\n", "line 1 holds 3 words, .*where names have blanks, set a tab between the two"),
+        ("a.csv", "image,mask\na,1.jpg,a.png\n", "line 2 has 3 cells, the heading 2: what holds ',' stands in quotes"),
+        ("a.csv", "image,mask,mask\na,b,c\n", "two of its columns have one name: image, mask, mask"),
+        ("a.csv", "\x00", r"a\.csv is no table of images and masks"),
+        ("a.csv", b"image,mask\n\x81,b\n", r"a\.csv is no table of images and masks: 'charmap' codec can't decode"),
     ],
 )
-def test_other_tables_are_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
-    (tmp_path / name).write_text(text)
+def test_other_tables_are_refused(tmp_path: Path, name: str, text: str | bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UsageError, match=message):
         load_segmentation_dataset(tmp_path / name)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16", "utf-16-le"])
+def test_tables_as_windows_writes_them(tmp_path: Path, encoding: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Excel writes cp1252 with semicolons ("CSV") and UTF-16 with tabs ("Unicode text"); Python on Windows UTF-16 LE
+    without a mark. Paths have backslashes, and one name holds what stands between the cells."""
+    write_image(tmp_path / "bilder/größe; 1.png")
+    write_mask(tmp_path / "masken/größe; 1.png")
+    rows = 'Image;Mask\r\n"bilder\\größe; 1.png";"masken\\größe; 1.png"\r\n'
+    (tmp_path / "train.csv").write_bytes(rows.encode(encoding))
+    assert ids(tmp_path) == {"train": ["bilder/größe; 1"]}
+    assert ("is no UTF-8: read as cp1252" in caplog.text) == (encoding == "cp1252")
+
+
+def test_a_table_of_another_encoding_is_none_of_the_folder(tmp_path: Path) -> None:
+    write_pairs(tmp_path, ["a"])
+    (tmp_path / "train.csv").write_bytes("größe,Länge\n1,2\n".encode("cp1252"))
+    assert ids(tmp_path) == {"train": ["a"]}
+
+
+def test_what_excel_says_of_its_separator(files: Path) -> None:
+    (files / "train.csv").write_text("sep=|\nimage|mask\nphotos/b.jpg|truth/b.png\n")
+    assert ids(files) == {"train": ["photos/b"]}
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_accents_composed_otherwise(tmp_path: Path, form: str) -> None:
+    """Unpacked on a Mac, the files have other names than in the table."""
+    write_image(tmp_path / unicodedata.normalize("NFD", "straße_größe.png"))
+    write_mask(tmp_path / "m" / unicodedata.normalize("NFC", "straße_größe.png"))
+    name = unicodedata.normalize(form, "straße_größe.png")
+    (tmp_path / "data.csv").write_text(f"image,mask\n{name},m/{name}\n", encoding="utf-8")
+    assert [len(found) for found in ids(tmp_path).values()] == [1]
+
+
+@pytest.mark.parametrize("columns", ["file_name,mask_file_name", "file_name,segmentation_map_file_name"])
+def test_columns_of_an_image_folder(files: Path, columns: str) -> None:
+    """https://huggingface.co/docs/datasets/image_dataset: metadata.csv beside the pictures, also in split folders."""
+    (files / "metadata.csv").write_text(f"{columns}\nphotos/a 1.jpg,truth/a.png\nphotos/b.jpg,truth/b.png\n")
+    assert ids(files) == {"train": ["photos/a 1", "photos/b"]}
+
+
+def test_tables_in_the_folders_of_splits(tmp_path: Path) -> None:
+    for split, name in (("train", "a"), ("validation", "b")):
+        write_pairs(tmp_path / split, [name])
+        row = {"file_name": f"images/{name}.jpg", "mask_file_name": f"masks/{name}.png"}
+        (tmp_path / split / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    assert ids(tmp_path) == {"train": ["train/images/a"], "val": ["validation/images/b"]}
+    shutil.copy(tmp_path / "train/metadata.jsonl", tmp_path / "train/index.jsonl")
+    with pytest.raises(UsageError, match=r"index\.jsonl and .*metadata\.jsonl are tables of train: keep one"):
+        ids(tmp_path)
+
+
+def test_rows_without_a_path(files: Path) -> None:
+    (files / "train.csv").write_text("image,mask\nphotos/b.jpg,truth/b.png\nphotos/a 1.jpg\n")
+    with pytest.raises(DataError, match=r"rows of the table without a path \(1\): row 2 \(mask is empty\)"):
+        ids(files)
+    assert ids(files, on_error="skip") == {"train": ["photos/b"]}
 
 
 def test_no_table(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -220,3 +221,45 @@ def test_polygons_in_pixels_are_outside(tmp_path: Path) -> None:
     yolo(tmp_path, ("0 2 2 5 2 5 3 2 3", BOXES[1]))
     with pytest.raises(DataError, match=r"outside of their picture.* (2): .*im0\.txt: line 1".replace("(2)", r"\(2\)")):
         pixels(tmp_path)
+
+
+@pytest.mark.parametrize("notes", [None, {"categories": [{"id": 1, "name": "bicycle"}, {"id": 0, "name": "person"}]}])
+def test_a_list_of_classes_in_place_of_data_yaml(tmp_path: Path, notes: Any) -> None:
+    """As Label Studio exports it: images/, labels/, classes.txt and notes.json."""
+    write_image(tmp_path / "images" / "a.jpg")
+    write_label(tmp_path / "labels" / "a.txt", LEFT.replace("0", "1", 1))
+    (tmp_path / "classes.txt").write_text("person\nbicycle\n")
+    if notes:
+        (tmp_path / "notes.json").write_text(json.dumps(notes))
+    for path in (tmp_path, tmp_path / "classes.txt"):
+        dataset, label_map = open_dataset(DatasetConfig(path=str(path)))
+        assert label_map.names == ("background", "person", "bicycle")
+        assert set(np.unique(read_mask(dataset["train"][0]["mask"])).tolist()) == {0, 2}
+
+
+def test_lists_of_classes_and_folders_of_splits(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_image(tmp_path / "images" / split / f"{split}.jpg")
+        write_label(tmp_path / "labels" / split / f"{split}.txt", LEFT)
+    (tmp_path / "classes.txt").write_text("person\n")
+    assert ids(open_dataset(DatasetConfig(path=str(tmp_path)))[0]) == {"train": ["train"], "val": ["val"]}
+
+
+@pytest.mark.parametrize(
+    ("names", "notes", "message"),
+    [
+        (
+            "person\nbicycle\n",
+            [{"id": 0, "name": "bicycle"}, {"id": 1, "name": "person"}],
+            "lists bicycle, person",
+        ),
+        ("person\n\nbicycle\n", [], "a line is empty"),
+    ],
+)
+def test_lists_of_classes_that_are_contradicted(tmp_path: Path, names: str, notes: Any, message: str) -> None:
+    write_image(tmp_path / "images" / "a.jpg")
+    write_label(tmp_path / "labels" / "a.txt", LEFT)
+    (tmp_path / "classes.txt").write_text(names)
+    (tmp_path / "notes.json").write_text(json.dumps({"categories": notes}))
+    with pytest.raises(UsageError, match=message):
+        open_dataset(DatasetConfig(path=str(tmp_path), format="yolo"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import unicodedata
@@ -16,9 +17,11 @@ from segtune.data.annotations.tally import CROWD, MARKED, RULES, UNUSABLE, Fate,
 from segtune.data.config import DatasetConfig
 from segtune.data.index import DatasetIndex, Sample, in_threads
 from segtune.data.splits import all_names, split_names
-from segtune.errors import DataError, UsageError
+from segtune.errors import DataError, UsageError, listed
 from segtune.imageio.read import ReadError, is_picture, read_size
 from segtune.imageio.walk import walk_folders
+
+logger = logging.getLogger(__name__)
 
 ShapesOf = Callable[[Sample, tuple[int, int]], Sequence[Shape]]
 
@@ -112,7 +115,19 @@ class AnnotatedImages:
         self.index.report("image_missing", "annotated images that are not there", self._missing, fix)
         self.index.report("image_twice", "annotated images that are there several times", self._several, fix)
         self._report_shared()
+        self._remark_left_out()
         keep_annotated(self.index, self.samples, self.parts, shapes_of)
+
+    def _remark_left_out(self) -> None:
+        """Tell of images beside the annotated ones that no annotation names."""
+        taken = {sample.image for sample in self.samples}
+        folders = {path.parent for path in taken}
+        left = sorted(path for paths in self._by_name.values() for path in paths if path not in taken)
+        left = [path for path in left if path.parent in folders]
+        if left and not self._missing and not self._several:
+            shown = listed([self.index.below(path) for path in left], 3)
+            self.index.remarks.append(f"images without annotations are left out ({len(left)}): {shown}")
+            logger.warning("%s: %s", self.index.root, self.index.remarks[-1])
 
     def _report_shared(self) -> None:
         """Several annotated names that came out as one file: the wrong one for all but one of them."""

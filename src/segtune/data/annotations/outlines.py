@@ -103,6 +103,25 @@ def checked_rle(rle: Any, size: Size) -> dict[str, Any]:
     return {"size": list(size), "counts": counts}
 
 
+def checked_pixels(text: str, size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """The first pixels, from 0 on, and the lengths of Kaggle's runs, which lie in the picture.
+
+    Raises:
+        DataError: they do not, or are no pairs of whole numbers.
+    """
+    try:
+        numbers = np.array(text.split(), dtype=np.int64)
+    except (ValueError, OverflowError):
+        numbers = np.zeros(1, dtype=np.int64)
+    if len(numbers) % 2:
+        raise DataError("run lengths are pairs of whole numbers: a first pixel and a length")
+    starts, lengths = numbers[::2], numbers[1::2]
+    most = size[0] * size[1]
+    if (starts < 1).any() or (lengths < 0).any() or (lengths > most).any() or (starts > most - lengths + 1).any():
+        raise DataError(f"run lengths that leave the picture of {tuple(size)}: pixels count from 1 to {most}")
+    return starts - 1, lengths
+
+
 def whole_numbers(numbers: Any, what: str) -> np.ndarray:
     """A list of whole numbers that fit into 48 bits, as int64.
 

@@ -16,19 +16,27 @@ from typing import Any, Literal
 import numpy as np
 import PIL.Image
 
-from segtune.data.annotations.outlines import check_part, checked_ellipse, checked_outlines, checked_rle, whole_numbers
+from segtune.data.annotations.outlines import (
+    check_part,
+    checked_ellipse,
+    checked_outlines,
+    checked_pixels,
+    checked_rle,
+    whole_numbers,
+)
 from segtune.errors import DataError, UsageError, naming
 
 OnTop = Literal["smaller", "later"]
 Shape = dict[str, Any]
 """What covers a part of a picture, JSON-able: "value" is its mask value, None for ignored, and one of
 
-- "polygons": outlines [[x, y, x, y, …], …], together one shape;
+- "polygons": outlines [[x, y, x, y, …], …], together one shape, without what outlines in "holes" enclose;
 - "rle": COCO's run lengths, {"size": [height, width], "counts": numbers or text};
 - "ellipse": [x, y, radius across, radius down, degrees clockwise];
 - "runs": numbers of pixels, not covered and covered in turn, row by row within "box" [left, top, width, height];
 - "brush": Label Studio's run lengths as base64, of the whole picture;
-- "bitmap": a PNG of the covered pixels as base64, at "box" [left, top].
+- "pixels": Kaggle's run lengths as text, pairs of a first pixel, from 1 on down the columns, and a length;
+- "bitmap": a PNG of the covered pixels as base64, at "box" [left, top]; with "whole", of the whole picture.
 
 More may be there for messages and counts: "entry" names it in its file, as "annotation 7"; of a shape that is ignored,
 "label" is its class and "rule" the kind of the `tally.Fate` that says why.
@@ -95,6 +103,8 @@ def covers_a_pixel(shape: Shape, size: tuple[int, int]) -> bool:
     if "brush" in shape:  # they take a while to decode
         _check_brush(_Bits(base64.b64decode(shape["brush"])), size)
         return True
+    if "pixels" in shape:
+        return bool(checked_pixels(shape["pixels"], size)[1].any())
     return int(_import_pycocotools().area(_cover(shape, size))) > 0
 
 
@@ -103,20 +113,30 @@ def _cover(shape: Shape, size: tuple[int, int]) -> Any:
     coco = _import_pycocotools()
     if "polygons" in shape:
         outlines = checked_outlines(shape["polygons"], size)
-        return coco.merge(coco.frPyObjects(outlines, *size)) if outlines else _encode(np.zeros(size, dtype=bool))
+        cover = coco.merge(coco.frPyObjects(outlines, *size)) if outlines else _encode(np.zeros(size, dtype=bool))
+        return _without(cover, _cover({"polygons": shape["holes"]}, size)) if shape.get("holes") else cover
     if "rle" in shape:
         rle = checked_rle(shape["rle"], size)
         return rle if isinstance(rle["counts"], str) else coco.frPyObjects(rle, *size)
+    if "pixels" in shape:
+        return _encode(_pixels(shape["pixels"], size))
     if "ellipse" in shape:
         return _encode(_ellipse(shape["ellipse"], size))
     if "brush" in shape:
         return _encode(decode_brush(base64.b64decode(shape["brush"]), size))
     left, top = shape["box"][:2]
     part = _runs(shape, size) if "runs" in shape else _bitmap(shape["bitmap"], size)
+    if shape.get("whole") and part.shape != tuple(size):
+        raise DataError(f"a bitmap of {part.shape} (height, width) for a picture of {tuple(size)}")
     whole = np.zeros(size, dtype=bool)
     window = whole[max(top, 0) : max(top + part.shape[0], 0), max(left, 0) : max(left + part.shape[1], 0)]
     window[:] = part[max(-top, 0) :, max(-left, 0) :][: window.shape[0], : window.shape[1]]
     return _encode(whole)
+
+
+def _without(cover: Any, hole: Any) -> Any:
+    coco = _import_pycocotools()
+    return _encode(coco.decode(cover).astype(bool) & ~coco.decode(hole).astype(bool))
 
 
 def _encode(covered: np.ndarray) -> Any:
@@ -146,10 +166,22 @@ def _runs(shape: Shape, size: tuple[int, int]) -> np.ndarray:
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
 
 
+def _pixels(text: str, size: tuple[int, int]) -> np.ndarray:
+    starts, lengths = checked_pixels(text, size)
+    steps = np.zeros(size[0] * size[1] + 1, dtype=np.int32)
+    np.add.at(steps, starts, 1)
+    np.add.at(steps, starts + lengths, -1)
+    return (steps[:-1].cumsum() > 0).reshape(size[1], size[0]).T  # down the columns
+
+
 def _bitmap(text: str, size: tuple[int, int]) -> np.ndarray:
+    """What a PNG covers: what is not transparent, else what is not black; all of it, where it is nothing but black."""
     with PIL.Image.open(io.BytesIO(base64.b64decode(text))) as picture:
         check_part((picture.height, picture.width), size)
-        return np.asarray(picture.convert("L")) > 0
+        values = np.asarray(picture.convert("LA"))  # (H, W, 2)
+    light, opaque = values[:, :, 0] > 0, values[:, :, 1] > 0
+    has_alpha = picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info
+    return light if opaque.all() and (light.any() or not has_alpha) else opaque
 
 
 def decode_brush(data: bytes, size: tuple[int, int]) -> np.ndarray:

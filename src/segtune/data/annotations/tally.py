@@ -83,6 +83,12 @@ UNKNOWN = Fate(
     "Export polygons, boxes, ellipses or masks instead, or remove these annotations",
     0.0,
 )
+NAMELESS = Fate(
+    "annotation_without_class",
+    "without a class",
+    "Give them the name of a class, or remove them",
+    0.0,
+)
 BOX = Fate(
     "annotation_without_outline",
     "without a segmentation",

@@ -7,10 +7,12 @@ from itertools import islice
 from pathlib import Path
 
 from segtune.data.config import HUB, DatasetConfig
-from segtune.data.formats import cvat, yolo
-from segtune.data.formats.folder import VOC_IMAGES, VOC_MASKS, find_layout, is_pattern
+from segtune.data.formats import cvat, rle_table, via, yolo
+from segtune.data.formats.folder import CLASS_TABLE, VOC_IMAGES, VOC_MASKS, find_class_tables, find_layout
+from segtune.data.formats.foreign import refuse_foreign
+from segtune.data.formats.patterns import is_pattern
 from segtune.data.formats.sniff import is_cvat, json_kind
-from segtune.data.formats.table import TABLES, find_manifests
+from segtune.data.formats.table import OF_FILES, TABLES, columns_of, find_manifests, tables_of
 from segtune.data.index import DatasetIndex
 from segtune.data.splits import split_names
 from segtune.errors import SegtuneError, UsageError
@@ -26,18 +28,27 @@ def is_hub(path: str) -> bool:
 
 
 def format_of_file(path: Path) -> tuple[str, str] | None:
-    """The format of a single file that is given as the data set, and why."""
+    """The format of a single file that is given as the data set, and why.
+
+    Raises:
+        UsageError: it is of a kind that is known but not read.
+    """
     suffix = path.suffix.lower()
-    if suffix in (*TABLES, ".txt"):
+    if suffix in (".csv", ".tsv") and via.is_via_table(path):
+        return "via", f"{path.name} has the columns of VIA"
+    if suffix in (".csv", ".tsv") and rle_table.is_rle_table(path):
+        return "rle", f"{path.name} has columns of images and run lengths"
+    if suffix in TABLES or (suffix == ".txt" and not yolo.is_name_list(path)):
         return "manifest", f"{path.name} is a table"
     if suffix == ".parquet":
         return "parquet", f"{path.name} is a parquet file"
-    if suffix in (".yaml", ".yml"):
-        return "yolo", f"{path.name} is a YAML file"
+    if suffix in (".yaml", ".yml", ".txt"):
+        return "yolo", f"{path.name} {'lists names beside labels/' if suffix == '.txt' else 'is a YAML file'}"
     if suffix == ".xml" and is_cvat(path):
         return "cvat", f"{path.name} is an export of CVAT"
     if suffix == ".json" and (kind := json_kind(path)):
         return kind, f"{path.name} looks like it"
+    refuse_foreign(path)
     return None
 
 
@@ -72,24 +83,34 @@ def _evidence(root: Path, config: DatasetConfig) -> Iterator[tuple[str, str]]:
         yield "disk", "it has the files of save_to_disk"
     if next(walk_files(root, ".parquet", depth=1), None):
         yield "parquet", "it has .parquet files"
-    if (file := yolo.find_config(root)) and _has_names_and_splits(file):
-        yield "yolo", f"{file.name} has names and splits"
     if (root / VOC_IMAGES).is_dir() and any((root / name).is_dir() for name in VOC_MASKS):
         yield "voc", f"it has {VOC_IMAGES} and {VOC_MASKS[1]}"
-    if file := cvat.find_file(root, None):
-        yield "cvat", f"{file.name} is an export of CVAT"
-    yield from _json_evidence(root)
+    if named := find_class_tables(root, split_names(config.splits)):
+        yield "roboflow", f"{named[0].relative_to(root)} names the values of masks ({CLASS_TABLE})"
+    annotated: dict[str, str] = {}
+    for name, why in _annotation_evidence(root, config):
+        annotated.setdefault(name, why)
+    yield from annotated.items()
     if tables := find_manifests(root, config):
-        yield "manifest", f"{next(iter(tables.values())).name} has columns of images and masks"
+        path = next(iter(tables.values()))
+        yield "manifest", f"{path.name} has columns of images and masks"
+        if any(column.endswith(OF_FILES) for column in columns_of(path)):
+            return  # of an ImageFolder, whose pictures lie in folders of any name
     if reason:
         yield "folder", reason
+    elif not annotated and not tables and (files := rle_table.find_files(root)):
+        yield "rle", f"{files[0].name} has columns of images and run lengths"
 
 
-def _json_evidence(root: Path) -> Iterator[tuple[str, str]]:
-    seen = set()
+def _annotation_evidence(root: Path, config: DatasetConfig) -> Iterator[tuple[str, str]]:
+    if (file := yolo.find_config(root)) and _has_names_and_splits(file):
+        yield "yolo", f"{file.name} has names and splits"
+    if file := cvat.find_file(root, None):
+        yield "cvat", f"{file.name} is an export of CVAT"
+    if table := next(filter(via.is_via_table, (path for _, path in tables_of(root, config))), None):
+        yield "via", f"{table.relative_to(root)} has the columns of VIA"
     for path in islice(walk_files(root, ".json"), LOOK_AT):
-        if (kind := json_kind(path)) and kind not in seen:
-            seen.add(kind)
+        if kind := json_kind(path):
             yield kind, f"{path.relative_to(root)} looks like it"
 
 
@@ -106,7 +127,7 @@ def _folder_reason(root: Path, config: DatasetConfig) -> str | None:
 
 def _has_names_and_splits(file: Path) -> bool:
     try:
-        data = yolo.read_yaml(file)
-    except ValueError:
+        data = yolo.read_config(file)
+    except (ValueError, LookupError, TypeError):
         return False
     return isinstance(data, dict) and "names" in data and any(key in data for key in ("train", "val", "test"))

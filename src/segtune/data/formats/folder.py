@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from segtune.data.class_names import find_file, listed_classes, number_classes
 from segtune.data.config import DatasetConfig
-from segtune.data.formats.pairing import Files, Pairs, keep_same_sizes, match_affixes, pair_up
+from segtune.data.formats.foreign import looks_like
+from segtune.data.formats.pairing import (
+    BESIDE,
+    Files,
+    Pairs,
+    further_mask,
+    join_further,
+    keep_same_sizes,
+    match_affixes,
+    pair_up,
+)
+from segtune.data.formats.patterns import Match, is_pattern, match_files
+from segtune.data.formats.table import columns_of, read_rows
 from segtune.data.index import DatasetIndex, Problem
 from segtune.data.splits import SPLITS, Names, meant_ids, read_split_file, read_split_lists, split_names, split_of
-from segtune.errors import UsageError, listed
+from segtune.errors import DataError, UsageError, listed
 from segtune.imageio.read import is_picture
 from segtune.imageio.walk import entries_of, walk_folders
 
@@ -26,10 +37,12 @@ IMAGE_FOLDERS = ("images", "imgs", "image", "img", "img_dir")
 MASK_FOLDERS = ("masks", "labels", "annotations", "mask", "ann_dir", "label")
 VOC_IMAGES, VOC_LISTS = "JPEGImages", "ImageSets/Segmentation"
 VOC_MASKS = ("SegmentationClassPNG", "SegmentationClass")
+CLASS_TABLE, CLASS_COLUMNS = "_classes.csv", ["pixel value", "class"]  # of Roboflow
 
 LAYOUTS = (
-    "images/train + masks/train (val, test), train/images + train/masks, or images + masks; name other folders in "
-    "dataset.images and dataset.masks, or patterns such as images='**/*_rgb.png' masks='**/*_label.png'"
+    "images/train + masks/train (val, test), train/images + train/masks, images + masks, or a_mask.png beside a.png; "
+    "name other folders in dataset.images and dataset.masks, or patterns such as images='**/*_rgb.png' "
+    "masks='**/*_label.png'"
 )
 
 
@@ -43,19 +56,72 @@ def scan_folders(root: Path, config: DatasetConfig) -> DatasetIndex:
     kinds: dict[Path, dict[str, str]] = {}
     if is_pattern(config.images) or is_pattern(config.masks):
         files, kinds = _match_pairs(root, config, names)
+        _remark_masks_left_out(index, files)
     else:
-        folders = find_layout(index, config.images, config.masks, names)
-        files = {split: (list_files(*pair), list_files(*reversed(pair))) for split, pair in folders.items()}
-    files = match_affixes(files)
-    samples = pair_up(index, files, _ids_of_splits(index, files, config, names))
+        files = _files_of_layout(index, config, names)
     if kinds:
         found = sorted({kind for masks in kinds.values() for kind in masks})
         index.classes = number_classes(found, config, root)
-        samples = [s._replace(mask_part=json.dumps({"files": kinds[s.mask]})) for s in samples]
+    return _pair(index, files, config, {first: {"files": masks} for first, masks in kinds.items()})
+
+
+def _pair(
+    index: DatasetIndex, files: Pairs, config: DatasetConfig, parts: Mapping[Path, Mapping[str, Any]]
+) -> DatasetIndex:
+    """Give the index the samples of these files.
+
+    Args:
+        parts: of masks that are more than their first file, see `lazy_rows.Reader`.
+    """
+    files, further = join_further(match_affixes(files))
+    if further:
+        files = match_affixes(files)
+        first, others = next(iter(further.items()))
+        shown = " + ".join(path.name for path in (first, *others))
+        index.remarks.append(f"{index.root}: several masks of one image are joined ({len(further)} images): {shown}")
+    parts = {**parts, **{first: {"join": [str(first), *map(str, others)]} for first, others in further.items()}}
+    samples = pair_up(index, files, _ids_of_splits(index, files, config, split_names(config.splits)))
+    samples = [s._replace(mask_part=json.dumps(parts[s.mask])) if s.mask in parts else s for s in samples]
     keep_same_sizes(index, samples, config.resize_images)
     for remark in index.remarks:
         logger.warning("%s", remark)
     return index
+
+
+def scan_roboflow(root: Path, config: DatasetConfig) -> DatasetIndex:
+    """Roboflow's semantic masks: in the folder of each split images, a_mask.png beside a.jpg, and _classes.csv.
+
+    Raises:
+        UsageError: there are none.
+        DataError: the tables of two splits give one mask value different names.
+    """
+    names = split_names(config.splits)
+    index, tables, files = DatasetIndex(root), find_class_tables(root, names), masks_beside(root, names)
+    if not tables or not files:
+        raise UsageError(f"{root}: no export of Roboflow in it (a_mask.png beside a.jpg, and {CLASS_TABLE})")
+    classes: dict[int, str | None] = {}
+    for path in tables:
+        for value, name in _read_classes(path).items():
+            if classes.setdefault(value, name) != name:
+                raise DataError(
+                    f"{path}: {value} is {name!r}, in {tables[0]} it is {classes[value]!r}: export the splits together"
+                )
+    index.classes = classes
+    return _pair(index, files, config, {})
+
+
+def find_class_tables(root: Path, names: Names) -> list[Path]:
+    """Roboflow's tables of mask values, in a folder and in those of its splits."""
+    places = [root, *_find_splits(root, names).values()]
+    found = [place / CLASS_TABLE for place in places if (place / CLASS_TABLE).is_file()]
+    return [path for path in found if [column.lower() for column in columns_of(path)] == CLASS_COLUMNS]
+
+
+def _read_classes(path: Path) -> dict[int, str]:
+    rows = [list(row.values()) for row in read_rows(path)]
+    if odd := [row for row in rows if not row[0].isdecimal() or not row[1]]:
+        raise UsageError(f"{path}: {', '.join(odd[0])!r} is no mask value with the name of its class")
+    return {int(value): name for value, name in rows}
 
 
 def scan_voc(root: Path, config: DatasetConfig) -> DatasetIndex:
@@ -109,15 +175,12 @@ def _match_pairs(root: Path, config: DatasetConfig, names: Names) -> tuple[Pairs
     listed = listed_classes(config, root)
     files: dict[str, tuple[Files, Files]] = {}
     kinds: dict[Path, dict[str, str]] = {}
-    for side, text in enumerate((config.images, config.masks)):
-        pattern = text if is_pattern(text) else f"{text}/**/*.*"
-        matches = [
-            (match, "train" if match.split is None else split_of(match.split, names))
-            for match in match_files(root, pattern, listed)
-        ]
-        if not any(split for _, split in matches):
+    for side, matches in enumerate(_matches(root, config.images, config.masks, listed)):
+        placed = [(match, "train" if match.split is None else split_of(match.split, names)) for match in matches]
+        if not any(split for _, split in placed):
+            text = (config.images, config.masks)[side]
             raise UsageError(f"{root}: no pictures match dataset.{('images', 'masks')[side]}={text!r}")
-        for match, split in matches:
+        for match, split in placed:
             if split is not None:
                 found = files.setdefault(split, ({}, {}))[side].setdefault(match.id, [])
                 if match.kind is None or not found:
@@ -125,6 +188,27 @@ def _match_pairs(root: Path, config: DatasetConfig, names: Names) -> tuple[Pairs
                 if match.kind is not None:
                     kinds.setdefault(found[0], {})[match.kind] = str(match.path)
     return files, kinds
+
+
+def _matches(root: Path, images: str, masks: str, classes: Sequence[str]) -> tuple[list[Match], list[Match]]:
+    """What each of two patterns matches; a file that both match belongs to the narrower one.
+
+    Raises:
+        UsageError: neither is narrower.
+    """
+    both = [
+        list(match_files(root, text if is_pattern(text) else f"{text}/**/*.*", classes)) for text in (images, masks)
+    ]
+    paths = [{match.path for match in matches} for matches in both]
+    if shared := paths[0] & paths[1]:
+        if shared not in paths or paths[0] == paths[1]:
+            raise UsageError(
+                f"{root}: dataset.images={images!r} and dataset.masks={masks!r} both match {len(shared)} files, such "
+                f"as {min(shared).name}: name what only the masks have in common, as in masks='**/*_mask.png'"
+            )
+        wider = paths.index(max(paths, key=len))
+        both[wider] = [match for match in both[wider] if match.path not in shared]
+    return both[0], both[1]
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------
@@ -207,6 +291,58 @@ def _remark_rest(index: DatasetIndex, parent: Path, splits: Mapping[str, Path]) 
         index.remarks.append(f"{parent}: left out, since no split has these names: {listed(rest)}")
 
 
+def _files_of_layout(index: DatasetIndex, config: DatasetConfig, names: Names) -> Pairs:
+    """The files of folders, else masks beside their images.
+
+    Raises:
+        UsageError: neither is there.
+    """
+    try:
+        folders = find_layout(index, config.images, config.masks, names)
+    except UsageError as error:
+        beside = None if config.images or config.masks else masks_beside(index.root, names)
+        if beside is None:
+            raise UsageError(f"{error}. {looks_like(index.root)}".removesuffix(". ")) from error
+        return beside
+    return {split: (list_files(*pair), list_files(*reversed(pair))) for split, pair in folders.items()}
+
+
+def masks_beside(root: Path, names: Names) -> Pairs | None:
+    """Split -> images and masks that lie in the same folders, a_mask.png beside a.png; None where few images have one.
+
+    Splits are folders in `root`; all is train where there are none.
+    """
+    files: dict[str, tuple[Files, Files]] = {}
+    for split, place in (_find_splits(root, names) or {"train": root}).items():
+        images, masks = files.setdefault(split, ({}, {}))
+        for identity, paths in list_files(place, place).items():
+            images[identity] = paths
+        for identity in sorted(images, key=len, reverse=True):
+            known = further_mask(identity) or identity
+            if (match := BESIDE.fullmatch(known)) and match[1] in images:
+                masks[match[1] if known == identity else identity] = images.pop(identity)
+    counts = [(len(images), len(images.keys() & masks.keys())) for images, masks in files.values()]
+    paired = sum(pairs for _, pairs in counts)
+    return files if paired and 2 * paired >= sum(total for total, _ in counts) else None
+
+
+def _remark_masks_left_out(index: DatasetIndex, files: Pairs) -> None:
+    """Tell of further masks, a_mask_1.png beside a_mask.png, that neither pattern matches."""
+    taken = {path for pair in files.values() for side in pair for paths in side.values() for path in paths}
+    masks = {path for _, side in files.values() for paths in side.values() for path in paths}
+    left = []
+    for folder in sorted({path.parent for path in masks}):
+        for path in (Path(entry.path) for entry in entries_of(folder)[1] if is_picture(entry.name)):
+            base = further_mask(path.stem)
+            if path not in taken and base and path.with_name(base + path.suffix) in masks:
+                left.append(path.name)
+    if left:
+        index.remarks.append(
+            f"{index.root}: further masks that no pattern matches are left out ({len(left)}): {listed(left)}; "
+            "masks='**/*_mask*.png' would join them"
+        )
+
+
 def list_files(folder: Path, other: Path) -> Files:
     """Id -> the pictures of that name in `folder` and below, without those in `other`."""
     files: Files = {}
@@ -218,70 +354,3 @@ def list_files(folder: Path, other: Path) -> Files:
             identity = unicodedata.normalize("NFC", stem if below == "." else f"{below}/{stem}")
             files.setdefault(identity, []).append(parent / name)
     return files
-
-
-PARTS = re.compile(r"\*\*/|\*|\?+|\{split\}|\{class\}|\.\*$")
-
-
-class Match(NamedTuple):
-    """A file, and what the pattern's wildcards, `{split}` and `{class}` stand for in its name."""
-
-    path: Path
-    id: str
-    split: str | None
-    kind: str | None
-
-
-def is_pattern(text: str | None) -> bool:
-    """Whether a text stands for many files."""
-    return text is not None and PARTS.search(text) is not None
-
-
-def match_files(root: Path, pattern: str, classes: Sequence[str] = ()) -> Iterator[Match]:
-    """The pictures and arrays below `root` whose path matches, sorted; hidden files and folders are passed over.
-
-    `*` stands for anything within a name, `**/` for any folders, `?` for one character and `???` for three, `.*` at the
-    end for the suffix of any picture. The id of a file is what the wildcards stand for, "/" between them. A second
-    `{split}` or `{class}` stands for the same word as the first.
-
-    Args:
-        classes: what `{class}` may stand for; anything within a name where there are none.
-
-    Raises:
-        UsageError: the pattern leaves the folder, or has other words in braces.
-    """
-    if Path(pattern).is_absolute() or ".." in Path(pattern).parts or re.search(r"[{}]", PARTS.sub("", pattern)):
-        raise UsageError(f"{pattern!r}: a pattern is a path below dataset.path with *, **/, ?, {{split}} or {{class}}")
-    found = PARTS.search(pattern)
-    fixed = (pattern[: found.start()] if found else pattern).rpartition("/")[0]
-    expression = re.compile(_expression(pattern, classes))
-    for parent, _, names in walk_folders(root / fixed):
-        below = parent.relative_to(root).as_posix()
-        for name in sorted(filter(is_picture, names)):
-            path = name if below == "." else f"{below}/{name}"
-            if match := expression.fullmatch(unicodedata.normalize("NFC", path)):
-                named = match.groupdict()
-                wild = [named[part].strip("/") for part in named if part.startswith("any")]
-                identity = "/".join(filter(None, wild))
-                yield Match(parent / name, identity, named.get("split"), named.get("kind"))
-
-
-def _expression(pattern: str, classes: Sequence[str]) -> str:
-    """The regular expression of a pattern."""
-    parts, position = [], 0
-    seen: set[str] = set()
-    for number, found in enumerate(PARTS.finditer(pattern)):
-        parts.append(re.escape(pattern[position : found.start()]))
-        position = found.end()
-        word = found[0]
-        if word == ".*" and found.end() == len(pattern):
-            parts.append(r"\.[^./]+")
-        elif word[0] == "{":
-            name = {"{split}": "split", "{class}": "kind"}[word]
-            choice = "|".join(map(re.escape, classes)) if name == "kind" and classes else "[^/]+?"
-            parts.append(f"(?i:(?P={name}))" if name in seen else f"(?P<{name}>{choice})")
-            seen.add(name)
-        else:
-            wild = {"**/": "(?:[^/]+/)*", "*": "[^/]*?"}.get(word, f"[^/]{{{len(word)}}}")
-            parts.append(f"(?P<any{number}>{wild})")
-    return "".join([*parts, re.escape(pattern[position:])])

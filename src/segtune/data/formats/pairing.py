@@ -7,8 +7,9 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
+from segtune.data.formats.foreign import unread_files
 from segtune.data.index import DatasetIndex, Sample, in_threads
 from segtune.imageio.geotiff import grid_of, same_grid
 from segtune.imageio.read import SUFFIXES, TIFFS, ReadError, read_size
@@ -28,6 +29,10 @@ PAIR_PROBLEMS = {
     "id_without_files": "ids of the split file without files",
     "empty_split": f"splits without pictures ({' '.join(sorted(SUFFIXES))})",
 }
+
+_WORDS = "(?:masks?|labels?|gt|seg|segmentation|annotation)"  # that names of masks end with
+BESIDE = re.compile(rf"(.+)[ _.-]{_WORDS}", re.IGNORECASE)
+FURTHER = re.compile(rf"(.*{_WORDS})[ _-]?\d+", re.IGNORECASE)
 
 Files = dict[str, list[Path]]  # id -> the pictures of that name
 Pairs = Mapping[str, tuple[Files, Files]]  # split -> images and masks
@@ -59,6 +64,42 @@ def match_affixes(files: Pairs) -> Pairs:
     return files
 
 
+def further_mask(name: str) -> str | None:
+    """The name of an image's first mask, of that of another one: a_mask of a_mask_1; None where it is no such name."""
+    match = FURTHER.fullmatch(name)
+    return match[1] if match else None
+
+
+def join_further(files: Pairs) -> tuple[Pairs, dict[Path, list[Path]]]:
+    """The files without further masks of an image that lie beside its first one: a_mask.png and a_mask_1.png.
+
+    Files that have a partner of their own stay where they are.
+
+    Returns:
+        The files; first mask -> the further ones.
+    """
+    further: dict[Path, list[Path]] = {}
+    kept: dict[str, tuple[Files, Files]] = {}
+    for split, pair in files.items():
+        lonely = pair[0].keys() ^ pair[1].keys()
+        if not lonely:
+            kept[split] = pair
+            continue
+        masks = {path for paths in pair[1].values() for path in paths}
+        sides: list[Files] = []
+        for side in pair:
+            sides.append({})
+            for i, paths in side.items():
+                base = further_mask(paths[0].stem) if i in lonely else None
+                first = paths[0].with_name(f"{base}{paths[0].suffix}")
+                if base and first in masks:
+                    further.setdefault(first, []).extend(paths)
+                else:
+                    sides[-1][i] = paths
+        kept[split] = sides[0], sides[1]
+    return kept, further
+
+
 def pair_up(index: DatasetIndex, files: Pairs, ids: Mapping[str, Sequence[str]]) -> list[Sample]:
     """The samples with both files; a split without folders of its own takes its files from train."""
     samples = []
@@ -82,9 +123,12 @@ def pair_up(index: DatasetIndex, files: Pairs, ids: Mapping[str, Sequence[str]])
             elif not here[0]:
                 found["mask_without_image"][names[1][0]] = names[1][0]
     lonely = found["image_without_mask"] and found["mask_without_image"] and not samples
+    fix = NO_NAME_IN_COMMON if lonely else SAME_NAME
+    alone = [*found["image_without_mask"], *found["mask_without_image"]]
+    if alone or found["empty_split"]:
+        fix = unread_files(index.root, {PurePath(name).stem for name in alone}) or fix
     for kind, what in PAIR_PROBLEMS.items():
-        fix = LISTED if kind == "id_without_files" else NO_NAME_IN_COMMON if lonely else SAME_NAME
-        index.report(kind, what, found[kind], fix)
+        index.report(kind, what, found[kind], LISTED if kind == "id_without_files" else fix)
     return samples
 
 

@@ -17,25 +17,51 @@ from segtune.data.class_names import BACKGROUND
 from segtune.data.config import DatasetConfig
 from segtune.data.containment import refuse_outside
 from segtune.data.index import DatasetIndex, Sample
-from segtune.data.splits import split_names, split_of
+from segtune.data.splits import SPLITS, all_names, split_names, split_of
 from segtune.errors import DataError, UsageError, listed
-from segtune.files import LONGEST_PATH
+from segtune.files import LONGEST_PATH, read_json
 from segtune.imageio.read import is_picture
 from segtune.imageio.walk import walk_files
 
 logger = logging.getLogger(__name__)
 
+NAME_LIST = "classes.txt"
 CONFIG_FILES = ("data.yaml", "data.yml", "dataset.yaml")
 MOST_CLASSES = 2**16 - 1  # and the background: what masks of 16 bits hold
 MOST_BYTES = 2**28  # of a label file
 
 
 def find_config(root: Path) -> Path | None:
-    """The YAML file that names classes and splits: data.yaml, or the only one with both."""
+    """The YAML file that names classes and splits: data.yaml, or the only one with both; else a list of the classes."""
     usual = [root / name for name in CONFIG_FILES if (root / name).is_file()]
     files = [path for path in walk_files(root, "ml", depth=0) if path.suffix in (".yaml", ".yml")]
     others = [path for path in files if "names:" in path.read_text(encoding="utf-8", errors="ignore")]
-    return usual[0] if usual else others[0] if len(others) == 1 else None
+    if usual or len(others) == 1:
+        return (usual or others)[0]
+    return root / NAME_LIST if is_name_list(root / NAME_LIST) else None
+
+
+def is_name_list(file: Path) -> bool:
+    """Whether a text file lists the classes of the labels that lie beside it, as Label Studio and others write it."""
+    return file.name == NAME_LIST and all((file.parent / name).is_dir() for name in ("images", "labels"))
+
+
+def read_config(file: Path) -> Any:
+    """What data.yaml says; of a list of classes, its names and the folders of images beside it.
+
+    Raises:
+        ValueError: it is neither, or notes.json lists other classes.
+    """
+    if file.suffix != ".txt":
+        return read_yaml(file)
+    names = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().split("\n")]
+    notes = file.with_name("notes.json")
+    listed = read_json(notes)["categories"] if notes.is_file() else []
+    others = [entry["name"] for entry in sorted(listed, key=lambda entry: entry["id"])]
+    if not all(names) or (others and others != names):
+        raise ValueError(f"{notes.name} lists {', '.join(others)}" if others else "a line is empty")
+    splits = [name for name in all_names(SPLITS) if (file.parent / "images" / name).is_dir()]
+    return {"names": names, **({name: f"images/{name}" for name in splits} or {"train": "images"})}
 
 
 def read_yaml(file: Path) -> Any:
@@ -65,7 +91,7 @@ def scan_yolo(root: Path, config: DatasetConfig) -> DatasetIndex:
     if file is None or not file.is_file():
         raise UsageError(f"{root}: no data.yaml of YOLO with names and train in it")
     try:
-        data = read_yaml(file)
+        data = read_config(file)
         names = _class_names(data)
     except (ValueError, LookupError, TypeError) as error:
         raise UsageError(f"{file} is no data.yaml of YOLO: it needs names and train ({error})") from error
