@@ -71,6 +71,7 @@ def test_predict_in_windows_with_everything(
         (("--window", "64", "--overlap", "64"), "stride 0 of windows of 64"),
         (("--stride", "32"), "stride 32 without a window"),
         (("--polygons", "svg"), "'svg' is not one of"),
+        (("--precision", "fp16", "--device", "cpu"), "--precision fp16 is for GPUs: on a CPU give fp32, or bf16"),
     ],
 )
 def test_predict_refuses(
@@ -99,6 +100,14 @@ def test_predict_names_a_broken_image(segtune_command: Any, run_folder: Path, tm
     )
     assert (code, out) == (1, "")
     assert str(tmp_path / "broken.jpg") in err
+
+
+def test_predict_tells_another_precision(segtune_command: Any, run_folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    arguments = ("predict", run_folder / "best", tmp_path / "a.png", "--output", out, "--device", "cpu")
+    code, text, err = segtune_command(*arguments, "--precision", "bf16")
+    assert (code, text) == (0, f"1 mask in {out}, computed in bf16\n"), err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without CUDA")
