@@ -73,8 +73,10 @@ def paths(variant: str, size: int) -> dict[str, Callable[[], Any]]:
 
 
 def burn() -> None:
-    while True:
-        sum(range(100_000))
+    """Works as long as the process that started this one lives."""
+    parent = multiprocessing.parent_process()
+    while parent is not None and parent.is_alive():
+        sum(range(1_000_000))
 
 
 @contextmanager
