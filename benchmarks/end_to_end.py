@@ -96,6 +96,7 @@ def example_loop(recipe: Recipe, steps: int, every: int, folder: Path) -> dict[s
     from segtune.training.distributed import peak_memory_mb
     from segtune.training.model import build_model
 
+    transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(recipe.training.seed)
     dataset, label_map = open_dataset(recipe.dataset)
     ours = build_model(recipe.model, label_map, recipe.training.seed)

@@ -139,12 +139,13 @@ class Segmenter:
         if resize:
             size = processor.target_size(*arrays[0].shape[:2])
             arrays = [resize_image(array, size, processor.resample) for array in arrays]
-        planes = torch.from_numpy(np.stack([array.transpose(2, 0, 1) for array in arrays]))
-        return planes.pin_memory() if self._kind == "cuda" else planes
+        return torch.from_numpy(np.stack([array.transpose(2, 0, 1) for array in arrays]))
 
     def _normalized(self, pixel_values: Tensor) -> Tensor:
         """Images as the network sees them, where and as it is: `(B, C, h, w)`."""
         weight, processor = self._weight, self.processor
+        if self._kind == "cuda":
+            pixel_values = pixel_values.pin_memory()  # so that the copy is queued, and not waited for
         moved = pixel_values.to(weight.device, non_blocking=True)
         if pixel_values.dtype != torch.uint8:
             return moved.to(weight.dtype)
