@@ -32,6 +32,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ from segtune.segformer.upsampling import upsample, upsampled_prediction
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MEMORY = 16 * 10**9  # bytes of a T4, nearly
 LOSS_SCALE = 65536.0  # a GradScaler's first one, which no gradient may overflow at
-TINY = {
+TINY: dict[str, Any] = {
     "hidden_sizes": (8, 16, 24, 32),
     "depths": (1, 1, 1, 1),
     "num_attention_heads": (1, 2, 3, 4),
@@ -113,7 +114,7 @@ class Check:
 
 def models(check: Check, variant: str) -> tuple[nn.Module, nn.Module]:
     """Ours and transformers', with the same random weights of the scale of trained ones; no dropout."""
-    fields = {"num_labels": check.labels, "drop_path_rate": 0.0, "classifier_dropout_prob": 0.0}
+    fields: dict[str, Any] = {"num_labels": check.labels, "drop_path_rate": 0.0, "classifier_dropout_prob": 0.0}
     config = SegformerConfig(**TINY, **fields) if check.tiny else SegformerConfig.from_variant(variant, **fields)
     torch.manual_seed(0)
     ours = SegformerForSemanticSegmentation(config)
@@ -200,9 +201,10 @@ def machine(check: Check) -> dict[str, Any]:
     block = torch.ones(side, side, device=check.device)
     found["copy_gb_s"] = 2 * 4 * side**2 / seconds_of(check, block.clone, repeats) / 1e9
     for name in ("fp32", "tf32", *HALF):
-        a = block.to(HALF.get(name, torch.float32))
+        factor = block.to(HALF.get(name, torch.float32))
         with precision(check, "fp32" if name == "fp32" else "tf32"):
-            found[f"{name}_tflop_s"] = 2 * side**3 / seconds_of(check, lambda a=a: a @ a, repeats) / 1e12
+            seconds = seconds_of(check, partial(torch.matmul, factor, factor), repeats)
+        found[f"{name}_tflop_s"] = 2 * side**3 / seconds / 1e12
     one = torch.ones(1, device=check.device)
 
     def launches() -> None:
@@ -257,7 +259,8 @@ def outcome(check: Check, model: nn.Module, name: str) -> dict[str, Tensor]:
     with precision(check, name):
         output = model.train()(pixel_values=pixels, labels=labels)
     (output.loss * scale).backward()
-    found = {published_name(key): value.grad.double() / scale for key, value in model.named_parameters()}
+    gradients = {key: value.grad for key, value in model.named_parameters()}
+    found = {published_name(key): value.double() / scale for key, value in gradients.items() if value is not None}
     found["logits"] = output.logits.detach().double()
     model.zero_grad()
     return found
@@ -266,9 +269,10 @@ def outcome(check: Check, model: nn.Module, name: str) -> dict[str, Tensor]:
 def distance(found: dict[str, Tensor], exact: dict[str, Tensor]) -> tuple[float, float]:
     """Of logits and of all gradients together, relative to the norm; inf where something is not finite."""
     logits = found["logits"] - exact["logits"]
-    gradients = [(found[key] - value).square().sum() for key, value in exact.items() if key != "logits"]
-    norm = sum(value.square().sum() for key, value in exact.items() if key != "logits")
-    errors = (logits.norm() / exact["logits"].norm()).item(), math.sqrt((sum(gradients) / norm).item())
+    names = sorted(exact.keys() - {"logits"})
+    off = torch.stack([(found[name] - exact[name]).square().sum() for name in names]).sum()
+    norm = torch.stack([exact[name].square().sum() for name in names]).sum()
+    errors = (logits.norm() / exact["logits"].norm()).item(), (off / norm).sqrt().item()
     first, second = (error if math.isfinite(error) else math.inf for error in errors)
     return first, second
 
@@ -346,11 +350,11 @@ def speed(check: Check) -> dict[str, Any]:
             continue
         ours, theirs = models(check, variant)
         tasks: dict[str, Callable[[nn.Module], Callable[[], Any]]] = {
-            "forward 1": lambda model, name=name: forward_of(check, model, 1, name),
-            f"forward {check.batch}": lambda model, name=name: forward_of(check, model, check.batch, name),
-            "predict 1": lambda model, name=name: forward_of(check, model, 1, name, predict=True),
-            "step 2": lambda model, name=name: step_of(check, model, 2, name),
-            f"step {check.batch}": lambda model, name=name: step_of(check, model, check.batch, name),
+            "forward 1": partial(forward_of, check, batch=1, name=name),
+            f"forward {check.batch}": partial(forward_of, check, batch=check.batch, name=name),
+            "predict 1": partial(forward_of, check, batch=1, name=name, predict=True),
+            "step 2": partial(step_of, check, batch=2, name=name),
+            f"step {check.batch}": partial(step_of, check, batch=check.batch, name=name),
         }
         for task, make in tasks.items():
             row = in_turn(check, make(ours), make(theirs))

@@ -103,7 +103,7 @@ def example_loop(recipe: Recipe, steps: int, every: int, folder: Path) -> dict[s
     fields = {key: value for key, value in ours.config.to_dict().items() if key != "label_map"}
     model = transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig.from_dict(fields))
     batch_size, ignored = recipe.training.batch_size, label_map.ignore_index
-    options = {"batch_size": batch_size, "collate_fn": stacked}
+    options: dict[str, Any] = {"batch_size": batch_size, "collate_fn": stacked}
     train, evaluation = transforms(recipe, ignored)
     training = DataLoader(prepared(dataset["train"], label_map, train), shuffle=True, **options)
     validation = DataLoader(prepared(dataset["val"], label_map, evaluation), **options)
@@ -153,7 +153,7 @@ def prepared(rows: Any, label_map: Any, transform: Any) -> Any:
     from segtune.data.lazy_rows import decoded, undecoded
     from segtune.data.samples import read_pair
 
-    class Prepared(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    class Prepared(torch.utils.data.Dataset):
         def __len__(self) -> int:
             return len(rows)
 

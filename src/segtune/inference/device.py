@@ -121,7 +121,7 @@ def _tell_where_bf16_is_slow(device: torch.device) -> None:
     """Say once that a chip does not compute in bfloat16, which then takes longer than float32."""
     if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
         logger.warning("%s has no bf16: it is emulated, and slow; fp16 is fast", torch.cuda.get_device_name(device))
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch from 2.10 on tells
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch from 2.10 on tells
     known = [name for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16") if name in capabilities]
     if device.type == "cpu" and known and not any(capabilities[name] for name in known):
         logger.warning("this CPU has no bf16: it is emulated, and slower than fp32")

@@ -132,7 +132,7 @@ class Segmenter:
         arrays = [images] if isinstance(images, np.ndarray) else images
         processor = self.processor
         if self._kind == "cpu" or any(array.dtype != np.uint8 for array in arrays):
-            options = {} if resize else {"do_resize": False, "size_divisor": 1}
+            options: dict[str, Any] = {} if resize else {"do_resize": False, "size_divisor": 1}
             options |= {"return_tensors": "pt", "input_data_format": "channels_last"}
             pixel_values: Tensor = processor(list(arrays), **options)["pixel_values"]
             return pixel_values

@@ -120,8 +120,8 @@ class UpsampledRows:
 
     def __init__(self, chunks: Iterator[Tensor], height: int, target: int) -> None:
         self.chunks = chunks
-        self.weights = linear_weights(height, target, torch.device("cpu"))  # row above, row below, how far between
-        self.near = self.weights[:2]  # stay on the CPU; the weights move to where the maps are
+        # row above, row below, how far between: on the CPU, where they are looked up, and where the maps are
+        self.weights = self.moved = linear_weights(height, target, torch.device("cpu"))
         self.first = self.end = 0
         self.held = torch.empty(0, 0)  # rows `first` to `end` of the maps
 
@@ -130,11 +130,11 @@ class UpsampledRows:
 
         Strips are asked for from top to bottom.
         """
-        above, below = self.near
-        rows = self._take(int(above[top]), int(below[bottom - 1]) + 1)
-        if self.weights[0].device != rows.device:
-            self.weights = tuple(weight.to(rows.device) for weight in self.weights)
-        above, below, way = (weight[top:bottom] for weight in self.weights)
+        rows = self._take(int(self.weights[0][top]), int(self.weights[1][bottom - 1]) + 1)
+        if self.moved[0].device != rows.device:
+            above, below, way = self.weights
+            self.moved = above.to(rows.device), below.to(rows.device), way.to(rows.device)
+        above, below, way = (weight[top:bottom] for weight in self.moved)
         above, below = (rows.index_select(-2, near - self.first) for near in (above, below))
         return torch.lerp(above, below, way[:, None].to(rows))
 

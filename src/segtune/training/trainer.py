@@ -94,7 +94,8 @@ class SegmentationTrainer:
         shuffle_buffer: int = 256,
         eval_batch_size: int = 1,
     ) -> None:
-        if config.output_dir is None:
+        output_dir = config.output_dir
+        if output_dir is None:
             raise UsageError("training.output_dir is not set: name the run folder, e.g. training.output_dir=runs/mine")
         self.label_map = label_map
         self.loss = SegmentationLoss(config.loss, label_map.names, label_map.ignore_index)
@@ -107,7 +108,7 @@ class SegmentationTrainer:
             config = config.model_copy(update={"num_workers": loading_processes(self.accelerator.device)})
         self.config = config
         self.run = RunFolder(
-            config.output_dir,
+            output_dir,
             self.accelerator,
             resume=config.resume,
             overwrite=config.overwrite,
