@@ -204,6 +204,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             for side in SIDES if number % 2 else SIDES[::-1]:
                 folder = Path(place) / f"{side}-{number}"
                 rounds[side].append(TRAIN[side](options.recipe, given, options.steps, options.steps, folder))
+                print(side, json.dumps(rounds[side][-1]), file=sys.stderr, flush=True)
         result: dict[str, Any] = {"steps_of_an_epoch": epoch, "threads": torch.get_num_threads()}
         for side in SIDES:
             rows = [row | {"images_per_second": rate(row, epoch, options.batch_size)} for row in rounds[side]]
