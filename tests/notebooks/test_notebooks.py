@@ -162,7 +162,7 @@ def tables(notebook: Any) -> int:
 
 def pictures(notebook: Any) -> int:
     outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
-    return sum("image/png" in output.get("data", {}) for output in outputs)
+    return sum(bool({"image/png", "image/jpeg"} & set(output.get("data", {}))) for output in outputs)
 
 
 @pytest.fixture(scope="module")
