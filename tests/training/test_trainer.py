@@ -621,6 +621,7 @@ def test_a_deterministic_run_is_the_same_again(data: tuple[Any, LabelMap], tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of what the compiler imports
 def test_a_compiled_step_learns_the_same(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
     settings = {"max_steps": 3, "batch_size": 2}
     for name, compile in (("plain", False), ("compiled", True)):
