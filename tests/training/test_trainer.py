@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -621,11 +622,14 @@ def test_a_deterministic_run_is_the_same_again(data: tuple[Any, LabelMap], tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of what the compiler imports
-def test_a_compiled_step_learns_the_same(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
-    settings = {"max_steps": 3, "batch_size": 2}
+def test_a_compiled_step_learns_the_same(
+    data: tuple[Any, LabelMap], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced and differentiated as for the compiler, which itself is left out: it takes minutes."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    settings = {"max_steps": 2, "batch_size": 1}
     for name, compile in (("plain", False), ("compiled", True)):
         trainer(data, tmp_path / name, {"drop_path_rate": 0.0}, compile=compile, **settings).train()
     runs = (lines(tmp_path / name) for name in ("plain", "compiled"))
     plain, compiled = ([line["loss"] for line in run if "loss" in line] for run in runs)
-    assert len(plain) == 3 and compiled == pytest.approx(plain, rel=1e-3)
+    assert len(plain) == 2 and compiled == pytest.approx(plain, rel=1e-3)
