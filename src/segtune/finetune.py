@@ -20,6 +20,7 @@ from segtune.recipe.recipe import Recipe, refuse_another_run, resolved, with_cha
 from segtune.report.gather import of_training
 from segtune.report.page import write_report
 from segtune.segformer.loading import without_bars
+from segtune.training.distributed import check_device
 from segtune.training.interrupts import LIMIT, Interrupted, StopRequest, seconds
 from segtune.training.model import build_model
 from segtune.training.run_folder import refuse_existing_run
@@ -119,6 +120,7 @@ def _prepare(
 ) -> tuple[SegmentationTrainer, Mapping[str, Any], Mapping[str, Any] | None]:
     """Open and check the data; returns the trainer, the splits and the pixels of each class in their masks."""
     training = recipe.training
+    check_device(training.device, training.mixed_precision)
     if training.output_dir is not None:
         refuse_existing_run(training.output_dir, training.resume, training.overwrite)
     dataset, label_map = open_dataset(recipe.dataset)

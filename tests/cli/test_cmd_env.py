@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,3 +80,13 @@ def test_accelerators_are_named(segtune_command: Any, monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     out = segtune_command("env").out
     assert "NVIDIA T4, 15 GiB, 7.5; NVIDIA T4, 15 GiB, 7.5" in out and "CUDA 12.8" in out
+
+
+def test_waiting_threads_leave_their_cores_to_others() -> None:
+    """Said before PyTorch is loaded; what the environment says itself stands."""
+    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        variables = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        variables |= {} if given is None else {"OMP_WAIT_POLICY": given}
+        words = [sys.executable, "-m", "segtune", "env", "--json"]
+        done = subprocess.run(words, env=variables, capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout)["variables"]["OMP_WAIT_POLICY"] == expected

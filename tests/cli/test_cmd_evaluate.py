@@ -53,7 +53,8 @@ def test_evaluate_prints_one_json_object(segtune_command: Any, run_folder: Path,
     assert code == 0
     assert f"overlays: {tmp_path / 'o'}" in err
     result = json.loads(out)
-    assert list(result)[:6] == ["checkpoint", "recipe", "split", "protocol", "num_images", "mean_iou"]
+    assert list(result)[:7] == ["checkpoint", "recipe", "split", "protocol", "precision", "num_images", "mean_iou"]
+    assert result["precision"] == "fp32"
     assert {"kappa", "mean_image_iou", "mean_boundary_iou", "mean_iou_small", "calibration"} < set(result)
     assert (result["recipe"], result["split"], result["num_images"]) == ("demo", "val", 39)
     assert list(result["per_class"]) == ["ocean", "humid", "arid", "polar"]

@@ -71,6 +71,7 @@ def test_predict_in_windows_with_everything(
         (("--window", "64", "--overlap", "64"), "stride 0 of windows of 64"),
         (("--stride", "32"), "stride 32 without a window"),
         (("--polygons", "svg"), "'svg' is not one of"),
+        (("--precision", "fp16", "--device", "cpu"), "--precision fp16 is for GPUs: on a CPU give fp32, or bf16"),
     ],
 )
 def test_predict_refuses(
@@ -101,6 +102,14 @@ def test_predict_names_a_broken_image(segtune_command: Any, run_folder: Path, tm
     assert str(tmp_path / "broken.jpg") in err
 
 
+def test_predict_tells_another_precision(segtune_command: Any, run_folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    arguments = ("predict", run_folder / "best", tmp_path / "a.png", "--output", out, "--device", "cpu")
+    code, text, err = segtune_command(*arguments, "--precision", "bf16")
+    assert (code, text) == (0, f"1 mask in {out}, computed in bf16\n"), err
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without CUDA")
 def test_a_device_that_is_not_there_is_one_message(segtune_command: Any, run_folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
@@ -122,6 +131,7 @@ def test_an_image_from_standard_input_and_a_list_of_what_was_written(
     assert json.loads(text) == {
         "output": str(out),
         "masks": 2,
+        "precision": "fp32",
         "images": [
             {"image": name, "mask": f"{out / stem}.png", "overlay": f"{out / stem}_overlay.png"}
             for name, stem in (("-", "stdin"), (str(second), second.stem))

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from segtune.data.config import TransformConfig
 from segtune.data.dataset import DatasetConfig, find_label_map, load_segmentation_dataset
 from segtune.data.loader import TrainingBatches
-from segtune.data.samples import SegmentationSamples, StepSampler, collate, open_pair, read_pair
+from segtune.data.samples import SegmentationSamples, StepSampler, collate, open_pair, read_pair, smallest_type
 from segtune.data.transforms import TrainTransform
 from segtune.errors import DataError, UsageError
 from segtune.imageio.read import read_image
@@ -39,12 +39,19 @@ def samples(earth: Path) -> SegmentationSamples:
     return SegmentationSamples(dataset, label_map, transform, seed=3)
 
 
+@pytest.mark.parametrize(
+    ("ignore_index", "dtype"), [(255, torch.uint8), (-100, torch.int16), (256, torch.int16), (40_000, torch.int64)]
+)
+def test_labels_are_as_small_as_their_ids(ignore_index: int, dtype: torch.dtype) -> None:
+    assert smallest_type(LabelMap.from_names(["sky", "road"], ignore_index=ignore_index)) == dtype
+
+
 def test_sample(samples: SegmentationSamples) -> None:
     sample = samples[2, 5]
     assert len(samples) == 94
     assert sample["id"] == samples.dataset["id"][5]
     assert (sample["pixel_values"].dtype, sample["pixel_values"].shape) == (torch.float32, (3, 64, 96))
-    assert (sample["labels"].dtype, sample["labels"].shape) == (torch.int64, (64, 96))
+    assert (sample["labels"].dtype, sample["labels"].shape) == (torch.uint8, (64, 96))
     assert set(sample["labels"].unique().tolist()) <= {0, 1, 2, 3, 255}
     assert not torch.equal(sample["pixel_values"], samples[3, 5]["pixel_values"])
 

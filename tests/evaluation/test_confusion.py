@@ -160,3 +160,18 @@ def test_counts_are_those_of_one_pixel_after_another(data: st.DataObject) -> Non
     for refuse in (count_pairs, check_ids):
         with pytest.raises(DataError, match=rf"references hold id {wrong} \(1 pixels\)"):
             refuse(prediction.clip(0, num_labels - 1), reference, num_labels, ignore_index)
+
+
+def test_counting_waits_for_no_other_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine the partner of a small operation may come late. Afterwards the threads are as before."""
+    bincount, threads = torch.bincount, []
+    monkeypatch.setattr(torch, "bincount", lambda ids: (threads.append(torch.get_num_threads()), bincount(ids))[1])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        noise = np.random.default_rng(0).integers(0, 5, (2, 64, 64), dtype=np.uint8)
+        assert count_pairs(*noise, 5).sum() == 64 * 64
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [1]

@@ -59,7 +59,7 @@ def test_scores_are_those_of_the_model_on_the_split(place: Path) -> None:
     assert (found.checkpoint, found.split, found.protocol, found.scores["num_images"]) == ("best", "test", "whole", 5)
     assert found.intervals["units"] == 5 and "calibration" in found.scores and found.evaluation.detailed
     told = json.loads(json.dumps(found.to_dict()))
-    assert list(told)[:4] == ["checkpoint", "split", "protocol", "num_images"] and list(told)[-1] == "intervals"
+    assert list(told)[:4] == ["checkpoint", "split", "protocol", "precision"] and list(told)[-1] == "intervals"
 
 
 def test_the_path_of_a_data_set_has_the_classes_of_the_checkpoint(place: Path, tmp_path: Path) -> None:
@@ -77,8 +77,14 @@ def test_the_path_of_a_data_set_has_the_classes_of_the_checkpoint(place: Path, t
         "checkpoint": str(place / "best"),
         "split": "test",
         "protocol": "slide 96 stride 64",
+        "precision": "fp32",
         "calibration_temperature": 1.0,
     }
+
+
+def test_the_precision_is_part_of_the_result() -> None:
+    found = evaluate_checkpoint("best", "data", device="cpu", precision="bf16", progress=False)
+    assert found.precision == found.to_dict()["precision"] == found.evaluation.about["precision"] == "bf16"
 
 
 def test_groups_and_overlays(tmp_path: Path) -> None:

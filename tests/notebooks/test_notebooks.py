@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import nbformat
@@ -85,6 +86,32 @@ def test_uses_public_names(name: str) -> None:
     ]  # nothing private either
 
 
+def machine_cell(name: str, capability: tuple[int, int], built: list[str], count: int = 1) -> dict[str, Any]:
+    """What the cell that looks for a GPU leaves, on a machine with so many of them."""
+    (cell,) = [cell.source for cell in code_cells(NOTEBOOKS[name]) if "get_arch_list" in cell.source]
+    gpu = SimpleNamespace(name="Tesla", major=capability[0], minor=capability[1], total_memory=16 * 2**30)
+    cuda = SimpleNamespace(device_count=lambda: count, is_available=lambda: count > 0, get_arch_list=lambda: built)
+    cuda.get_device_properties = lambda index: gpu
+    names: dict[str, Any] = {"torch": SimpleNamespace(cuda=cuda), "os": os}
+    exec(cell, names)
+    return names
+
+
+@pytest.mark.parametrize("name", ["finetune_colab", "finetune_kaggle"])
+def test_looks_for_a_gpu(name: str) -> None:
+    """A P100, which the PyTorch there no longer knows, ends the notebook; of two T4s, both are used."""
+    built = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100"]
+    with pytest.raises(AssertionError, match="this PyTorch has no kernels for a Tesla: choose another GPU"):
+        machine_cell(name, (6, 0), built)
+    assert machine_cell(name, (7, 5), built)["precision"] == "fp16"
+    assert machine_cell(name, (8, 9), built)["precision"] == "bf16"
+    assert machine_cell(name, (0, 0), built, count=0)["precision"] == "no"
+    assert machine_cell(name, (7, 5), built, count=2)["gpus"] == 2
+    (train,) = [cell.source for cell in code_cells(NOTEBOOKS[name]) if "segtune.train(" in cell.source]
+    first, command, *_ = train.splitlines()
+    assert first.startswith("if gpus > 1:") and "accelerate launch --multi_gpu --num_processes {gpus} -m" in command
+
+
 # --- executed --------------------------------------------------------------------------------------------------------
 
 
@@ -135,7 +162,7 @@ def tables(notebook: Any) -> int:
 
 def pictures(notebook: Any) -> int:
     outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
-    return sum("image/png" in output.get("data", {}) for output in outputs)
+    return sum(bool({"image/png", "image/jpeg"} & set(output.get("data", {}))) for output in outputs)
 
 
 @pytest.fixture(scope="module")

@@ -84,6 +84,26 @@ def test_the_loss_scale_goes_on(accelerator: Accelerator, tmp_path: Path) -> Non
     load_state(tmp_path / "2", accelerator, model, optimizer)
 
 
+def test_the_generator_of_a_gpu_goes_on(
+    accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of this process's GPU; a run on the CPU wakes none up."""
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    asked: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: torch.tensor([7], dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", asked.append)
+    save_state(tmp_path / "cpu", accelerator, model, optimizer, {})
+    monkeypatch.setattr(Accelerator, "device", torch.device("cuda"))
+    load_state(tmp_path / "cpu", accelerator, model, optimizer)  # may go on elsewhere
+    assert asked == []
+    save_state(tmp_path / "gpu", accelerator, model, optimizer, {})
+    load_state(tmp_path / "gpu", accelerator, model, optimizer)
+    assert [state.tolist() for state in asked] == [[7]]
+    monkeypatch.undo()
+    load_state(tmp_path / "gpu", accelerator, model, optimizer)
+
+
 def test_a_state_that_would_run_code_is_refused(accelerator: Accelerator, tmp_path: Path) -> None:
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters())

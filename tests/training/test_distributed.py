@@ -2,18 +2,22 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import os
 import re
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 
 from segtune.data.config import TransformConfig
@@ -24,10 +28,15 @@ from segtune.inference.processor import processor_from_transforms
 from segtune.segformer.loading import load_model
 from segtune.training.distributed import (
     DeferredScalars,
+    Upload,
+    check_device,
+    compiled,
     environment,
     gather_full,
+    loading_processes,
     local_part,
     make_accelerator,
+    numerics,
     shard_like,
 )
 
@@ -68,7 +77,176 @@ def test_environment() -> None:
     found = environment(accelerator)
     assert (found["num_processes"], found["distributed"], found["mixed_precision"]) == (1, "NO", "bf16")
     assert {"segtune", "python", "torch", "transformers", "accelerate", "device", "threads"} < set(found)
+    assert (found["matmul_precision"], found["deterministic"]) == ("highest", False)
     json.dumps(found)
+
+
+# --- the device and how it computes ----------------------------------------------------------------------------------
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    assert check_device("cpu") == "cpu"
+    for name in {"cuda", "mps"} - {check_device("auto")}:
+        with pytest.raises(UsageError, match=f"training.device={name}: .* finds no such device here; auto takes"):
+            make_accelerator(name)
+
+
+def test_what_the_device_does_not_train_in_is_refused() -> None:
+    """Accelerate would train in float32, and say float16."""
+    with pytest.raises(UsageError, match=r"training\.mixed_precision fp16 is for GPUs"):
+        make_accelerator("cpu", "fp16")
+
+
+def test_a_gpu_without_kernels_is_refused_before_anything_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: [(7, 5), (6, 0)][index])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla P100")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75"])
+    assert check_device() == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "1")  # the process that takes the second one
+    with pytest.raises(UsageError, match=r"Tesla P100 has compute capability 6\.0.* or set training.device=cpu"):
+        make_accelerator()
+
+
+def test_a_second_run_may_take_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a notebook: Accelerate keeps the device of the first."""
+    make_accelerator()
+    monkeypatch.setitem(PartialState._shared_state, "device", torch.device("meta"))
+    assert make_accelerator("cpu").device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "chosen"),
+    [
+        ("cuda", "auto", "high"),
+        ("cpu", "auto", "highest"),
+        ("cuda", "highest", "highest"),
+        ("cuda", "medium", "medium"),
+    ],
+)
+def test_precision_of_products_holds_for_the_block(device: str, asked: str, chosen: str) -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    with numerics(torch.device(device), asked):
+        assert torch.get_float32_matmul_precision() == chosen
+        assert torch.backends.cudnn.allow_tf32 == (chosen != "highest")
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+def test_deterministic_holds_for_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    cuda = torch.backends.cuda
+    kinds = cuda.flash_sdp_enabled, cuda.cudnn_sdp_enabled, cuda.mem_efficient_sdp_enabled, cuda.math_sdp_enabled
+    before = [enabled() for enabled in kinds]
+    with numerics(torch.device("cpu"), deterministic=True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert [enabled() for enabled in kinds] == [False, False, *before[2:]]
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert [enabled() for enabled in kinds] == before
+    assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_without_a_compiler_compiling_is_refused(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    model, accelerator = torch.nn.Linear(1, 1), SimpleNamespace(device=torch.device(kind))
+    monkeypatch.setattr("segtune.training.distributed.find_spec", lambda name: None)
+    monkeypatch.setattr("segtune.training.distributed.shutil.which", lambda name: None)
+    with pytest.raises(UsageError, match=r"training.compile=true needs a C\+\+ compiler \(g\+\+, ") as caught:
+        compiled(model, accelerator)
+    assert ("and the package triton" in str(caught.value)) == (kind == "cuda")
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: (model, dynamic))
+    monkeypatch.setattr("segtune.training.distributed.find_spec", lambda name: "there")
+    monkeypatch.setattr("segtune.training.distributed.shutil.which", lambda name: "there")
+    assert compiled(model, accelerator) == (model, False)
+    accelerator.is_fsdp2 = True
+    with pytest.raises(UsageError, match="does not go with FSDP"):
+        compiled(model, accelerator)
+
+
+@pytest.mark.parametrize(
+    ("device", "method", "cores", "beside", "expected"),
+    [
+        ("cuda", "fork", 2, 1, 1),  # Colab
+        ("cuda", "fork", 4, 2, 1),  # two T4s on Kaggle
+        ("cuda", "fork", 16, 1, 8),
+        ("cuda", "fork", 1, 1, 1),
+        ("cuda", "spawn", 16, 1, 0),
+        ("cpu", "fork", 16, 1, 0),
+        ("mps", "spawn", 16, 1, 0),
+    ],
+)
+def test_rule_of_loading_processes(
+    monkeypatch: pytest.MonkeyPatch, device: str, method: str, cores: int, beside: int, expected: int
+) -> None:
+    monkeypatch.setattr("multiprocessing.get_start_method", lambda allow_none: None)
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: [method, "other"])
+    monkeypatch.setattr("segtune.training.distributed.cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(beside))
+    assert loading_processes(torch.device(device)) == expected
+
+
+# --- beside the step -------------------------------------------------------------------------------------------------
+
+
+def micro_batch(dtype: torch.dtype) -> dict[str, Any]:
+    return {"pixel_values": torch.ones(1, 3, 2, 2), "labels": torch.tensor([[[0, 255]]], dtype=dtype), "ids": ["a"]}
+
+
+def test_labels_travel_as_bytes_and_arrive_as_ids() -> None:
+    (moved,) = Upload(torch.device("cpu"))([micro_batch(torch.uint8)])
+    assert moved["labels"].dtype == torch.int64 and moved["labels"].tolist() == [[[0, 255]]]
+    assert moved["ids"] == ["a"] and moved["pixel_values"].dtype == torch.float32
+
+
+def test_a_gpu_copies_beside_what_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a stream of its own, for which the one that computes waits, and which keeps the memory until that is done."""
+    events: list[Any] = []
+
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            self.name = "copies"
+
+        def wait_stream(self, other: Any) -> None:
+            events.append((self.name, "waits for", other.name))
+
+    class Moved:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def long(self) -> Moved:
+            events.append((self.name, "widened"))
+            return self
+
+        def record_stream(self, stream: Any) -> None:
+            events.append((self.name, "kept for", stream.name))
+
+    @contextmanager
+    def within(stream: Any) -> Iterator[None]:
+        events.append((stream.name, "begins"))
+        yield
+        events.append((stream.name, "ends"))
+
+    def send(batches: list[dict[str, Any]], device: torch.device, non_blocking: bool) -> list[dict[str, Any]]:
+        events.append(("send", str(device), non_blocking))
+        return [{name: Moved(name) for name in batch} for batch in batches]
+
+    computing = Stream(torch.device("cuda"))
+    computing.name = "computing"
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", within)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: computing)
+    monkeypatch.setattr("segtune.training.distributed.send_to_device", send)
+    Upload(torch.device("cuda"))([micro_batch(torch.uint8)])
+    assert events == [
+        ("copies", "begins"),
+        ("send", "cuda", True),
+        ("labels", "widened"),
+        ("copies", "ends"),
+        ("computing", "waits for", "copies"),
+        ("pixel_values", "kept for", "computing"),
+        ("labels", "kept for", "computing"),
+    ]
 
 
 def test_a_cpu_hands_numbers_out_at_once() -> None:
@@ -240,6 +418,18 @@ def test_a_run_of_two_processes(
         resumed / "final" / "model.safetensors"
     ).read_bytes()
     assert evals(whole)[1:] == evals(resumed)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_in_half_precision(launch: Launch, fsdp: dict[str, str], tmp_path: Path) -> None:
+    """FSDP casts the shards to bfloat16 and computes in it; evaluations run in it too, and weights are saved whole."""
+    settings = {"max_steps": 2, "batch_size": 2, "mixed_precision": "bf16", "batch_norm": "sync", "log_every": 1}
+    launch(2, "run.py", json.dumps({str(tmp_path / "run"): settings}), "sharded", **fsdp)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["environment"]["mixed_precision"] == "bf16"
+    assert all(math.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in lines if "loss" in line)
+    weights = load_model(tmp_path / "run" / "best").state_dict()
+    assert all(value.dtype == torch.float32 for value in weights.values() if value.is_floating_point())
 
 
 @pytest.mark.slow

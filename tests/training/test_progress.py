@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -117,14 +118,42 @@ def test_what_is_not_finite_stops_at_once_and_its_samples_are_kept(
     assert batch["ids"] == ["a1", "b1"] and batch["pixel_values"].unique().tolist() == [1.0]
 
 
-def test_a_gradient_that_overflows_is_expected_where_the_loss_is_scaled(tmp_path: Path) -> None:
-    progress = progress_of(tmp_path, log_every=1)
+def run_scaled(folder: Path, norms: list[float], scale: float = 65536.0, **settings: Any) -> TrainingProgress:
+    """Steps with these norms of gradients, under a loss scaler whose scale stays."""
+    progress = progress_of(folder, max_steps=len(norms), **settings)
     with progress.logged_from(0):
-        progress.accelerator.scaler = object()
-        for micro_batches in progress.timed(batches(1)):
-            progress.add(torch.tensor(1.0), torch.tensor(float("inf")), 0.01, micro_batches)
-        progress.accelerator.scaler = None
-    assert [line["grad_norm"] for line in lines(tmp_path)] == [None]
+        progress.accelerator.scaler = SimpleNamespace(get_scale=lambda: scale)
+        try:
+            for norm, micro_batches in zip(norms, progress.timed(batches(len(norms))), strict=False):
+                progress.add(torch.tensor(1.0), torch.tensor(norm), 0.01, micro_batches)
+            progress.finish("done")
+        finally:
+            progress.accelerator.scaler = None
+    return progress
+
+
+def test_a_gradient_that_overflows_is_expected_where_the_loss_is_scaled(tmp_path: Path) -> None:
+    run_scaled(tmp_path, [math.inf, 0.5], log_every=1)
+    steps = [line for line in lines(tmp_path) if "loss" in line]
+    assert [(line["grad_norm"], line["loss_scale"]) for line in steps] == [(None, 65536.0), (0.5, 65536.0)]
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_gradient_that_overflows_for_ever_ends_the_run(tmp_path: Path, bad: float) -> None:
+    norms = [1.0, *[bad] * 49, 1.0, *[bad] * 51]
+    with pytest.raises(SegtuneError, match=r"norm is \w+ at step 101, as in 50 steps in a row, .* no longer change"):
+        run_scaled(tmp_path, norms, log_every=1000)
+    assert (tmp_path / "non_finite" / "step-000101" / "samples.json").is_file()
+
+
+def test_a_loss_scale_next_to_nothing_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(SegtuneError, match="norm is inf at step 2, as in 1 steps in a row"):
+        run_scaled(tmp_path, [1.0, math.inf, 1.0], scale=9e-4)
+
+
+def test_a_short_run_without_a_step_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run_scaled(tmp_path, [math.inf] * 3)
+    assert "all 3 gradients overflowed: the weights are those of before the first step" in caplog.text
 
 
 def test_a_notebook_has_a_table_in_the_place_of_a_bar(

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from segtune.labels.label_map import LabelMap
 from segtune.segformer.loading import load_model
 from segtune.training.checkpoint import check_model
 from segtune.training.config import ModelConfig, TrainingConfig
+from segtune.training.distributed import make_accelerator
 from segtune.training.interrupts import StopRequest
 from segtune.training.lora import load_adapter
 from segtune.training.model import build_model
@@ -563,3 +565,71 @@ def test_a_signal_saves_everything_and_exits_with_3(tmp_path: Path, number: sign
     assert "training.resume=auto" in stdout.splitlines()[-1]
     assert "Traceback" not in stderr
     assert len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) == 1
+
+
+# --- as on a GPU -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scaled(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """float16 with a loss that is scaled by the parameter, on the CPU: what Accelerate sets up on a GPU."""
+
+    def make(device: str, mixed_precision: str) -> Any:
+        accelerator = make_accelerator("cpu")
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=request.param, growth_interval=2)
+        accelerator.native_amp = True
+        accelerator.state._mixed_precision = "fp16"
+        return accelerator
+
+    monkeypatch.setattr("segtune.training.trainer.make_accelerator", make)
+
+
+@pytest.mark.parametrize("scaled", [2.0**24], indirect=True)
+def test_the_loss_scale_finds_its_size_and_is_resumed(scaled: None, data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    settings = {"max_steps": 9, "save_every": 7, "keep_last": 1, "batch_size": 1}
+    run = trainer(data, tmp_path / "run", **settings)
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    run.train()
+    steps = [line for line in computed(tmp_path / "run") if "loss" in line]
+    assert steps[0]["grad_norm"] is None and steps[0]["loss_scale"] == 2.0**23
+    assert 1 <= steps[-1]["loss_scale"] < 2.0**23 and any(step["grad_norm"] for step in steps)
+    weight = "segformer.encoder.block.0.0.mlp.dense1.weight"
+    assert not torch.equal(run.model.state_dict()[weight], before[weight])
+    whole = weights(tmp_path / "run" / "final")
+    trainer(data, tmp_path / "run", resume="auto", **settings).train()
+    assert [line for line in computed(tmp_path / "run") if "loss" in line] == steps
+    again = weights(tmp_path / "run" / "final")
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
+
+
+@pytest.mark.parametrize("scaled", [2.0**-6], indirect=True)
+def test_gradients_that_overflow_for_ever_end_the_run(scaled: None, data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    run = trainer(data, tmp_path / "run", max_steps=200, log_every=100, batch_size=1)
+    next(run.model.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(SegtuneError, match=r"norm is \w+ at step 4, as in 4 steps in a row"):
+        run.train()
+    assert not (tmp_path / "run" / "final").exists()
+
+
+def test_a_deterministic_run_is_the_same_again(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
+    """No operation that the loop or an evaluation takes is refused."""
+    for name in ("one", "two"):
+        trainer(data, tmp_path / name, max_steps=2, batch_size=2, deterministic=True).train()
+    assert lines(tmp_path / "two")[0]["environment"]["deterministic"] is True
+    assert not torch.are_deterministic_algorithms_enabled()
+    one, two = (weights(tmp_path / name / "final") for name in ("one", "two"))
+    assert all(torch.equal(two[name], value) for name, value in one.items())
+
+
+@pytest.mark.slow
+def test_a_compiled_step_learns_the_same(
+    data: tuple[Any, LabelMap], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced and differentiated as for the compiler, which itself is left out: it takes minutes."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    settings = {"max_steps": 2, "batch_size": 1}
+    for name, compile in (("plain", False), ("compiled", True)):
+        trainer(data, tmp_path / name, {"drop_path_rate": 0.0}, compile=compile, **settings).train()
+    runs = (lines(tmp_path / name) for name in ("plain", "compiled"))
+    plain, compiled = ([line["loss"] for line in run if "loss" in line] for run in runs)
+    assert len(plain) == 2 and compiled == pytest.approx(plain, rel=1e-3)

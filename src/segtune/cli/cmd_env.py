@@ -25,6 +25,7 @@ VARIABLES = (  # their values are numbers and switches; never a token, an addres
     "HF_HUB_OFFLINE",
     "LOCAL_WORLD_SIZE",
     "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
     "PYTORCH_ENABLE_MPS_FALLBACK",
     "TRANSFORMERS_OFFLINE",
     "WORLD_SIZE",

@@ -42,6 +42,7 @@ def evaluate(
     tta: options.TtaOption = False,
     batch_size: options.BatchOption = 1,
     device: options.DeviceOption = None,
+    precision: options.PrecisionOption = "auto",
 ) -> None:
     """Score a checkpoint on one split of a recipe's dataset, at the masks' own size, with error bars.
 
@@ -67,9 +68,10 @@ def evaluate(
         limit_overlays=limit_overlays,
         batch_size=batch_size,
         device=device,
+        precision=precision,
     )
     result = {"checkpoint": checkpoint, "recipe": recipe} | found.to_dict()
-    is_usual = window is None and not stride and not tta and boundary_width == BOUNDARY_WIDTH
+    is_usual = window is None and not stride and not tta and boundary_width == BOUNDARY_WIDTH and precision == "auto"
     in_run = _place_in_run(checkpoint, settings, split) if kept is None and is_usual else None
     kept = kept or in_run
     if kept:

@@ -44,6 +44,7 @@ def predict(
     as_json: options.JsonOption = False,
     batch_size: options.BatchOption = 1,
     device: options.DeviceOption = None,
+    precision: options.PrecisionOption = "auto",
 ) -> None:
     """Save a mask of class ids for each image: a palette PNG in the labels' colours, at the image's own size.
 
@@ -56,7 +57,7 @@ def predict(
     wanted = outputs.Wanted(overlay, confidence, polygons, simplify, min_region)
     found = outputs.find_images(images)[:limit]
     from segtune.imageio.raster import any_size
-    from segtune.inference.device import to_device
+    from segtune.inference.device import choose_precision, to_device
     from segtune.inference.predict_files import predict_files
     from segtune.inference.processor import load_processor
     from segtune.inference.protocol import InferenceProtocol
@@ -71,13 +72,15 @@ def predict(
         model = to_device(load_model(checkpoint), device)
         processor = load_processor(model)
         protocol = InferenceProtocol.choose(processor, window, _stride(window, stride, overlap), tta)
-        segmenter = Segmenter(model, processor, protocol, batch_size)
+        precision = choose_precision(precision, model.device)
+        segmenter = Segmenter(model, processor, protocol, batch_size, precision=precision)
         masks = predict_files(segmenter, LabelMap.from_config(model.config), paths, targets, output, wanted)
     if as_json:
-        result = {"output": str(output), "masks": masks, "images": _written(files, targets)}
+        result = {"output": str(output), "masks": masks, "precision": precision, "images": _written(files, targets)}
         say(json.dumps(result | ({"polygons": str(output / outputs.COCO_FILE)} if polygons == "coco" else {})))
     else:
-        say(f"{masks} mask{'s' if masks > 1 else ''} in {output}")
+        computed = "" if precision == "fp32" else f", computed in {precision}"
+        say(f"{masks} mask{'s' if masks > 1 else ''} in {output}{computed}")
 
 
 def _written(files: Mapping[Path, str], targets: Sequence[Targets]) -> list[dict[str, Any]]:

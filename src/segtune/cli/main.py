@@ -49,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a pipe of Windows has no → and no ×
+    # Threads of OpenMP that wait for their next work spin, and so keep cores from other processes and from each other:
+    # on a busy machine that costs an order of magnitude. It is read when PyTorch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     interrupts.last_resort = partial(_leave_at_once, words)
     try:
         _run(words)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,6 +21,10 @@ OverlaysOption = Annotated[
     Path | None, typer.Option(metavar="DIR", file_okay=False, help="Save image | truth | prediction here.")
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps, …; by default the best there is.")]
+PrecisionOption = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16"],
+    typer.Option(help="What the network computes in; auto: half precision on GPUs made for it, fp32 elsewhere."),
+]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images, or windows of one, in a forward pass.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 GroupOption = Annotated[

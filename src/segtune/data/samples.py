@@ -98,6 +98,15 @@ def read_pair(
     return image[:, :], labels[:, :]
 
 
+def smallest_type(label_map: LabelMap) -> torch.dtype:
+    """The smallest type of uint8, int16 and int64 that holds the training ids and the ignore index."""
+    ids = (0, label_map.num_labels - 1, label_map.ignore_index)
+    for dtype in (torch.uint8, torch.int16):
+        if torch.iinfo(dtype).min <= min(ids) and max(ids) <= torch.iinfo(dtype).max:
+            return dtype
+    return torch.int64
+
+
 def _share(*tensors: torch.Tensor) -> bool:
     """Move tensors into shared memory; False where it is too small, as in a container with Docker's 64 MB."""
     try:
@@ -127,6 +136,7 @@ class SegmentationSamples(Dataset):
         self.label_map = label_map
         self.transform = transform
         self.seed = seed
+        self.label_type = smallest_type(label_map)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -135,7 +145,7 @@ class SegmentationSamples(Dataset):
         """Sample `index` as augmented in `epoch`; the same for the same seed, epoch and index.
 
         Returns:
-            "pixel_values": float32 (C, h, w); "labels": int64 (h, w); "id".
+            "pixel_values": float32 (C, h, w); "labels": (h, w), of the type that `smallest_type` says; "id".
 
         Raises:
             DataError: a file cannot be read or does not fit the label map (`LabelError`); names the sample and files.
@@ -146,12 +156,13 @@ class SegmentationSamples(Dataset):
     def __getitems__(self, keys: Sequence[Key]) -> dict[str, Any]:
         """A batch, which is what a DataLoader asks for: "pixel_values" (B, C, h, w), "labels" (B, h, w) and "ids".
 
+        Labels are bytes where they can be, an eighth of what int64 would move between processes and to a device.
         Samples are written into their place in the batch; in a worker that lies in shared memory, so that nothing is
         copied on the way. Where there is not enough of that, a worker's batch is of NumPy arrays, which are sent
         through a pipe (`as_tensors`).
         """
         pixel_values = torch.empty(len(keys), self.transform.channels, *self.transform.size)  # (B, C, h, w)
-        labels = torch.empty(len(keys), *self.transform.size, dtype=torch.int64)  # (B, h, w)
+        labels = torch.empty(len(keys), *self.transform.size, dtype=self.label_type)  # (B, h, w)
         is_shared = get_worker_info() is None or _share(pixel_values, labels)
         ids = [
             self._write(key, *places) for key, *places in zip(keys, pixel_values.numpy(), labels.numpy(), strict=True)

@@ -70,7 +70,7 @@ def _batch(
     """Augmented training samples, spread over the split."""
     samples = SegmentationSamples(rows, label_map, TrainTransform(transforms, label_map.ignore_index), seed=0)
     batch = samples.__getitems__([(i, i * len(rows) // number % len(rows)) for i in range(number)])
-    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    return {"pixel_values": batch["pixel_values"].to(device), "labels": batch["labels"].to(device, torch.int64)}
 
 
 def _try_step(model: Model, batch: dict[str, Any], loss: Loss) -> Finding:

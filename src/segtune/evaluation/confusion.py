@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,23 @@ def count_pairs(prediction: np.ndarray, reference: np.ndarray, num_labels: int, 
         DataError: an id that is no class, named with its number of pixels.
     """
     prediction, reference = prediction.reshape(-1), reference.reshape(-1)
+    with _one_thread():
+        return _count(prediction, reference, num_labels, ignore_index)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread of PyTorch in the block: a chunk is counted sooner than a thread answers whose core is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _count(prediction: np.ndarray, reference: np.ndarray, num_labels: int, ignore_index: int) -> np.ndarray:
+    """`count_pairs` of flat maps."""
     shift = ignore_index if 0 <= ignore_index < 256 else 0
     pairs = np.zeros(1 << 16, dtype=np.int64)  # of (reference - shift) % 256 and prediction: small codes where K is
     for start in range(0, reference.size, _CHUNK):

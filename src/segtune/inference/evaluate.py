@@ -16,6 +16,7 @@ from segtune.errors import DataError
 from segtune.evaluation.evaluation import Evaluation
 from segtune.imageio.raster import ArrayRaster, read_ahead
 from segtune.imageio.read import for_display
+from segtune.inference.device import Precision
 from segtune.inference.protocol import InferenceProtocol
 from segtune.inference.segmenter import Segmenter, eval_mode, joined
 from segtune.labels.label_map import LabelMap
@@ -79,6 +80,7 @@ def evaluated_images(
     confidence: bool = False,
     batch_size: int = 1,
     device: str | torch.device | None = None,
+    precision: Precision = "auto",
     progress: bool = True,
     indices: Sequence[int] | None = None,
 ) -> Iterator[EvaluatedImage]:
@@ -92,6 +94,7 @@ def evaluated_images(
         protocol: default is the one that the processor carries, see `InferenceProtocol.choose`.
         confidence: also the probability of each pixel's class.
         batch_size: images of one size, or windows of one image, that run at once.
+        precision: in which the model runs, see `choose_precision`.
         indices: rows to use, e.g. this process's share; default is all. Images may come in another order.
 
     Raises:
@@ -101,7 +104,7 @@ def evaluated_images(
     dataset, rows = undecoded(dataset), range(len(dataset)) if indices is None else indices
     if device is not None:
         model.to(device)
-    segmenter = Segmenter(model, processor, protocol, batch_size, label_map.num_labels)
+    segmenter = Segmenter(model, processor, protocol, batch_size, label_map.num_labels, precision)
     samples = read_ahead(labelled_image(dataset, number, label_map, segmenter.form) for number in rows)
     images = ((sample, ArrayRaster(sample.image)) for sample in samples)
     with eval_mode(model), progress_bar(total=len(rows), desc="evaluate", hidden=not progress, leave=False) as bar:

@@ -17,7 +17,7 @@ from segtune.errors import UsageError
 from segtune.evaluation import uncertainty
 from segtune.evaluation.evaluation import Evaluation
 from segtune.inference.config import EvaluationConfig
-from segtune.inference.device import to_device
+from segtune.inference.device import Precision, choose_precision, to_device
 from segtune.inference.evaluate import evaluate_model
 from segtune.inference.processor import load_processor, processor_from_transforms
 from segtune.inference.protocol import InferenceProtocol
@@ -52,6 +52,7 @@ class CheckpointEvaluation:
         checkpoint: its folder or Hub id.
         split: that was evaluated.
         protocol: how images were seen, such as "whole" or "slide 1024 stride 768".
+        precision: in which the network ran: "fp32", "bf16" or "fp16".
         evaluation: the counts of each image, which `save` keeps for `segtune compare`.
         scores: see `Evaluation.scores`.
         intervals: see `uncertainty.intervals`.
@@ -60,14 +61,15 @@ class CheckpointEvaluation:
     checkpoint: str
     split: str
     protocol: str
+    precision: str
     evaluation: Evaluation
     scores: dict[str, Any]
     intervals: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: the scores with `checkpoint`, `split`, `protocol` before them and `intervals` behind."""
+        """JSON-able: the scores, before them what was evaluated and how, behind them `intervals`."""
         about = {"checkpoint": self.checkpoint, "split": self.split, "protocol": self.protocol}
-        return about | self.scores | {"intervals": self.intervals}
+        return about | {"precision": self.precision} | self.scores | {"intervals": self.intervals}
 
     def save(self, path: str | Path) -> None:
         """Keep the counts of each image in a file (.npz) that `segtune compare` and `Evaluation.load` read."""
@@ -110,6 +112,7 @@ def evaluate_checkpoint(
     limit_overlays: int = 12,
     batch_size: int = 1,
     device: str | None = None,
+    precision: Precision = "auto",
     progress: bool = True,
 ) -> CheckpointEvaluation:
     """Score a checkpoint on one split of a data set, at the masks' own size, with bootstrap intervals.
@@ -128,6 +131,7 @@ def evaluate_checkpoint(
         overlays: a folder for pictures image | truth | prediction of `limit_overlays` samples, spread over the split.
         batch_size: images of one size, or windows of one image, that run at once.
         device: "cpu", "cuda", "mps", …; default is the best there is.
+        precision: "fp32", "bf16" or "fp16"; "auto" is half precision on GPUs that have units for it, float32 elsewhere.
         progress: show a bar on stderr.
 
     Raises:
@@ -140,6 +144,7 @@ def evaluate_checkpoint(
     if overlays is not None:
         pictures = Comparisons(Path(overlays), label_map, sample_ids(opened.rows), limit_overlays, overview=True)
     protocol = InferenceProtocol.choose(opened.processor, window, stride, tta)
+    precision = choose_precision(precision, opened.model.device)
     evaluation = Evaluation(label_map.names, label_map.ignore_index, detailed=True, boundary_width=boundary_width)
     evaluate_model(
         opened.model,
@@ -149,12 +154,13 @@ def evaluate_checkpoint(
         evaluation=evaluation,
         protocol=protocol,
         batch_size=batch_size,
+        precision=precision,
         progress=progress,
         on_image=pictures.save if pictures else None,
     )
     if pictures:
         pictures.save_overview()
-    about = {"checkpoint": opened.name, "split": split, "protocol": str(protocol)}
+    about = {"checkpoint": opened.name, "split": split, "protocol": str(protocol), "precision": precision}
     evaluation.about = about | {"calibration_temperature": opened.model.config.calibration_temperature}
     intervals = uncertainty.intervals(evaluation, group_by=group_by)
     return CheckpointEvaluation(**about, evaluation=evaluation, scores=evaluation.scores(), intervals=intervals)

@@ -13,7 +13,7 @@ from torch import nn
 from segtune.bars import progress_bar
 from segtune.imageio.raster import is_image, read_ahead
 from segtune.imageio.read import ImageLike
-from segtune.inference.device import best_device
+from segtune.inference.device import Precision, to_device
 from segtune.inference.processor import load_processor
 from segtune.inference.protocol import InferenceProtocol
 from segtune.inference.segmenter import Segmenter, eval_mode, joined
@@ -31,6 +31,7 @@ def predict(
     tta: bool = False,
     batch_size: int = 1,
     device: str | torch.device | None = None,
+    precision: Precision = "auto",
     progress: bool = False,
 ) -> np.ndarray | list[np.ndarray]:
     """Segment images.
@@ -48,6 +49,8 @@ def predict(
         tta: average the probabilities over six scales from 0.5 to 1.75, each with and without a flip.
         batch_size: images of one size, or windows of one image, that run at once.
         device: moves the model there first; default is where the model is or, for a path, the GPU if there is one.
+        precision: in which a model of float32 weights runs: "fp32", "bf16" or "fp16"; "auto" is half precision on GPUs
+            that have units for it, float32 elsewhere.
         progress: show a bar on stderr.
 
     Returns:
@@ -56,13 +59,14 @@ def predict(
 
     Raises:
         DataError: a file that is missing or no image.
-        UsageError: no model at this path, no processor for this number of channels, no such window.
+        UsageError: no model at this path, no processor for this number of channels, no such window or device.
     """
     single = is_image(images)
     items: list[Any] = [images] if single else list(images)  # type: ignore[arg-type]
     network = _on_device(model, device)
     processor = load_processor(network) if processor is None else processor
-    segmenter = Segmenter(network, processor, InferenceProtocol.choose(processor, window, stride, tta), batch_size)
+    protocol = InferenceProtocol.choose(processor, window, stride, tta)
+    segmenter = Segmenter(network, processor, protocol, batch_size, precision=precision)
     masks: list[np.ndarray] = [np.empty(0)] * len(items)
     rasters = read_ahead((number, segmenter.open(item)) for number, item in enumerate(items))
     with eval_mode(network), progress_bar(total=len(items), desc="predict", hidden=not progress) as bar:
@@ -75,5 +79,5 @@ def predict(
 def _on_device(model: nn.Module | str | os.PathLike[str], device: str | torch.device | None) -> nn.Module:
     """The model, loaded if it is a path; a loaded one goes to the best device, another one stays where it is."""
     if isinstance(model, (str, os.PathLike)):
-        return load_model(os.fspath(model)).to(device or best_device())
-    return model if device is None else model.to(device)
+        return to_device(load_model(os.fspath(model)), device, "device")
+    return model if device is None else to_device(model, device, "device")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -15,15 +16,18 @@ from torch import Tensor, nn
 from segtune.errors import UsageError
 from segtune.imageio.raster import Raster, open_raster, read_ahead, resized
 from segtune.imageio.read import ImageLike
+from segtune.inference.device import Precision, autocast, choose_precision
 from segtune.inference.protocol import LOGIT_STRIDE, InferenceProtocol
 from segtune.inference.sliding_window import Span, UpsampledRows, blend_across, blend_down, spans
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+from segtune.segformer.image_processing_segformer import resize as resize_image
 from segtune.segformer.upsampling import strip_rows, upsample, upsampled_confidence, upsampled_prediction
 
 STRIP = 256  # rows of a prediction that are made at a time
 
 Key = TypeVar("Key")
 Prepared = tuple[Any, tuple[int, int], Tensor]  # key, size of the image, pixel_values (1, C, h, w)
+Ahead = tuple[Sequence[Any], Sequence[Callable[[], "Prediction"]]]  # keys, and what makes the prediction of each
 
 
 class Prediction(NamedTuple):
@@ -47,6 +51,7 @@ class Segmenter:
         protocol: default is the one that the processor carries.
         batch_size: images of one size, or windows of one image, in a forward pass.
         num_labels: UsageError where the model tells another number of classes apart; None does not check.
+        precision: in which a model of float32 weights runs, see `choose_precision`; any other runs as it is.
     """
 
     def __init__(
@@ -56,8 +61,9 @@ class Segmenter:
         protocol: InferenceProtocol | None = None,
         batch_size: int = 1,
         num_labels: int | None = None,
+        precision: Precision = "auto",
     ) -> None:
-        self.model, self.processor = model, processor
+        self.model, self.processor, self.precision = model, processor, precision
         self.protocol = InferenceProtocol.choose(processor) if protocol is None else protocol
         self.batch_size, self.num_labels = batch_size, num_labels
         self.form = form_of(processor)
@@ -84,10 +90,18 @@ class Segmenter:
             yield from ((key, self.strips(raster, confidence)) for key, raster in images)
             return
         prepared = ((key, (raster.height, raster.width), self._prepared(raster)) for key, raster in images)
-        for batch in _batches(prepared, self.batch_size):
-            keys, sizes, values = zip(*batch, strict=True)
-            predictions = self._whole(torch.cat(values), sizes, confidence)
-            yield from ((key, iter([prediction])) for key, prediction in zip(keys, predictions, strict=True))
+        batches = _batches(read_ahead(prepared), self.batch_size)
+        for keys, predictions in self._one_ahead(self._whole(batch, confidence) for batch in batches):
+            yield from ((key, iter([prediction()])) for key, prediction in zip(keys, predictions, strict=True))
+
+    def _one_ahead(self, batches: Iterator[Ahead]) -> Iterator[Ahead]:
+        """On a GPU, the next batch is queued before the last one is waited for: it computes while masks are written."""
+        waiting: list[Ahead] = []
+        for batch in batches:
+            waiting.append(batch)
+            if len(waiting) > (self._kind == "cuda"):
+                yield waiting.pop(0)
+        yield from waiting
 
     @torch.inference_mode()
     def strips(self, raster: Raster, confidence: bool = False) -> Iterator[Prediction]:
@@ -107,26 +121,80 @@ class Segmenter:
         return self._forward(self._prepared(raster))
 
     def _prepared(self, raster: Raster) -> Tensor:
-        """The whole image, `(1, C, h, w)`."""
-        options = {"return_tensors": "pt", "input_data_format": "channels_last"}
-        pixel_values: Tensor = self.processor(raster.read(0, raster.height), **options)["pixel_values"]
-        return pixel_values
+        """The whole image at the size that the network sees, `(1, C, h, w)`: see `_planes`."""
+        return self._planes(raster.read(0, raster.height))
+
+    def _planes(self, images: np.ndarray | Sequence[np.ndarray], resize: bool = True) -> Tensor:
+        """Images `(h, w, C)` of one size, prepared by the processor: `(B, C, h, w)`; for a device, still in bytes.
+
+        Of bytes, a quarter is moved; `_normalized` then does on the device what the processor does on the CPU.
+        """
+        arrays = [images] if isinstance(images, np.ndarray) else images
+        processor = self.processor
+        if self._kind == "cpu" or any(array.dtype != np.uint8 for array in arrays):
+            options: dict[str, Any] = {} if resize else {"do_resize": False, "size_divisor": 1}
+            options |= {"return_tensors": "pt", "input_data_format": "channels_last"}
+            pixel_values: Tensor = processor(list(arrays), **options)["pixel_values"]
+            return pixel_values
+        if resize:
+            size = processor.target_size(*arrays[0].shape[:2])
+            arrays = [resize_image(array, size, processor.resample) for array in arrays]
+        return torch.from_numpy(np.stack([array.transpose(2, 0, 1) for array in arrays]))
+
+    def _normalized(self, pixel_values: Tensor) -> Tensor:
+        """Images as the network sees them, where and as it is: `(B, C, h, w)`."""
+        weight, processor = self._weight, self.processor
+        if self._kind == "cuda":
+            pixel_values = pixel_values.pin_memory()  # so that the copy is queued, and not waited for
+        moved = pixel_values.to(weight.device, non_blocking=True)
+        if pixel_values.dtype != torch.uint8:
+            return moved.to(weight.dtype)
+        moved = moved.float()
+        if processor.do_rescale:
+            moved *= processor.rescale_factor
+        if processor.do_normalize:
+            mean, std = self._mean_and_std
+            moved = (moved - mean) / std
+        return moved.to(weight.dtype)
+
+    @cached_property
+    def _mean_and_std(self) -> Tensor:
+        """`(2, C, 1, 1)`, on the device once."""
+        processor, device = self.processor, self._weight.device
+        return torch.tensor([processor.image_mean, processor.image_std], device=device)[:, :, None, None]
+
+    @property
+    def _weight(self) -> Tensor:
+        """A parameter, which says where and in what the model computes."""
+        return next(parameter for parameter in self.model.parameters() if parameter.is_floating_point())
+
+    @property
+    def _kind(self) -> str:
+        """Of the device that the model is on."""
+        return self._weight.device.type
 
     @torch.inference_mode()
-    def _whole(self, pixel_values: Tensor, sizes: Sequence[tuple[int, int]], confidence: bool) -> list[Prediction]:
-        """Predictions at `sizes` of prepared images `(B, C, h, w)` seen whole, one at a time at full size."""
-        logits = self._forward(pixel_values)
-        temperature = self._temperature(confidence)
-        return [_predict_map(logits[i : i + 1], size, temperature) for i, size in enumerate(sizes)]
+    def _whole(self, batch: Sequence[Prepared], confidence: bool) -> Ahead:
+        """The keys of prepared images seen whole, and for each what makes its prediction, one at a time at full size.
+
+        The network has run, or is queued on its device.
+        """
+        keys, sizes, values = zip(*batch, strict=True)
+        logits, temperature = self._forward(torch.cat(values)), self._temperature(confidence)
+        maps = zip(logits.split(1), sizes, strict=True)
+        make = _queued if self._kind == "cuda" else partial(partial, _predict_map)
+        return keys, [make(one, size, temperature) for one, size in maps]
 
     def _temperature(self, confidence: bool) -> float | None:
         """Of the confidences; None where they are not wanted."""
         return self.temperature if confidence else None
 
     def _forward(self, pixel_values: Tensor) -> Tensor:
-        """Logits `(B, K, h/4, w/4)`, float32, of `(B, C, h, w)`, computed where and as the model is."""
-        weight = next(parameter for parameter in self.model.parameters() if parameter.is_floating_point())
-        logits: Tensor = self.model(pixel_values=pixel_values.to(weight.device, weight.dtype)).logits
+        """Logits `(B, K, h/4, w/4)`, float32, of `(B, C, h, w)` as `_planes` makes them."""
+        weight, pixel_values = self._weight, self._normalized(pixel_values)
+        precision = choose_precision(self.precision, weight.device) if weight.dtype == torch.float32 else "fp32"
+        with autocast(precision, weight.device):
+            logits: Tensor = self.model(pixel_values=pixel_values).logits
         found = max(logits.shape[1], 2)  # one logit tells two classes apart
         if self.num_labels is not None and self.num_labels != found:
             raise UsageError(
@@ -142,7 +210,9 @@ class Segmenter:
         if scale != 1:
             height, width = (-(-max(1, round(scale * side)) // divisor) * divisor for side in (height, width))
         seen = resized(raster.again(), (height, width), self.processor.resample)
-        down, across = (spans(side, self.protocol.window, self.protocol.stride) for side in (height, width))
+        down, across = (
+            spans(side, self.protocol.window, self.protocol.stride, self._weight.device) for side in (height, width)
+        )
         pixels = read_ahead(seen.read(span.start, span.stop) for span in down)
         rows_of_windows = (self._blended_row(rows, across) for rows in pixels)
         return UpsampledRows(blend_down(rows_of_windows, down), -(-height // LOGIT_STRIDE), raster.height)
@@ -159,9 +229,7 @@ class Segmenter:
 
     def _window_logits(self, windows: Sequence[np.ndarray]) -> Tensor:
         """Of windows `(h, w, C)` of one size, as they are and, if asked for, mirrored: `(flips, B, K, h/4, w/4)`."""
-        pixel_values = self.processor(
-            list(windows), do_resize=False, size_divisor=1, return_tensors="pt", input_data_format="channels_last"
-        )["pixel_values"]
+        pixel_values = self._planes(windows, resize=False)
         logits = [self._forward(pixel_values)]
         if self.protocol.flip:
             logits.append(self._forward(pixel_values.flip(-1)).flip(-1))
@@ -212,8 +280,29 @@ def joined(strips: Iterable[Prediction]) -> Prediction:
 
 def _predict_map(logits: Tensor, size: Sequence[int], temperature: float | None) -> Prediction:
     """Of logits `(1, K, h, w)` at `size`."""
+    return _as_arrays(*_best_of_map(logits, size, temperature), logits.shape[1])
+
+
+def _best_of_map(logits: Tensor, size: Sequence[int], temperature: float | None) -> tuple[Tensor, Tensor | None]:
+    """Ids `(H, W)` of logits `(1, K, h, w)` at `size` and, where there is a temperature, their probabilities."""
     probability = None if temperature is None else upsampled_confidence(logits / temperature, size)[0]
-    return _as_arrays(upsampled_prediction(logits, size)[0], probability, logits.shape[1])
+    return upsampled_prediction(logits, size)[0], probability
+
+
+def _queued(logits: Tensor, size: Sequence[int], temperature: float | None) -> Callable[[], Prediction]:
+    """What `_predict_map` makes, queued on a GPU with its copy to the CPU; the call waits for that alone."""
+    ids, probability = _best_of_map(logits, size, temperature)
+    parts = [ids.to(_type_of_ids(logits.shape[1])), *([] if probability is None else [probability])]
+    copies = [part.to("cpu", non_blocking=True) for part in parts]
+    done = torch.cuda.Event()
+    done.record()
+
+    def wait() -> Prediction:
+        done.synchronize()
+        labels, *others = (copy.numpy() for copy in copies)
+        return Prediction(labels, others[0] if others else None)
+
+    return wait
 
 
 def _predict_mean(views: Sequence[Tensor], width: int, temperature: float | None) -> Prediction:
@@ -237,8 +326,12 @@ def _mean_probabilities(views: Sequence[Tensor], width: int, temperature: float)
 
 
 def _as_arrays(ids: Tensor, probability: Tensor | None, num_labels: int) -> Prediction:
-    labels = ids.to(torch.uint8 if num_labels <= 256 else torch.int32).cpu().numpy()
+    labels = ids.to(_type_of_ids(num_labels)).cpu().numpy()
     return Prediction(labels, None if probability is None else probability.cpu().numpy())
+
+
+def _type_of_ids(num_labels: int) -> torch.dtype:
+    return torch.uint8 if num_labels <= 256 else torch.int32
 
 
 def _batches(prepared: Iterable[Prepared], batch_size: int) -> Iterator[list[Prepared]]:

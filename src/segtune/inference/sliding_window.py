@@ -44,18 +44,19 @@ class Span:
         return slice(self.start // LOGIT_STRIDE, -(-self.stop // LOGIT_STRIDE))
 
 
-def spans(length: int, window: int | None, stride: int | None) -> list[Span]:
+def spans(length: int, window: int | None, stride: int | None, device: torch.device | str | None = None) -> list[Span]:
     """The windows over `length` pixels: one each `stride`, the last one up to the end (by up to 3 pixels smaller).
 
-    One window where `window` is None or not below `length`.
+    One window where `window` is None or not below `length`. What the windows count for lies on `device`.
     """
     if window is None or stride is None or window >= length:
-        return [Span(0, length, torch.ones(-(-length // LOGIT_STRIDE)))]
+        return [Span(0, length, torch.ones(-(-length // LOGIT_STRIDE), device=device))]
     last = -(-(length - window) // LOGIT_STRIDE) * LOGIT_STRIDE
     starts = [*range(0, length - window, stride), last]
     stops = [min(start + window, length) for start in starts]
     pieces = [Span(start, stop, torch.empty(0)).logits for start, stop in zip(starts, stops, strict=True)]
-    return [Span(start, stop, share) for start, stop, share in zip(starts, stops, _shares(pieces), strict=True)]
+    shares = torch.cat(_shares(pieces)).to(device).split([piece.stop - piece.start for piece in pieces])
+    return [Span(start, stop, share) for start, stop, share in zip(starts, stops, shares, strict=True)]
 
 
 def _shares(pieces: Sequence[slice]) -> list[Tensor]:
@@ -119,7 +120,8 @@ class UpsampledRows:
 
     def __init__(self, chunks: Iterator[Tensor], height: int, target: int) -> None:
         self.chunks = chunks
-        self.above, self.below, self.way = linear_weights(height, target, torch.device("cpu"))
+        # row above, row below, how far between: on the CPU, where they are looked up, and where the maps are
+        self.weights = self.moved = linear_weights(height, target, torch.device("cpu"))
         self.first = self.end = 0
         self.held = torch.empty(0, 0)  # rows `first` to `end` of the maps
 
@@ -128,11 +130,13 @@ class UpsampledRows:
 
         Strips are asked for from top to bottom.
         """
-        above, below = self.above[top:bottom], self.below[top:bottom]
-        rows = self._take(int(above[0]), int(below[-1]) + 1)
-        above, below = ((near - self.first).to(rows.device) for near in (above, below))
-        way = self.way[top:bottom, None].to(rows)
-        return torch.lerp(rows.index_select(-2, above), rows.index_select(-2, below), way)
+        rows = self._take(int(self.weights[0][top]), int(self.weights[1][bottom - 1]) + 1)
+        if self.moved[0].device != rows.device:
+            above, below, way = self.weights
+            self.moved = above.to(rows.device), below.to(rows.device), way.to(rows.device)
+        above, below, way = (weight[top:bottom] for weight in self.moved)
+        above, below = (rows.index_select(-2, near - self.first) for near in (above, below))
+        return torch.lerp(above, below, way[:, None].to(rows))
 
     def _take(self, first: int, last: int) -> Tensor:
         """Rows `first` and below, at least up to `last`; what is above is let go before more is made."""

@@ -62,7 +62,7 @@ def save_state(
     content = {
         "optimizer": gather_full(optimizer.state_dict()),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-        "random": gather_object([_random_state()]),  # of every process, by its index
+        "random": gather_object([_random_state(accelerator)]),  # of every process, by its index
         "state": gather_full(state),
     }
     # Gathering is collective: every process takes part, though only the main one has a use for the result.
@@ -108,7 +108,7 @@ def load_state(
         accelerator.scaler.load_state_dict(content["scaler"])
     # With another number of processes no generator continues one of before: dropout then draws other numbers.
     if len(content["random"]) == accelerator.num_processes:
-        _set_random_state(content["random"][accelerator.process_index])
+        _set_random_state(content["random"][accelerator.process_index], accelerator)
     return dict(content["state"])
 
 
@@ -127,19 +127,18 @@ def check_model(folder: Path) -> None:
     check_manifest(folder, MODEL_MANIFEST, MODEL_FILES)
 
 
-def _generators() -> dict[str, Any]:
-    """The modules of torch that hold a random generator on this machine."""
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+def _generators(accelerator: Accelerator) -> dict[str, Any]:
+    """The modules of torch that hold the random generators of this process: the CPU's, and its device's."""
     modules = {"cpu": torch.random, "cuda": torch.cuda, "mps": torch.mps}
-    return {name: modules[name] for name, there in available.items() if there}
+    return {name: modules[name] for name in dict.fromkeys(("cpu", accelerator.device.type)) if name in modules}
 
 
-def _random_state() -> dict[str, Any]:
-    return {name: module.get_rng_state() for name, module in _generators().items()}
+def _random_state(accelerator: Accelerator) -> dict[str, Any]:
+    return {name: module.get_rng_state() for name, module in _generators(accelerator).items()}
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
-    for name, module in _generators().items():
+def _set_random_state(state: dict[str, Any], accelerator: Accelerator) -> None:
+    for name, module in _generators(accelerator).items():
         if name in state:  # a run may go on on another kind of device
             module.set_rng_state(state[name])
 

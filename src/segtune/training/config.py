@@ -190,8 +190,11 @@ class TrainingConfig(StrictModel):
     max_steps: int = Field(1000, ge=1, description="Optimizer steps.")
     batch_size: MayChangeOnResume[int] = Field(8, ge=1, description="Images per micro-batch and process.")
     accumulation_steps: MayChangeOnResume[int] = Field(1, ge=1, description="Micro-batches per optimizer step.")
-    num_workers: MayChangeOnResume[int] = Field(
-        0, ge=0, description="Data-loading processes; the samples do not depend on their number."
+    num_workers: MayChangeOnResume[int | None] = Field(
+        None,
+        ge=0,
+        description="Data-loading processes, on which the samples do not depend; null = on CUDA one for each core but "
+        "one, at most 8, elsewhere none: there the cores compute.",
     )
     loss: LossConfig = Field(LossConfig(), description="What is minimised; by default the cross-entropy.")
     learning_rate: float = Field(6e-5, gt=0, description="Peak learning rate of the encoder.")
@@ -221,6 +224,15 @@ class TrainingConfig(StrictModel):
     )
     max_grad_norm: float | None = Field(None, gt=0, description="Clip the gradient to this 2-norm; null = no clipping.")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="Autocast of the forward pass.")
+    matmul_precision: Literal["auto", "highest", "high", "medium"] = Field(
+        "auto",
+        description="Matrix products of float32: highest = exact, high = TF32 on GPUs that have it, medium = bfloat16 "
+        "where PyTorch can; auto = high on CUDA, highest elsewhere.",
+    )
+    deterministic: bool = Field(
+        False, description="On CUDA, take only operations that give the same bits in every run; slower."
+    )
+    compile: bool = Field(False, description="Compile the training step's network with torch.compile.")
     gradient_checkpointing: MayChangeOnResume[bool] = Field(
         False, description="Recompute each block in the backward pass, which takes less memory."
     )
@@ -247,7 +259,7 @@ class TrainingConfig(StrictModel):
     )
     keep_last: MayChangeOnResume[int] = Field(2, ge=1, description="Number of training states that are kept.")
     log_every: MayChangeOnResume[int] = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
-    device: MayChangeOnResume[Literal["auto", "cpu"]] = Field(
+    device: MayChangeOnResume[Literal["auto", "cpu", "cuda", "mps"]] = Field(
         "auto", description="Where the run computes; auto = the accelerator that is there."
     )
     time_limit: MayChangeOnResume[str | None] = Field(

@@ -1,46 +1,58 @@
-"""Distributed training: the Accelerator, sharded tensors (FSDP 2), scalars read without waiting, the environment."""
+"""Distributed training: the Accelerator and its device, shards (FSDP 2), what goes to the device and comes back."""
 
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
 import platform
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import accelerate
 import psutil
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, GradientAccumulationPlugin
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, send_to_device
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 import segtune
 from segtune.errors import UsageError
+from segtune.inference.device import Precision, best_device, choose_precision, refuse_gpu_without_kernels
 
 _UNKNOWN = {DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM}  # FSDP 2 is known
+_COMPILERS = ("g++", "clang++", "c++", "cl")
 
 
 def make_accelerator(device: str = "auto", mixed_precision: str = "no") -> Accelerator:
-    """The Accelerator of a run: on the CPU where nothing else is there, never one of several that ignore each other.
+    """The Accelerator of a run: on the device that is asked for, never one of several that ignore each other.
 
     Args:
-        device: `cpu`, or `auto` for the accelerator that is there.
+        device: see `check_device`.
 
     Raises:
-        UsageError: several processes were started, but this one believes to be alone, so that all would write into
-            one folder; or a way of distributing that the loop does not know.
+        UsageError: the device cannot be used (see `check_device`); several processes were started, but this one
+            believes to be alone, so that all would write into one folder; or a way of distributing that the loop does
+            not know.
     """
     # Accelerate takes a GPU where there is one. Its CPU mode must be asked for; without it, processes on CPUs would not
     # form a group and each would train alone.
-    on_cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    AcceleratorState._reset_state()  # a notebook may start a second run with another precision
+    kind = check_device(device, mixed_precision)
+    # A notebook may start a second run with another precision, or on another device.
+    AcceleratorState._reset_state()
+    before = PartialState._shared_state.get("device")
+    if before is not None and before.type != kind and not torch.distributed.is_initialized():
+        PartialState._reset_state()
     accelerator = Accelerator(
-        cpu=on_cpu,
+        cpu=kind == "cpu",
         mixed_precision=mixed_precision,
         # The loop divides by the pixels of the global batch; Accelerate, told of accumulation by a launch file, would
         # divide every loss by the number of steps once more.
@@ -60,6 +72,108 @@ def make_accelerator(device: str = "auto", mixed_precision: str = "no") -> Accel
             "recipes/accelerate/fsdp.yaml divides it (FSDP with fsdp_version: 2)"
         )
     return accelerator
+
+
+def check_device(device: str = "auto", mixed_precision: str = "no") -> str:
+    """The kind of device that `training.device` means on this machine: "cpu", "cuda" or "mps".
+
+    Args:
+        device: one of these, or `auto` for the accelerator that is there.
+        mixed_precision: of the training, which the device must be able to compute in.
+
+    Raises:
+        UsageError: there is no such device, PyTorch has no kernels for it, or it does not train in that precision.
+    """
+    kind = best_device() if device == "auto" else device
+    found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not found[kind]:
+        build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+        raise UsageError(
+            f"training.device={kind}: PyTorch {torch.__version__}, built for {build}, finds no such device here; "
+            f"auto takes what is there ({best_device()})"
+        )
+    if kind == "cuda":
+        refuse_gpu_without_kernels(int(os.environ.get("LOCAL_RANK", "0")), "training.device=cpu")
+    if mixed_precision != "no":
+        choose_precision(cast(Precision, mixed_precision), torch.device(kind), "training.mixed_precision")
+    return kind
+
+
+@contextmanager
+def numerics(device: torch.device, matmul_precision: str = "auto", deterministic: bool = False) -> Iterator[None]:
+    """How PyTorch computes in the block: the precision of float32 products, and the same bits in every run.
+
+    Args:
+        matmul_precision: `highest`, `high`, `medium`, or `auto` for TF32 on CUDA and float32 elsewhere.
+        deterministic: operations without a deterministic way raise; matters on CUDA, on CPUs all are so.
+    """
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    chosen = ("high" if device.type == "cuda" else "highest") if matmul_precision == "auto" else matmul_precision
+    torch.set_float32_matmul_precision(chosen)
+    torch.backends.cudnn.allow_tf32 = chosen != "highest"  # of convolutions
+    try:
+        with _deterministic() if deterministic else nullcontext():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    # cuBLAS sums in the same order where it has a workspace of a fixed size, which it reads at its first product. Of
+    # the kinds of attention, those of flash and cuDNN add up gradients by atomics; the one that saves memory has a
+    # deterministic way, which the flag below chooses.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    kinds = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.cudnn_sdp_enabled()
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    memory.fill_uninitialized_memory = False  # every such tensor is written before it is read
+    try:
+        yield
+    finally:
+        memory.fill_uninitialized_memory = filled
+        torch.backends.cuda.enable_cudnn_sdp(kinds[1])
+        torch.backends.cuda.enable_flash_sdp(kinds[0])
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def compiled(model: nn.Module, accelerator: Accelerator) -> Any:
+    """The prepared model, compiled at its first call for the one size of the crops; the model itself stays as it is.
+
+    Raises:
+        UsageError: there is nothing to compile with, or the model is sharded.
+    """
+    if is_sharded(accelerator):
+        raise UsageError("training.compile=true does not go with FSDP: set training.compile=false")
+    # PyTorch writes C++ for CPUs; for CUDA, Triton's kernels are called from code that a C compiler makes.
+    named = [os.environ[name] for name in ("CXX", "CC") if os.environ.get(name)]
+    missing = [] if any(map(shutil.which, [*named, *_COMPILERS])) else [f"a C++ compiler ({', '.join(_COMPILERS)})"]
+    if accelerator.device.type == "cuda" and find_spec("triton") is None:
+        missing.append("the package triton")
+    if missing:
+        raise UsageError(f"training.compile=true needs {' and '.join(missing)}: install that, or leave it out")
+    return torch.compile(model, dynamic=False)
+
+
+def loading_processes(device: torch.device) -> int:
+    """How many processes load data for this one where the recipe does not say: the rule of `training.num_workers`."""
+    # On a CPU the step itself takes every core, and evaluations do. Processes that are not forked import the script
+    # that started the training once more: only who asks for them knows that it bears that.
+    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    if device.type != "cuda" or method != "fork":
+        return 0
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # training processes on this machine
+    return max(1, min(8, cores() // beside - 1))
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _leave() -> None:
@@ -113,7 +227,38 @@ def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
             torch.distributed.broadcast(buffer, 0)
 
 
-# --- scalars of a step -----------------------------------------------------------------------------------------------
+# --- beside the step: what goes to the device, and what comes back ---------------------------------------------------
+
+
+class Upload:
+    """Moves micro-batches to the device; on CUDA beside what it computes, since the copies have a stream of their own.
+
+    Labels travel as the bytes they are stored in, and are int64 on the device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, micro_batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The same, with tensors on the device: "pixel_values" (B, C, h, w) float32, "labels" (B, h, w) int64."""
+        if self.stream is None:
+            return self._moved(micro_batches)
+        with torch.cuda.stream(self.stream):
+            moved = self._moved(micro_batches)
+        # The kernels that are queued from now on wait for the copies; those of the step before, which are queued
+        # already, do not. The memory belongs to the stream of the copies: it may be given away only when this one is
+        # done with it, too.
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self.stream)
+        for batch in moved:
+            for name in ("pixel_values", "labels"):
+                batch[name].record_stream(computing)
+        return moved
+
+    def _moved(self, micro_batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        moved = send_to_device(micro_batches, self.device, non_blocking=True)
+        return [batch | {"labels": batch["labels"].long()} for batch in moved]
 
 
 class DeferredScalars:
@@ -176,6 +321,8 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "num_processes": accelerator.num_processes,
         "distributed": accelerator.distributed_type.value,
         "mixed_precision": accelerator.mixed_precision,
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "threads": torch.get_num_threads(),
     }
 

@@ -126,6 +126,8 @@ class Validation:
             self.processor,
             batch_size=self.batch_size,
             device=accelerator.device,
+            # As the network trains, also where it is a copy that Accelerate has not prepared.
+            precision="fp32" if self.config.mixed_precision == "no" else self.config.mixed_precision,
             progress=accelerator.is_local_main_process and notebook() is None,  # which has a table
             # Process r of n takes the images r, r + n, r + 2n, …: every image once, unlike a padded sampler, which
             # would count some twice.

@@ -38,8 +38,8 @@ def build_model(config: ModelConfig, label_map: LabelMap, seed: int = 0) -> Segf
         name = label_map.names[1]
         fields |= {"id2label": {0: name}, "label2id": {name: 0}}
     # What is drawn here must not shift the draws of the training, nor theirs depend on what is drawn here.
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU; no GPU is woken up for it
+        torch.default_generator.manual_seed(seed)
         if config.name is None:
             return SegformerForSemanticSegmentation(
                 SegformerConfig.from_variant(config.variant, **config.config, **fields)

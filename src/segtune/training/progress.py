@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from segtune.bars import is_quiet, notebook, progress_bar
 from segtune.data.loader import TrainingBatches
 from segtune.errors import SegtuneError
 from segtune.training.config import TrainingConfig
-from segtune.training.distributed import DeferredScalars, peak_memory_mb
+from segtune.training.distributed import DeferredScalars, cores, peak_memory_mb
 from segtune.training.run_folder import NON_FINITE, RunFolder
 from segtune.training.trackers import Trackers
 from segtune.viz.comparisons import Comparisons
@@ -30,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 MicroBatches = list[dict[str, Any]]
 
+SKIPPED_AT_MOST = 50  # steps in a row whose gradient overflows; a loss scale of 65536 is then halved to 2^-34
+LOWEST_SCALE = 1e-3  # of the loss: gradients of a loss that is smaller still do not overflow for its size
 DATA_BOUND = 0.3  # share of the time spent waiting for data from which on the run is told that loading limits it
 
 
@@ -58,12 +59,14 @@ class TrainingProgress:
         self.throughput = Throughput()
         self.table: LiveTable | None = None
         self.step = 0
+        self.skipped = 0  # steps in a row that the loss scaler skipped
         self.warned = False
 
     @contextmanager
     def logged_from(self, step: int) -> Iterator[None]:
         """A context around the steps of a run that has made `step` steps before: opens bar and trackers."""
-        self.step, self.started = step, time.perf_counter()
+        self.step = self.first = step
+        self.started = time.perf_counter()
         self.trackers.start(step, self.settings)
         hidden = not self.accelerator.is_local_main_process
         total = self.config.max_steps
@@ -92,7 +95,8 @@ class TrainingProgress:
 
         Raises:
             SegtuneError: a loss or gradient is not finite: on a CPU that of this step, else that of the one before, so
-                that no step waits for the device; `flush` asks at once.
+                that no step waits for the device; `flush` asks at once. With a scaled loss, where gradients may
+                overflow, it is the 50th gradient in a row, or the loss scale has fallen below 0.001.
         """
         self.step += 1
         self._check(self.scalars.put(torch.stack((loss, norm.to(loss.dtype))), (self.step, micro_batches)))
@@ -128,6 +132,8 @@ class TrainingProgress:
         """Write why the run, or this part of it, ended, and what it took."""
         if self.table is not None:
             self.table.finish("done" if reason == "done" else f"ended: {reason}")
+        if self.skipped and self.skipped == self.step - self.first:
+            logger.warning("all %d gradients overflowed: the weights are those of before the first step", self.skipped)
         if reason != "done":
             logger.info("the run ends at step %d: %s", self.step, reason)
         self.run.write(
@@ -142,7 +148,7 @@ class TrainingProgress:
     def _write_line(self, norm: float, learning_rate: float) -> None:
         loss, rate, share = self.throughput.close()
         rate *= self.batches.images_per_step
-        record = {
+        record: dict[str, Any] = {
             "step": self.step,
             "epoch": round(self.batches.epoch(self.step), 4),
             "loss": loss,
@@ -152,6 +158,8 @@ class TrainingProgress:
             "waiting_for_data": round(share, 3),
             "peak_memory_mb": round(peak_memory_mb(self.accelerator.device), 1),
         }
+        if self.accelerator.scaler is not None:
+            record["loss_scale"] = self.accelerator.scaler.get_scale()
         self.run.write(record)
         self.trackers.log("train", record)
         self.bar.set_postfix_str(f"loss={loss:.4f}, lr={learning_rate:.2e}, {rate:.1f} images/s")
@@ -162,26 +170,38 @@ class TrainingProgress:
             self.warned = True
             logger.warning(
                 "loading data is the bottleneck: %.0f %% of the time went by waiting for it "
-                "(training.num_workers=%d, this machine has %s CPUs)",
+                "(training.num_workers=%d, of %d cores)",
                 100 * share,
                 self.config.num_workers,
-                os.cpu_count(),
+                cores(),
             )
 
     def _check(self, numbers: tuple[list[float], Any] | None) -> None:
         if numbers is None:
             return
         (loss, norm), (step, micro_batches) = numbers
-        # With fp16 the loss is scaled; a gradient that overflows is expected, and the scaler skips the step.
-        scaled = self.accelerator.scaler is not None
-        if math.isfinite(loss) and (scaled or math.isfinite(norm)):
+        # With fp16 the loss is scaled. A gradient that overflows is expected then: the scaler skips the step and halves
+        # the scale. Where that goes on and on, no scale is small enough, and the weights stay what they are.
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.skipped = 0
             return
+        what, since = f"loss is {loss}", ","
+        if math.isfinite(loss):
+            what = f"gradient's norm is {norm}"
+            if self.accelerator.scaler is not None:
+                self.skipped += 1
+                if not self._is_beyond_scaling():
+                    return
+                since = f", as in {self.skipped} steps in a row, so that the weights no longer change,"
         folder = self._save_samples(step, loss, norm, micro_batches)
-        what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient's norm is {norm}"
         raise SegtuneError(
-            f"the {what} at step {step}, whose samples are kept in {folder}: look at them, lower "
+            f"the {what} at step {step}{since} whose samples are kept in {folder}: look at them, lower "
             "training.learning_rate, set training.max_grad_norm=1, or train without training.mixed_precision=fp16"
         )
+
+    def _is_beyond_scaling(self) -> bool:
+        """Whether to give up on a gradient that overflows; only then is the scaler asked, for which a GPU waits."""
+        return self.skipped >= SKIPPED_AT_MOST or self.accelerator.scaler.get_scale() < LOWEST_SCALE
 
     def _save_samples(self, step: int, loss: float, norm: float, micro_batches: MicroBatches) -> str:
         """Save the samples of a step, by their ids and as the network saw them; every process its own."""

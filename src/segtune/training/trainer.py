@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import accelerate
 import torch
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import gather_object
 from torch import nn
 
 from segtune.data.config import TransformConfig
@@ -27,10 +27,14 @@ from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentatio
 from segtune.training.config import TrainingConfig
 from segtune.training.distributed import (
     DeferredScalars,
+    Upload,
+    compiled,
     environment,
     gather_full,
     is_sharded,
+    loading_processes,
     make_accelerator,
+    numerics,
     share_buffers,
 )
 from segtune.training.ema import ExponentialMovingAverage
@@ -51,7 +55,8 @@ class SegmentationTrainer:
     """Fine-tunes a model on samples of images and masks.
 
     The loss of one optimiser step is the mean over all valid pixels of the global batch (or over its images, see
-    `SegmentationLoss`), however it is divided into micro-batches and processes. The same seed gives the same run.
+    `SegmentationLoss`), however it is divided into micro-batches and processes. The same seed gives the same run; on
+    CUDA, where `config.deterministic` is set.
 
     Args:
         model: the network to train, in place; its configuration must agree with `label_map`.
@@ -89,9 +94,9 @@ class SegmentationTrainer:
         shuffle_buffer: int = 256,
         eval_batch_size: int = 1,
     ) -> None:
-        if config.output_dir is None:
+        output_dir = config.output_dir
+        if output_dir is None:
             raise UsageError("training.output_dir is not set: name the run folder, e.g. training.output_dir=runs/mine")
-        self.config = config
         self.label_map = label_map
         self.loss = SegmentationLoss(config.loss, label_map.names, label_map.ignore_index)
         self.processor = processor
@@ -99,8 +104,11 @@ class SegmentationTrainer:
         self.recipe = recipe
         self.splits = splits
         self.accelerator = make_accelerator(config.device, config.mixed_precision)
+        if config.num_workers is None:
+            config = config.model_copy(update={"num_workers": loading_processes(self.accelerator.device)})
+        self.config = config
         self.run = RunFolder(
-            config.output_dir,
+            output_dir,
             self.accelerator,
             resume=config.resume,
             overwrite=config.overwrite,
@@ -152,6 +160,7 @@ class SegmentationTrainer:
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         if sync_batch_norm and not sharded:
             nn.SyncBatchNorm.convert_sync_batchnorm(self.accelerator.unwrap_model(self.model))
+        self.network = compiled(self.model, self.accelerator) if config.compile else self.model
         self.schedule = partial(
             schedule_factor,
             config.schedule,
@@ -180,7 +189,8 @@ class SegmentationTrainer:
             UsageError: another training is writing into the run folder, or there is nothing to go on with.
         """
         heard = self._request() if request is None else nullcontext(request)
-        with self.run.locked(), heard as request, request.noted():
+        computed = numerics(self.accelerator.device, self.config.matmul_precision, self.config.deterministic)
+        with self.run.locked(), heard as request, request.noted(), computed:
             self._open()
             with self.progress.logged_from(self.step):
                 try:
@@ -296,7 +306,7 @@ class SegmentationTrainer:
             is_last = index == len(micro_batches) - 1
             # Gradients of the micro-batches add up locally; they cross the network once, in the last backward pass.
             with nullcontext() if is_last else accelerator.no_sync(self.model):
-                logits = self.model(batch["pixel_values"]).logits  # (B, K, h/4, w/4)
+                logits = self.network(batch["pixel_values"]).logits  # (B, K, h/4, w/4)
                 loss = self.loss(logits, batch["labels"], counts)
                 # DDP and FSDP average gradients over n processes; shares of the loss must be summed: sum = n · mean.
                 accelerator.backward(loss * accelerator.num_processes)
@@ -318,11 +328,11 @@ class SegmentationTrainer:
         steps = self.batches.steps(
             self.step,
             config.max_steps,
-            num_workers=config.num_workers,
+            num_workers=config.num_workers or 0,
             pin_memory=device.type == "cuda",
             worker_init_fn=ignore_interrupts,
         )
-        return (send_to_device(micro_batches, device, non_blocking=True) for micro_batches in steps)
+        return map(Upload(device), steps)
 
     def _due(self, every: int | None, at_end: bool = True, step: int | None = None) -> bool:
         step = self.step if step is None else step
