@@ -20,9 +20,10 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from segtune.errors import UsageError
+from segtune.segformer.cross_entropy import upsampled_cross_entropy
 from segtune.segformer.fused import refuse_second_derivative
 from segtune.segformer.modeling_segformer import segmentation_loss, valid_pixels
-from segtune.segformer.upsampling import upsample, upsample_backward, upsampled_cross_entropy
+from segtune.segformer.upsampling import upsample, upsample_backward
 from segtune.training.config import PIXEL_TERMS, REGION_TERMS, LossConfig
 
 # --- the terms -------------------------------------------------------------------------------------------------------
