@@ -58,7 +58,7 @@ FENCES = {
     "pycocotools": {"data.annotations.shapes"},
     "rasterio": {"imageio.geotiff"},
     "rich": {"viz.terminal"},
-    "scipy": {"evaluation", "training.losses"},
+    "scipy": {"evaluation", "labels.distance_maps"},
     "shapely": {"inference.polygons"},
     "torchvision": set(),
     "tqdm": {"bars"},

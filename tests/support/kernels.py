@@ -44,4 +44,4 @@ class CountedKernel:
     def _launch(self, *args: Any) -> None:
         ledger: Any = _get_current_dispatch_mode()
         ledger.kernels[self.name] += 1
-        ledger.bytes += sum(x.numel() * x.element_size() for x in args if isinstance(x, Tensor))
+        ledger.traffic[self.name] += sum(x.numel() * x.element_size() for x in args if isinstance(x, Tensor))

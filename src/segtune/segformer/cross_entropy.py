@@ -301,7 +301,7 @@ def _in_chunks(
     valid, target = labels != ignore_index, labels.clamp(0, num_labels - 1)  # (B, H, W)
     of_target = valid.float() if weight is None else weight[target]
     of_target = torch.where(target == labels, of_target, torch.nan).where(valid, 0.0)
-    spread, share = None, 0.0
+    spread, share = None, x.new_zeros(())
     if label_smoothing > 0:
         spread = label_smoothing / num_labels * (x.new_ones(num_labels) if weight is None else weight)  # (K,)
         share = spread.sum()
