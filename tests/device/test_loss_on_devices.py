@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torchgen
+import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -148,6 +151,26 @@ def test_prediction_by_a_kernel_is_one_launch() -> None:
     with counted(), Ledger() as ledger:
         upsampled_prediction(logits.contiguous(memory_format=torch.channels_last), (512, 512))
     assert ledger.kernels["_prediction_kernel"] == 1 and ledger.launches <= 2
+
+
+@pytest.mark.slow
+def test_apple_gpus_have_every_operator() -> None:
+    """By the list that PyTorch is generated from, which says what runs on which device."""
+    used = set(counted_step({"cross_entropy": 1, "label_smoothing": 0.1, "class_weights": WEIGHTS}, 2, 5).kernels)
+    for config in CONFIGS:
+        used |= set(counted_step(config, 2, 5).kernels)
+    for predict in (upsampled_prediction, upsampled_confidence):
+        with Ledger() as ledger:
+            predict(on_meta(2, 5)[0], (32, 32))
+        used |= set(ledger.kernels)
+    listed = Path(torchgen.__file__).parent / "packaged" / "ATen" / "native" / "native_functions.yaml"
+    places: dict[str, set[str]] = {}
+    for function in yaml.load(listed.read_text(), yaml.CSafeLoader):
+        name = function["func"].partition("(")[0].partition(".")[0]
+        places.setdefault(name.rstrip("_"), set()).update(", ".join(function.get("dispatch", [])).split(", "))
+    everywhere = {"MPS", "CompositeExplicitAutograd", "CompositeImplicitAutograd"}
+    assert len(used) > 50 and {name for name in used if not places[name.rstrip("_")] & everywhere} == set()
+    assert not places["adaptive_max_pool3d"] & everywhere  # the list does tell
 
 
 # --- what comes out --------------------------------------------------------------------------------------------------
