@@ -18,6 +18,7 @@ os.environ["HF_HOME"] = _CACHE.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ["TRITON_INTERPRET"] = "1"  # kernels for GPUs run without one
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests run side by side
 for _name in ("HF_DATASETS_CACHE", "HF_EVALUATE_CACHE", "HF_HUB_CACHE", "HF_TOKEN"):
     os.environ.pop(_name, None)

@@ -58,10 +58,11 @@ FENCES = {
     "pycocotools": {"data.annotations.shapes"},
     "rasterio": {"imageio.geotiff"},
     "rich": {"viz.terminal"},
-    "scipy": {"evaluation", "training.losses"},
+    "scipy": {"evaluation", "labels.distance_maps"},
     "shapely": {"inference.polygons"},
     "torchvision": set(),
     "tqdm": {"bars"},
+    "triton": {"segformer.triton_kernels"},
     "typer": {"cli"},
     "yaml": {"data.formats", "hub", "recipe"},
 }
@@ -73,6 +74,7 @@ HUB_CODE = {  # copied to the Hub beside the weights: besides these and the stan
         "transformers",
         "segformer.configuration_segformer",
         "segformer.cpu_products",
+        "segformer.cross_entropy",
         "segformer.fused",
         "segformer.fused_decode_head",
         "segformer.loading_report",
@@ -89,14 +91,16 @@ HUB_CODE = {  # copied to the Hub beside the weights: besides these and the stan
     },
     "segformer.loading_report": {"torch"},
     "segformer.image_processing_segformer": {"numpy", "PIL", "torch", "transformers", "segformer.upsampling"},
-    "segformer.upsampling": {"torch"},
+    "segformer.cross_entropy": {"torch", "segformer.triton_kernels", "segformer.upsampling"},
+    "segformer.triton_kernels": {"torch", "triton"},
+    "segformer.upsampling": {"torch", "segformer.triton_kernels"},
 }
-OPTIONAL = {"av", "peft", "pycocotools", "rasterio", "shapely"}  # of an extra; imported where it is used
+OPTIONAL = {"av", "peft", "pycocotools", "rasterio", "shapely", "triton"}  # of an extra; imported where it is used
 DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}  # where they have other names
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 WORK_AT_IMPORT = {
     "data.augmentations": {"os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')"},
-    "segformer.upsampling": {"_cross_entropy.register_autograd(_scale_gradient, setup_context=_keep_gradient)"},
+    "segformer.cross_entropy": {"_cross_entropy.register_autograd(_scale_gradient, setup_context=_keep_gradient)"},
 }
 
 

@@ -70,12 +70,16 @@ def test_without_shared_memory_batches_are_copied(
     def refuse(self: torch.Tensor) -> None:
         raise error
 
-    expected = list(make(batch_size=2).steps(0, 3))
+    expected = list(make(batch_size=2, distances_from=0).steps(0, 3))
     monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
-    found = list(make(batch_size=2).steps(0, 3, num_workers=1))
+    found = list(make(batch_size=2, distances_from=0).steps(0, 3, num_workers=1))
     assert ids(found) == ids(expected)
     for (a,), (b,) in zip(found, expected, strict=True):
         assert torch.equal(a["pixel_values"], b["pixel_values"]) and torch.equal(a["labels"], b["labels"])
+        assert torch.equal(a["distances"].maps, b["distances"].maps) and torch.equal(
+            a["distances"].of, b["distances"].of
+        )
+        assert a["distances"].per_image == b["distances"].per_image
     assert caplog.text.count("docker run --shm-size=2g gives more, training.num_workers=0 needs none") == 1
 
 

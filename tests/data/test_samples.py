@@ -22,6 +22,7 @@ from segtune.data.samples import SegmentationSamples, StepSampler, collate, open
 from segtune.data.transforms import TrainTransform
 from segtune.errors import DataError, UsageError
 from segtune.imageio.read import read_image
+from segtune.labels.distance_maps import signed_distance
 from segtune.labels.label_map import LabelError, LabelMap
 
 GREY = np.array([[0, 100], [200, 255]], dtype=np.uint8)
@@ -54,6 +55,20 @@ def test_sample(samples: SegmentationSamples) -> None:
     assert (sample["labels"].dtype, sample["labels"].shape) == (torch.uint8, (64, 96))
     assert set(sample["labels"].unique().tolist()) <= {0, 1, 2, 3, 255}
     assert not torch.equal(sample["pixel_values"], samples[3, 5]["pixel_values"])
+
+
+def test_distance_maps_come_with_the_batch(samples: SegmentationSamples) -> None:
+    keys = [(0, 1), (0, 2), (0, 3)]
+    assert "distances" not in samples.__getitems__(keys)
+    samples.distances_from = 1
+    batch = samples.__getitems__(keys)
+    of, maps, per_image = batch["distances"]
+    shown = [[label for label in ids.unique().tolist() if label not in (0, 255)] for ids in batch["labels"]]
+    assert of.tolist() == [[i, label] for i, labels in enumerate(shown) for label in labels]
+    assert per_image == tuple(map(len, shown)) and sum(per_image) == len(maps) > 0
+    for (i, label), found in zip(of.tolist(), maps, strict=True):
+        ids = batch["labels"][i].where(batch["labels"][i] != 255, -1)
+        assert torch.equal(found, torch.from_numpy(signed_distance(ids.numpy(), label)).float())
 
 
 def test_workers_change_nothing(samples: SegmentationSamples) -> None:

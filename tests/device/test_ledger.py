@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from segtune.segformer.upsampling import upsampled_cross_entropy
+from segtune.segformer.cross_entropy import upsampled_cross_entropy
 from support.ledger import Ledger
 
 

@@ -565,10 +565,10 @@ def test_pipelines_may_hand_over_the_dtype_of_the_model(tmp_path):
     assert processor.size == {"height": 77, "width": 77} and not hasattr(processor, "dtype")
 
 
-def test_the_file_and_its_neighbour_work_as_hub_code(tmp_path):
+def test_the_file_and_its_neighbours_work_as_hub_code(tmp_path):
     """`trust_remote_code` loads the copied sources outside the package."""
     source = Path(image_processing_segformer.__file__)
-    for name in (source.name, "upsampling.py"):
+    for name in (source.name, "upsampling.py", "triton_kernels.py"):
         shutil.copy(source.with_name(name), tmp_path / name)
     config = SegformerImageProcessor(size=24).to_dict()
     config["auto_map"] = {"AutoImageProcessor": "image_processing_segformer.SegformerImageProcessor"}

@@ -26,10 +26,11 @@ from segtune.inference.processor import processor_from_transforms
 from segtune.labels.label_map import LabelMap
 from segtune.segformer.loading import load_model
 from segtune.training.checkpoint import check_model
-from segtune.training.config import ModelConfig, TrainingConfig
+from segtune.training.config import LossConfig, ModelConfig, TrainingConfig
 from segtune.training.distributed import make_accelerator
 from segtune.training.interrupts import StopRequest
 from segtune.training.lora import load_adapter
+from segtune.training.losses import image_terms
 from segtune.training.model import build_model
 from segtune.training.trainer import SegmentationTrainer
 from segtune.viz.comparisons import Comparisons
@@ -414,6 +415,14 @@ def test_it_learns_with_other_losses(
     values = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
     assert len(values) == 20
     assert sum(values[-5:]) < 0.95 * sum(values[:5])
+
+
+def test_the_boundary_loss_is_computed_of_distances_that_were_loaded(
+    data: tuple[Any, LabelMap], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_terms, "signed_distance", None)
+    loss = LossConfig(cross_entropy=1, boundary=0.02)
+    assert trainer(data, tmp_path / "run", max_steps=1, loss=loss).train()["step"] == 1
 
 
 def test_without_validation_the_last_weights_are_the_best(data: tuple[Any, LabelMap], tmp_path: Path) -> None:

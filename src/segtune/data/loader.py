@@ -34,6 +34,7 @@ class TrainingBatches:
         transforms: describes the augmentation, see `training_transform`.
         seed: decides the order of the samples and their augmentation.
         buffer: the number of rows of a stream that are shuffled together.
+        distances_from: batches have the distance maps of the classes from this one on, see `SegmentationSamples`.
 
     Raises:
         UsageError: the data set is empty, or `transforms` does not suit it.
@@ -51,12 +52,14 @@ class TrainingBatches:
         process_index: int = 0,
         num_processes: int = 1,
         buffer: int = 256,
+        distances_from: int | None = None,
     ) -> None:
         self.streamed = is_stream(rows)
         if not self.streamed and len(rows) == 0:
             raise UsageError("the training split is empty")
         transform = training_transform(transforms, rows, label_map)
-        self.samples = (StreamedSamples if self.streamed else SegmentationSamples)(rows, label_map, transform, seed)
+        samples = StreamedSamples if self.streamed else SegmentationSamples
+        self.samples = samples(rows, label_map, transform, seed, distances_from)
         self.seed, self.buffer = seed, buffer
         self.batch_size, self.accumulation_steps = batch_size, accumulation_steps
         self.process_index, self.num_processes = process_index, num_processes

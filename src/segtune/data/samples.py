@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import PIL.Image
@@ -15,6 +15,7 @@ from segtune.data.lazy_rows import decoded, undecoded
 from segtune.data.transforms import TrainTransform
 from segtune.errors import DataError, UsageError
 from segtune.imageio.read import Pixels, read_image, read_mask
+from segtune.labels.distance_maps import distance_maps
 from segtune.labels.label_map import LabelError, LabelMap
 
 if TYPE_CHECKING:
@@ -22,6 +23,22 @@ if TYPE_CHECKING:
 
 Key = tuple[int, int]  # (epoch, index)
 Area = tuple[slice, slice]  # rows, columns
+
+
+class DistanceMaps(NamedTuple):
+    """What the boundary loss needs to know of a batch of labels (B, H, W), made where these are loaded."""
+
+    of: torch.Tensor  # (M, 2), int64: the image in the batch and the class of each map, image after image
+    maps: torch.Tensor  # (M, H, W), float32, see `labels.distance_maps.signed_distance`
+    per_image: tuple[int, ...]  # how many maps each of the B images has
+
+    @classmethod
+    def of_labels(cls, labels: torch.Tensor, ignore_index: int, first: int) -> DistanceMaps:
+        """Of every class from `first` on that the images show; waits for labels on a device."""
+        of, maps = distance_maps(labels.cpu().numpy(), ignore_index, first)
+        per_image = np.bincount(of[:, 0], minlength=len(labels))
+        places, distances = (torch.from_numpy(array).to(labels.device) for array in (of, maps))
+        return cls(places, distances, tuple(per_image.tolist()))
 
 
 class CroppedReader:
@@ -121,7 +138,17 @@ def _share(*tensors: torch.Tensor) -> bool:
 
 def as_tensors(batch: dict[str, Any]) -> dict[str, Any]:
     """The batch of a worker that had no shared memory, with tensors over the same memory; another one as it is."""
-    return {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for key, value in batch.items()}
+    return _converted(batch, np.ndarray, torch.from_numpy)
+
+
+def _converted(batch: dict[str, Any], kind: type, convert: Callable[[Any], Any]) -> dict[str, Any]:
+    """The batch with `convert` of whatever in it, or in its distance maps, is of a kind."""
+
+    def change(value: Any) -> Any:
+        return convert(value) if isinstance(value, kind) else value
+
+    batch = {key: change(value) for key, value in batch.items()}
+    return batch | {key: DistanceMaps(*map(change, value)) for key, value in batch.items() if key == "distances"}
 
 
 class SegmentationSamples(Dataset):
@@ -129,14 +156,23 @@ class SegmentationSamples(Dataset):
 
     Args:
         dataset: with the columns "id", "image" and "mask".
+        distances_from: batches have the `DistanceMaps` of the classes from this one on; None for none.
     """
 
-    def __init__(self, dataset: datasets.Dataset, label_map: LabelMap, transform: TrainTransform, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        label_map: LabelMap,
+        transform: TrainTransform,
+        seed: int,
+        distances_from: int | None = None,
+    ) -> None:
         self.dataset = undecoded(dataset)
         self.label_map = label_map
         self.transform = transform
         self.seed = seed
         self.label_type = smallest_type(label_map)
+        self.distances_from = distances_from
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -157,6 +193,8 @@ class SegmentationSamples(Dataset):
         """A batch, which is what a DataLoader asks for: "pixel_values" (B, C, h, w), "labels" (B, h, w) and "ids".
 
         Labels are bytes where they can be, an eighth of what int64 would move between processes and to a device.
+        With `distances_from`, also "distances", `DistanceMaps`.
+
         Samples are written into their place in the batch; in a worker that lies in shared memory, so that nothing is
         copied on the way. Where there is not enough of that, a worker's batch is of NumPy arrays, which are sent
         through a pipe (`as_tensors`).
@@ -167,9 +205,12 @@ class SegmentationSamples(Dataset):
         ids = [
             self._write(key, *places) for key, *places in zip(keys, pixel_values.numpy(), labels.numpy(), strict=True)
         ]
-        if not is_shared:
-            return {"pixel_values": pixel_values.numpy(), "labels": labels.numpy(), "ids": ids}
-        return {"pixel_values": pixel_values, "labels": labels, "ids": ids}
+        batch = {"pixel_values": pixel_values, "labels": labels, "ids": ids}
+        if self.distances_from is not None:
+            distances = DistanceMaps.of_labels(labels, self.label_map.ignore_index, self.distances_from)
+            is_shared = is_shared and (get_worker_info() is None or _share(distances.of, distances.maps))
+            batch["distances"] = distances
+        return batch if is_shared else _converted(batch, torch.Tensor, torch.Tensor.numpy)
 
     def _write(self, key: Key, pixel_values: np.ndarray, target: np.ndarray) -> str:
         epoch, index = key[:2]

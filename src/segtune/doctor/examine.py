@@ -40,7 +40,7 @@ from segtune.labels.label_map import LabelMap
 from segtune.labels.mask_values import show_value
 from segtune.recipe.recipe import Recipe, with_channels
 from segtune.segformer.loading import load_model
-from segtune.training.losses import SegmentationLoss
+from segtune.training.losses.segmentation_loss import SegmentationLoss
 from segtune.training.model import build_model
 
 logger = logging.getLogger(__name__)

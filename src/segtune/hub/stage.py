@@ -30,12 +30,14 @@ logger = logging.getLogger(__name__)
 CODE_FILES = (
     "configuration_segformer.py",
     "cpu_products.py",
+    "cross_entropy.py",
     "fused.py",
     "fused_decode_head.py",
     "image_processing_segformer.py",
     "loading_report.py",
     "modeling_segformer.py",
     "parameter_names.py",
+    "triton_kernels.py",
     "upsampling.py",
 )
 AUTO_MAPS = {

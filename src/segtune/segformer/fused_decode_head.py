@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -27,7 +26,7 @@ from torch.nn import functional as F
 
 from .cpu_products import linear, linear_into
 from .fused import is_eager, is_idle, is_plain, is_plain_convolution, keeps_to_cache, may_fuse, refuse_second_derivative
-from .upsampling import linear_weights, strip_rows, upsample, upsample_backward, upsampled_strip
+from .upsampling import full_precision, linear_weights, strip_rows, upsample, upsample_backward, upsampled_strip
 
 # --- composed projections --------------------------------------------------------------------------------------------
 
@@ -74,7 +73,7 @@ def _compose(head: Any, fold: bool) -> tuple[list[Tensor], Tensor]:
     fuse, norm = head.linear_fuse.weight.flatten(1).to(exact), head.batch_norm  # (D, 4·D)
     projections = [mlp.proj for mlp in head.linear_c]
     biases = torch.cat([proj.bias.to(exact) for proj in reversed(projections)])  # stage 4 comes first, as in F
-    with _full_precision(fuse.device.type):
+    with full_precision(fuse.device.type):
         if fold:
             # gamma (x - mean) / sqrt(variance + eps) + beta = scale x + (beta - scale mean), and x = F concat
             scale = norm.weight.to(exact) * torch.rsqrt(norm.running_var.to(exact) + norm.eps)
@@ -143,11 +142,6 @@ def _equal(x: Tensor, y: Tensor) -> bool:
     return x.dtype == y.dtype and x.device == y.device and torch.equal(x, y)
 
 
-def _full_precision(device_type: str) -> AbstractContextManager[Any]:
-    """Autocast off; the meta device has none."""
-    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
-
-
 def _is_batch_norm(norm: nn.Module) -> bool:
     return is_plain(norm, nn.BatchNorm2d) or is_plain(norm, nn.SyncBatchNorm)
 
@@ -189,7 +183,7 @@ class StripDecodeHead:
         classify = head.classifier.weight.flatten(1).to(dtype)  # (K, D)
         logits = torch.empty((len(first), len(classify), height, width), dtype=dtype, device=first.device)
         rows = strip_rows(width * len(bias), first.device)
-        with _full_precision(first.device.type):
+        with full_precision(first.device.type):
             for i, start in itertools.product(range(len(first)), range(0, height, rows)):
                 strip = slice(start, min(start + rows, height))
                 x = linear(first[i, strip].to(dtype), weight, bias)  # (rows, W_1, D)

@@ -348,7 +348,10 @@ class SegformerImageProcessor(ImageProcessingMixin):
         sizes = [(int(height), int(width)) for height, width in sizes]
         if len(sizes) != len(logits):
             raise ValueError(f"{len(sizes)} target_sizes were given for {len(logits)} images; give one for each")
-        maps = [upsampled_prediction(logits[i : i + 1], size)[0] for i, size in enumerate(sizes)]
+        if len(set(sizes)) == 1 and logits.device.type != "cpu":  # at once; a CPU sees one image after another anyway
+            maps = list(upsampled_prediction(logits, sizes[0]))
+        else:
+            maps = [upsampled_prediction(logits[i : i + 1], size)[0] for i, size in enumerate(sizes)]
         if not return_segmentation_scores:
             return maps
         scores = [upsample(logits[i : i + 1], size)[0] for i, size in enumerate(sizes)]  # (K, height, width) each

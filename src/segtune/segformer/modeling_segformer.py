@@ -25,11 +25,12 @@ from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 
 from .configuration_segformer import SegformerConfig
 from .cpu_products import attends_by_onednn, attention
+from .cross_entropy import upsampled_cross_entropy
 from .fused import AddedDropPath, DirectLinear, FusedMixFFN, FusedProjections, JointKeyValue, MatrixReduction, may_fuse
 from .fused_decode_head import ComposedFusion, DroppedClassifier, FusedDecodeHead, StripDecodeHead
 from .loading_report import load_with_report
 from .parameter_names import published_name
-from .upsampling import upsample, upsampled_cross_entropy
+from .upsampling import upsample
 
 # --- encoder: the hierarchical Mix Transformer (section 3.1) ---------------------------------------------------------
 

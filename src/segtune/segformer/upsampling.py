@@ -1,100 +1,99 @@
 """From quarter-size logits to full-size answers: the one place that owns `mode="bilinear", align_corners=False`.
 
-The full-resolution logits never exist. The loss walks over strips (as many rows as stay in the cache): upsample a
-strip, take its part of the cross-entropy and of the gradient, drop it; memory does not grow with classes times pixels.
+The full-resolution logits never exist as a whole. A CPU walks over strips, as many rows as stay in its cache. Other
+devices take as much of the batch at once as a bounded chunk of memory holds, without a wait for what they compute; on
+CUDA, where Triton is there, one kernel does it without any map of full size.
 
 Letters: B batch, K labels, h w the size of the logits, H W the size of the labels.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import os
+import shutil
 from collections.abc import Sequence
-from typing import Any, Optional
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 _CPU_STRIP, _DEVICE_STRIP = 2**19, 2**25  # elements of a strip: what stays in a CPU's cache, what fills a GPU
-_LARGEST_SPREAD = 80.0  # exp(-80) is a normal float32
-_PHASES = (0.125, 0.375, 0.625, 0.875)  # where output pixels lie between two input pixels at a ratio of four
+_DEVICE_CHUNK = 2**27  # elements of an upsampled tensor elsewhere than on a CPU, 0.5 GB of float32
+_C_COMPILERS = ("cc", "gcc", "clang")  # one of which Triton needs, or the one that CC names
 
 
 def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize maps `(B, C, h, w)` to `(B, C, *size)`: bilinear, corners not aligned; keeps the memory format."""
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+    """Resize maps `(B, C, h, w)` to `(B, C, *size)`: bilinear, corners not aligned; keeps the memory format.
+
+    Under `torch.use_deterministic_algorithms(True)`, elsewhere than on a CPU and where a gradient may follow, by two
+    matrix products: the gradient of the operator adds up in an order that changes from run to run.
+    """
+    if not (_by_products(x) and x.requires_grad and torch.is_grad_enabled()):
+        # what F.interpolate calls, but for its way through many operations where determinism is asked for
+        return torch.ops.aten.upsample_bilinear2d(x, list(size), False)
+    down, across = _matrices(x.shape, size, x)
+    with full_precision(x.device.type):
+        return down @ (x @ across.t())  # (C, H, h) by (B, C, h, W)
 
 
 def upsample_backward(gradient: Tensor, shape: Sequence[int]) -> Tensor:
     """What `upsample` does to a gradient: from full size back to `shape` (B, C, h, w)."""
     size = list(gradient.shape[2:])
-    return torch.ops.aten.upsample_bilinear2d_backward(gradient, size, list(shape), False)
+    if not _by_products(gradient):
+        return torch.ops.aten.upsample_bilinear2d_backward(gradient, size, list(shape), False)
+    down, across = _matrices(shape, size, gradient)
+    with full_precision(gradient.device.type):
+        return (down.t() @ gradient) @ across
 
 
-def upsampled_cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    ignore_index: int = 255,
-    weight: Tensor | None = None,
-    label_smoothing: float = 0.0,
-    reduction: str = "mean",
-) -> Tensor:
-    """`F.cross_entropy(upsample(logits), labels)` without its memory; the gradient is computed on the way.
+def _by_products(x: Tensor) -> bool:
+    return x.device.type != "cpu" and torch.are_deterministic_algorithms_enabled()
 
-    Args:
-        logits: `(B, K, h, w)`, floating point; computed in float32.
-        labels: `(B, H, W)`, integer, of any size; pixels equal to `ignore_index` do not count.
-        weight: one factor for each class, `(K,)`.
-        label_smoothing: share of the target that is spread over all classes, in [0, 1].
-        reduction: `"mean"` over valid pixels (over their weights, if given), 0 where there is none; or `"sum"`.
 
-    Raises:
-        IndexError: a label is neither a class nor `ignore_index`.
-        RuntimeError: when the gradient is differentiated again.
-    """
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction={reduction!r} must be 'mean' or 'sum'")
-    if weight is not None:
-        weight = weight.to(logits.device, torch.float32)
-    needs_gradient = logits.requires_grad and torch.is_grad_enabled()
-    total, norm, _ = _cross_entropy(logits.float(), labels, weight, ignore_index, label_smoothing, needs_gradient)
-    return total if reduction == "sum" else total / norm.clamp(min=torch.finfo(torch.float32).tiny)
+def full_precision(device_type: str) -> AbstractContextManager[Any]:
+    """Autocast off; the meta device has none."""
+    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
 def upsampled_prediction(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Class maps `(B, H, W)`, int64, of logits `(B, K, h, w)` at `size`, bit-equal to `upsample(...).argmax(1)`.
+    """Class maps `(B, H, W)`, int64, of logits `(B, K, h, w)` at `size`, equal to `upsample(...).argmax(1)`.
 
     The decision is taken at the full size: the largest of K logits, or, for K = 1, whether it is above 0 (a
-    probability above 0.5). No `(K, H, W)` tensor is made: a class that is below another one at all four corners of a
-    cell is so everywhere in it, so that only classes which may win somewhere are upsampled, one after another.
+    probability above 0.5). Bit-equal but where logits are equal up to rounding. On a CPU no `(K, H, W)` tensor is made:
+    a class that is below another one at all four corners of a cell is so everywhere in it, so that only classes which
+    may win somewhere are upsampled, one after another.
     """
-    logits = logits.detach().float().contiguous()  # a decision has no gradient
+    logits = logits.detach()  # a decision has no gradient
     if logits.shape[1] == 1:
-        return (upsample(logits, size)[:, 0] > 0).long()  # (B, H, W)
-    return torch.stack([_predict_one(image, size) for image in logits])
+        return (upsample(logits.float(), size)[:, 0] > 0).long()  # (B, H, W)
+    if logits.device.type == "cpu":
+        return torch.stack([_predict_one(image, size) for image in logits.float().contiguous()])
+    if has_kernels(logits):
+        from .triton_kernels import predict
+
+        return predict(logits, size)[0]
+    return _by_images(_largest, logits.float(), size)
 
 
 def upsampled_confidence(logits: Tensor, size: Sequence[int]) -> Tensor:
     """The probability of what `upsampled_prediction` answers, `(B, H, W)`, float32, in (0, 1].
 
-    `upsample(logits, size).softmax(1).amax(1)` up to rounding, strip by strip; for K = 1, the sigmoid of the logit or
-    of its negative.
+    `upsample(logits, size).softmax(1).amax(1)` up to rounding; for K = 1, the sigmoid of the logit or of its negative.
     """
-    logits = logits.float().contiguous()
-    b, num_labels, h, _ = logits.shape
-    height, width = size
-    if num_labels == 1:
-        return upsample(logits, size)[:, 0].abs_().sigmoid_()  # (B, H, W)
-    above, below, dy = linear_weights(h, height, logits.device)
-    out = logits.new_empty((b, height, width))
-    for i in range(b):
-        for rows in torch.arange(height, device=logits.device).split(strip_rows(num_labels * width, logits.device)):
-            # bilinear is linear in height, then in width: only the strip's own rows are made
-            strip = torch.lerp(logits[i][:, above[rows]], logits[i][:, below[rows]], dy[rows, None])  # (K, rows, w)
-            strip = upsample(strip[None], (len(rows), width))[0]  # (K, rows, W)
-            # max_k softmax(u)_k = exp(max_k u_k - log Σ_k exp(u_k))
-            out[i, rows] = (strip.amax(0) - strip.logsumexp(0)).exp_()
-    return out
+    logits = logits.detach()
+    if logits.shape[1] == 1:
+        return upsample(logits.float(), size)[:, 0].abs_().sigmoid_()  # (B, H, W)
+    if logits.device.type == "cpu":
+        return _confidence_in_strips(logits.float().contiguous(), size)
+    if has_kernels(logits):
+        from .triton_kernels import predict
+
+        return predict(logits, size)[1]
+    return _by_images(_largest_probability, logits.float(), size)
 
 
 def upsampled_at(logits: Tensor, size: Sequence[int], rows: Tensor, columns: Tensor) -> Tensor:
@@ -104,6 +103,25 @@ def upsampled_at(logits: Tensor, size: Sequence[int], rows: Tensor, columns: Ten
     grid = torch.stack(centers, dim=-1).to(logits)[None, None]  # (1, 1, n, 2)
     values = F.grid_sample(logits, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return values[0, :, 0].T  # (n, K)
+
+
+# --- on a CPU, in strips ---------------------------------------------------------------------------------------------
+
+
+def _confidence_in_strips(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """`(B, K, h, w)` -> `(B, H, W)`."""
+    b, num_labels, h, _ = logits.shape
+    height, width = size
+    above, below, dy = linear_weights(h, height, logits.device)
+    out = logits.new_empty((b, height, width))
+    for i in range(b):
+        for rows in torch.arange(height).split(strip_rows(num_labels * width, logits.device)):
+            # bilinear is linear in height, then in width: only the strip's own rows are made
+            strip = torch.lerp(logits[i][:, above[rows]], logits[i][:, below[rows]], dy[rows, None])  # (K, rows, w)
+            strip = upsample(strip[None], (len(rows), width))[0]  # (K, rows, W)
+            # max_k softmax(u)_k = exp(max_k u_k - log Σ_k exp(u_k))
+            out[i, rows] = (strip.amax(0) - strip.logsumexp(0)).exp_()
+    return out
 
 
 def _predict_one(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -162,206 +180,70 @@ def _candidates(x: Tensor) -> Tensor:
     return found.nonzero()[:, 0]
 
 
-# --- the operator: opaque to torch.compile, so that it may look at the data -------------------------------------------
+# --- elsewhere, in chunks of the batch -------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("segtune::upsampled_cross_entropy", mutates_args=())
-def _cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    weight: Optional[Tensor],  # noqa: UP045 (the schema is read at run time)
-    ignore_index: int,
-    label_smoothing: float,
-    needs_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The summed loss `()`, what the mean divides by `()`, and the gradient of the sum `(B, K, h, w)`.
+def chunks(shape: Sequence[int], size: Sequence[int]) -> tuple[list[slice], list[slice]]:
+    """How to upsample maps of `shape` (B, K, h, w) within a bounded memory: some images, and some labels, at once.
 
-    With lse the log of the sum of exponentials, t the target and e the smoothing, a pixel's loss is
-    `a lse - c u_t - e/K sum_k w_k u_k` where `c = (1 - e) w_t` and `a = c + e/K sum_k w_k`. The terms in u are linear
-    in the logits; only lse, and its gradient `a softmax(u)`, need every class at every pixel.
+    Returns:
+        Slices of the batch; and slices of the labels: one, unless even one image is too large.
     """
-    num_labels, size = logits.shape[1], labels.shape[1:]
-    if torch.empty_like(logits, device="meta").stride() != logits.stride():
-        logits = logits.contiguous()  # of a slice with gaps; the gradient has the strides of the logits
-    weight = logits.new_ones(num_labels) if weight is None else weight
-    _refuse_unknown(labels, num_labels, ignore_index)
-    spread = label_smoothing / num_labels * weight  # (K,)
-    # u = up(x - top), where top is each input pixel's largest logit: up is linear and top the same for all classes, so
-    # that softmax(up(x)) = softmax(u); and no u exceeds 0, so that nothing overflows
-    top = logits.amax(1, keepdim=True)  # (B, 1, h, w)
-    fast = tuple(size) == (4 * logits.shape[2], 4 * logits.shape[3]) and logits.numel() > 0
-    # its products of exponentials must not underflow to 0, of which it takes the logarithm
-    fast = fast and (logits.amin(1, keepdim=True) - top).amin().item() > -_LARGEST_SPREAD
-    add_normalizers = _add_normalizers_of_ratio_four if fast else _add_normalizers
-    total, norm = logits.new_zeros((), dtype=torch.float64), logits.new_zeros(())
-    gradient = torch.empty_like(logits) if needs_gradient else logits.new_empty(0)
-    for i in range(len(logits)):  # one image at a time: less memory
-        # c = (1 - e) w_t and a = c + e/K Σ_k w_k, both 0 where a pixel does not count
-        valid = labels[i] != ignore_index  # (H, W)
-        target = torch.where(valid, labels[i], 0).long()
-        of_target = weight[target] * valid
-        c = (1 - label_smoothing) * of_target
-        a = c + spread.sum() * valid
-        g = gradient[i].zero_() if needs_gradient else None
-        # Σ a lse(u) - Σ c u_t, with the gradients a softmax(u) and -c at the target
-        total += add_normalizers(logits[i], top[i], a, g) - _add_targets(logits[i], top[i], target, c, g)
-        norm += of_target.sum()
-        if label_smoothing > 0:
-            # -e/K Σ_k w_k u_k: summed over classes first, so that one map is upsampled in the place of K
-            mean = ((logits[i] - top[i]) * spread[:, None, None]).sum(0)[None, None]  # (1, 1, h, w), never in bf16
-            total -= (upsample(mean, size)[0, 0] * valid).sum(dtype=torch.float64)
-            if g is not None:  # for every class the same map, times its weight
-                share = upsample_backward(valid[None, None].to(mean.dtype), mean.shape)[0]  # (1, h, w)
-                g.sub_(share * spread[:, None, None])
-    return total.to(logits.dtype), norm, gradient
+    pixels = size[0] * size[1]
+    images, labels = (max(1, _DEVICE_CHUNK // elements) for elements in (shape[1] * pixels, pixels))
+    return _slices(shape[0], images), _slices(shape[1], labels)
 
 
-def _refuse_unknown(labels: Tensor, num_labels: int, ignore_index: int) -> None:
-    outside = labels[(labels != ignore_index) & ((labels < 0) | (labels >= num_labels))]
-    if outside.numel():
-        raise IndexError(f"label {outside[0].item()} is neither one of {num_labels} classes nor {ignore_index}")
+def _slices(total: int, step: int) -> list[slice]:
+    return [slice(first, min(first + step, total)) for first in range(0, total, step)]
 
 
-@_cross_entropy.register_fake
-def _(
-    logits: Tensor, labels: Tensor, weight: Any, ignore_index: int, label_smoothing: float, needs_gradient: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    gradient = torch.empty_like(logits) if needs_gradient else logits.new_empty(0)
-    return logits.new_empty(()), logits.new_empty(()), gradient
+def _by_images(function: Any, logits: Tensor, size: Sequence[int]) -> Tensor:
+    """`function(some images, size, slices of the labels)`, `(n, H, W)` each, of all images: `(B, H, W)`."""
+    images, labels = chunks(logits.shape, size)
+    parts = [function(logits[some], size, labels) for some in images]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _keep_gradient(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.save_for_backward(output[2])
-    ctx.mark_non_differentiable(output[1], output[2])
+def _largest(x: Tensor, size: Sequence[int], labels: Sequence[slice]) -> Tensor:
+    """The class of the largest logit; of equal ones the first."""
+    best, ids = upsample(x[:, labels[0]], size).max(1)
+    for some in labels[1:]:
+        value, index = upsample(x[:, some], size).max(1)
+        ids = torch.where(value > best, index + some.start, ids)
+        best = torch.maximum(best, value)
+    return ids
 
 
-def _scale_gradient(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Any, ...]:
-    if torch.is_grad_enabled():  # create_graph=True
-        raise RuntimeError(
-            "the upsampled cross-entropy has no second derivative: use F.cross_entropy(upsample(logits, size), labels)"
-        )
-    (gradient,) = ctx.saved_tensors
-    return gradient * grad_total, None, None, None, None, None
+def _largest_probability(x: Tensor, size: Sequence[int], labels: Sequence[slice]) -> Tensor:
+    # max_k softmax(u)_k = exp(max_k u_k - log Σ_k exp(u_k))
+    best = lse = x.new_full((len(x), *size), -torch.inf)
+    for some in labels:
+        u = upsample(x[:, some], size)
+        best, lse = torch.maximum(best, u.amax(1)), torch.logaddexp(lse, u.logsumexp(1))
+    return (best - lse).exp_()
 
 
-_cross_entropy.register_autograd(_scale_gradient, setup_context=_keep_gradient)
-
-
-# --- parts of one image; the largest logit of each pixel, `top` (1, h, w), is taken off the others --------------------
-
-
-def _add_targets(x: Tensor, top: Tensor, target: Tensor, c: Tensor, gradient: Tensor | None) -> Tensor:
-    """Sum of `c u_t` over pixels `(H, W)`, u being `x - top` (K, h, w) upsampled; subtracts its gradient.
-
-    `gradient` has the strides of `x`.
+def has_kernels(logits: Tensor) -> bool:
+    """Whether Triton's kernels take logits `(B, K, h, w)`: on CUDA from compute capability 7.0 on, of up to 2^31
+    elements an image; not where the environment says `SEGTUNE_TRITON=0`.
     """
-    _, h, w = x.shape
-    above, below, dy = linear_weights(h, target.shape[0], x.device)
-    left, right, dx = linear_weights(w, target.shape[1], x.device)
-    # u_t of a pixel is the sum of four input pixels of plane t, each times its share: gather them from flat memory,
-    # and scatter the shares back as the gradient, without a map of K planes
-    of_label, of_row, of_column = x.stride()
-    base = target * of_label  # (H, W)
-    total = x.new_zeros((), dtype=torch.float64)
-    for rows, row_weight in ((above, 1 - dy), (below, dy)):
-        for columns, column_weight in ((left, 1 - dx), (right, dx)):
-            index = (base + (rows * of_row)[:, None] + columns * of_column).view(-1)  # (H W)
-            share = (c * row_weight[:, None] * column_weight).view(-1)
-            highest = top[0, rows[:, None], columns].view(-1)
-            total += torch.dot(_flat(x)[index].sub_(highest), share)
-            if gradient is not None:
-                _flat(gradient).scatter_add_(0, index, share.neg_())
-    return total
+    return (
+        logits.device.type == "cuda"
+        and os.environ.get("SEGTUNE_TRITON", "1") != "0"
+        and logits.shape[1:].numel() < 2**31
+        and _compiles_kernels(logits.device)
+    )
 
 
-def _flat(x: Tensor) -> Tensor:
-    """The memory from the first to the last element of `x`, as one view."""
-    span = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) + 1
-    return x.as_strided((span,), (1,))
+@functools.cache
+def _compiles_kernels(device: torch.device) -> bool:
+    has_compiler = "CC" in os.environ or any(map(shutil.which, _C_COMPILERS))
+    is_there = has_compiler and importlib.util.find_spec("triton") is not None
+    return is_there and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
-def _add_normalizers(x: Tensor, top: Tensor, a: Tensor, gradient: Tensor | None) -> Tensor:
-    """Sum of `a lse(u)` over pixels; adds its gradient.
-
-    u is `x - top` (K, h, w) upsampled to the size of `a` (H, W).
-    """
-    num_labels, h, _ = x.shape
-    height, width = a.shape
-    above, below, dy = linear_weights(h, height, x.device)
-    total = x.new_zeros((), dtype=torch.float64)
-    for rows in torch.arange(height, device=x.device).split(strip_rows(num_labels * width, x.device)):
-        # in height by hand, in width by the operator: only the strip's own rows are made
-        t = dy[rows, None]
-        upper, lower = (x[:, near[rows]] - top[:, near[rows]] for near in (above, below))  # (K, rows, w)
-        strip = torch.lerp(upper, lower, t)[None]  # (1, K, rows, w)
-        u = upsample(strip, (len(rows), width))[0]  # (K, rows, W)
-        lse = u.logsumexp(0)  # (rows, W)
-        total += (lse * a[rows]).sum()
-        if gradient is not None:
-            # du = a softmax(u) = a exp(u - lse), back through the width, then to the rows above and below
-            u.sub_(lse).exp_().mul_(a[rows])
-            share = upsample_backward(u[None], strip.shape)[0]  # (K, rows, w)
-            gradient.index_add_(1, above[rows], share * (1 - t))
-            gradient.index_add_(1, below[rows], share * t)
-    return total
-
-
-def _add_normalizers_of_ratio_four(x: Tensor, top: Tensor, a: Tensor, gradient: Tensor | None) -> Tensor:
-    """The same for H = 4h, W = 4w and `-80 < x - top <= 0`, with a quarter of the exponentials.
-
-    With P = exp(p/8) and Q = exp(q/8) of two columns p and q, the four output columns between them, at
-    t = 1/8, 3/8, 5/8 and 7/8, are `exp((1-t) p + t q) = P^7 Q, P^5 Q^3, P^3 Q^5, P Q^7`: products of powers. So only
-    rows are interpolated before the exponential. A border of one pixel repeats the nearest value. A strip is kept as
-    (K, R) with the R positions of all its rows one after another: the column q of a position is the next position,
-    and what the last column of a row makes with the first one of the next has `a = 0`.
-    """
-    num_labels, h, w = x.shape
-    t = x.new_tensor(_PHASES)[:, None, None]
-    # Between the h + 2 input rows (border included) lie h + 1 gaps of four output rows each, of which the two outermost
-    # at either end are outside of the map: a = 0 there. Columns alike, with one gap more that ends each row.
-    a = F.pad(a, (2, 2, 2, 2)).view(h + 1, 4, w + 1, 4).permute(3, 1, 0, 2)  # (column, row, h+1, w+1)
-    a = F.pad(a, (0, 1))  # (column, row, h+1, w+2)
-    total = x.new_zeros((), dtype=torch.float64)
-    for rows in torch.arange(h + 1, device=x.device).split(strip_rows(4 * num_labels * (w + 2), x.device)):
-        # gap r lies between input rows r - 1 and r; at the ends both are the nearest row
-        near = torch.cat((rows - 1, rows[-1:])).clamp(0, h - 1)
-        strip = F.pad(x[:, near] - top[:, near], (1, 1), mode="replicate")  # (K, rows+1, w+2)
-        # p = (1-t) upper + t lower for the four phases t of a row, then P = exp(p/8)
-        p1 = torch.lerp(strip[:, None, :-1], strip[:, None, 1:], t)  # (K, row, rows, w+2)
-        shape, p1 = p1.shape, p1.div_(8).exp_().view(num_labels, -1)  # (K, R)
-        # P², P³, P⁵ = P² P³ and P⁷ = P² P⁵; Q is P of the next position
-        p2 = p1 * p1
-        p3 = p1 * p2
-        p5 = p2 * p3
-        p7 = p2.mul_(p5)
-        pairs = torch.ones_like(p1)  # the very last position has no next one: 1, so that its logarithm is finite
-        to_left, to_right = torch.zeros_like(p1), torch.zeros_like(p1)
-        for phase, (left, right) in enumerate(((p7, p1), (p5, p3), (p3, p5), (p1, p7))):
-            # exp(u_k) = left(position) right(next position), for all K·R positions in one sweep
-            torch.mul(left.view(-1)[:-1], right.view(-1)[1:], out=pairs.view(-1)[:-1])
-            # Σ a lse(u), with lse = log Σ_k exp(u_k)
-            sums = pairs.sum(0)  # (R,)
-            scale = a[phase, :, rows].reshape(-1)  # (R,)
-            total += torch.dot(sums.log(), scale)
-            if gradient is not None:
-                # du_k = a exp(u_k) / Σ exp(u); as u = (1-t) p + t q, dp += (1-t) du and dq += t du
-                scale = scale / sums
-                to_left.addcmul_(pairs, scale * (1 - _PHASES[phase]))
-                to_right.addcmul_(pairs, scale * _PHASES[phase])
-        if gradient is not None:
-            # q of a position is p of the next one
-            to_left.view(-1)[1:] += to_right.view(-1)[:-1]
-            # p = (1-t) upper + t lower: the four phases back to the rows of the strip
-            share = to_left.view(shape)  # dp (K, row, rows, w+2)
-            grad = torch.zeros_like(strip)
-            for row, phase_weight in enumerate(_PHASES):
-                grad[:, :-1].add_(share[:, row], alpha=1 - phase_weight)
-                grad[:, 1:].add_(share[:, row], alpha=phase_weight)
-            # the border columns are copies of their neighbours; copies of rows add up by their index
-            for inner, outer in ((1, 0), (-2, -1)):
-                grad[:, :, inner] += grad[:, :, outer]
-            gradient.index_add_(1, near, grad[:, :, 1:-1])
-    return total
+# --- weights of the interpolation ------------------------------------------------------------------------------------
 
 
 def linear_weights(size: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -370,11 +252,28 @@ def linear_weights(size: int, target: int, device: torch.device) -> tuple[Tensor
     Returns:
         `before`, `after` and `t`, each `(target,)`: an output is `(1 - t) x[before] + t x[after]`.
     """
-    # the centre of output i lies at (i + 1/2) size / target - 1/2 of the input; before 0, the first one counts
-    position = (torch.arange(target, device=device, dtype=torch.float32) + 0.5) * (size / target) - 0.5
-    position = position.clamp(min=0)
+    position = _positions(size, target, device)
     before = position.long().clamp(max=size - 1)
     return before, (before + 1).clamp(max=size - 1), position - before
+
+
+def _positions(size: int, target: int, device: torch.device) -> Tensor:
+    """Where each of `target` outputs lies among `size` inputs, `(target,)`, at least 0."""
+    # the centre of output i lies at (i + 1/2) size / target - 1/2 of the input; before 0, the first one counts
+    return ((torch.arange(target, device=device, dtype=torch.float32) + 0.5) * (size / target) - 0.5).clamp(min=0)
+
+
+def _matrices(shape: Sequence[int], size: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor]:
+    """`(H, h)` and `(W, w)`, which make rows and columns of `size` from those of `shape` (B, C, h, w)."""
+    height, width = (_matrix(*sides, like) for sides in zip(shape[2:], size, strict=True))
+    return height, width
+
+
+def _matrix(size: int, target: int, like: Tensor) -> Tensor:
+    """Row i is 0 but for `1 - t` and `t` of `linear_weights`: a triangle of width 1 around the position of output i."""
+    position = _positions(size, target, like.device).clamp(max=size - 1)
+    distance = (position[:, None] - torch.arange(size, device=like.device)).abs()
+    return (1 - distance).clamp(min=0).to(like.dtype)  # (target, size)
 
 
 def upsampled_strip(x: Tensor, weights: tuple[Tensor, Tensor, Tensor], strip: slice, width: int) -> Tensor:

@@ -40,7 +40,7 @@ from segtune.training.distributed import (
 from segtune.training.ema import ExponentialMovingAverage
 from segtune.training.evaluation_loop import Validation
 from segtune.training.interrupts import Durations, Interrupted, StopRequest, ignore_interrupts, seconds
-from segtune.training.losses import SegmentationLoss
+from segtune.training.losses.segmentation_loss import SegmentationLoss
 from segtune.training.optim import adamw, freeze, parameter_groups, schedule_factor, set_learning_rate, train_mode
 from segtune.training.progress import TrainingProgress
 from segtune.training.run_folder import BEST, FINAL, RunFolder
@@ -126,6 +126,7 @@ class SegmentationTrainer:
             process_index=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
             buffer=shuffle_buffer,
+            distances_from=int(model.config.num_labels == 1) if config.loss.uses("boundary") else None,
         )
         settings = {"training": config.model_dump()} if settings is None else settings
         self.progress = TrainingProgress(self.run, config, self.batches, settings)
@@ -307,7 +308,7 @@ class SegmentationTrainer:
             # Gradients of the micro-batches add up locally; they cross the network once, in the last backward pass.
             with nullcontext() if is_last else accelerator.no_sync(self.model):
                 logits = self.network(batch["pixel_values"]).logits  # (B, K, h/4, w/4)
-                loss = self.loss(logits, batch["labels"], counts)
+                loss = self.loss(logits, batch["labels"], counts, batch.get("distances"))
                 # DDP and FSDP average gradients over n processes; shares of the loss must be summed: sum = n · mean.
                 accelerator.backward(loss * accelerator.num_processes)
             total += loss.detach()

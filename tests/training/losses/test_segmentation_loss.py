@@ -6,7 +6,6 @@ torchmetrics has scores of hard predictions only: its Dice is compared at such p
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,19 +19,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.segmentation import dice_score
 
+from segtune.data.samples import DistanceMaps
 from segtune.errors import UsageError
 from segtune.segformer.modeling_segformer import segmentation_loss, valid_pixels
 from segtune.segformer.upsampling import upsample
-from segtune.training import losses
 from segtune.training.config import LossConfig
-from segtune.training.losses import (
-    SegmentationLoss,
-    focal_loss,
-    hard_pixels,
-    lovasz_loss,
-    signed_distance,
-    tversky_loss,
-)
+from segtune.training.losses import image_terms
+from segtune.training.losses.segmentation_loss import SegmentationLoss
 
 TERMS = ("focal", "ohem", "dice", "tversky", "lovasz", "boundary")
 WEIGHTS = [0.5, 2.0, 1.0, 0.0, 3.0]
@@ -253,6 +246,18 @@ def test_boundary_equals_monai(num_labels: int) -> None:
     assert value.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("num_labels", [1, 4])
+def test_boundary_takes_the_distances_that_come_with_the_batch(
+    num_labels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, labels = batch(num_labels)
+    loss = loss_of(num_labels, boundary=1)
+    expected = loss(logits.float(), labels)
+    distances = DistanceMaps.of_labels(labels, 255, first=int(num_labels == 1))
+    monkeypatch.setattr(image_terms, "signed_distance", None)  # not a second time
+    assert torch.equal(loss(logits.float(), labels, None, distances), expected)
+
+
 def test_ohem_by_hand() -> None:
     p = torch.tensor([[0.9, 0.2, 0.6, 0.5], [0.1, 0.8, 0.4, 0.5]])  # (K, N); of the labels: 0.9, 0.2, 0.4, 0.5
     logits, labels = p.log().view(1, 2, 1, 4), torch.tensor([[[0, 0, 1, 255]]])
@@ -409,7 +414,7 @@ def test_second_derivative_is_refused() -> None:
 
 def test_images_are_upsampled_one_by_one_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    monkeypatch.setattr(losses, "upsample", lambda x, size: sizes.append(len(x)) or upsample(x, size))
+    monkeypatch.setattr(image_terms, "upsample", lambda x, size: sizes.append(len(x)) or upsample(x, size))
     kept = []
     logits, labels = batch(5)
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
@@ -474,79 +479,3 @@ def test_class_weights_by_name() -> None:
     assert by_name(logits, labels) == loss_of(3, class_weights=[1, 4, 1])(logits, labels)
     with pytest.raises(UsageError, match="names 'clas 1', which is no class: did you mean 'class 1'"):
         LossConfig(class_weights={"clas 1": 4}).weights(["class 0", "class 1"])
-
-
-def test_focal_by_hand() -> None:
-    p = torch.tensor([0.9, 0.2, 1.0], requires_grad=True)
-    weighted = focal_loss(p.log(), 2.0, torch.tensor([1.0, 3.0, 5.0]))
-    assert weighted.item() == pytest.approx(-(0.1**2) * math.log(0.9) - 3 * 0.8**2 * math.log(0.2))
-    assert focal_loss(p.log(), 0.0).item() == pytest.approx(-math.log(0.9) - math.log(0.2))
-    focal_loss(p.log(), 0.5).backward()
-    assert p.grad is not None and p.grad.isfinite().all()  # of a certain pixel too
-
-
-def lovasz_by_definition(p: Tensor, is_class: Tensor) -> float:
-    """The integral over t in [0, 1] of `1 - IoU` where the pixels with an error of at least t are wrong."""
-    errors = (is_class.double() - p).abs()
-    levels = torch.cat([torch.zeros(1, dtype=torch.float64), errors.sort().values])
-    total = 0.0
-    for low, high in itertools.pairwise(levels):
-        wrong = errors >= high
-        right, union = (is_class & ~wrong).sum(), (is_class | wrong).sum()
-        total += (high - low).item() * (1 - (right / union).item())
-    return total
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_lovasz_equals_its_definition(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    p = torch.rand(9, generator=generator, dtype=torch.float64)
-    is_class = torch.rand(9, generator=generator) < 0.4
-    is_class[seed] = True
-    p[:2] = 0.5  # equal errors
-    assert lovasz_loss(p, is_class).item() == pytest.approx(lovasz_by_definition(p, is_class), rel=1e-6)
-
-
-def test_lovasz_of_hard_predictions_is_one_minus_iou() -> None:
-    p = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0])
-    is_class = torch.tensor([True, True, False, True, False])
-    assert lovasz_loss(p, is_class).item() == pytest.approx(1 - 2 / 4)
-    assert lovasz_loss(is_class.float(), is_class).item() == 0
-    assert lovasz_loss(1 - is_class.float(), is_class).item() == pytest.approx(1)
-
-
-def test_tversky_by_hand() -> None:
-    p, is_class = torch.tensor([0.9, 0.4, 0.2]), torch.tensor([True, True, False])
-    assert tversky_loss(p, is_class, 0.3, 0.7).item() == pytest.approx(1 - 1.3 / (1.3 + 0.3 * 0.2 + 0.7 * 0.7))
-    assert tversky_loss(p, is_class, 0.5, 0.5).item() == pytest.approx(1 - 2 * 1.3 / (1.5 + 2))
-
-
-def test_hard_pixels_by_hand() -> None:
-    log_p = torch.tensor([0.9, 0.2, 0.6, 0.8, 0.6]).log()
-    assert hard_pixels(log_p, 0.7, 0.1).tolist() == [False, True, True, False, True]
-    assert hard_pixels(log_p, 0.1, 0.2).tolist() == [False, True, False, False, False]
-    assert hard_pixels(log_p, 0.1, 0.21).tolist() == [False, True, True, False, True]  # of equals, all
-    assert hard_pixels(log_p, 0.1, 1.0).tolist() == [True] * 5
-
-
-def test_signed_distance_by_brute_force() -> None:
-    labels = torch.tensor(
-        [
-            [0, 0, 0, 0, 0, -1],
-            [0, 1, 1, 1, 0, -1],
-            [0, 1, 1, 1, 0, 2],
-            [0, 1, 1, 1, 0, 2],
-            [0, 0, 0, 0, 0, 2],
-        ]
-    )
-    points = [(y, x) for y in range(5) for x in range(6)]
-    for label in (0, 1, 2):
-        found = signed_distance(labels, label)
-        for y, x in points:
-            if labels[y, x] == label:
-                others = [math.dist((y, x), other) for other in points if labels[other] not in (label, -1)]
-                assert found[y, x].item() == pytest.approx(1 - min(others))
-            else:
-                inside = [math.dist((y, x), other) for other in points if labels[other] == label]
-                assert found[y, x].item() == pytest.approx(min(inside))
-    assert signed_distance(torch.tensor([[1, -1], [1, 1]]), 1).tolist() == [[0, 0], [0, 0]]

@@ -1,0 +1,1 @@
+"""Segmentation losses: the terms, and their weighted sum for the training loop."""
