@@ -67,11 +67,11 @@ def check_nodata(index: DatasetIndex, label_map: LabelMap, wanted: Literal["igno
     paths = [path for path in dict.fromkeys(s.mask for s in index.samples) if path.suffix.lower() in TIFFS]
     if wanted is not None or index.tables is not None or not paths:
         return
-    named = label_map.mask_colors if label_map.ids is None else label_map.ids
+    named: Mapping[Any, int | None] = label_map.mask_colors or label_map.ids or {}
     found = {}
     for path, value in zip(paths, in_threads(nodata_value, paths, "reading headers"), strict=True):
         key = None if value is None or not value.is_integer() else int(value)
-        target = None if key is None else (named or {}).get(as_color(key) if label_map.by_color else key)
+        target = None if key is None else named.get(as_color(key) if label_map.by_color else key)
         if target is not None:
             file = index.below(path)
             found[file] = f"{file} (nodata {key}, which labels name {label_map.names[target]!r})"

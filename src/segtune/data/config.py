@@ -119,8 +119,8 @@ class DatasetConfig(StrictModel):
     )
     nodata: Literal["ignore", "class"] | None = Field(
         None,
-        description="What a GeoTIFF mask calls its nodata value: ignored, or a value like any other; null = ignored, and "
-        "an error where labels name it as a class.",
+        description="What a GeoTIFF mask calls its nodata value: ignored, or a value like any other; null = ignored, "
+        "and an error where labels name it as a class.",
     )
     allow_outside: bool = Field(
         False,

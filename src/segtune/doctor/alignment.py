@@ -19,6 +19,7 @@ NEIGHBOURHOOD = 12  # radius of the local mean that is taken off, so that busy r
 LEAST_EDGES = 100  # boundary pixels below which nothing is said
 DOUBTFUL = 4.0  # evidence below which turned and mirrored masks are tried as well
 MOSTLY = 0.75  # share of the changes of value that ignored pixels are part of, for them to be the rim of everything
+RIM_TOLERANCE = 6  # shifts up to this count as none where the boundary is the middle of a rim
 RIM = 16  # steps by which classes grow into a rim, from both sides
 _ALL, _LATER, _EARLIER = slice(None), slice(1, None), slice(-1)
 GROWTH = (
@@ -47,6 +48,7 @@ class Alignment(NamedTuple):
         noise: spread of the correlations over all shifts; chance reaches 3 times that.
         surface: correlations (33, 33) over shifts of -16 to 16 reduced pixels, (down, right).
         scale: pixels of the file in a reduced pixel.
+        tolerance: reduced pixels that count as no shift.
     """
 
     shift: tuple[int, int]
@@ -55,6 +57,7 @@ class Alignment(NamedTuple):
     noise: float
     surface: np.ndarray
     scale: int
+    tolerance: int = TOLERANCE
 
     @property
     def evidence_here(self) -> float:
@@ -83,9 +86,11 @@ def align(
     scale = reduction(codes.shape)
     grey = np.asarray(PIL.Image.fromarray(pixels).convert("L").reduce(scale))
     codes = codes[scale // 2 :: scale, scale // 2 :: scale][: grey.shape[0], : grey.shape[1]]
-    codes = without_rims(codes, ignored)
-    gradient, boundary = image_edges(grey[: codes.shape[0], : codes.shape[1]]), class_edges(codes)
+    whole = without_rims(codes, ignored)
+    gradient, boundary = image_edges(grey[: codes.shape[0], : codes.shape[1]]), class_edges(whole)
     found = measure_alignment(boundary, gradient, scale)
+    if found and whole is not codes:
+        found = found._replace(tolerance=RIM_TOLERANCE)
     if found is None or found.evidence_here >= DOUBTFUL:
         return found, {}
     poses = {}
@@ -105,7 +110,9 @@ def without_rims(codes: np.ndarray, ignored: Collection[int]) -> np.ndarray:
     """(H, W) whose rims of ignored pixels are divided among the classes beside them, where rims part most classes."""
     is_ignored = np.isin(codes, [*ignored])  # (H, W)
     across, down = codes[:, 1:] != codes[:, :-1], codes[1:] != codes[:-1]
-    beside = (across & (is_ignored[:, 1:] | is_ignored[:, :-1])).sum() + (down & (is_ignored[1:] | is_ignored[:-1])).sum()
+    beside = (across & (is_ignored[:, 1:] | is_ignored[:, :-1])).sum() + (
+        down & (is_ignored[1:] | is_ignored[:-1])
+    ).sum()
     if beside <= MOSTLY * (across.sum() + down.sum()):
         return codes
     filled, rest = codes.copy(), is_ignored.copy()

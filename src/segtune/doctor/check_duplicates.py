@@ -20,7 +20,7 @@ from segtune.viz.numbers import count, percent
 # given another contrast keeps at least 0.96, mostly 0.99. Different tiles of earth reach 0.46, different splits of
 # CamVid 0.65; frames of a standing camera 0.99, which is why those within one split are no more than a fact.
 NEAR = 0.97
-# Where all pictures of a set look alike, as eyes and chests do, that is not enough: different eyes of DRIVE reach 0.988.
+# Where all pictures of a set look alike, as eyes and chests do, that is not enough: two eyes of DRIVE reach 0.988.
 # What two pictures differ by at twice the resolution is compared with what either differs by from others like it (the
 # upper quarter of the set). Copies keep at most 0.075 of that in DRIVE, CamVid, earth and three more sets, different
 # pictures of DRIVE at least 0.17.

@@ -24,6 +24,7 @@ def check_files(case: Case) -> Iterator[Finding]:
     """All findings about files."""
     yield from _scan_problems(case)
     yield from _no_samples(case)
+    yield from _annotations(case)
     yield from _unreadable(case)
     yield from _sizes(case)
     yield from _orientations(case)
@@ -48,8 +49,25 @@ def _no_samples(case: Case) -> Iterator[Finding]:
             "no-samples",
             "error",
             f"no sample was found, read as {case.index.format}",
-            fix=("dataset.path, dataset.images and dataset.masks say where the files are, dataset.format what they are",),
+            fix=(
+                "dataset.path, dataset.images and dataset.masks say where the files are, dataset.format what they are",
+            ),
         )
+
+
+def _annotations(case: Case) -> Iterator[Finding]:
+    """Where the annotations of a file ended; what is an error is a problem of the index as well, and told as that."""
+    tally = case.index.tally
+    if tally is None:
+        return
+    told = {problem.kind for problem in case.index.problems}
+    for fate, entries in tally.losses():
+        if fate.kind not in told:
+            lost = tally.count(fate)
+            message = f"{count(lost, 'annotation')} of {tally.given} {fate.what}"
+            numbers = {"count": lost, "of": tally.given}
+            yield Finding(fate.kind.replace("_", "-"), "warning", message, tuple(entries), numbers, (fate.fix,))
+    yield Finding("annotations", "info", str(tally), numbers={"given": tally.given, "drawn": tally.drawn})
 
 
 def _unreadable(case: Case) -> Iterator[Finding]:
@@ -114,7 +132,12 @@ def _orientations(case: Case) -> Iterator[Finding]:
     remove = "remove the entry from these images: exiftool -Orientation= -overwrite_original FILES"
     look = "look at them (segtune data preview): only of those whose mask lies on the picture as it is stored, "
     groups: tuple[tuple[Sequence[Facts], Severity, str, str], ...] = (
-        (wrong, "error", "turned by an EXIF orientation, while the mask was drawn on the picture as it is stored", remove),
+        (
+            wrong,
+            "error",
+            "turned by an EXIF orientation, while the mask was drawn on the picture as it is stored",
+            remove,
+        ),
         (
             unclear,
             "warning",

@@ -144,9 +144,7 @@ class Facts:
         return bool(self.image and self.mask and self.image.header.orientation != self.mask.header.orientation)
 
 
-def read_facts(
-    sample: Sample, opener: Opener, transforms: TransformConfig, label_map: LabelMap | None = None
-) -> Facts:
+def read_facts(sample: Sample, opener: Opener, transforms: TransformConfig, label_map: LabelMap | None = None) -> Facts:
     """Read the image and the mask of a sample; what cannot be read becomes a fault.
 
     Args:
@@ -218,7 +216,8 @@ def _ignored_codes(label_map: LabelMap | None) -> list[int]:
     """The codes of ignored pixels."""
     table: Mapping[Any, int | None] = (label_map.mask_colors or label_map.ids or {}) if label_map else {}
     ignored = [encode_value(value) for value, target in table.items() if target is None]
-    return [NO_DATA, *ignored, *([label_map.ignore_index] if label_map and label_map.ids is not None else [])]
+    also = label_map is not None and not label_map.by_color and label_map.ignore_index not in table
+    return [NO_DATA, *ignored, *([label_map.ignore_index] if label_map and also else [])]
 
 
 def _stored(mask: Pixels, colors: bool) -> np.ndarray:

@@ -35,6 +35,7 @@ def open_encoded(source: Path | str | IO[bytes]) -> PIL.Image.Image:
     Raises:
         OSError and others: see `PIL.Image.open`.
     """
+    picture: PIL.Image.Image
     try:
         picture = PIL.Image.open(source)
     except PIL.Image.DecompressionBombError:
@@ -45,7 +46,7 @@ def open_encoded(source: Path | str | IO[bytes]) -> PIL.Image.Image:
 
 def _open_without_limit(source: Path | str | IO[bytes]) -> PIL.Image.Image:
     """By the reader that Pillow itself has chosen when it refused the size."""
-    stream = Path(source).open("rb") if isinstance(source, (Path, str)) else source  # noqa: SIM115: the picture's own
+    stream = Path(source).open("rb") if isinstance(source, (Path, str)) else source  # noqa: SIM115
     for factory, accepts in (PIL.Image.OPEN[name] for name in PIL.Image.ID):
         stream.seek(0)
         if accepts is None or accepts(stream.read(16)) is not True:
@@ -119,7 +120,8 @@ def tags_of(picture: PIL.Image.Image) -> Any:
 
 def _note_levels(picture: PIL.Image.Image) -> None:
     """Put the highest value that a grey file can hold into `info`, where Pillow stretches the values to the type's."""
-    arguments = picture.tile[0][3] if getattr(picture, "tile", None) else None
+    tiles: Any = getattr(picture, "tile", None)
+    arguments = tiles[0][3] if tiles else None
     raw = arguments[0] if isinstance(arguments, tuple) else arguments
     if picture.format == "PPM" and isinstance(arguments, tuple) and len(arguments) == 2:
         if isinstance(arguments[1], int) and picture.mode in ("L", "I") and arguments[1] not in (255, 65535):

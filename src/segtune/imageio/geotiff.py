@@ -132,7 +132,8 @@ def read(path: Path, area: tuple[slice, slice] | None = None, frame: int | None 
     try:
         window = area and tuple((part.start, part.stop) for part in area)
         _check_memory(path, raster, [(stop - start) for start, stop in window] if window else raster.shape)
-        bands, nodata = raster.read(window=window), raster.nodata  # (C, H, W)
+        with import_rasterio(path).Env(GDAL_CACHEMAX=CACHE):
+            bands, nodata = raster.read(window=window), raster.nodata  # (C, H, W)
     finally:
         if not area:
             raster.close()

@@ -143,7 +143,7 @@ def keep_same_sizes(index: DatasetIndex, samples: Sequence[Sample], resize_image
     for each, (headers, on_one_grid) in zip(samples, found, strict=True):
         frames = tuple(getattr(header, "frames", 1) for header in headers)
         sample = each._replace(frames=(frames[0], frames[1]))
-        sizes = [getattr(header, "size", header) for header in headers]
+        sizes = tuple(header if isinstance(header, ReadError) else header.size for header in headers)
         if isinstance(sizes[0], tuple) and sizes[0] == sizes[1] and on_one_grid:
             index.samples.append(sample._replace(size=sizes[0]))
             continue
