@@ -71,8 +71,9 @@ def has_few_masks(case: Case) -> bool:
 
 def _why_unused(case: Case, unused: Sequence[str]) -> tuple[str, str]:
     """What became of all annotations of a class that no mask holds, and the fix."""
-    for fate in case.index.tally.fates() if case.index.tally else ():
-        if undrawn := [name for name in case.index.tally.never_drawn(fate) if name in unused]:
+    tally = case.index.tally
+    for fate in tally.fates() if tally else ():
+        if tally and (undrawn := [name for name in tally.never_drawn(fate) if name in unused]):
             is_crowd = fate.kind == "crowd"
             fix = "dataset.crowd=class" if is_crowd else fate.fix or "give these classes outlines, or leave them out"
             return f"; all annotations of {listed(undrawn, SHOWN)} are {fate.what}", fix
@@ -96,7 +97,7 @@ def _similar_names(case: Case) -> Iterator[Finding]:
     merged = {name: names[0].strip() for names in similar for name in names}
     own = case.index.classes or {}
     if own:
-        table = {name: merged.get(name, name) for name in own.values() if name}
+        table: dict[str, str | None] = {name: merged.get(name, name) for name in own.values() if name}
     else:
         keys = case.label_map.ids if case.label_map.ids is not None else case.label_map.mask_colors or {}
         names = {key: None if target is None else case.label_map.names[target] for key, target in keys.items()}
