@@ -34,7 +34,7 @@ from segtune.doctor.check_values import describe_causes, find_causes
 from segtune.doctor.dry_run import dry_run
 from segtune.doctor.findings import SEVERITIES, Finding, ranked
 from segtune.doctor.sample_facts import Opener, read_facts
-from segtune.errors import UsageError
+from segtune.errors import DataError, UsageError
 from segtune.inference.device import to_device
 from segtune.inference.processor import load_processor
 from segtune.labels.label_map import LabelMap
@@ -130,6 +130,8 @@ def _label_map(config: DatasetConfig, index: DatasetIndex) -> tuple[LabelMap | N
         return label_map, None
     except UsageError as error:
         return None, error
+    except DataError:  # there is no sample to propose labels from: the problems of the index say why
+        return None, None
 
 
 def _all_checks(case: Case) -> Iterator[Finding]:
