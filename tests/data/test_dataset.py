@@ -225,7 +225,7 @@ def test_empty_folders(tmp_path: Path) -> None:
     write_pairs(tmp_path, "a", "images/train", "masks/train")
     for kind in ("images", "masks"):
         (tmp_path / kind / "val").mkdir()
-    with pytest.raises(DataError, match=r"splits without pictures \(\.bmp .*\) \(1\): val"):
+    with pytest.raises(DataError, match=r"splits without pictures \(\.apng .*\) \(1\): val"):
         load_segmentation_dataset(tmp_path)
 
 

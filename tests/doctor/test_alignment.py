@@ -3,7 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segtune.doctor.alignment import REACH, class_edges, image_edges, measure_alignment, reduction
+from segtune.doctor.alignment import (
+    REACH,
+    align,
+    class_edges,
+    image_edges,
+    measure_alignment,
+    reduction,
+    without_rims,
+)
 
 
 def scene(seed: int = 0, size: tuple[int, int] = (97, 131)) -> tuple[np.ndarray, np.ndarray]:
@@ -21,6 +29,27 @@ def scene(seed: int = 0, size: tuple[int, int] = (97, 131)) -> tuple[np.ndarray,
 def test_both_sides_of_a_change_are_edges() -> None:
     codes = np.array([[1, 1, 1, 1], [1, 1, 5, 1], [1, 1, 1, 1]])
     np.testing.assert_array_equal(class_edges(codes), [[0, 0, 1, 0], [0, 1, 1, 1], [0, 0, 1, 0]])
+
+
+def test_ignored_rim_is_divided_among_its_neighbours() -> None:
+    codes = np.array([[1, 1, 255, 255, 255, 255, 2, 2]] * 3)
+    assert without_rims(codes, [255]).tolist() == [[1, 1, 1, 1, 2, 2, 2, 2]] * 3
+    assert without_rims(codes, []) is codes
+    seldom = np.array([[1, 2, 1, 2, 1, 255, 1, 2]] * 3)  # most classes touch
+    assert without_rims(seldom, [255]) is seldom
+
+
+def test_mask_whose_rims_are_ignored_fits() -> None:
+    grey, mask = scene()
+    edges = class_edges(mask) > 0
+    for _ in range(2):  # a rim of 6 pixels
+        edges[1:-1, 1:-1] = edges[1:-1, 1:-1] | edges[:-2, 1:-1] | edges[2:, 1:-1] | edges[1:-1, :-2] | edges[1:-1, 2:]
+    pixels = np.dstack([grey] * 3)
+    with_rims = np.where(edges, 255, mask)
+    blind, _ = align(pixels, with_rims)
+    seeing, _ = align(pixels, with_rims, [255])
+    assert blind is not None and seeing is not None
+    assert seeing.evidence_here > max(6.0, 2 * blind.evidence_here)
 
 
 def test_gradient_is_the_root_of_its_length() -> None:

@@ -37,7 +37,7 @@ def test_class_that_no_mask_holds(find: Any, noise: Any) -> None:
 
 @pytest.mark.parametrize(("where", "severity"), [("val", "warning"), ("train", "error")])
 def test_class_missing_in_a_split(find: Any, noise: Any, where: str, severity: str) -> None:
-    whole, lacking = [(noise((10, 10)), mask(30, 30, 30))], [(noise((10, 10)), mask(50, 50))]
+    whole, lacking = [(noise((10, 10)), mask(30, 30, 30)) for _ in range(3)], [(noise((10, 10)), mask(50, 50))]
     splits = {"train": whole, "val": whole} | {where: lacking}
     found = find("class-missing-in-split", splits)
     assert (found.severity, found.numbers["split"], found.numbers["classes"]) == (severity, where, ["car"])

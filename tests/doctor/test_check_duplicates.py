@@ -79,6 +79,76 @@ def test_changed_copies_are_near(diagnose: Any, tmp_path: Path, change: str) -> 
     assert [sample.id for sample in found["leaked-near-duplicates"].drop] == ["train00"]
 
 
+# -- look-alikes ------------------------------------------------------------------------------------------------------
+
+
+def _grid(size: int = 96) -> tuple[np.ndarray, np.ndarray]:
+    rows, columns = np.mgrid[:size, :size] / size - 0.5
+    return rows, columns
+
+
+def eye(seed: int) -> np.ndarray:
+    """A bright disc on black with vessels of its own."""
+    generator, (rows, columns) = np.random.default_rng(seed), _grid()
+    inside = np.hypot(rows, columns) < 0.45
+    vessels = np.zeros(rows.shape)
+    for _ in range(8):
+        slope, bend, place = generator.normal(0, 1, 3)
+        vessels += np.exp(-(((rows - slope * columns * 0.5 - bend * columns**2 - place * 0.2) * 60) ** 2))
+    grey = np.where(inside, 150 - 60 * np.hypot(rows, columns) - 70 * vessels.clip(0, 1), 2)
+    return np.dstack([grey, grey * 0.6, grey * 0.3]).clip(0, 255).astype(np.uint8)
+
+
+def chest(seed: int) -> np.ndarray:
+    """Two dark lungs, ribs at nearly the same places, and soft spots of its own."""
+    generator, (rows, columns) = np.random.default_rng(seed), _grid()
+    lungs = sum(np.exp(-(((columns - side) / 0.13) ** 2) - (rows / 0.3) ** 2) for side in (-0.2, 0.2))
+    ribs = np.cos(2 * np.pi * (8 * rows + generator.normal(0, 0.12)))
+    soft = Image.fromarray(generator.normal(0, 1, (12, 12)).astype(np.float32)).resize(
+        rows.shape, Image.Resampling.BICUBIC
+    )
+    grey = (190 - 120 * lungs + 12 * ribs * lungs + 9 * np.asarray(soft)).clip(0, 255).astype(np.uint8)
+    return np.dstack([grey] * 3)
+
+
+def cells(seed: int) -> np.ndarray:
+    """Round cells on an even ground."""
+    generator, (rows, columns) = np.random.default_rng(seed), _grid()
+    grey = np.full(rows.shape, 90.0)
+    for row, column in generator.uniform(-0.5, 0.5, (25, 2)):
+        grey += 80 * (np.hypot(rows - row, columns - column) < 0.05)
+    return np.dstack([grey.clip(0, 255).astype(np.uint8)] * 3)
+
+
+def texture(seed: int) -> np.ndarray:
+    """A fabric: a grid that is the same everywhere, with noise."""
+    generator, (rows, columns) = np.random.default_rng(seed), _grid()
+    grey = 120 + 60 * np.sign(np.sin(60 * rows) * np.sin(60 * columns)) + generator.normal(0, 25, rows.shape)
+    return np.dstack([grey.clip(0, 255).astype(np.uint8)] * 3)
+
+
+LIKE_EACH_OTHER = [eye, chest, cells, texture]
+HALVES = np.repeat(np.repeat(np.arange(2, dtype=np.uint8), 48)[None], 96, axis=0)
+
+
+@pytest.mark.parametrize("draw", LIKE_EACH_OTHER)
+def test_pictures_that_look_alike_are_no_leak(diagnose: Any, draw: Any) -> None:
+    pairs = [(draw(seed), HALVES) for seed in range(24)]
+    assert found_in(diagnose({"train": pairs[:16], "val": pairs[16:20], "test": pairs[20:]})) == {}
+    # numbered through, with a val split that is drawn from them
+    assert found_in(diagnose({"train": pairs[:16]}, val_fraction=0.25)) == {}
+
+
+@pytest.mark.parametrize("draw", LIKE_EACH_OTHER)
+def test_copy_among_pictures_that_look_alike_is_found(diagnose: Any, tmp_path: Path, draw: Any) -> None:
+    pairs = [(draw(seed), HALVES) for seed in range(20)]
+    Image.fromarray(draw(3)).save(tmp_path / "x.jpg", quality=70)
+    copies = [np.asarray(Image.open(tmp_path / "x.jpg")), (draw(5) * 0.8).astype(np.uint8), draw(7)[:, ::-1]]
+    found = found_in(diagnose({"train": pairs, "test": [(np.ascontiguousarray(copy), HALVES) for copy in copies]}))
+    assert set(found) == {"leaked-near-duplicates"}
+    assert {s.id for s in found["leaked-near-duplicates"].drop} == {"train03", "train05", "train07"}
+
+
 def sample(name: str, split: str = "train") -> Sample:
     return Sample(name, split, Path("a"), Path("b"))
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segtune.data.config import DatasetConfig, TransformConfig
 from segtune.data.index import Sample
+from segtune.doctor.examine import examine
+from segtune.recipe.recipe import Recipe
 
 ORIENTATION = 0x0112
 
@@ -93,6 +97,43 @@ def test_orientation_of_the_image_alone_is_told_from_other_sizes(find: Any, nois
     assert (found.severity, found.files) == ("error", ("images/train/train00.png",))
     assert found.numbers["orientations"] == {"train00": 6}
     assert find("size-mismatch", {"train": pairs}) is None
+
+
+def test_mask_of_the_size_that_is_shown_was_drawn_on_it(find: Any, noise: Any) -> None:
+    """Orientation 6 exchanges height and width: a mask of the shown size is right, one of a square may be wrong."""
+    for orientation, size, severity in ((6, (16, 20), None), (6, (16, 16), "warning"), (0, (16, 20), None)):
+        shown = size if orientation == 0 else size[::-1]
+        pair = save_with_orientation(noise(size), orientation), np.zeros(shown, np.uint8)
+        found = find("exif-mismatch", {"train": [pair]})
+        assert (found and found.severity) == severity
+        if found:
+            assert found.fix[0].startswith("look at them (segtune data preview): only of those")
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_nothing_speaks_against_annotations_of_turned_photographs(tmp_path: Path, noise: Any, orientation: int) -> None:
+    """Annotation tools show photographs as viewers do: to remove the orientation would break what is right."""
+    pytest.importorskip("pycocotools")
+    height, width = (16, 20) if orientation == 3 else (20, 16)
+    box = [[2, 2, 8, 2, 8, 8, 2, 8]]
+    entry = {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 1,
+        "segmentation": box,
+        "iscrowd": 0,
+        "area": 36,
+        "bbox": [2, 2, 6, 6],
+    }
+    save_with_orientation(noise((16, 20)), orientation)(tmp_path / "a.png")
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": height, "width": width}],
+        "annotations": [entry],
+        "categories": [{"id": 1, "name": "box"}],
+    }
+    (tmp_path / "instances_train.json").write_text(json.dumps(content))
+    recipe = Recipe(dataset=DatasetConfig(path=str(tmp_path), format="coco"), transforms=TransformConfig(crop_size=16))
+    assert [f for f in examine(recipe).findings if f.code == "exif-mismatch"] == []
 
 
 def test_orientation_of_both_is_right(find: Any, noise: Any) -> None:

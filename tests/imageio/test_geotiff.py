@@ -19,7 +19,7 @@ from segtune.data.samples import read_pair
 from segtune.errors import DataError, UsageError
 from segtune.imageio import geotiff
 from segtune.imageio.geotiff import GeoRaster, Georeference, TiffWriter
-from segtune.imageio.read import Window, read_file, read_size
+from segtune.imageio.read import Window, read_file, read_header
 from segtune.labels.label_map import LabelMap
 
 PLACE = Georeference(rasterio.crs.CRS.from_epsg(32633), Affine(10, 0, 300000, 0, -10, 5600000))
@@ -145,7 +145,7 @@ def test_any_number_of_bands_and_any_numbers(tmp_path: Path, dtype: str, count: 
     path = tmp_path / "a.tif"
     write(path, bands)
     assert geotiff.is_for_pillow(path) is for_pillow
-    assert read_size(path) == (5, 7)
+    assert read_header(path).size == (5, 7)
     pixels = np.asarray(read_file(path))
     expected = bands[0] if count == 1 else np.moveaxis(bands, 0, 2)
     assert pixels.dtype == expected.dtype

@@ -25,7 +25,7 @@ from segtune.imageio.read import (
     read_header,
     read_image,
     read_mask,
-    read_size,
+    try_header,
 )
 from segtune.labels.label_map import LabelMap
 
@@ -117,7 +117,7 @@ def test_files_that_are_broken(tmp_path: Path, name: str, content: bytes, reason
     with pytest.raises(ReadError, match=rf"{name}: cannot be read \(.+\)$") as error:
         read_file(path)
     assert reason in error.value.reason
-    size = read_size(path)
+    size = try_header(path)
     assert isinstance(size, ReadError) and reason in size.reason
 
 
@@ -142,7 +142,7 @@ def test_pictures_cut_off_anywhere(tmp_path: Path) -> None:
 
 
 def test_files_that_are_not_there_or_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert str(read_size(tmp_path / "a.png")) == f"{tmp_path}/a.png: cannot be read (No such file or directory)"
+    assert str(try_header(tmp_path / "a.png")) == f"{tmp_path}/a.png: cannot be read (No such file or directory)"
     with pytest.raises(ReadError, match=r"it is a folder"):
         read_file(tmp_path)
     PIL.Image.fromarray(RGB).save(tmp_path / "a.png")
@@ -193,20 +193,20 @@ def test_arrays_with_channels_at_either_end(tmp_path: Path, suffix: str, first: 
     path = tmp_path / f"a.{suffix}"
     stored = np.moveaxis(array, 2, 0) if first else array
     np.save(path, stored) if suffix == "npy" else np.savez(path, bands=stored)
-    assert read_size(path) == (6, 5)
+    assert read_header(path).size == (6, 5)
     np.testing.assert_array_equal(read_file(path), array)
     np.testing.assert_array_equal(read_file(path, Window(1, 2, 3, 3)), array[1:4, 2:5])
 
 
 def test_arrays_that_are_no_images(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", image=np.zeros((2, 2)), mask=np.zeros((2, 2)))
-    assert "a.npz holds 2 arrays (image, mask): save one array in each file" in str(read_size(tmp_path / "a.npz"))
+    assert "a.npz holds 2 arrays (image, mask): save one array in each file" in str(try_header(tmp_path / "a.npz"))
     np.save(tmp_path / "b.npy", np.zeros(5))
-    assert "an array of float64 (5,)" in str(read_size(tmp_path / "b.npy"))
+    assert "an array of float64 (5,)" in str(try_header(tmp_path / "b.npy"))
     (tmp_path / "c.npy").write_bytes(b"nothing")
-    assert isinstance(read_size(tmp_path / "c.npy"), Exception)
+    assert isinstance(try_header(tmp_path / "c.npy"), Exception)
     np.save(tmp_path / "d.npy", np.array([{}], dtype=object), allow_pickle=True)
-    assert isinstance(read_size(tmp_path / "d.npy"), Exception)
+    assert isinstance(try_header(tmp_path / "d.npy"), Exception)
 
 
 def test_pictures_in_windows_are_turned_first(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_pictures_in_windows_are_turned_first(tmp_path: Path) -> None:
     pixels = np.arange(24, dtype=np.uint8).reshape(4, 6)
     PIL.Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     upright = np.rot90(pixels, -1)
-    assert read_size(tmp_path / "a.png") == (6, 4)
+    assert read_header(tmp_path / "a.png").size == (6, 4)
     np.testing.assert_array_equal(np.asarray(read_file(tmp_path / "a.png", Window(2, 1, 3, 2))), upright[2:5, 1:3])
 
 

@@ -12,7 +12,7 @@ import pytest
 from segtune.data.config import DatasetConfig
 from segtune.data.dataset import scan_dataset
 from segtune.errors import DataError
-from segtune.imageio.read import ReadError, read_file, read_header, read_size
+from segtune.imageio.read import ReadError, read_file, read_header, try_header
 from segtune.imageio.walk import check_regular, walk_files, walk_folders
 
 links = pytest.mark.skipif(os.name == "nt", reason="links and pipes of POSIX")
@@ -85,7 +85,7 @@ def test_pipes_devices_and_loops_are_never_opened(tmp_path: Path, suffix: str) -
         for read in (read_header, read_file):
             with pytest.raises(ReadError, match=r"a named pipe or a device|symbolic links"):
                 read(path)
-        assert isinstance(read_size(path), ReadError)
+        assert isinstance(try_header(path), ReadError)
 
 
 @links

@@ -9,20 +9,21 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 from datasets import Dataset, DatasetDict
 
 from segtune.data.config import TransformConfig
-from segtune.data.index import in_threads
+from segtune.data.index import DatasetIndex, in_threads
 from segtune.data.lazy_rows import decoded, undecoded
 from segtune.errors import DataError, listed
-from segtune.imageio.read import TURNED, Pixels, open_picture, orientation_of, read_image, read_mask
+from segtune.imageio.encoded import check_decodable, choose, frame_places
+from segtune.imageio.geotiff import TIFFS, nodata_value
+from segtune.imageio.read import TURNED, Pixels, load_picture, open_picture, orientation_of, read_image, read_mask
 from segtune.labels.label_map import LabelError, LabelMap
-from segtune.labels.mask_values import show_value
+from segtune.labels.mask_values import as_color, show_value
 
 if TYPE_CHECKING:
     import datasets
@@ -61,6 +62,27 @@ def check_masks(dataset: Mapping[str, Dataset], label_map: LabelMap) -> dict[str
     return pixels
 
 
+def check_nodata(index: DatasetIndex, label_map: LabelMap, wanted: Literal["ignore", "class"] | None) -> None:
+    """Note the masks whose file calls a value nodata that labels name as a class, where `dataset.nodata` is not set."""
+    paths = [path for path in dict.fromkeys(s.mask for s in index.samples) if path.suffix.lower() in TIFFS]
+    if wanted is not None or index.tables is not None or not paths:
+        return
+    named: Mapping[Any, int | None] = label_map.mask_colors or label_map.ids or {}
+    found = {}
+    for path, value in zip(paths, in_threads(nodata_value, paths, "reading headers"), strict=True):
+        key = None if value is None or not value.is_integer() else int(value)
+        target = None if key is None else named.get(as_color(key) if label_map.by_color else key)
+        if target is not None:
+            file = index.below(path)
+            found[file] = f"{file} (nodata {key}, which labels name {label_map.names[target]!r})"
+    index.report(
+        "nodata_named",
+        "masks whose nodata value is a class",
+        found,
+        "dataset.nodata=class counts these pixels as the class; dataset.nodata=ignore leaves them out",
+    )
+
+
 def without_unreadable(dataset: DatasetDict) -> DatasetDict:
     """The rows whose image and mask can be read and have one size; warns of the others."""
     problems = iter([problem for problem, _ in _read_all(dataset, None, "reading all files")])
@@ -91,7 +113,7 @@ def _check_row(rows: Dataset, number: int, label_map: LabelMap | None) -> tuple[
         name = _name(row["image"], name)
         size = _image_size(row["image"], name)
         name = _name(row["mask"], row["id"])
-        stored, lossy = _stored_mask(row["mask"], name)
+        stored, lossy = _stored_mask(row["mask"], name, label_map is not None and label_map.by_color)
         if size != stored.shape[:2]:
             raise DataError(f"the image is {size} (height, width), its mask {stored.shape[:2]}")
         if label_map is None:
@@ -113,19 +135,21 @@ def _image_size(cell: Any, name: str) -> tuple[int, int]:
     if isinstance(cell, dict):
         with open_picture(cell["path"] or name, cell["bytes"]) as picture:
             width, height = picture.size
+            choose(frame_places(picture), None)
+            check_decodable(picture)
             picture.draft("RGB", (1, 1))  # lets JPEG skip most of the arithmetic; a truncated file still shows
             picture.load()
             return (width, height) if orientation_of(picture) in TURNED else (height, width)
     return (cell.height, cell.width) if isinstance(cell, PIL.Image.Image) else cell.shape[:2]
 
 
-def _stored_mask(cell: Any, name: str) -> tuple[np.ndarray, bool]:
+def _stored_mask(cell: Any, name: str, colors: bool) -> tuple[np.ndarray, bool]:
     """A mask as it is stored, and whether it was compressed with losses."""
     if not isinstance(cell, dict):
-        return read_mask(cell), False
+        return read_mask(cell, colors), False
     with open_picture(cell["path"] or name, cell["bytes"]) as picture:
         lossy = picture.format == "JPEG"
-        return read_mask(PIL.ImageOps.exif_transpose(picture)), lossy
+        return read_mask(load_picture(picture), colors), lossy
 
 
 def _summary(problems: Sequence[Exception], total: int, limit: int = 5) -> str:

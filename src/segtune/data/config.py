@@ -112,6 +112,16 @@ class DatasetConfig(StrictModel):
     overlap: int = Field(
         0, ge=0, description="Pixels that neighbouring training tiles share; tiles of val and test do not overlap."
     )
+    frames: Literal["all", "first"] | None = Field(
+        None,
+        description="Of files with several pages or frames (TIFF, GIF, WebP, APNG): a sample for each, or the first "
+        "alone; null = such files are an error.",
+    )
+    nodata: Literal["ignore", "class"] | None = Field(
+        None,
+        description="What a GeoTIFF mask calls its nodata value: ignored, or a value like any other; null = ignored, "
+        "and an error where labels name it as a class.",
+    )
     allow_outside: bool = Field(
         False,
         description="Read files outside path that annotation files, tables or parquet cells name; only for those that "

@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from pydantic import ValidationError
 
 from segtune.data.annotations.accounts import settle
-from segtune.data.checks import without_unreadable
+from segtune.data.checks import check_nodata, without_unreadable
 from segtune.data.class_names import BACKGROUND, LABEL_FILES, label_map_of
 from segtune.data.config import HUB, PACKAGED, DatasetConfig, refuse_missing
 from segtune.data.containment import contain
@@ -34,7 +34,7 @@ from segtune.data.index import DatasetIndex, Sample
 from segtune.data.lazy_rows import Reader, decoded, sample_ids, to_dataset, undecoded
 from segtune.data.splits import SPLITS, draw_val, write_split_file
 from segtune.data.streaming import open_stream
-from segtune.data.tiles import tiled, without_tile
+from segtune.data.tiles import choose_frames, tiled, without_tile
 from segtune.errors import DataError, UsageError
 from segtune.imageio.read import read_mask
 from segtune.labels.label_map import LabelMap
@@ -98,6 +98,7 @@ def scan_dataset(config: DatasetConfig) -> DatasetIndex:
         train = [sample.id for sample in index.samples if sample.split == "train"]
         drawn = set(draw_val(train, config.val_fraction, config.split_seed))
         index.samples = [s._replace(split="val") if s.split == "train" and s.id in drawn else s for s in index.samples]
+    choose_frames(index, config.frames)
     if config.tile:
         if index.tables is not None:
             raise UsageError(f"{root}: dataset.tile cuts image files; this data set holds rows")
@@ -129,7 +130,7 @@ def rows_of(index: DatasetIndex, config: DatasetConfig) -> DatasetDict:
     values = {name: value for value, name in classes.items() if name is not None}
     values = numbers_of(classes) if index.format == "yolo" else values
     on_top = config.on_top or ("smaller" if index.format in SMALLER_ON_TOP else "later")
-    reader = Reader(values, on_top, config.one_hot)
+    reader = Reader(values, on_top, config.one_hot, config.nodata == "class")
     splits = {split: [sample for sample in index.samples if sample.split == split] for split in SPLITS}
     return DatasetDict(
         {
@@ -151,6 +152,7 @@ def open_dataset(config: DatasetConfig) -> tuple[DatasetDict, LabelMap]:
         return _open_stream(config)
     index = scan_dataset(config)
     label_map = find_label_map(config, index)
+    check_nodata(index, label_map, config.nodata)
     index.raise_or_skip(config.on_error)
     rows = rows_of(index, config)
     if config.on_error == "skip":

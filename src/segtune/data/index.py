@@ -51,6 +51,7 @@ class Sample(NamedTuple):
         mask: the file that holds it or describes it.
         size: (height, width) as both are shown; (0, 0) where that is not known without reading them.
         image_part: which part of the file is meant, see `lazy_rows.Reader`; `mask_part` likewise.
+        frames: how many pages or frames the image's file has, and the mask's.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Sample(NamedTuple):
     size: tuple[int, int] = (0, 0)
     image_part: str = ""
     mask_part: str = ""
+    frames: tuple[int, int] = (1, 1)
 
 
 class Problem(NamedTuple):

@@ -17,6 +17,7 @@ from segtune.data.annotations.shapes import OnTop, draw
 from segtune.data.formats import labelme, yolo
 from segtune.data.index import Sample
 from segtune.errors import DataError, naming
+from segtune.imageio.encoded import may_be_stretched
 from segtune.imageio.read import (
     PICTURES,
     WITH_FRAMES,
@@ -26,8 +27,8 @@ from segtune.imageio.read import (
     read_errors,
     read_file,
     read_mask,
+    read_picture,
 )
-from segtune.imageio.walk import check_regular
 
 Rows = TypeVar("Rows", Dataset, IterableDataset)
 
@@ -40,18 +41,20 @@ class Reader:
     """Reads the references of a data set's rows: a transform for `Dataset.with_transform`.
 
     A reference is a path and, as JSON, which part of the file is meant or what is to be drawn: "window" [top, left,
-    height, width]; of an image, the "size" [height, width] that it is given; "shapes" on a picture of "size"; "files"
-    {class: path}; "join" [paths]; "segments" {number: mask value} of a panoptic PNG.
+    height, width]; "frame", a page from 0; of an image, the "size" [height, width] that it is given; "shapes" on a
+    picture of "size"; "files" {class: path}; "join" [paths]; "segments" {number: mask value} of a panoptic PNG.
 
     Attributes:
         values: class -> mask value, for formats that name classes instead, or number them in their own way (YOLO).
         on_top: see `draw`.
         one_hot: masks are arrays of one channel for each mask value.
+        nodata: what a raster calls its nodata value counts like any other value in masks.
     """
 
     values: Mapping[str, int] = field(default_factory=dict)
     on_top: OnTop = "later"
     one_hot: bool = False
+    nodata: bool = False
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         return {
@@ -66,20 +69,22 @@ class Reader:
     def read_image(self, path: str, part: str | None) -> Pixels:
         """A picture, or an array (H, W, C)."""
         what, window = _part(part)
+        frame = what.get("frame")
         if path.endswith(".json"):
             with read_errors(path):
                 embedded = labelme.embedded_image(Path(path))
             return window.crop(embedded) if window else embedded
         if "size" not in what:
-            return read_file(Path(path), window)
-        resized = _resize(read_file(Path(path)), what["size"])
+            return read_file(Path(path), window, frame)
+        resized = _resize(read_file(Path(path), frame=frame), what["size"])
         return window.crop(resized) if window else resized
 
     def read_mask(self, path: str, part: str | None) -> Pixels:
         """Ids (H, W) or colours (H, W, 3), as a picture or an array."""
         what, window = _part(part)
-        if not what and not self.one_hot and not path.endswith((".json", ".txt")):
-            return read_file(Path(path), window)
+        if not what.keys() - {"frame"} and not self.one_hot and not path.endswith((".json", ".txt")):
+            mask = read_file(Path(path), window, what.get("frame"))
+            return np.ma.getdata(mask) if self.nodata and isinstance(mask, np.ma.MaskedArray) else mask
         mask = self._compose(Path(path), what)  # (H, W)
         return window.crop(mask) if window else mask
 
@@ -93,7 +98,7 @@ class Reader:
         if "shapes" in what or path.suffix in (".txt", ".json"):
             with read_errors(path):  # annotations come from many tools: whatever their shapes raise is their fault
                 return self._draw(path, what)
-        return _from_one_hot(np.asarray(read_file(path)))
+        return _from_one_hot(np.asarray(read_file(path, frame=what.get("frame"))))
 
     def _draw(self, path: Path, what: Mapping[str, Any]) -> np.ndarray:
         size = tuple(what.get("size", ()))
@@ -126,7 +131,8 @@ def to_dataset(samples: Sequence[Sample], reader: Reader) -> Dataset:
     features: dict[str, Any] = {"id": Value("string")}
     for name, cells in (("image", images), ("mask", masks)):
         plain = all(not part and Path(path).suffix.lower() in PICTURES - WITH_FRAMES for path, part in cells)
-        plain = plain and not (name == "mask" and reader.one_hot)
+        if name == "mask":
+            plain = plain and not reader.one_hot and not any(may_be_stretched(Path(path)) for path, _ in cells)
         columns[name] = [path if plain else {"path": path, "part": part} for path, part in cells]
         features[name] = Image() if plain else REFERENCE
     dataset = Dataset.from_dict(columns, features=Features(features))
@@ -219,11 +225,10 @@ def decoded(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _decoded(cell: dict[str, Any], name: str) -> PIL.Image.Image:
     path, content = cell["path"], cell["bytes"]
-    with read_errors(path or name):
-        if content is None and "://" not in path:
-            check_regular(path)
-            content = Path(path).read_bytes()  # given the path, `datasets` leaves a broken file open
-        return Image().decode_example({"path": path, "bytes": content})
+    if content is None and "://" in path:
+        with read_errors(path):
+            return Image().decode_example({"path": path, "bytes": None})
+    return read_picture(path or name, content)
 
 
 def _part(text: str | None) -> tuple[dict[str, Any], Window | None]:

@@ -61,7 +61,9 @@ def find_rare_ids(config: TransformConfig, dataset: Any, label_map: LabelMap) ->
     rows = range(0, len(masks), max(1, len(masks) // COUNTED_MASKS))
     counts = np.zeros(label_map.num_labels, dtype=np.int64)
     for row in rows:
-        counts += label_map.count_pixels(label_map.encode(read_mask(decoded(masks[row])["mask"])))[:-1]
+        counts += label_map.count_pixels(label_map.encode(read_mask(decoded(masks[row])["mask"], label_map.by_color)))[
+            :-1
+        ]
     found = np.flatnonzero(counts).tolist()
     if not found:
         raise UsageError(f"transforms.rare_classes: there is no labelled pixel in {len(rows)} masks")
@@ -124,7 +126,7 @@ class PasteSources:
 
     def _held(self, index: int) -> frozenset[int]:
         if index not in self.held:
-            labels = self.label_map.encode(read_mask(decoded(self._masks[index])["mask"]))
+            labels = self.label_map.encode(read_mask(decoded(self._masks[index])["mask"], self.label_map.by_color))
             self.held[index] = frozenset(i for i in self.rare_ids if (labels == i).any())
         return self.held[index]
 

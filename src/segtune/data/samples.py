@@ -68,7 +68,7 @@ def open_pair(
     Raises:
         DataError: they differ in size.
     """
-    picture, mask = row["image"], read_mask(row["mask"])
+    picture, mask = row["image"], read_mask(row["mask"], label_map.by_color)
     if not isinstance(picture, (PIL.Image.Image, np.ndarray)):
         picture = np.asarray(picture)
     shape = (picture.height, picture.width) if isinstance(picture, PIL.Image.Image) else picture.shape[:2]

@@ -26,7 +26,8 @@ def choose_split(split: str | None, dataset: Mapping[str, Any], path: str) -> st
     wanted = [split] if split else ["test", "val"]
     if found := next((name for name in wanted if name in dataset), None):
         return found
-    raise UsageError(f"--split {split or 'test'}: {path} has {', '.join(dataset)}")
+    there = "val" if "val" in dataset else next(iter(dataset), "")
+    raise UsageError(f"--split {split or 'test'}: {path} has {', '.join(dataset)}; say --split {there}")
 
 
 def split_names(splits: Mapping[Any, str | None] | None) -> Names:

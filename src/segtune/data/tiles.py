@@ -1,13 +1,58 @@
-"""Tiling: large images as tiles that are read one at a time, without writing them."""
+"""Parts of files as samples: tiles of large images, and pages of stacks, read one at a time and never written."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
-from segtune.data.index import Sample
+from segtune.data.index import DatasetIndex, Sample
 from segtune.imageio.read import Window
+
+
+def choose_frames(index: DatasetIndex, wanted: Literal["all", "first"] | None) -> None:
+    """Make the samples of files with several pages or frames what `dataset.frames` says; note them as a problem else.
+
+    "all" gives each page of an image the same page of its mask, as a sample whose id ends with "@p" and its number from
+    0. They are made after splits were drawn, so that one file is in one split.
+    """
+    several = {sample: max(sample.frames) for sample in index.samples if max(sample.frames) > 1}
+    unlike = {sample for sample in several if wanted == "all" and len(set(sample.frames)) > 1}
+    index.report(
+        "several_frames",
+        "files with several pages or frames",
+        {index.below(s.image): _show_frames(index, s) for s in several if wanted is None or s in unlike},
+        "dataset.frames=all makes a sample of each page, and wants as many of the mask; dataset.frames=first takes the "
+        "first alone. Where pages are channels, store them in one page",
+    )
+    if several:
+        kept = [s for s in index.samples if s not in unlike and (wanted or s not in several)]
+        chosen = [_frames_of(sample, wanted or "first", several.get(sample, 1)) for sample in kept]
+        index.samples = [sample for samples in chosen for sample in samples]
+
+
+def _show_frames(index: DatasetIndex, sample: Sample) -> str:
+    return f"{index.below(sample.image)} ({sample.frames[0]}, its mask {sample.frames[1]})"
+
+
+def _frames_of(sample: Sample, wanted: Literal["all", "first"], number: int) -> list[Sample]:
+    """The samples that a file of so many pages becomes."""
+    if number == 1:
+        return [sample]
+    frames = [_with_part(sample, sample.id, frame=0)]
+    if wanted == "all":
+        width = len(str(number - 1))
+        frames = [_with_part(sample, f"{sample.id}@p{frame:0{width}}", frame=frame) for frame in range(number)]
+    return [frame._replace(frames=(1, 1)) for frame in frames]
+
+
+def _with_part(sample: Sample, sample_id: str, **what: object) -> Sample:
+    """The sample with more said about which part of both files is meant."""
+    image_part, mask_part = (
+        json.dumps((json.loads(part) if part else {}) | what) for part in (sample.image_part, sample.mask_part)
+    )
+    return sample._replace(id=sample_id, image_part=image_part, mask_part=mask_part)
 
 
 def tiled(samples: Sequence[Sample], side: int, overlap: int) -> list[Sample]:
@@ -22,23 +67,15 @@ def tiled(samples: Sequence[Sample], side: int, overlap: int) -> list[Sample]:
         if len(windows) == 1:
             tiles.append(sample)
             continue
-        image_part = json.loads(sample.image_part) if sample.image_part else {}
-        mask_part = json.loads(sample.mask_part) if sample.mask_part else {}
         for window in windows:
-            tiles.append(
-                sample._replace(
-                    id=f"{sample.id}@{window.top},{window.left}",
-                    size=(window.height, window.width),
-                    image_part=json.dumps(image_part | {"window": window}),
-                    mask_part=json.dumps(mask_part | {"window": window}),
-                )
-            )
+            tile = _with_part(sample, f"{sample.id}@{window.top},{window.left}", window=window)
+            tiles.append(tile._replace(size=(window.height, window.width)))
     return tiles
 
 
 def without_tile(sample_id: str) -> str:
-    """The id of the image that a tile is part of."""
-    return re.sub(r"@\d+,\d+$", "", sample_id)
+    """The id of the image that a tile or a page is part of."""
+    return re.sub(r"(@p\d+)?(@\d+,\d+)?$", "", sample_id)
 
 
 def tile_windows(size: tuple[int, int], side: int, overlap: int | None) -> Iterator[Window]:

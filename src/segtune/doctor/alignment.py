@@ -6,7 +6,7 @@ sharp peak at the shift between them; for a mask that belongs to another image i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,16 @@ TOLERANCE = 1  # shifts up to this count as none: a boundary lies between two pi
 NEIGHBOURHOOD = 12  # radius of the local mean that is taken off, so that busy regions do not count more than calm ones
 LEAST_EDGES = 100  # boundary pixels below which nothing is said
 DOUBTFUL = 4.0  # evidence below which turned and mirrored masks are tried as well
+MOSTLY = 0.75  # share of the changes of value that ignored pixels are part of, for them to be the rim of everything
+RIM_TOLERANCE = 6  # shifts up to this count as none where the boundary is the middle of a rim
+RIM = 16  # steps by which classes grow into a rim, from both sides
+_ALL, _LATER, _EARLIER = slice(None), slice(1, None), slice(-1)
+GROWTH = (
+    ((_LATER, _ALL), (_EARLIER, _ALL)),
+    ((_EARLIER, _ALL), (_LATER, _ALL)),
+    ((_ALL, _LATER), (_ALL, _EARLIER)),
+    ((_ALL, _EARLIER), (_ALL, _LATER)),
+)
 POSES: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # the last three can only be told of squares
     "mirrored left to right": lambda mask: mask[:, ::-1],
     "mirrored top to bottom": lambda mask: mask[::-1],
@@ -38,6 +48,7 @@ class Alignment(NamedTuple):
         noise: spread of the correlations over all shifts; chance reaches 3 times that.
         surface: correlations (33, 33) over shifts of -16 to 16 reduced pixels, (down, right).
         scale: pixels of the file in a reduced pixel.
+        tolerance: reduced pixels that count as no shift.
     """
 
     shift: tuple[int, int]
@@ -46,6 +57,7 @@ class Alignment(NamedTuple):
     noise: float
     surface: np.ndarray
     scale: int
+    tolerance: int = TOLERANCE
 
     @property
     def evidence_here(self) -> float:
@@ -63,13 +75,22 @@ class Alignment(NamedTuple):
         return max(map(abs, self.shift)) // self.scale
 
 
-def align(pixels: np.ndarray, codes: np.ndarray) -> tuple[Alignment | None, dict[str, Alignment]]:
-    """How a mask (H, W) lies on its image (H, W, 3) and, where that is doubtful, the turned and mirrored mask."""
+def align(
+    pixels: np.ndarray, codes: np.ndarray, ignored: Collection[int] = ()
+) -> tuple[Alignment | None, dict[str, Alignment]]:
+    """How a mask (H, W) lies on its image (H, W, 3) and, where that is doubtful, the turned and mirrored mask.
+
+    Args:
+        ignored: codes of ignored pixels; where they part the classes as a rim, the middle of it is the boundary.
+    """
     scale = reduction(codes.shape)
     grey = np.asarray(PIL.Image.fromarray(pixels).convert("L").reduce(scale))
     codes = codes[scale // 2 :: scale, scale // 2 :: scale][: grey.shape[0], : grey.shape[1]]
-    gradient, boundary = image_edges(grey[: codes.shape[0], : codes.shape[1]]), class_edges(codes)
+    whole = without_rims(codes, ignored)
+    gradient, boundary = image_edges(grey[: codes.shape[0], : codes.shape[1]]), class_edges(whole)
     found = measure_alignment(boundary, gradient, scale)
+    if found and whole is not codes:
+        found = found._replace(tolerance=RIM_TOLERANCE)
     if found is None or found.evidence_here >= DOUBTFUL:
         return found, {}
     poses = {}
@@ -83,6 +104,24 @@ def align(pixels: np.ndarray, codes: np.ndarray) -> tuple[Alignment | None, dict
 def reduction(size: tuple[int, ...]) -> int:
     """The whole factor that brings the longer side of (height, width) to at most `LONGEST_SIDE`."""
     return -(-max(size) // LONGEST_SIDE)
+
+
+def without_rims(codes: np.ndarray, ignored: Collection[int]) -> np.ndarray:
+    """(H, W) whose rims of ignored pixels are divided among the classes beside them, where rims part most classes."""
+    is_ignored = np.isin(codes, [*ignored])  # (H, W)
+    across, down = codes[:, 1:] != codes[:, :-1], codes[1:] != codes[:-1]
+    beside = (across & (is_ignored[:, 1:] | is_ignored[:, :-1])).sum() + (
+        down & (is_ignored[1:] | is_ignored[:-1])
+    ).sum()
+    if beside <= MOSTLY * (across.sum() + down.sum()):
+        return codes
+    filled, rest = codes.copy(), is_ignored.copy()
+    for step in range(RIM):
+        for to, source in (GROWTH, GROWTH[::-1])[step % 2]:
+            taken = rest[to] & ~rest[source]
+            filled[to][taken] = filled[source][taken]
+            rest[to][taken] = False
+    return filled
 
 
 def class_edges(codes: np.ndarray) -> np.ndarray:

@@ -72,7 +72,7 @@ def usual_alignments(compared: Compared) -> dict[str, float]:
 
 def is_shifted(alignment: Alignment, usual: float | None) -> bool:
     """The mask fits clearly better elsewhere; `usual` is the median correlation of a well drawn split."""
-    if alignment.distance <= TOLERANCE or alignment.here > STILL_GOOD * alignment.best:
+    if alignment.distance <= alignment.tolerance or alignment.here > STILL_GOOD * alignment.best:
         return False
     return _is_certain(alignment.best, alignment.evidence_best, usual)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,17 +12,21 @@ import numpy as np
 from segtune.doctor.case import Case
 from segtune.doctor.findings import Finding
 from segtune.errors import listed
-from segtune.labels.mask_values import show_value
+from segtune.labels.mask_values import NO_DATA, show_value
 from segtune.training.class_weights import counted_weights
 from segtune.viz.numbers import count, percent
 
 SHOWN = 8  # names of classes
+
+NODATA = "files of masks call a value nodata"
+NODATA_FIX = "if what the files call nodata is a class, name its value in dataset.labels and set dataset.nodata=class"
 
 IMBALANCE = 20.0  # times as many pixels in the most as in the least frequent class, from which weights are proposed
 
 
 def check_classes(case: Case) -> Iterator[Finding]:
     """All findings about the frequency of classes."""
+    yield from _similar_names(case)
     if case.trusted_splits == case.splits:
         yield from _unused(case)
     if not case.trusted_splits:
@@ -48,13 +54,62 @@ def _unused(case: Case) -> Iterator[Finding]:
     totals = case.pixels.sum(0)[:-1]
     unused = [name for name, pixels in zip(case.label_map.names, totals, strict=True) if not pixels]
     if unused and len(unused) < len(totals):
+        why, fix = _why_unused(case, unused)
         yield Finding(
             "unused-class",
-            "warning",
-            f"{count(len(unused), 'class', 'classes')} that no mask holds: {listed(unused, SHOWN)}",
+            "info" if has_few_masks(case) else "warning",
+            f"{count(len(unused), 'class', 'classes')} that no mask holds: {listed(unused, SHOWN)}{why}",
             numbers={"classes": unused},
-            fix=("remove the names from dataset.labels, or look for the masks that should hold them",),
+            fix=(fix,),
         )
+
+
+def has_few_masks(case: Case) -> bool:
+    """There are fewer masks than classes: a part of a larger data set, of which nothing follows for a class."""
+    return len(case.masks) < case.label_map.num_labels
+
+
+def _why_unused(case: Case, unused: Sequence[str]) -> tuple[str, str]:
+    """What became of all annotations of a class that no mask holds, and the fix."""
+    tally = case.index.tally
+    for fate in tally.fates() if tally else ():
+        if tally and (undrawn := [name for name in tally.never_drawn(fate) if name in unused]):
+            is_crowd = fate.kind == "crowd"
+            fix = "dataset.crowd=class" if is_crowd else fate.fix or "give these classes outlines, or leave them out"
+            return f"; all annotations of {listed(undrawn, SHOWN)} are {fate.what}", fix
+    if _calls_nodata(case):
+        return f"; {NODATA}", NODATA_FIX
+    return "", "remove the names from dataset.labels, or look for the masks that should hold them"
+
+
+def _calls_nodata(case: Case) -> bool:
+    return any(NO_DATA in mask.values.counts for _, mask in case.masks)
+
+
+def _similar_names(case: Case) -> Iterator[Finding]:
+    """Classes that are one but for upper case and blanks."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in case.label_map.names:
+        groups["".join(name.split()).casefold()].append(name)
+    similar = [names for names in groups.values() if len(names) > 1]
+    if not similar:
+        return
+    merged = {name: names[0].strip() for names in similar for name in names}
+    own = case.index.classes or {}
+    if own:
+        table: dict[str, str | None] = {name: merged.get(name, name) for name in own.values() if name}
+    else:
+        keys = case.label_map.ids if case.label_map.ids is not None else case.label_map.mask_colors or {}
+        names = {key: None if target is None else case.label_map.names[target] for key, target in keys.items()}
+        table = {show_value(key): merged.get(name or "", name) for key, name in names.items()}
+    shown = listed([" and ".join(map(repr, names)) for names in similar])
+    yield Finding(
+        "similar-names",
+        "warning",
+        f"classes whose names differ in upper case and blanks alone: {shown}",
+        numbers={"classes": similar},
+        fix=(f"dataset.labels={json.dumps(table)} makes one class of each",),
+    )
 
 
 def _missing_in_splits(case: Case) -> Iterator[Finding]:
@@ -67,7 +122,7 @@ def _missing_in_splits(case: Case) -> Iterator[Finding]:
             learned = split == "train"
             yield Finding(
                 "class-missing-in-split",
-                "error" if learned else "warning",
+                "info" if has_few_masks(case) else "error" if learned else "warning",
                 f"{split} lacks {count(len(missing), 'class', 'classes')} that other splits have: "
                 f"{listed(missing, SHOWN)}, which cannot be {'learned' if learned else 'measured there'}",
                 numbers={"split": split, "classes": missing},
@@ -118,7 +173,9 @@ def _ignored(case: Case) -> Iterator[Finding]:
             "warning" if share > 0.5 else "info",
             f"{percent(share)} of all pixels are ignored ("
             + ", ".join(f"{s} {percent(v)}" for s, v in by_split.items())
-            + ")",
+            + (f"); {NODATA}" if _calls_nodata(case) and share > 0.5 else ")"),
             numbers={"share": float(share), "by_split": {s: float(v) for s, v in by_split.items()}},
-            fix=("if an ignored value is a class, name it in dataset.labels",) if share > 0.5 else (),
+            fix=(NODATA_FIX if _calls_nodata(case) else "if an ignored value is a class, name it in dataset.labels",)
+            if share > 0.5
+            else (),
         )

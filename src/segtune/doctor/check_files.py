@@ -9,6 +9,7 @@ from segtune.doctor.case import Case
 from segtune.doctor.check_alignment import CERTAIN
 from segtune.doctor.findings import Finding, Severity
 from segtune.doctor.sample_facts import Facts
+from segtune.imageio.read import TURNED
 from segtune.viz.numbers import by, count
 
 SCAN_CODES = {  # kinds of problems of an index -> our codes
@@ -22,6 +23,8 @@ FROM_FACTS = ("unreadable", "size_mismatch")  # kinds that the files themselves 
 def check_files(case: Case) -> Iterator[Finding]:
     """All findings about files."""
     yield from _scan_problems(case)
+    yield from _no_samples(case)
+    yield from _annotations(case)
     yield from _unreadable(case)
     yield from _sizes(case)
     yield from _orientations(case)
@@ -39,18 +42,47 @@ def _scan_problems(case: Case) -> Iterator[Finding]:
         yield Finding(code, "error", what, problem.files, numbers, (problem.fix,), samples, samples)
 
 
+def _no_samples(case: Case) -> Iterator[Finding]:
+    """Nothing to learn from, and no other finding that says why."""
+    if not case.facts and not case.index.problems:
+        yield Finding(
+            "no-samples",
+            "error",
+            f"no sample was found, read as {case.index.format}",
+            fix=(
+                "dataset.path, dataset.images and dataset.masks say where the files are, dataset.format what they are",
+            ),
+        )
+
+
+def _annotations(case: Case) -> Iterator[Finding]:
+    """Where the annotations of a file ended; what is an error is a problem of the index as well, and told as that."""
+    tally = case.index.tally
+    if tally is None:
+        return
+    told = {problem.kind for problem in case.index.problems}
+    for fate, entries in tally.losses():
+        if fate.kind not in told:
+            lost = tally.count(fate)
+            message = f"{count(lost, 'annotation')} of {tally.given} {fate.what}"
+            numbers = {"count": lost, "of": tally.given}
+            yield Finding(fate.kind.replace("_", "-"), "warning", message, tuple(entries), numbers, (fate.fix,))
+    yield Finding("annotations", "info", str(tally), numbers={"given": tally.given, "drawn": tally.drawn})
+
+
 def _unreadable(case: Case) -> Iterator[Finding]:
     for what in ("image", "mask"):
         faulty = [facts for facts in case.facts if what in facts.faults]
         if faulty:
-            reasons = Counter(facts.faults[what].partition("(")[0].strip() for facts in faulty)
-            shown = "; ".join(f"{reason} ({number})" for reason, number in reasons.most_common(3))
+            reasons = Counter(facts.faults[what] for facts in faulty)
+            shown = [f"{reason} ({number})" if len(faulty) > 1 else reason for reason, number in reasons.most_common(3)]
+            rest = f"; and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
             yield case.finding(
                 "unreadable",
                 "error",
-                f"{count(len(faulty), what)} cannot be read: {shown}",
+                f"{count(len(faulty), what)} cannot be read: {'; '.join(shown)}{rest}",
                 [facts.sample for facts in faulty],
-                "replace these files",
+                "do what the reason says; replace files that are damaged",
                 {"faults": {facts.sample.id: facts.faults[what] for facts in faulty}},
                 of="image" if what == "image" else "mask",
             )
@@ -88,27 +120,51 @@ def _explain_sizes(different: Sequence[tuple[object, tuple[int, int], tuple[int,
 
 
 def _orientations(case: Case) -> Iterator[Finding]:
-    """A camera's note in the image that the mask does not have; without it the two would lie on each other."""
+    """A camera's note in the image that the mask does not have; without it the two would lie on each other.
+
+    Where the note exchanges height and width, equal sizes say that the mask was drawn on the picture as it is shown.
+    Annotations are, by all tools that are known: only what can be seen speaks against it.
+    """
     turned = [facts for facts in case.facts if facts.is_turned]
     wrong = [f for f in turned if (f.image and f.mask and f.image.size != f.mask.size) or _is_aligned_unturned(f)]
-    right = [f for f in turned if f.alignment and f.alignment.evidence_here >= CERTAIN]
-    clear = {facts.sample for facts in (*wrong, *right)}
-    unclear = [facts for facts in turned if facts.sample not in clear]
-    groups: tuple[tuple[Sequence[Facts], Severity, str], ...] = (
-        (wrong, "error", "turned by an EXIF orientation, while the mask was drawn on the picture as it is stored"),
-        (unclear, "warning", "turned by an EXIF orientation that the mask lacks, and whether they fit cannot be seen"),
+    known = {facts.sample for facts in turned if _fits_as_shown(facts)} | {facts.sample for facts in wrong}
+    unclear = [facts for facts in turned if facts.sample not in known]
+    remove = "remove the entry from these images: exiftool -Orientation= -overwrite_original FILES"
+    look = "look at them (segtune data preview): only of those whose mask lies on the picture as it is stored, "
+    groups: tuple[tuple[Sequence[Facts], Severity, str, str], ...] = (
+        (
+            wrong,
+            "error",
+            "turned by an EXIF orientation, while the mask was drawn on the picture as it is stored",
+            remove,
+        ),
+        (
+            unclear,
+            "warning",
+            "turned by an EXIF orientation that the mask lacks, and whether they fit cannot be seen",
+            look + remove.replace("these images", "the image"),
+        ),
     )
-    for group, severity, what in groups:
+    for group, severity, what, fix in groups:
         if group:
             yield case.finding(
                 "exif-mismatch",
                 severity,
                 f"{count(len(group), 'image')} {what}",
                 [facts.sample for facts in group],
-                "remove the entry from these images: exiftool -Orientation= -overwrite_original FILES",
+                fix,
                 {"orientations": {facts.sample.id: facts.image.header.orientation for facts in group if facts.image}},
                 of="image",
             )
+
+
+def _fits_as_shown(facts: Facts) -> bool:
+    if facts.image is None or facts.mask is None:
+        return False
+    height, width = facts.image.size
+    told_by_size = facts.image.header.orientation in TURNED and height != width and facts.mask.size == (height, width)
+    seen = facts.alignment is not None and facts.alignment.evidence_here >= CERTAIN
+    return told_by_size or facts.mask.drawn or seen
 
 
 def _is_aligned_unturned(facts: Facts) -> bool:

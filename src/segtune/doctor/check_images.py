@@ -33,7 +33,7 @@ def check_images(case: Case) -> Iterator[Finding]:
 
 def _unusual_sizes(case: Case) -> Iterator[Finding]:
     sized = [(facts.sample, facts.image.size) for facts in case.facts if facts.image]
-    if len(sized) < LEAST_IMAGES:
+    if len(sized) < LEAST_IMAGES or case.transforms.short_side:
         return
     areas = np.log2([height * width for _, (height, width) in sized])
     away = np.abs(areas - np.median(areas))

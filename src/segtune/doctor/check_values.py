@@ -199,6 +199,9 @@ def _describe_unnamed(case: Case, masks: Masks) -> Finding:
     masks = sorted(masks, key=lambda item: -sum(case.unknown(item[1]).values()))
     entries = json.dumps({show_value(value): "<class>" for value, _ in totals.most_common(8)})[1:-1]
     hint, advice = _explain_colors(case, totals) if is_color else _explain_ids(case, masks, totals)
+    if not advice:
+        slip, advice = _explain_near_miss(case, masks, totals)
+        hint = slip or hint
     code, word = ("unnamed-colors", "colours") if is_color else ("unnamed-ids", "ids")
     return _finding(
         case,
@@ -222,6 +225,22 @@ def _explain_ids(case: Case, masks: Masks, totals: Counter[Any]) -> tuple[str, s
     table = json.dumps({str(key + 1): name for key, name in names.items()})
     advice = f"dataset.labels={table}" if _is_usual(case, masks) else "subtract 1 from the ids of these masks"
     return "; none of them holds 0, so that their ids are 1 higher than named", advice
+
+
+def _explain_near_miss(case: Case, masks: Masks, totals: Counter[Any]) -> tuple[str, str]:
+    """One named value that no mask holds, beside one unnamed value that most hold: a slip of the pen."""
+    table: Mapping[Any, int | None] = case.label_map.mask_colors or case.label_map.ids or {}
+    held = Counter(value for _, mask in case.masks for value in case.counts(mask))
+    absent = [value for value, target in table.items() if target is not None and not held[value]]
+    frequent = [
+        value for value in totals if _is_usual(case, [item for item in masks if value in case.unknown(item[1])])
+    ]
+    if len(absent) != 1 or len(frequent) != 1:
+        return "", ""
+    name = {value: None if target is None else case.label_map.names[target] for value, target in table.items()}
+    right = {show_value(frequent[0] if value == absent[0] else value): own for value, own in name.items()}
+    hint = f"; {show_value(absent[0])} ({name[absent[0]]}) is held by none, and may be meant"
+    return hint, f"dataset.labels={json.dumps(right)}"
 
 
 def _explain_colors(case: Case, totals: Counter[Any]) -> tuple[str, str]:

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
+from segtune.data.checks import check_nodata
 from segtune.data.class_names import refuse_one_class
 from segtune.data.config import DatasetConfig, TransformConfig
 from segtune.data.dataset import find_label_map, rows_of, scan_dataset
-from segtune.data.index import Sample, in_threads
+from segtune.data.index import DatasetIndex, Sample, in_threads
 from segtune.data.splits import SPLITS, write_split_file
 from segtune.doctor.case import Case, proposed_labels
 from segtune.doctor.check_alignment import check_alignment
@@ -33,7 +34,7 @@ from segtune.doctor.check_values import describe_causes, find_causes
 from segtune.doctor.dry_run import dry_run
 from segtune.doctor.findings import SEVERITIES, Finding, ranked
 from segtune.doctor.sample_facts import Opener, read_facts
-from segtune.errors import UsageError
+from segtune.errors import DataError, UsageError
 from segtune.inference.device import to_device
 from segtune.inference.processor import load_processor
 from segtune.labels.label_map import LabelMap
@@ -104,21 +105,33 @@ def _examine_data(config: DatasetConfig, transforms: TransformConfig) -> Diagnos
         [*index.samples, *index.rejected], key=lambda sample: (list(SPLITS).index(sample.split), sample.id)
     )
     opener = Opener(index, config)
+    found: list[Finding] = []
+    label_map, fault = _label_map(config, index)
+    if label_map:
+        check_nodata(index, label_map, config.nodata)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of odd EXIF entries and very large pictures
-        facts = in_threads(lambda sample: read_facts(sample, opener, transforms), samples, "examining")
-    found: list[Finding] = []
-    try:
-        label_map, named = find_label_map(config, index), True
-        refuse_one_class(label_map, config.path)
-    except UsageError as error:
-        label_map, named = proposed_labels(facts, config.ignore_index), False
-        found.append(_labels_finding(error, label_map, index.classes))
+        facts = in_threads(lambda sample: read_facts(sample, opener, transforms, label_map), samples, "examining")
+    named = label_map is not None
+    label_map = label_map or proposed_labels(facts, config.ignore_index)
+    if fault and facts:  # without samples there is nothing that a label map could be made of
+        found.append(_labels_finding(fault, label_map, index.classes))
     case = Case(opener, facts, label_map, transforms, named)
     causes = find_causes(case)
     case = replace(case, untrusted=frozenset(sample for masks in causes.values() for sample, _ in masks))
     found += describe_causes(case, causes)
     return Diagnosis(case, tuple(ranked([*found, *_all_checks(case)])))
+
+
+def _label_map(config: DatasetConfig, index: DatasetIndex) -> tuple[LabelMap | None, UsageError | None]:
+    try:
+        label_map = find_label_map(config, index)
+        refuse_one_class(label_map, config.path)
+        return label_map, None
+    except UsageError as error:
+        return None, error
+    except DataError:  # there is no sample to propose labels from: the problems of the index say why
+        return None, None
 
 
 def _all_checks(case: Case) -> Iterator[Finding]:

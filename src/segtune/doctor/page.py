@@ -152,7 +152,7 @@ def picture_of(case: Case, sample: Sample) -> str:
 
     Where the two differ in size, the right side is the mask alone.
     """
-    pixels, mask = read_for_display(sample, case.opener)
+    pixels, mask = read_for_display(sample, case.opener, case.label_map.by_color)
     labels, label_map = _labels(case, mask)
     if pixels.shape[:2] == labels.shape:
         right = overlay(pixels, labels, label_map, legend=False)
@@ -163,7 +163,7 @@ def picture_of(case: Case, sample: Sample) -> str:
 
 def overlay_of(case: Case, sample: Sample) -> str | None:
     """The image with the mask over it, as a data URL; None where they differ in size."""
-    pixels, mask = read_for_display(sample, case.opener)
+    pixels, mask = read_for_display(sample, case.opener, case.label_map.by_color)
     labels, label_map = _labels(case, mask)
     if pixels.shape[:2] != labels.shape:
         return None

@@ -22,6 +22,7 @@ from segtune.doctor.alignment import Alignment, align
 from segtune.errors import DataError
 from segtune.imageio.read import (
     SUFFIXES,
+    FractionsError,
     Header,
     Pixels,
     for_display,
@@ -30,7 +31,8 @@ from segtune.imageio.read import (
     read_image,
     read_mask,
 )
-from segtune.labels.mask_values import decode_value, mask_codes
+from segtune.labels.label_map import LabelMap
+from segtune.labels.mask_values import NO_DATA, decode_value, encode_value, mask_codes
 
 if TYPE_CHECKING:
     import datasets
@@ -82,6 +84,7 @@ class ImageFacts:
         highest: the largest value, of any channel; `white` is what it could be at most (None: declared otherwise).
         mean: (C,), of values from 0 to 1; `std` likewise.
         thumbnail: (16, 16) float32: grey, free of its local mean, of length 1 (0 for a blank image).
+        detail: (32, 32) float16, likewise.
     """
 
     size: tuple[int, int]
@@ -92,6 +95,7 @@ class ImageFacts:
     mean: np.ndarray
     std: np.ndarray
     thumbnail: np.ndarray
+    detail: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +108,7 @@ class MaskFacts:
         digest: of the values.
         values: what it holds.
         palette: index -> colour, of the values it holds, for palette pictures.
+        drawn: it is no file of its own, but drawn from annotations on a picture as it is shown.
     """
 
     size: tuple[int, int]
@@ -111,6 +116,7 @@ class MaskFacts:
     digest: str
     values: ValueFacts
     palette: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
+    drawn: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +144,12 @@ class Facts:
         return bool(self.image and self.mask and self.image.header.orientation != self.mask.header.orientation)
 
 
-def read_facts(sample: Sample, opener: Opener, transforms: TransformConfig) -> Facts:
-    """Read the image and the mask of a sample; what cannot be read becomes a fault."""
+def read_facts(sample: Sample, opener: Opener, transforms: TransformConfig, label_map: LabelMap | None = None) -> Facts:
+    """Read the image and the mask of a sample; what cannot be read becomes a fault.
+
+    Args:
+        label_map: the data set's, where there is one: whether colours count, and which pixels are ignored.
+    """
     faults: dict[str, str] = {}
     image = mask = pixels = codes = None
     is_color = False
@@ -149,21 +159,21 @@ def read_facts(sample: Sample, opener: Opener, transforms: TransformConfig) -> F
         image = _image_facts(shown, pixels, header, transforms)
     with _note(faults, "mask"):
         stored, header = opener.mask(sample)
-        codes, is_color = mask_codes(_stored(stored))
-        mask = _mask_facts(codes, is_color, header)
+        codes, is_color = mask_codes(_stored(stored, label_map is not None and label_map.by_color))
+        mask = _mask_facts(codes, is_color, header, opener.draws_masks)
     if image is None or pixels is None or codes is None or pixels.shape[:2] != codes.shape:
         return Facts(sample, image, mask, faults)
-    found, poses = align(pixels, codes)
+    found, poses = align(pixels, codes, _ignored_codes(label_map))
     return Facts(sample, image, mask, faults, found, poses, _color_histograms(pixels, codes, is_color))
 
 
-def read_for_display(sample: Sample, opener: Opener) -> tuple[np.ndarray, np.ndarray]:
+def read_for_display(sample: Sample, opener: Opener, colors: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """The image for people (H, W, 3) uint8 and the mask as it is stored: ids (H, W) or colours (H, W, 3).
 
     Raises:
         DataError: one of them cannot be read.
     """
-    return for_display(opener.image(sample)[0]), _stored(opener.mask(sample)[0])
+    return for_display(opener.image(sample)[0]), _stored(opener.mask(sample)[0], colors)
 
 
 @contextmanager
@@ -180,7 +190,7 @@ def _image_facts(shown: Pixels, pixels: np.ndarray, header: Header, transforms: 
     values = read_image(shown, channels, raw)  # (H, W, C)
     low, high = transforms.value_range or (0, 255)
     mean, std = mean_and_std(channel_sums(values.reshape(-1, values.shape[2])))
-    array = np.asarray(shown)
+    array, grey = np.asarray(shown), PIL.Image.fromarray(pixels).convert("L")
     white = {"B": 255, "H": 65535, "i": 65535}.get(array.dtype.char) if not raw else None
     return ImageFacts(
         size=(pixels.shape[0], pixels.shape[1]),
@@ -190,22 +200,31 @@ def _image_facts(shown: Pixels, pixels: np.ndarray, header: Header, transforms: 
         white=white,
         mean=(mean - low) / (high - low),
         std=std / (high - low),
-        thumbnail=_thumbnail(pixels),
+        thumbnail=_thumbnail(grey, THUMBNAIL),
+        detail=_thumbnail(grey, 2 * THUMBNAIL).astype(np.float16),
     )
 
 
-def _mask_facts(codes: np.ndarray, is_color: bool, header: Header) -> MaskFacts:
+def _mask_facts(codes: np.ndarray, is_color: bool, header: Header, drawn: bool) -> MaskFacts:
     values = value_facts(codes, is_color)
     palette = {index: color for index, color in enumerate(header.palette) if index in values.counts}
     height, width = codes.shape
-    return MaskFacts((height, width), header, _digest(codes), values, palette)
+    return MaskFacts((height, width), header, _digest(codes), values, palette, drawn)
 
 
-def _stored(mask: Pixels) -> np.ndarray:
+def _ignored_codes(label_map: LabelMap | None) -> list[int]:
+    """The codes of ignored pixels."""
+    table: Mapping[Any, int | None] = (label_map.mask_colors or label_map.ids or {}) if label_map else {}
+    ignored = [encode_value(value) for value, target in table.items() if target is None]
+    also = label_map is not None and not label_map.by_color and label_map.ignore_index not in table
+    return [NO_DATA, *ignored, *([label_map.ignore_index] if label_map and also else [])]
+
+
+def _stored(mask: Pixels, colors: bool) -> np.ndarray:
     """A mask as it is stored; fractions are kept, for a finding about them."""
     try:
-        return read_mask(mask)
-    except DataError:
+        return read_mask(mask, colors)
+    except FractionsError:
         return np.asarray(mask)
 
 
@@ -253,12 +272,11 @@ def _digest(pixels: np.ndarray) -> str:
     return hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest()
 
 
-def _thumbnail(pixels: np.ndarray) -> np.ndarray:
-    grey = PIL.Image.fromarray(pixels).convert("L")
-    small = np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), PIL.Image.Resampling.BOX), dtype=np.float32)
+def _thumbnail(grey: PIL.Image.Image, side: int) -> np.ndarray:
+    small = np.asarray(grey.resize((side, side), PIL.Image.Resampling.BOX), dtype=np.float32)
     padded = np.pad(small, 1, mode="edge")
-    means = sum(padded[i : i + THUMBNAIL, j : j + THUMBNAIL] for i in range(3) for j in range(3)) / 9
-    small = small - means  # (16, 16)
+    means = sum(padded[i : i + side, j : j + side] for i in range(3) for j in range(3)) / 9
+    small = small - means  # (side, side)
     length = float(np.linalg.norm(small))
     return small / length if length > 1 else np.zeros_like(small)
 
@@ -278,6 +296,11 @@ class Opener:
 
     def __init__(self, index: DatasetIndex, config: DatasetConfig) -> None:
         self.index, self.config = index, config
+
+    @property
+    def draws_masks(self) -> bool:
+        """Masks are drawn from annotations."""
+        return self.index.format not in PLAIN and self.index.tables is None
 
     def image(self, sample: Sample) -> tuple[Pixels, Header]:
         """The image as it is stored, and what its header says. Raises DataError where it cannot be read."""

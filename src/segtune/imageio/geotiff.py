@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,12 +15,15 @@ import numpy as np
 import PIL.Image
 
 from segtune.errors import DataError, UsageError
+from segtune.imageio.encoded import choose, open_encoded, tags_of
 
 TIFFS = {".tif", ".tiff"}
 BANDS, PIXEL_SCALE, TIE_POINTS, TRANSFORMATION, NODATA = 277, 33550, 33922, 34264, 42113  # tags of TIFF
 BLOCK = 256  # side of the tiles of what is written; so many rows are compressed at once
 LARGEST = 2**31  # bytes that are unpacked at once
 CACHE = 64 * 2**20  # bytes of GDAL's cache of blocks, which is a twentieth of the memory by default
+HELD = 2  # files whose windows are read that a thread keeps open: an image and its mask
+_held = threading.local()
 _filters = threading.Lock()  # the filters of warnings are one for all threads
 
 
@@ -33,15 +37,10 @@ class Georeference(NamedTuple):
 def read_tags(path: Path) -> Any | None:
     """The tags of a TIFF by number, as Pillow reads them; none of another picture; None where Pillow cannot open it."""
     try:
-        with PIL.Image.open(path) as picture:
+        with open_encoded(path) as picture:
             return tags_of(picture)
     except PIL.UnidentifiedImageError:
         return None
-
-
-def tags_of(picture: PIL.Image.Image) -> Any:
-    """The tags of a TIFF that Pillow has opened; none of another picture."""
-    return getattr(picture, "tag_v2", {})
 
 
 def has_position(tags: Any) -> bool:
@@ -63,8 +62,8 @@ def is_georeferenced(path: Path) -> bool:
 def is_for_pillow(path: Path) -> bool:
     """Whether Pillow reads every band of a TIFF as it is."""
     try:
-        with PIL.Image.open(path) as picture:
-            return tags_of(picture).get(BANDS, 1) == len(picture.getbands())
+        with open_encoded(path) as picture:
+            return bool(tags_of(picture).get(BANDS, 1) == len(picture.getbands()))
     except PIL.UnidentifiedImageError:
         return False
 
@@ -73,6 +72,16 @@ def nodata_of(picture: PIL.Image.Image) -> float | None:
     """The value that stands for "no data" in a GeoTIFF that Pillow has opened."""
     text = tags_of(picture).get(NODATA)
     return None if text is None else float(str(text).strip("\x00 "))
+
+
+def nodata_value(path: Path) -> float | None:
+    """The value that stands for "no data" in a TIFF, from its header."""
+    tags = read_tags(path)
+    if tags is None:
+        with _open(path) as raster:
+            value: float | None = raster.nodata
+            return value
+    return None if NODATA not in tags else float(str(tags[NODATA]).strip("\x00 "))
 
 
 def without_nodata(pixels: np.ndarray, nodata: float | None) -> np.ndarray:
@@ -107,20 +116,57 @@ def same_grid(one: tuple[float, ...] | None, other: tuple[float, ...] | None) ->
     return all(abs(a - b) <= 0.01 * pixel for a, b in zip(one, other, strict=True))
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """(height, width) of any TIFF."""
+def read_size(path: Path) -> tuple[tuple[int, int], int]:
+    """(height, width) of any TIFF, and how many pages it has."""
     with _open(path) as raster:
-        return raster.height, raster.width
+        return (raster.height, raster.width), max(len(raster.subdatasets), 1)
 
 
-def read(path: Path, area: tuple[slice, slice] | None = None) -> np.ndarray:
-    """(H, W) of one band or (H, W, C), or an area (rows, columns) of it; masked (`numpy.ma`) where there is no data."""
-    with _open(path) as raster:
+def read(path: Path, area: tuple[slice, slice] | None = None, frame: int | None = None) -> np.ndarray:
+    """(H, W) of one band or (H, W, C), or an area (rows, columns) of it; masked (`numpy.ma`) where there is no data.
+
+    Args:
+        frame: a page; None where there is only one.
+    """
+    raster = _open_window(path, frame) if area else _open_frame(path, frame)
+    try:
         window = area and tuple((part.start, part.stop) for part in area)
         _check_memory(path, raster, [(stop - start) for start, stop in window] if window else raster.shape)
-        bands, nodata = raster.read(window=window), raster.nodata  # (C, H, W)
+        with import_rasterio(path).Env(GDAL_CACHEMAX=CACHE):
+            bands, nodata = raster.read(window=window), raster.nodata  # (C, H, W)
+    finally:
+        if not area:
+            raster.close()
     pixels = bands[0] if len(bands) == 1 else np.ascontiguousarray(np.moveaxis(bands, 0, 2))  # (H, W) or (H, W, C)
     return without_nodata(pixels, nodata)
+
+
+def _open_frame(path: Path, frame: int | None) -> Any:
+    raster = _open(path)
+    place = choose(raster.subdatasets or [None], frame)
+    if place is None:
+        return raster
+    raster.close()
+    return _open(place)
+
+
+def _open_window(path: Path, frame: int | None) -> Any:
+    """A file that further windows will be read of; kept open, since a PNG is decoded anew from its top otherwise.
+
+    Each thread of each process has its own: GDAL's are not to be shared.
+    """
+    key = os.getpid(), path, frame, path.stat().st_mtime_ns
+    held = _held.__dict__.setdefault("rasters", {})
+    if key in held:
+        held[key] = held.pop(key)  # the last one used is the last one to go
+        return held[key]
+    for old in list(held):
+        if old[0] != key[0] or len(held) >= HELD:
+            raster = held.pop(old)
+            if old[0] == key[0]:
+                raster.close()
+    held[key] = _open_frame(path, frame)
+    return held[key]
 
 
 def _check_memory(path: Path, raster: Any, size: Sequence[int] = (0, 0)) -> None:
@@ -153,7 +199,7 @@ class GeoRaster:
     def __init__(self, path: Path) -> None:
         self.path = path
         with _gdal(path):
-            self._dataset = _open(path)
+            self._dataset = _open_frame(path, None)
         _check_memory(path, self._dataset)
         self.height, self.width, self.channels = self._dataset.height, self._dataset.width, self._dataset.count
         located = self._dataset.crs is not None or not self._dataset.transform.is_identity
@@ -251,7 +297,7 @@ def import_rasterio(path: Path | str) -> Any:
     return rasterio
 
 
-def _open(path: Path, *mode: str, **profile: Any) -> Any:
+def _open(path: Path | str, *mode: str, **profile: Any) -> Any:
     """A data set of rasterio, without its warning where the file does not say where on earth it lies."""
     rasterio = import_rasterio(path)
     with _filters, warnings.catch_warnings():

@@ -18,8 +18,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from segtune.errors import DataError, naming
-from segtune.imageio.geotiff import GeoRaster, has_position, tags_of
+from segtune.imageio.encoded import choose, frame_places, tags_of
+from segtune.imageio.geotiff import GeoRaster, has_position
 from segtune.imageio.read import (
+    LARGE,
     TIFFS,
     ImageLike,
     ReadError,
@@ -33,7 +35,6 @@ from segtune.segformer.image_processing_segformer import channels_last, resize
 
 logger = logging.getLogger(__name__)
 
-LARGE = 2**26  # pixels of an image that is read by rows
 ROWS = 1024  # of a raster that are resized at a time
 
 Item = TypeVar("Item")
@@ -163,6 +164,7 @@ def _is_for_rows(path: Path) -> bool:
     """Whether a file is georeferenced, or so large that it is read by rows; faults are said when it is read."""
     try:
         with open_picture(path) as picture:
+            choose(frame_places(picture), None)
             if has_position(tags_of(picture)):
                 return True
             is_plain = picture.mode in {"L", "RGB", "RGBA"} and orientation_of(picture) == 1

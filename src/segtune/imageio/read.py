@@ -13,22 +13,30 @@ import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
 from segtune.errors import DataError, UsageError
 from segtune.imageio import geotiff
+from segtune.imageio.encoded import check_decodable, choose, frame_places, open_encoded, stored_levels
 from segtune.imageio.geotiff import LARGEST, TIFFS
 from segtune.imageio.walk import check_regular
 
-PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".jp2", ".ppm", ".pgm"}
-WITH_FRAMES = {".gif"}  # Pillow keeps their files open until each picture is gone
+JPEGS = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"}
+JPEGS_2000 = {".jp2", ".j2k", ".jpf", ".jpx", ".jpc", ".j2c"}
+NETPBM = {".pbm", ".pgm", ".ppm", ".pnm"}
+PICTURES = JPEGS | JPEGS_2000 | NETPBM | {".png", ".apng", ".bmp", ".dib", ".webp", ".gif", ".avif", ".tga", ".pcx"}
+WITH_FRAMES = {".gif", ".apng", ".mpo", ".avif"}  # Pillow keeps their files open until each picture is gone
 ARRAYS = {".npy", ".npz"}
 SUFFIXES = PICTURES | ARRAYS | TIFFS
+LARGE = 2**26  # pixels of a picture that is read by rows or windows
+ORIENTATION = PIL.ExifTags.Base.Orientation
 TURNED = (5, 6, 7, 8)  # the EXIF orientations that swap height and width
 
 Pixels = PIL.Image.Image | np.ndarray
@@ -65,6 +73,7 @@ class Header(NamedTuple):
         orientation: of the EXIF entry, from 1 to 8; 1 is upright.
         palette: RGB colours by index.
         lossy: the format does not keep values.
+        frames: how many pages or frames there are.
     """
 
     size: tuple[int, int]
@@ -73,11 +82,16 @@ class Header(NamedTuple):
     orientation: int = 1
     palette: Palette = ()
     lossy: bool = False
+    frames: int = 1
 
 
 def is_picture(name: str) -> bool:
     """Whether a file's name is that of a picture or an array, and not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+class FractionsError(DataError):
+    """A mask that holds fractions, which are no ids."""
 
 
 class ReadError(DataError):
@@ -117,8 +131,6 @@ def _reason(path: Path | str, error: Exception) -> str:
         return "the file is empty"
     if isinstance(error, PIL.UnidentifiedImageError):
         return "it is no picture, or of an unknown format"
-    if isinstance(error, PIL.Image.DecompressionBombError):
-        return f"{error} PIL.Image.MAX_IMAGE_PIXELS = None lifts the limit"
     words = error.strerror if isinstance(error, OSError) else None
     return words or str(error) or type(error).__name__
 
@@ -133,15 +145,37 @@ def open_picture(path: Path | str, content: bytes | None = None) -> Iterator[PIL
     with read_errors(path):
         if content is None:
             check_regular(path)
-        with PIL.Image.open(path if content is None else io.BytesIO(content)) as picture:
+        with open_encoded(path if content is None else io.BytesIO(content)) as picture:
             yield picture
+
+
+def read_picture(path: Path | str, content: bytes | None = None, frame: int | None = None) -> PIL.Image.Image:
+    """A picture from a file or from `content`, which `path` then names in errors; upright.
+
+    Args:
+        frame: the one that is wanted, counted from 0; None where there is only one.
+
+    Raises:
+        ReadError: it cannot be read, is too large to be decoded as a whole, or holds several frames.
+    """
+    with open_picture(path, content) as picture:
+        return load_picture(picture, frame)
+
+
+def load_picture(picture: PIL.Image.Image, frame: int | None = None) -> PIL.Image.Image:
+    """A picture that is open, decoded and upright; see `read_picture`."""
+    picture.seek(choose(frame_places(picture), frame))
+    check_decodable(picture)
+    picture.load()
+    return PIL.ImageOps.exif_transpose(picture)
 
 
 def orientation_of(picture: PIL.Image.Image) -> int:
     """The EXIF orientation that is still to be applied to a picture, from 1 (upright) to 8."""
     # Pillow turns TIFF by itself, and would read all of a PNG to look for an orientation behind the pixels.
     has_exif = picture.format != "TIFF" and (picture.format != "PNG" or "exif" in picture.info)
-    return int(picture.getexif().get(PIL.Image.ExifTags.Base.Orientation, 1)) if has_exif else 1
+    noted = picture.getexif().get(ORIENTATION, 1) if has_exif else 1
+    return noted if noted in range(2, 9) else 1  # 0 and other numbers turn nothing
 
 
 def read_header(path: Path) -> Header:
@@ -156,50 +190,75 @@ def read_header(path: Path) -> Header:
         if path.suffix.lower() in ARRAYS:
             return Header(_array_size(path))
         if path.suffix.lower() in TIFFS and not geotiff.is_for_pillow(path):
-            return Header(geotiff.read_size(path))
-        with PIL.Image.open(path) as picture:
+            size, frames = geotiff.read_size(path)
+            return Header(size, frames=frames)
+        with open_encoded(path) as picture:
             values = (picture.getpalette() or []) if picture.mode == "P" else []
             palette = tuple(zip(values[::3], values[1::3], values[2::3], strict=False))
             lossy = _is_lossy(picture.format, path)
             orientation = orientation_of(picture)
             size = picture.size if orientation in TURNED else (picture.height, picture.width)
-            return Header(size, picture.mode, picture.format or "", orientation, palette, lossy)
+            frames = len(frame_places(picture))
+            return Header(size, picture.mode, picture.format or "", orientation, palette, lossy, frames)
 
 
-def read_size(path: Path) -> tuple[int, int] | ReadError:
-    """(height, width) as a file is shown, from its header; the error, where it cannot be read, for a list of them."""
+def try_header(path: Path) -> Header | ReadError:
+    """The header of a file; the error, where it cannot be read, for a list of them."""
     try:
-        return read_header(path).size
+        return read_header(path)
     except ReadError as error:
         return error
 
 
-def read_file(path: Path, window: Window | None = None) -> Pixels:
+def read_file(path: Path, window: Window | None = None, frame: int | None = None) -> Pixels:
     """A file, or a window of it, as a picture, or as an array of numbers (H, W) or (H, W, C).
 
     An array is masked (`numpy.ma`) where the file says that it has no data.
 
+    Args:
+        frame: the page or frame that is wanted, counted from 0; None where there is only one.
+
     Raises:
-        ReadError: the file cannot be read.
+        ReadError: the file cannot be read, or holds several frames.
         UsageError: it needs rasterio, which is not installed.
     """
-    suffix, area, nodata = path.suffix.lower(), window and window.area, None
+    suffix, nodata = path.suffix.lower(), None
     pixels: Pixels
     with read_errors(path):
         check_regular(path)
         if suffix in ARRAYS:
             pixels = channels_at_end(_load_array(path))
-        elif suffix in TIFFS and (window or not geotiff.is_for_pillow(path)):
-            return geotiff.read(path, area)
+        elif suffix in TIFFS and not geotiff.is_for_pillow(path):
+            return geotiff.read(path, window and window.area, frame)
         else:
-            with PIL.Image.open(path) as picture:
-                picture.load()
+            with open_encoded(path) as picture:
+                place = choose(frame_places(picture), frame)
+                if window and _is_for_windows(picture, place):
+                    return _read_window(path, window, picture, frame)
                 nodata = geotiff.nodata_of(picture)
-                pixels = PIL.ImageOps.exif_transpose(picture)
+                pixels = load_picture(picture, frame)
     pixels = window.crop(pixels) if window else pixels
-    if suffix in ARRAYS:
+    if isinstance(pixels, np.ndarray):
         return np.array(pixels)  # no longer mapped to the file
-    return pixels if nodata is None else geotiff.without_nodata(np.asarray(pixels), nodata)
+    return pixels if nodata is None else geotiff.without_nodata(stored_levels(pixels), nodata)
+
+
+def _is_for_windows(picture: PIL.Image.Image, place: int) -> bool:
+    """Whether windows are read through rasterio: of TIFF, and of what is too large to be decoded for each of them."""
+    is_upright = orientation_of(picture) == 1 and geotiff.tags_of(picture).get(ORIENTATION, 1) == 1
+    if not is_upright or find_spec("rasterio") is None:
+        return False
+    return picture.format == "TIFF" or (math.prod(picture.size) > LARGE and place == 0)
+
+
+def _read_window(path: Path, window: Window, picture: PIL.Image.Image, frame: int | None) -> Pixels:
+    """A window; of a palette picture as one, since its colours may be meant."""
+    pixels = geotiff.read(path, window.area, frame)
+    if picture.mode != "P" or pixels.dtype != np.uint8 or isinstance(pixels, np.ma.MaskedArray):
+        return pixels
+    indices = PIL.Image.fromarray(pixels)
+    indices.putpalette(picture.getpalette() or b"")
+    return indices
 
 
 def open_image(image: str | os.PathLike[str] | PIL.Image.Image) -> Pixels:
@@ -324,27 +383,68 @@ def _pil_array(image: PIL.Image.Image, channels: int, raw: bool) -> np.ndarray:
     return np.asarray(image)
 
 
-def read_mask(mask: Pixels) -> np.ndarray:
+def read_mask(mask: Pixels, colors: bool = False) -> np.ndarray:
     """A mask as it is stored: ids (H, W) of the file's own type, palette indices among them, or colours (H, W, 3).
 
+    Args:
+        colors: a palette picture is its colours, since the label map names colours.
+
     Raises:
-        DataError: fractions, which are no ids.
+        DataError: fractions, which are no ids; another number of channels than a picture has; classes in the
+            transparency.
     """
     if isinstance(mask, PIL.Image.Image):
-        if mask.mode in ("LA", "PA"):
-            mask = mask.getchannel(0)
-        elif mask.mode not in ("1", "L", "P", "F", "RGB") and not mask.mode.startswith("I"):
-            mask = mask.convert("RGB")
+        mask = _mask_array(mask, colors)
+    mask = np.asanyarray(mask)
+    if mask.dtype.kind not in "buif" or mask.ndim not in (2, 3):
+        raise DataError(f"a mask of {mask.dtype} {mask.shape}: expected whole numbers (H, W) or colours (H, W, 3)")
+    if mask.ndim == 3:
+        if mask.shape[2] > 4:
+            raise DataError(
+                f"a mask of {mask.shape[2]} channels: one of ids has one, one of colours has 3; if each stands for a "
+                "class, set dataset.one_hot=true"
+            )
+        mask = _without_alpha(mask)
     if not isinstance(mask, np.ma.MaskedArray):
         return _whole_numbers(np.asarray(mask))
     return np.ma.masked_array(_whole_numbers(np.ma.filled(mask, 0)), np.ma.getmaskarray(mask))
+
+
+def _mask_array(mask: PIL.Image.Image, colors: bool) -> np.ndarray:
+    if mask.mode == "PA":
+        mask = mask.convert("RGBA") if colors else mask
+    elif (mask.mode == "P" and colors) or mask.mode not in ("1", "L", "P", "F", "RGB", "RGBA", "LA", "I", "I;16"):
+        mask = mask if mask.mode.startswith("I") else mask.convert("RGB")
+    return stored_levels(mask)
+
+
+def _without_alpha(mask: np.ndarray) -> np.ndarray:
+    """Ids (H, W) or colours (H, W, 3) of (H, W, 1 to 4), of which the second or fourth channel is the transparency."""
+    count = mask.shape[2]
+    if count in (2, 4) and not isinstance(mask, np.ma.MaskedArray):
+        alpha = mask[:, :, -1]
+        is_clear = alpha < alpha.max() / 2
+        if is_clear.any():
+            _check_alpha(mask[:, :, : count - 1], is_clear)
+    return mask[:, :, 0] if count < 3 else mask[:, :, :3]
+
+
+def _check_alpha(mask: np.ndarray, is_clear: np.ndarray) -> None:
+    """Raises DataError where pixels of one colour differ by their transparency alone."""
+    codes = mask.astype(np.int64) @ [2 ** (32 - 16 * i) for i in range(mask.shape[2])]  # (H, W)
+    if both := np.intersect1d(codes[is_clear], codes[~is_clear])[:1].tolist():
+        example = mask[codes == both[0]][0].tolist()
+        raise DataError(
+            f"pixels of one colour, {example}, are opaque and transparent: the classes seem to be in the transparency, "
+            "which is not read. Save that as the mask: Image.open(old).getchannel('A').save(new)"
+        )
 
 
 def _whole_numbers(mask: np.ndarray) -> np.ndarray:
     if mask.dtype.kind != "f":
         return mask
     if not (np.isfinite(mask).all() and (mask == np.rint(mask)).all()):
-        raise DataError(f"a mask of {mask.dtype} that holds fractions: a mask holds whole numbers")
+        raise FractionsError(f"a mask of {mask.dtype} that holds fractions: a mask holds whole numbers")
     return mask.astype(np.int32)
 
 

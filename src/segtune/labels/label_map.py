@@ -245,6 +245,11 @@ class LabelMap:
         }
 
     @property
+    def by_color(self) -> bool:
+        """Masks hold colours; those of a palette picture count, and not its indices."""
+        return self.mask_colors is not None
+
+    @property
     def num_labels(self) -> int:
         return len(self.names)
 

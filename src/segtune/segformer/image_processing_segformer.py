@@ -287,7 +287,13 @@ class SegformerImageProcessor(ImageProcessingMixin):
 
     def _prepare_image(self, image: np.ndarray) -> np.ndarray:
         """`(H, W, C)` of any real type to float32 `(C, h, w)`."""
-        if self.do_rescale and self.rescale_factor < 1 and image.dtype.kind == "f" and image.max() <= 1:
+        if (
+            self.do_rescale
+            and self.rescale_factor < 1
+            and image.dtype.kind == "f"
+            and image.min() >= 0
+            and image.max() <= 1
+        ):
             logger.warning_once(
                 f"A floating-point image with no value above 1 is multiplied by {self.rescale_factor:g}; pass "
                 "do_rescale=False where images are already between 0 and 1."

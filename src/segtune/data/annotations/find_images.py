@@ -18,7 +18,7 @@ from segtune.data.config import DatasetConfig
 from segtune.data.index import DatasetIndex, Sample, in_threads
 from segtune.data.splits import all_names, split_names
 from segtune.errors import DataError, UsageError, listed
-from segtune.imageio.read import ReadError, is_picture, read_size
+from segtune.imageio.read import Header, ReadError, is_picture, try_header
 from segtune.imageio.walk import walk_folders
 
 logger = logging.getLogger(__name__)
@@ -166,8 +166,9 @@ def keep_annotated(
     faults: dict[str, dict[str, str]] = {"unreadable": {}, "size_mismatch": {}, "annotation_unreadable": {}}
     tally, names = tally_of(index), index.classes or {}
     pairs = list(zip(samples, parts, strict=True))
-    sizes = in_threads(_shown_size, samples, "reading headers")
-    for (sample, part), size in zip(pairs, sizes, strict=True):
+    headers = in_threads(_image_header, samples, "reading headers")
+    for (sample, part), header in zip(pairs, headers, strict=True):
+        size = header if isinstance(header, ReadError) else header.size
         shapes, ends = _look(sample, part, size, shapes_of)
         if "shapes" not in part:
             tally.give(len(shapes))
@@ -175,7 +176,8 @@ def keep_annotated(
         tally.annotated[sample.split] += bool(shapes or part.get("segments"))
         if isinstance(size, tuple) and isinstance(ends, list) and (0 in sample.size or sample.size == size):
             text = json.dumps({**part, "size": size}, separators=(",", ":"))
-            index.samples.append(sample._replace(size=size, mask_part=text))
+            frames = (getattr(header, "frames", 1), 1)
+            index.samples.append(sample._replace(size=size, mask_part=text, frames=frames))
             _count(index, sample, shapes, ends)
             for value in part.get("segments", {}).values():
                 tally.end(CROWD if value is None else None, "", names.get(value) or "")
@@ -229,9 +231,9 @@ def _length(part: Mapping[str, Any]) -> int:
     return len(part.get("shapes") or part.get("segments") or ())
 
 
-def _shown_size(sample: Sample) -> tuple[int, int] | ReadError:
-    """From the image's header; what the annotation states, where the image is part of it."""
-    return sample.size if sample.image == sample.mask else read_size(sample.image)
+def _image_header(sample: Sample) -> Header | ReadError:
+    """Of the image's file; what the annotation states, where the image is part of it."""
+    return Header(sample.size) if sample.image == sample.mask else try_header(sample.image)
 
 
 def sample_id(name: str) -> str:

@@ -124,7 +124,7 @@ class SampleEncoder:
             return list(self._encoded(decoded(self._undecoded[number]), cells))
 
     def _encoded(self, row: Mapping[str, Any], cells: Mapping[str, Any]) -> Iterator[EncodedSample]:
-        picture, mask = row["image"], read_mask(row["mask"])
+        picture, mask = row["image"], read_mask(row["mask"], self.source.by_color)
         labels = open_pair(row, self.source)[1][:, :]  # (H, W)
         height, width = labels.shape
         stored = self.target.stored(mask, labels, self.source)

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from segtune.data.formats.foreign import unread_files
 from segtune.data.index import DatasetIndex, Sample, in_threads
 from segtune.imageio.geotiff import grid_of, same_grid
-from segtune.imageio.read import SUFFIXES, TIFFS, ReadError, read_size
+from segtune.imageio.read import SUFFIXES, TIFFS, Header, ReadError, try_header
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,10 @@ def keep_same_sizes(index: DatasetIndex, samples: Sequence[Sample], resize_image
     """
     faults: dict[str, dict[str, str]] = {"unreadable": {}, "size_mismatch": {}, "grid_mismatch": {}}
     found = in_threads(_read_headers, samples, "reading headers")
-    for sample, (sizes, on_one_grid) in zip(samples, found, strict=True):
+    for each, (headers, on_one_grid) in zip(samples, found, strict=True):
+        frames = tuple(getattr(header, "frames", 1) for header in headers)
+        sample = each._replace(frames=(frames[0], frames[1]))
+        sizes = tuple(header if isinstance(header, ReadError) else header.size for header in headers)
         if isinstance(sizes[0], tuple) and sizes[0] == sizes[1] and on_one_grid:
             index.samples.append(sample._replace(size=sizes[0]))
             continue
@@ -170,14 +173,14 @@ def _same_shape(one: tuple[int, int] | ReadError, other: tuple[int, int] | ReadE
     return abs(one[0] * other[1] - one[1] * other[0]) < max(*one, *other)
 
 
-def _read_headers(sample: Sample) -> tuple[tuple[tuple[int, int] | ReadError, ...], bool]:
-    """The sizes of both files, and whether they lie on one grid."""
+def _read_headers(sample: Sample) -> tuple[tuple[Header | ReadError, ...], bool]:
+    """The headers of both files, and whether they lie on one grid."""
     paths = sample.image, sample.mask
-    sizes = tuple(map(read_size, paths))
+    headers = tuple(map(try_header, paths))
     is_tiff = all(path.suffix.lower() in TIFFS for path in paths)
-    if not is_tiff or any(isinstance(size, ReadError) for size in sizes):
-        return sizes, True
-    return sizes, same_grid(*map(grid_of, paths))
+    if not is_tiff or any(isinstance(header, ReadError) for header in headers):
+        return headers, True
+    return headers, same_grid(*map(grid_of, paths))
 
 
 # -- names that differ ------------------------------------------------------------------------------------------------
