@@ -36,6 +36,8 @@ try:
 except ImportError:  # transformers 4
     from transformers import SegformerImageProcessor as Theirs
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["wall", "floor", "door"]  # ids 1 to 3 of the masks; 0 is no class
 
 
