@@ -31,6 +31,12 @@ ROOT = Path(__file__).resolve().parents[1]
 COMPLETE = os.environ.get("SEGTUNE_COMPLETE", "1" if os.environ.get("CI") == "true" else "0") == "1"
 
 
+@pytest.fixture(autouse=True)
+def volume(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that was told to be quiet, in this process, leaves the next test as loud as ever."""
+    monkeypatch.setenv("SEGTUNE_QUIET", "0")
+
+
 @pytest.fixture(scope="session")
 def earth() -> Path:
     """The dataset inside the package."""

@@ -73,8 +73,8 @@ def test_labels_by_the_names_of_the_format(
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["car", "road"], r'dataset\.labels: background: not named, though the data has them; .*{"background": null}'),
-        ({"car": "car", "bus": "bus"}, r"dataset\.labels: background, road: not named.*have no 'bus'"),
+        (["car", "road"], r'dataset\.labels: background: not named, though the data has it; .*{"background": null}'),
+        ({"car": "car", "bus": "bus"}, r"dataset\.labels: background, road: not named.*and no 'bus'"),
         (["background", "Car", "road"], r"car: not named.*the labels have 'Car' for 'car'"),
         (
             {"0": "background", "1": "Auto", "2": "road"},
@@ -135,7 +135,7 @@ def test_files_of_names_may_speak_of_the_format(tmp_path: Path) -> None:
     label_map = label_map_of(chosen, tmp_path, CLASSES)
     assert label_map is not None and label_map.names == ("road",)
     (tmp_path / "mine.json").write_text('{"bus": "bus"}')
-    with pytest.raises(UsageError, match=r"mine\.json: background, car, road: not named.*have no 'bus'"):
+    with pytest.raises(UsageError, match=r"mine\.json: background, car, road: not named.*and no 'bus'"):
         label_map_of(chosen, tmp_path, CLASSES)
 
 

@@ -70,7 +70,8 @@ def as_disk(root: Path, sample_id: str) -> None:
 def as_coco(root: Path, sample_id: str) -> None:
     picture(root / f"{sample_id.replace(chr(92), '/').rpartition('/')[2]}.png", 9)
     image = {"id": 1, "file_name": f"{sample_id}.png", "height": 8, "width": 8}
-    data = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "car"}]}
+    car = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[1, 1, 6, 1, 6, 6, 1, 6]]}
+    data = {"images": [image], "annotations": [car], "categories": [{"id": 1, "name": "car"}]}
     (root / "train.json").write_text(json.dumps(data), encoding="utf-8")
 
 

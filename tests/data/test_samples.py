@@ -67,7 +67,7 @@ def test_distance_maps_come_with_the_batch(samples: SegmentationSamples) -> None
     assert of.tolist() == [[i, label] for i, labels in enumerate(shown) for label in labels]
     assert per_image == tuple(map(len, shown)) and sum(per_image) == len(maps) > 0
     for (i, label), found in zip(of.tolist(), maps, strict=True):
-        ids = batch["labels"][i].where(batch["labels"][i] != 255, -1)
+        ids = batch["labels"][i].long().where(batch["labels"][i] != 255, -1)
         assert torch.equal(found, torch.from_numpy(signed_distance(ids.numpy(), label)).float())
 
 

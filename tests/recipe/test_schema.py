@@ -136,5 +136,6 @@ def test_every_key_that_is_named_anywhere_exists() -> None:
 
 def is_another_name(dotted: str) -> bool:
     """A field of SegformerConfig, a file, or a module of ours such as `training.checkpoint` with what is in it."""
-    module = ROOT.joinpath("src", "segtune", *dotted.split(".")[:2]).with_suffix(".py")
-    return dotted.startswith("model.config.") or dotted.endswith(FILES) or module.is_file()
+    module = ROOT.joinpath("src", "segtune", *dotted.split(".")[:2])
+    is_module = module.with_suffix(".py").is_file() or module.is_dir()
+    return dotted.startswith("model.config.") or dotted.endswith(FILES) or is_module

@@ -149,7 +149,7 @@ def test_the_doctor_finds_no_errors(drawn: Drawn) -> None:
 def test_the_doctor_proposes_the_names_of_an_annotation_file(draw: Callable[[str], Drawn]) -> None:
     diagnosis = examine(recipe_of(*draw("my-coco"), "dataset.labels=[background, road, lorry]"))
     (found,) = [finding for finding in diagnosis.findings if finding.severity == "error"]
-    assert found.message.startswith("dataset.labels: the data has no class 'lorry'")
+    assert found.message.startswith("dataset.labels: car: not named, though the data has it (and no 'lorry'); ")
     assert found.fix == ('dataset.labels=["background", "road", "car"] in another order, or leave it out',)
 
 

@@ -32,6 +32,8 @@ def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
     Under `torch.use_deterministic_algorithms(True)`, elsewhere than on a CPU and where a gradient may follow, by two
     matrix products: the gradient of the operator adds up in an order that changes from run to run.
     """
+    if torch.jit.is_tracing():
+        return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)  # keeps sizes that are traced
     if not (_by_products(x) and x.requires_grad and torch.is_grad_enabled()):
         # what F.interpolate calls, but for its way through many operations where determinism is asked for
         return torch.ops.aten.upsample_bilinear2d(x, list(size), False)

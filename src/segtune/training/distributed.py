@@ -252,10 +252,10 @@ class Upload:
         computing = torch.cuda.current_stream(self.device)
         computing.wait_stream(self.stream)
         for batch in moved:
-            distances = batch.get("distances") or ()
-            for tensor in (batch["pixel_values"], batch["labels"], *distances):
-                if isinstance(tensor, torch.Tensor):
-                    tensor.record_stream(computing)
+            distances = batch.get("distances")
+            tensors = [batch["pixel_values"], batch["labels"], *([distances.of, distances.maps] if distances else [])]
+            for tensor in tensors:
+                tensor.record_stream(computing)
         return moved
 
     def _moved(self, micro_batches: list[dict[str, Any]]) -> list[dict[str, Any]]:

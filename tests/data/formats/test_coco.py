@@ -105,11 +105,11 @@ def test_labels_by_name_merge_ignore_and_order(coco2017: Path) -> None:
     [
         (
             ["background", "person", "car"],
-            r'stop sign: not named, though the data has them; ignore .*{"stop sign": null}',
+            r'stop sign: not named, though the data has it; ignore .*{"stop sign": null}',
         ),
         (
             {"person": "person", "tree": "tree"},
-            "dataset.labels: background, car, stop sign: not named.*have no 'tree'",
+            "dataset.labels: background, car, stop sign: not named.*and no 'tree'",
         ),
         ({"1": "person"}, "background, car, stop sign: not named"),
     ],
