@@ -73,7 +73,16 @@ def test_collectors_found_the_examples() -> None:
     assert set(NAV) == pages and len(NAV) >= 12
     count = Counter((example.page, example.kind) for example in EXAMPLES)
     with_commands = {page for page, kind in count if kind == "bash"}
-    without = {"api.md", "architecture.md", "data.md", "drop-in.md", "formats.md", "reliability.md", "stability.md", "training.md"}
+    without = {
+        "api.md",
+        "architecture.md",
+        "data.md",
+        "drop-in.md",
+        "formats.md",
+        "reliability.md",
+        "stability.md",
+        "training.md",
+    }
     assert with_commands == pages - without
     total = Counter(example.kind for example in EXAMPLES)
     assert total["bash"] >= 45 and total["python"] >= 8 and len(RECIPES) >= 3
