@@ -255,7 +255,8 @@ def _not_named(missing: Sequence[str], targets: Mapping[str, Any], own: LabelMap
     example = ", ".join(f'"{name}": null' for name in missing[:3])
     strange = [name for name in targets if name not in classes.values() and not is_background(str(name))]
     others = f" (and no {listed(list(map(repr, strange)))})" if strange else ""
-    message = f"{', '.join(missing)}: not named, though the data has {'it' if len(missing) == 1 else 'them'}{others}; ignore them with {{{example}}}"
+    them = "it" if len(missing) == 1 else "them"
+    message = f"{', '.join(missing)}: not named, though the data has {them}{others}; ignore {them} with {{{example}}}"
     near = {plain(key): key for key in targets}
     if alike := [f"{near[plain(name)]!r} for {name!r}" for name in missing if plain(name) in near]:
         message += f". Names count letter by letter: the labels have {', '.join(alike)}"
