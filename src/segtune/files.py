@@ -238,9 +238,10 @@ def name_fault(name: str) -> str | None:
         return "it has a part that is empty or of dots"
     if "\\" in name:
         return "it has a backslash"
-    if any(unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in name):
+    is_plain = name.isascii() and name.isprintable()
+    if not is_plain and any(unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in name):
         return "it has a control character, or bytes that are no text"
-    if any(ord(sign) in TURNING for sign in name):
+    if not is_plain and any(ord(sign) in TURNING for sign in name):
         return "it has signs that turn the direction of text"
     if device := next(filter(DEVICES.fullmatch, parts), None):
         return f"{device!r} is a device on Windows"

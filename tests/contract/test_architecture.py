@@ -96,7 +96,12 @@ HUB_CODE = {  # copied to the Hub beside the weights: besides these and the stan
     "segformer.upsampling": {"torch", "segformer.triton_kernels"},
 }
 OPTIONAL = {"av", "peft", "pycocotools", "rasterio", "shapely", "triton"}  # of an extra; imported where it is used
-DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}  # where they have other names
+DISTRIBUTIONS = {
+    "pyarrow": "datasets",
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "yaml": "pyyaml",
+}  # where they have other names
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 WORK_AT_IMPORT = {
     "data.augmentations": {"os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')"},

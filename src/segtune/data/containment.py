@@ -6,6 +6,7 @@ images and masks. All of that may come from somebody else. Every source passes t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,14 +136,16 @@ def _places(root: Path, config: DatasetConfig) -> list[Path]:
 
 def _insider(places: Sequence[Path]) -> Callable[[Path], bool]:
     """`_is_below` for many files, of which most lie in few folders."""
-    known: dict[Path, bool] = {}
+    known: dict[str, bool] = {}
 
     def is_inside(path: Path) -> bool:
-        if ".." in path.parts:
+        text = str(path)
+        if ".." in text:
             return _is_below(places, path)
-        if path.parent not in known:
-            known[path.parent] = _is_below(places, path.parent)
-        return known[path.parent] or _is_below(places, path)
+        folder = os.path.dirname(text)
+        if folder not in known:
+            known[folder] = _is_below(places, path.parent)
+        return known[folder] or _is_below(places, path)
 
     return is_inside
 
@@ -151,5 +154,5 @@ def _is_below(places: Sequence[Path], path: Path) -> bool:
     return any(points_inside(place, path) for place in places)
 
 
-def _files(sample: Sample) -> set[Path]:
-    return {sample.image, sample.mask}
+def _files(sample: Sample) -> tuple[Path, Path]:
+    return sample.image, sample.mask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,10 +130,11 @@ def to_dataset(samples: Sequence[Sample], reader: Reader) -> Dataset:
     masks = [(str(sample.mask), sample.mask_part) for sample in samples]
     columns: dict[str, list[Any]] = {"id": [sample.id for sample in samples]}
     features: dict[str, Any] = {"id": Value("string")}
+    pictures = PICTURES - WITH_FRAMES
     for name, cells in (("image", images), ("mask", masks)):
-        plain = all(not part and Path(path).suffix.lower() in PICTURES - WITH_FRAMES for path, part in cells)
+        plain = all(not part and os.path.splitext(path)[1].lower() in pictures for path, part in cells)
         if name == "mask":
-            plain = plain and not reader.one_hot and not any(may_be_stretched(Path(path)) for path, _ in cells)
+            plain = plain and not reader.one_hot and not any(may_be_stretched(sample.mask) for sample in samples)
         columns[name] = [path if plain else {"path": path, "part": part} for path, part in cells]
         features[name] = Image() if plain else REFERENCE
     dataset = Dataset.from_dict(columns, features=Features(features))

@@ -37,8 +37,20 @@ def entries_of(folder: Path) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[s
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed ({error.strerror})") from error
     for entry in found:
-        (folders if os.path.isdir(entry) else others).append(entry)  # False, not an error, where links go in a circle
+        (folders if _is_dir(entry) else others).append(entry)
     return folders, others
+
+
+# Links alone are followed, which is False, not an error, where they go in a circle: of all others the listing of their
+# folder tells what they are, and to ask again for each of many files takes long.
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()
 
 
 class _Level:
@@ -86,9 +98,7 @@ def walk_files(folder: Path, suffix: str = "", depth: int | None = None) -> Iter
     while levels:
         for level in levels:
             yield from (
-                level.path / entry.name
-                for entry in level.others
-                if entry.name.endswith(suffix) and os.path.isfile(entry.path)
+                level.path / entry.name for entry in level.others if entry.name.endswith(suffix) and _is_file(entry)
             )
         if depth is not None and depth <= 0:
             return

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segtune.data.annotations.coverage import ends_of
+from segtune.data.annotations.coverage import ends_of, ends_of_each
 from segtune.data.annotations.shapes import draw
 from segtune.data.annotations.tally import EMPTY, FAR, OUTSIDE, TINY, Fate
 from segtune.errors import DataError
@@ -78,3 +78,13 @@ def test_a_shape_is_drawn_where_it_covers_a_pixel(drawn: list[list[float]]) -> N
     shapes = [polygon(outline) for outline in drawn]
     covered = [bool(np.asarray(draw([shape], SIZE, "later")).any()) for shape in shapes]
     assert [fate is None for fate in ends_of(shapes, SIZE)] == covered
+
+
+def test_pictures_that_are_looked_at_together_end_as_each_alone() -> None:
+    broken = {"value": 1, "polygons": ["abcdef"], "entry": "annotation 7"}
+    images = [([polygon(BOX)], SIZE), ([], SIZE), ([polygon(BOX), polygon(BOX[:4])], (3, 3)), ([broken], SIZE)]
+    for chosen in (images[:3], images):
+        found = ends_of_each(chosen)
+        assert found[:3] == [ends_of(shapes, size) for shapes, size in images[:3]]
+    assert found[2][1] == EMPTY
+    assert "annotation 7" in str(found[3])

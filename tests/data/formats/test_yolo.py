@@ -14,6 +14,7 @@ import yaml
 
 from segtune.data.config import DatasetConfig
 from segtune.data.dataset import load_segmentation_dataset, open_dataset
+from segtune.data.formats.yolo import numbers_of, read_each, read_shapes
 from segtune.errors import DataError, UsageError
 from segtune.imageio.read import read_mask
 
@@ -263,3 +264,39 @@ def test_lists_of_classes_that_are_contradicted(tmp_path: Path, names: str, note
     (tmp_path / "notes.json").write_text(json.dumps({"categories": notes}))
     with pytest.raises(UsageError, match=message):
         open_dataset(DatasetConfig(path=str(tmp_path), format="yolo"))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "",
+        " 1\t0 0  0.5 0 0.5 1 ",
+        "1e0 .1 +0.1 1e-1 5. 0.3 0.7",
+        "1 0 0 0_1 0 0.5 1",
+        "1 0 0 1e308 0 0.5 1",
+        "\u0661 0 0 1 0 1 1",
+    ],
+)
+def test_files_that_are_read_together_are_read_as_each_alone(tmp_path: Path, odd: str) -> None:
+    values = numbers_of({0: "background", 1: "a", 2: "b"})
+    contents = ([LEFT, "", CENTRE], [odd], [], [CENTRE])
+    paths = [tmp_path / f"{number}.txt" for number in range(len(contents))]
+    sizes = [(4, 6), (5, 7), (8, 8), (9, 11)]
+    for path, lines in zip(paths, contents, strict=True):
+        write_label(path, *lines)
+    for path, size, shapes in zip(paths, sizes, read_each(paths, sizes, values), strict=True):
+        assert not isinstance(shapes, DataError)
+        found = [{**shape, "polygons": [list(outline) for outline in shape["polygons"]]} for shape in shapes]
+        assert found == read_shapes(path, size, values)
+
+
+@pytest.mark.parametrize(
+    "bad", ["2 0 0 1 0 1 1", "nan 0 0 1 0 1 1", "0 0 0 1 0 1", "0 0.5 0.5 1 1", "0 0 0 x 0 1 1", "0"]
+)
+def test_a_bad_file_among_those_that_are_read_together_is_named(tmp_path: Path, bad: str) -> None:
+    values = numbers_of({0: "background", 1: "a", 2: "b"})
+    for name, lines in (("a", [LEFT]), ("b", [LEFT, bad]), ("c", [CENTRE])):
+        write_label(tmp_path / f"{name}.txt", *lines)
+    first, second, third = read_each([tmp_path / f"{name}.txt" for name in "abc"], [(4, 6)] * 3, values)
+    assert [isinstance(found, list) and len(found) for found in (first, third)] == [1, 1]
+    assert isinstance(second, DataError) and f"{tmp_path / 'b.txt'}, line 2: " in str(second)

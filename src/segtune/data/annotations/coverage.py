@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
 from segtune.data.annotations.outlines import checked_ellipse
 from segtune.data.annotations.shapes import Shape, covers_a_pixel
 from segtune.data.annotations.tally import EMPTY, FAR, OUTSIDE, TINY, Fate
+from segtune.errors import DataError
 from segtune.imageio.read import read_errors
 
 FARTHEST = 2**20  # pixels out of the picture: what is cut from large pictures reaches out, but no picture is larger
@@ -26,36 +28,72 @@ def ends_of(shapes: Sequence[Shape], size: Size) -> list[Fate | None]:
         DataError: a shape that cannot be drawn; names its "entry".
         UsageError: pycocotools is not installed.
     """
-    pairs = zip(_certain(shapes, size), shapes, strict=True)
-    return [None if sure else _end_of(number, shape, size) for number, (sure, shape) in enumerate(pairs)]
+    sure = _certain(shapes, [size] * len(shapes))
+    return _ends(shapes, size, sure if sure is not None else [False] * len(shapes))
 
 
-def _certain(shapes: Sequence[Shape], size: Size) -> Sequence[bool]:
-    """Which shapes are a single polygon that surely covers a pixel."""
-    single = [len(shape.get("polygons") or ()) == 1 for shape in shapes]
-    outlines = [shape["polygons"][0] for shape, is_single in zip(shapes, single, strict=True) if is_single]
+def ends_of_each(images: Sequence[tuple[Sequence[Shape], Size]]) -> list[list[Fate | None] | DataError]:
+    """`ends_of` the shapes of many pictures, which are looked at together; the error, where one cannot be drawn."""
+    sure = _certain([shape for shapes, _ in images for shape in shapes], [size for own, size in images for _ in own])
+    results: list[list[Fate | None] | DataError] = []
+    start = 0
+    for shapes, size in images:
+        try:
+            own = None if sure is None else sure[start : start + len(shapes)]
+            results.append(ends_of(shapes, size) if own is None else _ends(shapes, size, own))
+        except DataError as error:
+            results.append(error)
+        start += len(shapes)
+    return results
+
+
+def _ends(shapes: Sequence[Shape], size: Size, sure: Sequence[bool]) -> list[Fate | None]:
+    if all(sure):
+        return [None] * len(shapes)
+    pairs = zip(sure, shapes, strict=True)
+    return [None if is_sure else _end_of(number, shape, size) for number, (is_sure, shape) in enumerate(pairs)]
+
+
+def _certain(shapes: Sequence[Shape], sizes: Sequence[Size]) -> list[bool] | None:
+    """Which shapes are a single polygon that surely covers a pixel of its picture; None where one is no polygon."""
     result = np.zeros(len(shapes), dtype=bool)
     try:
+        places = [number for number, shape in enumerate(shapes) if _is_usual(shape)]
+        outlines = [shapes[number]["polygons"][0] for number in places]
+        if not outlines:
+            return result.tolist()
+        if isinstance(outlines[0], np.ndarray):
+            numbers = np.concatenate(outlines, dtype=np.float64)
+        else:
+            numbers = np.array(list(chain.from_iterable(outlines)), dtype=np.float64)
         lengths = np.array([len(outline) for outline in outlines])
-        numbers = np.array(list(chain.from_iterable(outlines)), dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):  # one of them is none: each for itself tells which
-        return result.tolist()
-    is_usual = len(lengths) and not (lengths % 2).any() and lengths.min() >= 6 and lengths.max() <= 2 * MANY_POINTS
-    if not is_usual or not np.abs(numbers).max() < FARTHEST:  # nor where one is NaN
-        return result.tolist()
-    result[np.array(single)] = _thick(numbers.reshape(-1, 2), lengths // 2, size)
+        points = numbers.reshape(-1, 2)
+    except (TypeError, ValueError, OverflowError):  # each for itself tells which
+        return None
+    with np.errstate(all="ignore"):  # what is no number lies in no picture
+        result[places] = _thick(points, lengths // 2, np.array([sizes[number] for number in places]))
     return result.tolist()
 
 
-def _thick(points: np.ndarray, lengths: np.ndarray, size: Size) -> np.ndarray:
-    """Which polygons, one after the other in `points` (N, 2), lie in the picture and are wider than 1.5 pixels."""
+def _is_usual(shape: Shape) -> bool:
+    polygons: Sequence[Any] = shape.get("polygons") or ()
+    return len(polygons) == 1 and 6 <= len(polygons[0]) <= 2 * MANY_POINTS and len(polygons[0]) % 2 == 0
+
+
+def _thick(points: np.ndarray, lengths: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Which polygons, one after the other in `points` (N, 2), lie in their picture and are wider than 1.5 pixels.
+
+    Args:
+        lengths: of each polygon (P,).
+        sizes: (height, width) of its picture (P, 2).
+    """
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     lowest, highest = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)  # (P, 2)
     following = np.arange(1, len(points) + 1)
     following[starts + lengths - 1] = starts
     x, y = points.T
     area = np.abs(np.add.reduceat(x * y[following] - x[following] * y, starts)) / 2  # (P,)
-    inside = (lowest >= 0).all(axis=1) & (highest <= (size[1], size[0])).all(axis=1)
+    inside = (lowest >= 0).all(axis=1) & (highest <= sizes[:, ::-1]).all(axis=1)
     return np.asarray(inside & (area >= 1.5 * (highest - lowest).max(axis=1) + 2))
 
 

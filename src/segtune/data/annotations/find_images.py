@@ -7,11 +7,12 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from segtune.data.annotations.coverage import ends_of
+from segtune.data.annotations.coverage import ends_of_each
 from segtune.data.annotations.shapes import Shape
 from segtune.data.annotations.tally import CROWD, MARKED, RULES, UNUSABLE, Fate, Tally
 from segtune.data.config import DatasetConfig
@@ -23,7 +24,10 @@ from segtune.imageio.walk import walk_folders
 
 logger = logging.getLogger(__name__)
 
-ShapesOf = Callable[[Sample, tuple[int, int]], Sequence[Shape]]
+TOGETHER = 128  # images whose shapes are looked at together: calls of NumPy for each one would cost more than the work
+
+ShapesOf = Callable[[Sequence[Sample], Sequence[tuple[int, int]]], Sequence[Sequence[Shape] | DataError]]
+Look = tuple[Sequence[Shape], Sequence[Fate | None] | DataError]
 
 
 class AnnotatedImages:
@@ -160,21 +164,21 @@ def keep_annotated(
     Args:
         samples: with the size that the annotation states, or (0, 0).
         parts: of their masks, see `lazy_rows.Reader`; the size is added here. Their "shapes" were given to the tally.
-        shapes_of: reads the shapes of a sample whose part has none, since they are read again when its row is: of the
-            sample and the (height, width) of its picture. They are given to the tally here.
+        shapes_of: reads the shapes of samples whose parts have none, since they are read again when their rows are: of
+            the samples and the (height, width) of their pictures. They are given to the tally here.
     """
     faults: dict[str, dict[str, str]] = {"unreadable": {}, "size_mismatch": {}, "annotation_unreadable": {}}
     tally, names = tally_of(index), index.classes or {}
     pairs = list(zip(samples, parts, strict=True))
     headers = in_threads(_image_header, samples, "reading headers")
-    for (sample, part), header in zip(pairs, headers, strict=True):
-        size = header if isinstance(header, ReadError) else header.size
-        shapes, ends = _look(sample, part, size, shapes_of)
+    sizes = [header if isinstance(header, ReadError) else header.size for header in headers]
+    looks = _looks(pairs, sizes, shapes_of)
+    for (sample, part), header, size, (shapes, ends) in zip(pairs, headers, sizes, looks, strict=True):
         if "shapes" not in part:
             tally.give(len(shapes))
         tally.images[sample.split] += 1
         tally.annotated[sample.split] += bool(shapes or part.get("segments"))
-        if isinstance(size, tuple) and isinstance(ends, list) and (0 in sample.size or sample.size == size):
+        if isinstance(size, tuple) and not isinstance(ends, DataError) and (0 in sample.size or sample.size == size):
             text = json.dumps({**part, "size": size}, separators=(",", ":"))
             frames = (getattr(header, "frames", 1), 1)
             index.samples.append(sample._replace(size=size, mask_part=text, frames=frames))
@@ -199,32 +203,70 @@ def keep_annotated(
     index.report("annotation_unreadable", "annotations that cannot be read", faults["annotation_unreadable"], fix)
 
 
-def _look(
-    sample: Sample, part: Mapping[str, Any], size: tuple[int, int] | ReadError, shapes_of: ShapesOf | None
-) -> tuple[Sequence[Shape], list[Fate | None] | DataError]:
-    """The shapes of an image of a size, and where these end; the error, where they cannot be drawn.
+def attempt(read: Callable[..., list[Shape]], *args: Any) -> list[Shape] | DataError:
+    """What a function reads; the error, where it raises one."""
+    try:
+        return read(*args)
+    except DataError as error:
+        return error
+
+
+def _looks(
+    pairs: Sequence[tuple[Sample, Mapping[str, Any]]],
+    sizes: Sequence[tuple[int, int] | ReadError],
+    shapes_of: ShapesOf | None,
+) -> Iterator[Look]:
+    """The shapes of each image of a size, and where these end; the error, where they cannot be drawn.
 
     This is arithmetic, which threads would only make slower.
     """
-    shapes: Sequence[Shape] = part.get("shapes", ())
-    if isinstance(size, ReadError) or (0 not in sample.size and sample.size != size):
-        return shapes, []
-    try:
-        if shapes_of and "shapes" not in part:
-            shapes = shapes_of(sample, size)
-        return shapes, ends_of(shapes, size)
-    except DataError as error:
-        return shapes, error
+    for start in range(0, len(pairs), TOGETHER):
+        part = slice(start, start + TOGETHER)
+        yield from _look(pairs[part], sizes[part], shapes_of)
+
+
+def _look(
+    pairs: Sequence[tuple[Sample, Mapping[str, Any]]],
+    sizes: Sequence[tuple[int, int] | ReadError],
+    shapes_of: ShapesOf | None,
+) -> list[Look]:
+    looks: list[Look] = [(part.get("shapes", ()), []) for _, part in pairs]
+    usable = {
+        number: size
+        for number, ((sample, _), size) in enumerate(zip(pairs, sizes, strict=True))
+        if isinstance(size, tuple) and (0 in sample.size or sample.size == size)
+    }
+    shapes = {number: looks[number][0] for number in usable}
+    asked = [number for number in usable if shapes_of and "shapes" not in pairs[number][1]]
+    if shapes_of and asked:
+        read = shapes_of([pairs[number][0] for number in asked], [usable[number] for number in asked])
+        for number, found in zip(asked, read, strict=True):
+            if isinstance(found, DataError):
+                looks[number] = ((), found)
+                del shapes[number]
+            else:
+                shapes[number] = found
+    ends = ends_of_each([(own, usable[number]) for number, own in shapes.items()])
+    for (number, own), end in zip(shapes.items(), ends, strict=True):
+        looks[number] = own, end
+    return looks
 
 
 def _count(index: DatasetIndex, sample: Sample, shapes: Sequence[Shape], ends: Sequence[Fate | None]) -> None:
     tally, names = tally_of(index), index.classes or {}
+    drawn: Counter[str] = Counter()
     for number, (shape, fate) in enumerate(zip(shapes, ends, strict=True), start=1):
         value = shape["value"]
+        label = shape.get("label") or names.get(value) or ""
+        if fate is None and value is not None:
+            drawn[label] += 1
+            continue
         ignored = RULES[shape.get("rule", MARKED.kind)] if value is None else None
         is_lost = fate is not None and not ignored
         entry = f"{index.below(sample.mask)}: {shape.get('entry', f'shape {number}')}" if is_lost else ""
-        tally.end(ignored or fate, entry, shape.get("label") or names.get(value) or "")
+        tally.end(ignored or fate, entry, label)
+    for label, count in drawn.items():
+        tally.end(None, "", label, count)
 
 
 def _length(part: Mapping[str, Any]) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import PIL.Image
 import PIL.ImageOps
 
-from segtune.data.annotations.find_images import AnnotatedImages
+from segtune.data.annotations.find_images import AnnotatedImages, attempt
 from segtune.data.annotations.json_fields import LIST, NUMBER, TEXT, Fields, check_entries, check_entry, read_object
 from segtune.data.annotations.shapes import Shape, rectangle
 from segtune.data.annotations.tally import LINE, NAMELESS, UNKNOWN, Fate, Tally
@@ -64,7 +64,7 @@ def scan_labelme(root: Path, config: DatasetConfig) -> DatasetIndex:
         else:
             images.tally.give(len(part["shapes"]))
             images.lose(str(path), part)
-    images.finish(lambda sample, size: read_shapes(sample.mask, values, size)[0])
+    images.finish(lambda asked, sizes: [attempt(_shapes_of, *each, values) for each in zip(asked, sizes, strict=True)])
     return index
 
 
@@ -134,6 +134,10 @@ def class_names(files: Sequence[dict[str, Any]]) -> list[str]:
     """The labels that occur, in alphabetical order, without LabelMe's own two."""
     found = {shape["label"] for data in files for shape in data["shapes"] if not _fate(shape)}
     return sorted(found - {IGNORED, BACKGROUND})
+
+
+def _shapes_of(sample: Sample, size: tuple[int, int], values: Mapping[str, int]) -> list[Shape]:
+    return read_shapes(sample.mask, values, size)[0]
 
 
 def read_shapes(path: Path, values: Mapping[str, int], size: tuple[int, ...]) -> tuple[list[Shape], tuple[int, int]]:

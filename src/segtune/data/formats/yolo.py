@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow
+import pyarrow.compute
 import yaml
 
-from segtune.data.annotations.find_images import keep_annotated, tally_of
+from segtune.data.annotations.find_images import attempt, keep_annotated, tally_of
 from segtune.data.annotations.shapes import Shape
 from segtune.data.annotations.tally import STRANGER
 from segtune.data.class_names import BACKGROUND
@@ -29,6 +32,7 @@ NAME_LIST = "classes.txt"
 CONFIG_FILES = ("data.yaml", "data.yml", "dataset.yaml")
 MOST_CLASSES = 2**16 - 1  # and the background: what masks of 16 bits hold
 MOST_BYTES = 2**28  # of a label file
+MOST_TOGETHER = 2**20  # bytes of a label file that is parsed together with others
 
 
 def find_config(root: Path) -> Path | None:
@@ -107,7 +111,9 @@ def scan_yolo(root: Path, config: DatasetConfig) -> DatasetIndex:
             parts.append({} if label.is_file() else {"shapes": []})
     if not samples:
         raise UsageError(f"{file}: none of its splits has images")
-    keep_annotated(index, samples, parts, lambda sample, size: read_shapes(sample.mask, size, values))
+    keep_annotated(
+        index, samples, parts, lambda asked, sizes: read_each([sample.mask for sample in asked], sizes, values)
+    )
     _report_lonely(index, samples, parts)
     return index
 
@@ -204,6 +210,55 @@ def _label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
+def read_each(
+    paths: Sequence[Path], sizes: Sequence[tuple[int, int]], values: Mapping[str, int]
+) -> list[list[Shape] | DataError]:
+    """`read_shapes` of many files, whose numbers are parsed together; the error, where one cannot be read.
+
+    The outlines are arrays (2 N,).
+    """
+    kept: list[list[Shape] | None] = [[] if path.stat().st_size < MOST_TOGETHER else None for path in paths]
+    entries = [
+        (file, number, text)
+        for file, path in enumerate(paths)
+        for number, line in enumerate(_lines(path) if kept[file] is not None else (), start=1)
+        if (text := line.strip())
+    ]
+    parsed = _parse([text for _, _, text in entries])
+    if parsed is None:
+        return [attempt(read_shapes, path, size, values) for path, size in zip(paths, sizes, strict=True)]
+    numbers, counts = parsed
+    starts = np.cumsum(counts) - counts
+    places = np.arange(len(numbers)) - np.repeat(starts, counts)  # 0 is the class, odd ones are x
+    scales = np.array(sizes, dtype=np.float64)[[file for file, _, _ in entries]]  # (lines, 2)
+    with np.errstate(over="ignore"):  # what is too large is refused as a shape
+        scaled = numbers * np.where(places % 2, *(np.repeat(scales[:, axis], counts) for axis in (1, 0)))
+    own = {float(name): value for name, value in values.items()}
+    found = [own.get(kind) for kind in numbers[starts].tolist()]
+    for (file, number, _), start, count, value in zip(entries, starts.tolist(), counts.tolist(), found, strict=True):
+        shapes = kept[file]
+        if value is None or count < 7 or count % 2 == 0:
+            kept[file] = None
+        elif shapes is not None:
+            outline = scaled[start + 1 : start + count]
+            shapes.append({"value": value, "polygons": [outline], "entry": f"line {number}"})
+    pairs = zip(kept, paths, sizes, strict=True)
+    return [attempt(read_shapes, path, size, values) if shapes is None else shapes for shapes, path, size in pairs]
+
+
+def _parse(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
+    """The numbers of lines, one after the other, and how many each line has; None where one is no plain number."""
+    words = pyarrow.compute.ascii_split_whitespace(pyarrow.array(texts, pyarrow.string()))
+    try:
+        return words.flatten().cast(pyarrow.float64()).to_numpy(), words.value_lengths().to_numpy()
+    except pyarrow.ArrowInvalid:  # it may be one that Python takes: each file for itself tells
+        return None
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+
+
 def read_shapes(path: Path, size: tuple[int, int], values: Mapping[str, int]) -> list[Shape]:
     """The polygons of a file, in its order.
 
@@ -218,7 +273,7 @@ def read_shapes(path: Path, size: tuple[int, int], values: Mapping[str, int]) ->
         raise DataError(f"{path}: {path.stat().st_size} bytes are no label file of one image")
     height, width = size
     shapes = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         try:
