@@ -43,14 +43,25 @@ def earth() -> Path:
     return ROOT / "src" / "segtune" / "data" / "earth"
 
 
-@pytest.fixture(scope="session")
-def camvid() -> Path:
-    """Real street scenes, which may not be shipped: $SEGTUNE_SHARED/data/camvid, by default beside the checkout."""
-    folder = Path(os.environ.get("SEGTUNE_SHARED", ROOT.parent / "shared")) / "data" / "camvid"
+def shared(place: str) -> Path:
+    """A folder of data that may not be shipped: below $SEGTUNE_SHARED, by default beside the checkout."""
+    folder = Path(os.environ.get("SEGTUNE_SHARED", ROOT.parent / "shared")) / place
     if not folder.is_dir():
-        reason = f"no CamVid at {folder} (set SEGTUNE_SHARED to the folder that holds data/camvid)"
+        reason = f"no {folder} (set SEGTUNE_SHARED to the folder that holds {place})"
         pytest.fail(reason) if COMPLETE else pytest.skip(reason)
     return folder
+
+
+@pytest.fixture(scope="session")
+def camvid() -> Path:
+    """Real street scenes."""
+    return shared("data/camvid")
+
+
+@pytest.fixture(scope="session")
+def real_files() -> Callable[[str], Path]:
+    """Finds real files of the data set of a shipped recipe, as they lie in the official download."""
+    return lambda recipe: shared(f"real/{recipe}")
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from segtune.errors import UsageError
+from segtune.imageio.read import SUFFIXES
 from segtune.inference.outputs import COCO_FILE, Wanted, find_images, plan_targets
 
 
@@ -29,6 +30,14 @@ def test_files_folders_and_globs(photos: Path) -> None:
     assert found(photos, "*/one.jpg") == ["a/one.jpg", "b/one.jpg"]
     assert found(photos, "a/**/*.jpg") == ["a/deep/three.jpg", "a/one.jpg"]
     assert found(photos, "odd[1].jpg") == ["odd[1].jpg"]
+
+
+def test_folders_give_all_types_of_pictures_that_data_sets_have(tmp_path: Path) -> None:
+    for suffix in SUFFIXES:
+        (tmp_path / f"a{suffix}").touch()
+    for name in (".hidden.png", "a.txt", "a.mp4"):
+        (tmp_path / name).touch()
+    assert {Path(path).name for path in find_images([str(tmp_path)])} == {f"a{suffix}" for suffix in SUFFIXES}
 
 
 def test_images_named_twice_are_taken_once_in_the_first_place(photos: Path) -> None:

@@ -101,7 +101,7 @@ def test_headers_are_complete(recipe: RecipeInfo) -> None:
     assert [field for field in HEADER_FIELDS if not getattr(recipe, field)] == []
     verb = "recipes copy" if recipe.is_template else "train"
     assert recipe.command.startswith(f"segtune {verb} {recipe.short_name}")
-    assert recipe.checked in {"real data", "layout"}
+    assert recipe.checked in {"real data", "real files", "layout"}
     assert len(recipe.path.read_text(encoding="utf-8").splitlines()) <= 60
 
 

@@ -13,10 +13,10 @@ from typing import Literal, NamedTuple
 from segtune.errors import UsageError, listed
 from segtune.imageio.geotiff import is_georeferenced
 from segtune.imageio.incoming import is_incoming
+from segtune.imageio.read import is_picture
 from segtune.imageio.video import is_video
 from segtune.inference.polygons import PolygonFormat
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".npy", ".npz", ".png", ".tif", ".tiff", ".webp"})
 COCO_FILE = "annotations.coco.json"
 
 
@@ -50,7 +50,7 @@ def find_images(patterns: Iterable[str]) -> list[Path | str]:
             continue
         path = Path(pattern)
         if path.is_dir():
-            matches = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            matches = sorted(file for file in path.iterdir() if is_picture(file.name))
         elif path.is_file():
             matches = [path]
         else:

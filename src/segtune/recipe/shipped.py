@@ -29,8 +29,8 @@ class RecipeInfo:
         data: the data set.
         size: its images by split, as published.
         license: of the data, as its authors state it.
-        checked: what the recipe has read: "real data", or "layout" where it was a miniature with the names, sizes and
-            values of the published files.
+        checked: what the recipe has read: "real data"; "real files" where it was a few of them, which a comment counts;
+            or "layout" where it was a miniature with the names, sizes and values of the published files.
         facts: what names, ids, colours and numbers of images were compared with.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -10,7 +11,14 @@ import PIL.Image
 import pytest
 
 from segtune.data.dataset import load_segmentation_dataset
-from segtune.data.formats.pairing import NO_NAME_IN_COMMON, SAME_NAME, keep_same_sizes, match_affixes, pair_up
+from segtune.data.formats.pairing import (
+    NO_NAME_IN_COMMON,
+    SAME_NAME,
+    keep_same_sizes,
+    match_affixes,
+    own_names,
+    pair_up,
+)
 from segtune.data.index import DatasetIndex, Sample
 from segtune.errors import DataError
 
@@ -46,6 +54,52 @@ def test_affixes(images: list[str], masks: list[str], expected: list[str], pairs
     assert len(set(paired[0]) & set(paired[1])) == pairs
 
 
+@pytest.mark.parametrize(
+    ("images", "masks", "expected"),
+    [
+        ({"21": "images/21_training.tif"}, {"21": "manual/21_manual1.gif"}, {"21": "21_training"}),
+        ({"5": "images/P0005.png"}, {"5": "masks/P0005_instance.png"}, {"5": "P0005"}),
+        ({"ulm/1": "left/ulm/ulm_1_left.png"}, {"ulm/1": "fine/ulm/ulm_1_ids.png"}, {"ulm/1": "ulm/ulm_1_left"}),
+        ({"1": "images/1_a.png"}, {"1": "masks/1.png", "2": "masks/2.png"}, {"1": "1_a"}),
+        ({"scene 1": "scene 1/rgb.png"}, {"scene 1": "scene 1/label.png"}, {}),  # the name says nothing
+        ({"a/1": "images/a_of_1.png"}, {"a/1": "masks/a_of_1.png"}, {}),  # two parts of one name
+        ({"1": "x/1_a.png", "01": "y/1_a.png"}, {"1": "masks/1.png"}, {}),  # two of one name
+        ({"1": "images/1_a.png"}, {"1": "masks/1.png", "1_a": "masks/1_a.png"}, {}),
+        ({"1": "images/1_a.png", "b": "images/c.png"}, {"1": "masks/1.png"}, {}),
+    ],
+)
+def test_ids_become_the_names_of_the_images(
+    images: dict[str, str], masks: dict[str, str], expected: dict[str, str]
+) -> None:
+    before = tuple({i: [Path("/data") / path] for i, path in side.items()} for side in (images, masks))
+    files, renamed = own_names({"train": (before[0], before[1])})
+    assert renamed.get("train", {}) == expected
+    for side, now in zip(before, files["train"], strict=True):
+        assert now == {expected.get(i, i): paths for i, paths in side.items()}
+
+
+@pytest.mark.parametrize("names", [("21", "22", "23"), ("21_training", "22_training.tif", "images/23_training")])
+def test_split_files_may_hold_short_names_and_whole_ones(tmp_path: Path, names: tuple[str, str, str]) -> None:
+    write(tmp_path, *(f"images/{i}_training.png" for i in (21, 22, 23)), *(f"masks/{i}_manual.png" for i in (21, 22)))
+    write(tmp_path, "masks/23_manual.png")
+    (tmp_path / "split.json").write_text(json.dumps({"train": names[:2], "val": names[2:]}))
+    (tmp_path / "train.txt").write_text("\n".join(names[:2]))
+    (tmp_path / "val.txt").write_text(names[2])
+    for split_file in ("split.json", "{split}.txt"):
+        for options in ({}, {"images": "images/*_training.png", "masks": "masks/*_manual.png"}):
+            rows = load_segmentation_dataset(tmp_path, split_file=split_file, labels=["x", "y"], **options)
+            assert list(rows["train"]["id"]) == ["21_training", "22_training"]
+            assert list(rows["val"]["id"]) == ["23_training"]
+
+
+def test_a_short_name_of_two_splits_is_that_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path, *(f"{kind}/{split}/1_{split}.png" for split in ("train", "val") for kind in ("images", "masks")))
+    (tmp_path / "split.json").write_text('{"train": ["1"], "val": ["1"]}')
+    patterns = {kind: f"{kind}/{{split}}/*_{{split}}.png" for kind in ("images", "masks")}
+    rows = load_segmentation_dataset(tmp_path, split_file="split.json", labels=["x", "y"], **patterns)
+    assert {split: list(rows[split]["id"]) for split in rows} == {"train": ["1_train"], "val": ["1_val"]}
+
+
 def test_loaded_with_the_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A few without partner do not keep the others from being paired."""
     write(tmp_path, *(f"images/train/{i}_sat.jpg" for i in range(6)), *(f"masks/train/{i}_mask.png" for i in range(5)))
@@ -58,8 +112,8 @@ def test_loaded_with_the_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert "paired by the part of their names that differs: 0_sat with 0_mask" in caplog.text
     (tmp_path / "images/train/5_sat.jpg").unlink()
     dataset = load_segmentation_dataset(tmp_path)
-    assert list(dataset["val"]["id"]) == ["7"]
-    assert list(dataset["train"]["id"]) == ["0", "1", "2", "3", "4"]
+    assert list(dataset["val"]["id"]) == ["7_sat"]
+    assert list(dataset["train"]["id"]) == ["0_sat", "1_sat", "2_sat", "3_sat", "4_sat"]
 
 
 def test_nothing_in_common_says_how_to_name_the_pairs(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def cityscapes(root: Path) -> Miniature:
     for split, city in {"train": "aachen", "val": "frankfurt", "test": "berlin"}.items():
         for number in range(SPLITS[split]):
             i = f"{city}_{number:06d}_000019"
-            image, mask = mini.draw(split, f"{city}/{i}")
+            image, mask = mini.draw(split, f"{city}/{i}_leftImg8bit")
             save(image, root / f"leftImg8bit/{split}/{city}/{i}_leftImg8bit.png")
             labels = root / f"gtFine/{split}/{city}/{i}_gtFine"
             save(mask if split != "test" else mask * 0, Path(f"{labels}_labelIds.png"))

@@ -18,7 +18,7 @@ def potsdam(root: Path) -> Miniature:
     columns = {2: (10, 14), 3: (10, 14), 4: (10, 15), 5: (10, 15), 6: (7, 15), 7: (7, 13)}
     for i in [(row, column) for row, (first, last) in columns.items() for column in range(first, last + 1)]:
         name = "{}_{}".format(*i)
-        image, mask = mini.draw("test" if i[1] >= 13 else "train", name)
+        image, mask = mini.draw("test" if i[1] >= 13 else "train", f"top_potsdam_{name}_RGB")
         save(image, root / f"2_Ortho_RGB/top_potsdam_{name}_RGB.tif")
         save(mask, root / f"5_Labels_all/top_potsdam_{name}_label.tif")
         lines(root / f"2_Ortho_RGB/top_potsdam_{name}_RGB.tfw", ["0.05"])
@@ -34,7 +34,7 @@ def isaid(root: Path) -> Miniature:
     for split in SPLITS:
         for _ in range(SPLITS[split]):
             i = f"{next(numbers):04d}"
-            image, mask = mini.draw(split, f"images/{i}")
+            image, mask = mini.draw(split, f"images/P{i}")
             save(image, root / split / f"images/images/P{i}.png")
             if split != "test":
                 save(mask, root / split / f"Semantic_masks/images/P{i}_instance_color_RGB.png")
@@ -45,7 +45,7 @@ def drive(root: Path) -> Miniature:
     mini = Miniature({"background": 0, "vessel": 255}, (117, 113))  # 584 x 565
     for folder, first in {"training": 21, "test": 1}.items():
         for i in [f"{first + number:02d}" for number in range(6)]:
-            image, mask = mini.draw(folder.removesuffix("ing"), i)
+            image, mask = mini.draw(folder.removesuffix("ing"), f"{i}_{folder}")
             save(image, root / folder / f"images/{i}_{folder}.tif")
             save(mask, root / folder / f"1st_manual/{i}_manual1.gif", optimize=False)  # all 256 greys in the palette
             save(np.full(mask.shape, 255, np.uint8), root / folder / f"mask/{i}_{folder}_mask.gif")
@@ -101,8 +101,8 @@ def sen1floods11(root: Path) -> Miniature:
     for first, (split, name) in enumerate({"train": "train", "val": "valid", "test": "test"}.items(), start=1):
         ids = [f"{('Ghana', 'Sri-Lanka')[number % 2]}_{1000 * first + number}" for number in range(SPLITS[split])]
         for i in ids:
-            _, mask = mini.draw(split, i)
-            truth = mini.truth[split, i]
+            _, mask = mini.draw(split, f"{i}_S2Hand")
+            truth = mini.truth[split, f"{i}_S2Hand"]
             noise = mini.rng.integers(0, 99, (13, *truth.shape))
             bands = 1000 + 300 * np.arange(13)[:, None, None] + 900 * truth + noise
             place = rasterio.Affine(9e-5, 0, float(mini.rng.integers(0, 90)), 0, -9e-5, 10.0)

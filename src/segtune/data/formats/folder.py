@@ -21,6 +21,7 @@ from segtune.data.formats.pairing import (
     join_further,
     keep_same_sizes,
     match_affixes,
+    own_names,
     pair_up,
 )
 from segtune.data.formats.patterns import Match, is_pattern, match_files
@@ -80,7 +81,8 @@ def _pair(
         shown = " + ".join(path.name for path in (first, *others))
         index.remarks.append(f"{index.root}: several masks of one image are joined ({len(further)} images): {shown}")
     parts = {**parts, **{first: {"join": [str(first), *map(str, others)]} for first, others in further.items()}}
-    samples = pair_up(index, files, _ids_of_splits(index, files, config, split_names(config.splits)))
+    files, renamed = own_names(files)
+    samples = pair_up(index, files, _ids_of_splits(index, files, config, renamed))
     samples = [s._replace(mask_part=json.dumps(parts[s.mask])) if s.mask in parts else s for s in samples]
     keep_same_sizes(index, samples, config.resize_images)
     for remark in index.remarks:
@@ -141,11 +143,18 @@ def scan_voc(root: Path, config: DatasetConfig) -> DatasetIndex:
     return scan_folders(root, config.model_copy(update=changes))
 
 
-def _ids_of_splits(index: DatasetIndex, files: Pairs, config: DatasetConfig, names: Names) -> dict[str, list[str]]:
-    """Split -> the ids that it should have."""
+def _ids_of_splits(
+    index: DatasetIndex, files: Pairs, config: DatasetConfig, renamed: Mapping[str, Mapping[str, str]]
+) -> dict[str, list[str]]:
+    """Split -> the ids that it should have; lists may hold the shorter ones of `own_names`, too."""
     if not config.split_file:
         return {split: sorted(images.keys() | masks.keys()) for split, (images, masks) in files.items()}
-    ids = listed_ids(config, index.root, {i for pair in files.values() for kind in pair for i in kind})
+    known = {i for pair in files.values() for kind in pair for i in kind}
+    shorter = {short: now for names in reversed([*renamed.values()]) for short, now in names.items()}
+    ids = listed_ids(config, index.root, known | shorter.keys())
+    for split, members in ids.items():
+        here = renamed.get(split) or renamed.get("train") or {}
+        ids[split] = sorted(here.get(i) or (i if i in known else shorter.get(i, i)) for i in members)
     own = Counter((split if split in files else "train", i) for split, members in ids.items() for i in members)
     twice = {i: i for (_, i), count in own.items() if count > 1}
     index.report("id_twice", f"{config.split_file} lists ids more than once", twice, "A sample belongs to one split")

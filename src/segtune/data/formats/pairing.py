@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
@@ -62,6 +63,29 @@ def match_affixes(files: Pairs) -> Pairs:
                 for split, pair in files.items()
             }
     return files
+
+
+def own_names(files: Pairs) -> tuple[Pairs, dict[str, dict[str, str]]]:
+    """The files under the images' own names, which patterns and `match_affixes` cut short: 21_training instead of 21.
+
+    The folders in an id stay. All ids stay where an image has another name than what its id ends with, or where two
+    would become one.
+
+    Returns:
+        The files; split -> id before -> id now.
+    """
+    renamed: dict[str, dict[str, str]] = {}
+    for split, (images, masks) in files.items():
+        found = {i: _own_name(i, paths) for i, paths in images.items()}
+        after = [*found.values(), *(masks.keys() - images.keys())]
+        if not all(found.values()) or len(set(after)) < len(after):
+            return files, {}
+        renamed[split] = {before: now for before, now in found.items() if now is not None}
+    named = {
+        split: tuple({renamed[split].get(i, i): paths for i, paths in side.items()} for side in pair)
+        for split, pair in files.items()
+    }
+    return {split: (images, masks) for split, (images, masks) in named.items()}, renamed
 
 
 def further_mask(name: str) -> str | None:
@@ -210,6 +234,15 @@ def _without_both(ids: Sequence[str]) -> dict[str, str]:
 def _without_folders(ids: Sequence[str]) -> dict[str, str]:
     """Id -> its last name, without leading zeros."""
     return {i: name.rpartition("/")[2] for i, name in _as_numbers(ids).items()}
+
+
+def _own_name(identity: str, paths: Sequence[Path]) -> str | None:
+    """The id that ends with the image's whole name; None where the id is made of other parts of its path."""
+    stems = {unicodedata.normalize("NFC", path.stem) for path in paths}
+    *folders, last = identity.split("/")
+    above = {unicodedata.normalize("NFC", part) for part in paths[0].parts[:-1]}
+    stem = stems.pop()
+    return "/".join([*folders, stem]) if not stems and last in stem and set(folders) <= above else None
 
 
 def _as_numbers(ids: Sequence[str]) -> dict[str, str]:
