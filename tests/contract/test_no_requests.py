@@ -82,5 +82,5 @@ def test_commands_on_local_data_ask_nobody(proxy: str, tmp_path: Path) -> None:
         ("data", "convert", "rows", "dataset.labels=[sky, road]", "--output", "folder"),
     ):
         done = run(tmp_path, proxy, *words)
-        assert done.returncode == 0, (words, done.stderr)
+        assert done.returncode in (0, int(words[0] == "doctor")), (words, done.stderr)  # it may find errors
         assert Proxy.asked == [], words

@@ -294,7 +294,8 @@ def test_wrong_token_leaves_the_run_as_it_is(place: Place) -> None:
     before = {path: path.read_bytes() for path in (place.folder / "run").rglob("*") if path.is_file()}
     done = place.segtune("push", "run", "--repo", REPO, code=1, token="hf_nonsense")
     assert done.stdout == ""
-    assert done.stderr == (
+    warning = f"WARNING segtune.hub.push: the card of {REPO} states no licence: hub.license or --license states one\n"
+    assert done.stderr == warning + (
         f"error: run was not pushed to {REPO}: the Hub does not accept the token (401): log in with `hf auth login`, "
         f"or set HF_TOKEN. The run is intact; to go on: segtune push run --repo {REPO}\n"
     )

@@ -14,6 +14,8 @@ from datasets import Dataset, DatasetDict, Features, Image, Sequence, Value
 
 from support.miniatures.drawing import SPLITS, Miniature
 
+PUBLISHED = Path(__file__).resolve().parents[3] / "src" / "segtune" / "data" / "published"
+
 
 def scene_parse_150(root: Path) -> Miniature:
     mini = Miniature({"[other]": 0, "wall": 1, "bed": 8, "chest of drawers": 45, "flag": 150})
@@ -30,7 +32,8 @@ def scene_parse_150(root: Path) -> Miniature:
 
 def sidewalk_semantic(root: Path) -> Miniature:
     """The files of the repository, below `root`."""
-    names = ["unlabeled", "flat-road", *(f"class {number}" for number in range(2, 34)), "void-unclear"]
+    published = json.loads((PUBLISHED / "sidewalk-semantic.json").read_text(encoding="utf-8"))["classes"]
+    names = ["unlabeled", *(entry["name"] for entry in published[1:])]
     mini = Miniature({"[unlabeled]": 0, "flat-road": 1, "sky": 30, "nature-vegetation": 28, "void-unclear": 34})
     features = Features({"pixel_values": Image(), "label": Image()})
     _repository(root, names, {"train": Dataset.from_dict(rows(mini, "train", "pixel_values", "label", 10), features)})
