@@ -79,6 +79,7 @@ HUB_CODE = {  # copied to the Hub beside the weights: besides these and the stan
         "segformer.fused_decode_head",
         "segformer.loading_report",
         "segformer.parameter_names",
+        "segformer.triton_kernels",
         "segformer.upsampling",
     },
     "segformer.cpu_products": {"torch"},
@@ -90,7 +91,14 @@ HUB_CODE = {  # copied to the Hub beside the weights: besides these and the stan
         "segformer.upsampling",
     },
     "segformer.loading_report": {"torch"},
-    "segformer.image_processing_segformer": {"numpy", "PIL", "torch", "transformers", "segformer.upsampling"},
+    "segformer.image_processing_segformer": {
+        "numpy",
+        "PIL",
+        "torch",
+        "transformers",
+        "segformer.triton_kernels",
+        "segformer.upsampling",
+    },
     "segformer.cross_entropy": {"torch", "segformer.triton_kernels", "segformer.upsampling"},
     "segformer.triton_kernels": {"torch", "triton"},
     "segformer.upsampling": {"torch", "segformer.triton_kernels"},
@@ -369,6 +377,14 @@ def test_hub_code_stands_alone(module: str) -> None:
     assert found
     assert {item.target for item in found} <= HUB_CODE[module]
     assert all(item.relative for item in found if item.ours)  # the Hub's loader follows `from .name import x` only
+
+
+@pytest.mark.parametrize("module", ["segformer.modeling_segformer", "segformer.image_processing_segformer"])
+def test_hub_code_names_what_its_neighbours_need(module: str) -> None:
+    """From a folder, transformers 4 copies the files that the first one names, and none that only those name."""
+    ours = {name: {item.target for item in IMPORTS if item.module == name and item.ours} for name in TREES}
+    assert ours[module]
+    assert {target for name in ours[module] for target in ours[name]} <= ours[module]
 
 
 def test_packages_are_declared() -> None:

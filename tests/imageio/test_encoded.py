@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.features
 import PIL.Image
 import pytest
 
@@ -126,7 +125,7 @@ def test_headers_and_windows_beyond_pillows_limit(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("suffix", ["jfif", "avif", "tga", "j2k", "pnm"])
 def test_what_pillow_reads_is_read(tmp_path: Path, suffix: str) -> None:
-    if suffix == "avif" and not PIL.features.check("avif"):
+    if f".{suffix}" not in PIL.Image.registered_extensions():  # AVIF came with Pillow 11.3
         pytest.skip("this Pillow reads no AVIF")
     path = tmp_path / f"a.{suffix}"
     PIL.Image.new("RGB", (6, 4), (200, 0, 0)).save(path, format="JPEG" if suffix == "jfif" else None)

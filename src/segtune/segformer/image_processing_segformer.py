@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
 from .upsampling import upsample, upsampled_prediction
+
+if TYPE_CHECKING:  # from a folder, transformers 4 takes the files that this one names, and none that only those name
+    from .triton_kernels import predict  # noqa: F401
 
 try:
     from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput

@@ -13,7 +13,7 @@ Letters: B batch, K labels, C channels, H W size, N = H·W tokens, D decoder wid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,9 @@ from .fused_decode_head import ComposedFusion, DroppedClassifier, FusedDecodeHea
 from .loading_report import load_with_report
 from .parameter_names import published_name
 from .upsampling import upsample
+
+if TYPE_CHECKING:  # from a folder, transformers 4 takes the files that this one names, and none that only those name
+    from .triton_kernels import predict  # noqa: F401
 
 # --- encoder: the hierarchical Mix Transformer (section 3.1) ---------------------------------------------------------
 
