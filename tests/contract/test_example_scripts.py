@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import albumentations as A
 import datasets
@@ -27,27 +27,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import get_last_checkpoint
 
-import segtune
 from segtune.evaluation.metrics import MeanIoU
 from support import networks
-
-try:
-    from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil as Theirs
-except ImportError:  # transformers 4
-    from transformers import SegformerImageProcessor as Theirs
+from support.libraries import OURS, STOCK, Library
 
 pytestmark = pytest.mark.slow
 
 NAMES = ["wall", "floor", "door"]  # ids 1 to 3 of the masks; 0 is no class
-
-
-class Library(NamedTuple):
-    model: Any
-    processor: Any
-
-
-OURS = Library(segtune.SegformerForSemanticSegmentation, segtune.SegformerImageProcessor)
-STOCK = Library(transformers.SegformerForSemanticSegmentation, Theirs)
 
 
 @pytest.fixture
@@ -57,7 +43,7 @@ def encoder(tmp_path: Path) -> Path:
     settings = {**networks.TINY, "classifier_dropout_prob": 0.0, "drop_path_rate": 0.0}
     config = transformers.SegformerConfig(**settings, num_labels=7)
     transformers.SegformerForImageClassification(config).save_pretrained(tmp_path / "mit")
-    Theirs(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "mit")
+    STOCK.processor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "mit")
     return tmp_path / "mit"
 
 

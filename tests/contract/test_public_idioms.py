@@ -7,7 +7,7 @@ Trainer with metrics on enlarged logits, adapters of PEFT.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import peft
@@ -22,25 +22,12 @@ from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.image_processing_segformer import SegformerFeatureExtractor, SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 from support import networks
-
-try:
-    from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil as Theirs
-except ImportError:  # transformers 4
-    from transformers import SegformerImageProcessor as Theirs
+from support.libraries import OURS, STOCK, Library
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated",  # peft asks transformers by the old name
 )
 ID2LABEL = {0: "wall", 1: "floor", 2: "door"}
-
-
-class Library(NamedTuple):
-    model: Any
-    processor: Any
-
-
-OURS = Library(SegformerForSemanticSegmentation, SegformerImageProcessor)
-STOCK = Library(transformers.SegformerForSemanticSegmentation, Theirs)
 
 
 @pytest.fixture
@@ -113,7 +100,7 @@ def hand_written_loop(model: Any, processor: Any) -> list[float]:
 
 def test_a_hand_written_loop_over_reduced_labels(checkpoint: Path) -> None:
     ours = hand_written_loop(load(OURS, checkpoint), SegformerFeatureExtractor(reduce_labels=True, size=64))
-    theirs = hand_written_loop(load(STOCK, checkpoint), Theirs(do_reduce_labels=True, size=64))
+    theirs = hand_written_loop(load(STOCK, checkpoint), STOCK.processor(do_reduce_labels=True, size=64))
     assert len(ours) == 8 and ours[0] > 0.5
     np.testing.assert_allclose(ours[::2], theirs[::2], rtol=1e-3)
     np.testing.assert_allclose(ours[1::2], theirs[1::2], atol=0.02)  # pixels near a tie go either way

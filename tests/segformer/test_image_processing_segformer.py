@@ -24,11 +24,7 @@ from segtune.segformer.image_processing_segformer import (
     channels_last,
 )
 from segtune.segformer.upsampling import upsampled_prediction
-
-try:
-    from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil as Theirs
-except ImportError:  # transformers 4
-    from transformers import SegformerImageProcessor as Theirs
+from support.libraries import TheirProcessor as Theirs
 
 other_fields = pytest.mark.filterwarnings("ignore:The following named arguments are not valid")  # says transformers 4
 only_5 = pytest.mark.skipif(

@@ -126,6 +126,13 @@ def _read(x, at, k, mask):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _upsampled(x, p00, p01, p10, p11, w00, w01, w10, w11, k, mask):  # type: ignore[no-untyped-def]
+    """Upsampled logits `(P, K)`, of what `_four_corners` gives."""
+    u = w00[:, None] * _read(x, p00, k, mask) + w01[:, None] * _read(x, p01, k, mask)
+    return u + (w10[:, None] * _read(x, p10, k, mask) + w11[:, None] * _read(x, p11, k, mask))
+
+
+@triton.jit
 def _loss_kernel(  # type: ignore[no-untyped-def]
     logits,  # (B, h, w, K)
     labels,  # (B, H, W), of any integer type
@@ -167,8 +174,7 @@ def _loss_kernel(  # type: ignore[no-untyped-def]
     for first in range(0, num_labels, LABELS):
         k = first + tl.arange(0, LABELS)
         mask = (k < num_labels)[None, :]
-        u = w00[:, None] * _read(x, p00, k, mask) + w01[:, None] * _read(x, p01, k, mask)
-        u += w10[:, None] * _read(x, p10, k, mask) + w11[:, None] * _read(x, p11, k, mask)  # (P, K)
+        u = _upsampled(x, p00, p01, p10, p11, w00, w01, w10, w11, k, mask)
         u_target += tl.sum(tl.where(k[None, :] == target[:, None], u, 0.0), 1)
         if spread is not None:
             u_spread += tl.sum(u * tl.load(spread + k, mask=k < num_labels, other=0.0)[None, :], 1)
@@ -310,8 +316,7 @@ def _prediction_kernel(  # type: ignore[no-untyped-def]
     for first in range(0, num_labels, LABELS):
         k = first + tl.arange(0, LABELS)
         mask = (k < num_labels)[None, :]
-        u = w00[:, None] * _read(x, p00, k, mask) + w01[:, None] * _read(x, p01, k, mask)
-        u += w10[:, None] * _read(x, p10, k, mask) + w11[:, None] * _read(x, p11, k, mask)  # (P, K)
+        u = _upsampled(x, p00, p01, p10, p11, w00, w01, w10, w11, k, mask)
         u = tl.where(mask, u, float("-inf"))
         highest = tl.max(u, 1)
         # ascending labels, the first of equal ones, and a strict comparison: as argmax

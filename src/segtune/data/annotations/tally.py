@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from segtune.errors import listed
 
@@ -132,6 +132,20 @@ class Tally:
         self.ends[fate, label] += count
         if fate is not None and fate.limit is not None:
             self.entries[fate].append(entry)
+
+    def take(self, outline: dict[str, Any] | Fate, label: str | None, file: str, entry: str) -> dict[str, Any] | None:
+        """A shape with the name of its entry; None where it is not drawn, which is counted.
+
+        Args:
+            outline: the shape, or where it ends.
+            label: its class; None or blank: it has none, and ends there.
+            file, entry: its place, for messages.
+        """
+        label = label if label and label.strip() else ""
+        if isinstance(outline, dict) and label:
+            return {**outline, "entry": entry}
+        self.end(NAMELESS if isinstance(outline, dict) else outline, f"{file}: {entry}", label)
+        return None
 
     def count(self, fate: Fate | None) -> int:
         """How many ended so; None: were drawn."""

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from segtune.data.annotations.find_images import AnnotatedImages, sample_id
 from segtune.data.annotations.shapes import Shape, rectangle
-from segtune.data.annotations.tally import LINE, NAMELESS, UNKNOWN, Fate, Tally
+from segtune.data.annotations.tally import LINE, UNKNOWN, Fate, Tally
 from segtune.data.class_names import drawn_names, number_classes, value_of
 from segtune.data.config import DatasetConfig
 from segtune.data.formats.sniff import is_cvat
@@ -93,14 +93,10 @@ def _content(
             name, label = f"{where}: <{entry.tag}> {i}", entry.get("label", "")
             tally.give()
             with naming(f"{file}: {name}"):
-                outline = _outline(entry)
-                if not label.strip() and not isinstance(outline, Fate):
-                    outline = NAMELESS
-                if isinstance(outline, Fate):
-                    tally.end(outline, f"{file.name}: {name}", label.strip())
-                else:
+                shape = tally.take(_outline(entry), label, file.name, name)
+                if shape is not None:
                     (order,) = _numbers(entry, "z_order") if "z_order" in entry.attrib else (0,)
-                    shapes.append((int(order), label, {**outline, "entry": name}))
+                    shapes.append((int(order), label, shape))
     shapes.sort(key=lambda shape: shape[0])
     return (int(height), int(width)), [(label, outline) for _, label, outline in shapes]
 

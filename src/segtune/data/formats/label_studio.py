@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from segtune.data.annotations.find_images import AnnotatedImages, sample_id
 from segtune.data.annotations.json_fields import LIST, TEXT, Fields, check_entry
 from segtune.data.annotations.shapes import Shape, rectangle
-from segtune.data.annotations.tally import LINE, NAMELESS, UNFINISHED, UNKNOWN, Fate, Tally
+from segtune.data.annotations.tally import LINE, UNFINISHED, UNKNOWN, Fate, Tally
 from segtune.data.class_names import drawn_names, number_classes, value_of
 from segtune.data.config import DatasetConfig
 from segtune.data.formats.sniff import json_kind
@@ -370,12 +370,8 @@ def _shapes(file: Path, task: Task, tally: Tally) -> Iterator[tuple[str, Shape]]
                 outline = _outline(region)
             except OverflowError as error:
                 raise DataError(f"a coordinate is no place in a picture: {error}") from error
-            if label is None and not isinstance(outline, Fate):
-                outline = NAMELESS
-            if isinstance(outline, Fate):
-                tally.end(outline, f"{file.name}: {entry}", label or "")
-            else:
-                yield str(label), {**outline, "entry": entry}
+            if shape := tally.take(outline, label, file.name, entry):
+                yield str(label), shape
 
 
 def _label(region: Region) -> str | None:

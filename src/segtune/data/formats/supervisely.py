@@ -12,7 +12,7 @@ from typing import Any
 from segtune.data.annotations.find_images import AnnotatedImages, sample_id
 from segtune.data.annotations.json_fields import LIST, NUMBER, TEXT, Fields, check_entries, check_entry, read_object
 from segtune.data.annotations.shapes import Shape, rectangle
-from segtune.data.annotations.tally import LINE, NAMELESS, UNKNOWN, Fate, Tally
+from segtune.data.annotations.tally import LINE, UNKNOWN, Fate, Tally
 from segtune.data.class_names import drawn_names, number_classes, value_of
 from segtune.data.config import DatasetConfig
 from segtune.data.formats.sniff import json_kind
@@ -108,12 +108,8 @@ def _shapes(path: Path, name: str, data: Mapping[str, Any], tally: Tally) -> Ite
         label = entry["classTitle"]
         with naming(f"{path}: objects[{number}]"):
             outline = _outline(entry)
-        if not label.strip() and not isinstance(outline, Fate):
-            outline = NAMELESS
-        if isinstance(outline, Fate):
-            tally.end(outline, f"{name}: objects[{number}]", label.strip())
-        else:
-            yield label, {**outline, "entry": f"objects[{number}]"}
+        if shape := tally.take(outline, label, name, f"objects[{number}]"):
+            yield label, shape
 
 
 def _outline(entry: Mapping[str, Any]) -> Shape | Fate:

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from segtune.data.annotations.find_images import AnnotatedImages, sample_id
 from segtune.data.annotations.json_fields import LIST, NUMBER, TEXT, Fields, check_entry, read_object
 from segtune.data.annotations.shapes import Shape, rectangle
-from segtune.data.annotations.tally import LINE, NAMELESS, UNKNOWN, Fate, Tally
+from segtune.data.annotations.tally import LINE, UNKNOWN, Fate, Tally
 from segtune.data.class_names import drawn_names, number_classes, value_of
 from segtune.data.config import DatasetConfig
 from segtune.data.formats.sniff import files_of_splits, json_kind
@@ -169,12 +169,8 @@ def _shapes(regions: Sequence[Region], attribute: str | None, tally: Tally) -> I
                 label, outline = _label(region, attribute), _outline(region)
             except OverflowError as error:
                 raise DataError(f"a coordinate is no place in a picture: {error}") from error
-        if not label and not isinstance(outline, Fate):
-            outline = NAMELESS
-        if isinstance(outline, Fate):
-            tally.end(outline, f"{region.file.name}: {region.entry}", label)
-        else:
-            yield label, {**outline, "entry": region.entry}
+        if shape := tally.take(outline, label, region.file.name, region.entry):
+            yield label, shape
 
 
 def _label(region: Region, attribute: str | None) -> str:
