@@ -36,7 +36,12 @@ class Ended:
 
     @property
     def is_traceback(self) -> bool:
-        """Whether it ended as a bug: with a traceback, or by a signal that nobody sent."""
+        """Whether it ended as a bug: with a traceback, or by a signal that nobody sent.
+
+        What workers print whose process the campaign has killed tells nothing of how that one ended.
+        """
+        if self.code == -signal.SIGKILL:
+            return False
         return "Traceback (most recent call last)" in self.said or self.code in (-signal.SIGSEGV, -signal.SIGABRT)
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="the campaign forks and watches as Linux does")
-@pytest.mark.parametrize("kind", ["full disks", "damaged files", "hostile input"])
+@pytest.mark.parametrize("kind", ["kills", "full disks", "damaged files", "hostile input", "two trainings"])
 def test_of_a_sample_nothing_is_lost_silent_or_outside(kind: str) -> None:
     """In a process of its own, which has no threads yet and may fork."""
     search = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])

@@ -12,12 +12,13 @@ from pathlib import Path
 from faults import forks
 from faults.workplace import Case, Verdict, Workplace, differences, train_words
 
+LONGER = "training.max_steps=24"  # so that the second surely comes while the first runs
 MODES = ("training.resume=auto", "training.overwrite=true")
 
 
 def cases(place: Workplace, count: int = 10) -> Iterator[Case]:
     """So many pairs of trainings in each mode."""
-    place.undisturbed("plain")
+    place.undisturbed("plain", LONGER)
     for mode in MODES:
         for seed in range(count):
             yield Case("two trainings", f"{mode} {seed}", partial(_judge, place, mode, seed))
@@ -26,9 +27,9 @@ def cases(place: Workplace, count: int = 10) -> Iterator[Case]:
 def _judge(place: Workplace, mode: str, seed: int, folder: Path) -> Verdict:
     """One goes through untouched, the other ends with 2 and names the process and host of the first."""
     place.prepare(folder)
-    words = train_words("plain", "run", mode)
+    words = train_words("plain", "run", mode, LONGER)
     first = forks.start(words, folder)
-    time.sleep(random.Random(f"{mode} {seed}").uniform(0, 1))  # less than a training takes
+    time.sleep(random.Random(f"{mode} {seed}").uniform(0, 1))  # half of what it takes
     second = forks.start(words, folder)
     ends = {started.process: started.wait() for started in (first, second)}
     verdict = Verdict.of(*ends.values())
@@ -40,6 +41,6 @@ def _judge(place: Workplace, mode: str, seed: int, folder: Path) -> Verdict:
     refusal = next(ended.said for ended in ends.values() if ended.code == 2)
     if f"(process {winner} on host {socket.gethostname()}" not in refusal:
         verdict.add("silent", refusal[-500:])
-    if difference := differences(folder / "run", place.undisturbed("plain")):
+    if difference := differences(folder / "run", place.undisturbed("plain", LONGER)):
         verdict.add("lost", difference)
     return verdict

@@ -95,11 +95,12 @@ class Workplace:
         shutil.copytree(self.place / "data", folder / "data")
         shutil.copy(self.place / "tiny.yaml", folder)
 
-    def undisturbed(self, variant: str) -> Path:
-        """The run folder of a training that nothing disturbed."""
-        run = self.place / variant
+    def undisturbed(self, variant: str, *more: str) -> Path:
+        """The run folder of a training that nothing disturbed, with more words in its command."""
+        name = "-".join([variant, *more])
+        run = self.place / name
         if not run.exists():
-            ended = forks.run(train_words(variant, variant), self.place)
+            ended = forks.run(train_words(variant, name, *more), self.place)
             assert ended.code == 0, ended.said
         return run
 
