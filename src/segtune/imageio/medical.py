@@ -114,7 +114,7 @@ def _volume(path: Path) -> _Volume:
         raise DataError("it is no NIfTI file; an .hdr with its .img: nibabel.save(nibabel.load('a.hdr'), 'a.nii.gz')")
     try:
         dtype = header.get_data_dtype()
-    except Exception as error:  # nibabel's own, and KeyError
+    except (KeyError, nibabel.spatialimages.HeaderDataError) as error:
         raise DataError(
             f"its header names a type of numbers that NIfTI does not have ({header['datatype']})"
         ) from error
