@@ -179,6 +179,8 @@ def test_masks_of_a_lossy_format_are_refused(tmp_path: Path, suffix: str, option
         DataError, match=rf"does not keep values.*\(2\): masks/0\.{suffix}, masks/1\.{suffix}\. Save masks"
     ):
         opened(tmp_path, {"0": "background", "255": "box"})
+    if suffix == "webp":
+        return  # whose greys become colours
     rows, label_map = opened(tmp_path, {"0-127": "background", "128-255": "box"})
     assert (read_pair(decoded(rows["train"][1]), label_map)[1] == 1).sum() == 20
 
