@@ -110,7 +110,8 @@ def scan_yolo(root: Path, config: DatasetConfig) -> DatasetIndex:
         split = split_of(str(name), split_names(config.splits))
         for folder, image in _images(file, data, name, config) if split and data[name] else ():
             label = _label_file(image)
-            samples.append(Sample(image.relative_to(folder).with_suffix("").as_posix(), str(split), image, label))
+            below = os.path.splitext(str(image)[len(str(folder)) + 1 :])[0]  # pathlib would take as long as the parsing
+            samples.append(Sample(below.replace(os.sep, "/"), str(split), image, label))
             parts.append({} if label.is_file() else {"shapes": []})
     if not samples:
         raise UsageError(f"{file}: none of its splits has images")
@@ -208,11 +209,8 @@ def _find(file: Path, data: dict[str, Any], text: str) -> Path:
 
 def _label_file(image: Path) -> Path:
     """images/train/a.jpg -> labels/train/a.txt; beside the image, where no folder is called images."""
-    parts = list(image.parts)
-    if "images" in parts:
-        last = len(parts) - 1 - parts[::-1].index("images")
-        parts[last] = "labels"
-    return Path(*parts).with_suffix(".txt")
+    above, found, below = os.path.splitext(image)[0].rpartition(f"{os.sep}images{os.sep}")
+    return Path(f"{above}{os.sep}labels{os.sep}{below}.txt" if found else f"{below}.txt")
 
 
 def read_each(
@@ -222,11 +220,12 @@ def read_each(
 
     The outlines are arrays (2 N,).
     """
-    kept: list[list[Shape] | None] = [[] if path.stat().st_size < MOST_TOGETHER else None for path in paths]
+    contents = [_head(path) for path in paths]
+    kept: list[list[Shape] | None] = [[] if len(content) < MOST_TOGETHER else None for content in contents]
     entries = [
         (file, number, text)
-        for file, path in enumerate(paths)
-        for number, line in enumerate(_lines(path) if kept[file] is not None else (), start=1)
+        for file, content in enumerate(contents)
+        for number, line in enumerate(_lines(content) if kept[file] is not None else (), start=1)
         if (text := line.strip())
     ]
     parsed = _parse([text for _, _, text in entries])
@@ -260,8 +259,13 @@ def _parse(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
         return None
 
 
-def _lines(path: Path) -> list[str]:
-    return decode_text(path.read_bytes(), "replace").splitlines()
+def _head(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(MOST_TOGETHER)
+
+
+def _lines(content: bytes) -> list[str]:
+    return decode_text(content, "replace").splitlines()
 
 
 def read_shapes(path: Path, size: tuple[int, int], values: Mapping[str, int]) -> list[Shape]:
@@ -278,7 +282,7 @@ def read_shapes(path: Path, size: tuple[int, int], values: Mapping[str, int]) ->
         raise DataError(f"{path}: {path.stat().st_size} bytes are no label file of one image")
     height, width = size
     shapes = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(_lines(path.read_bytes()), start=1):
         if not line.strip():
             continue
         try:
