@@ -53,9 +53,11 @@ FENCES = {
         "data.formats.hub_parquet",
     },
     "jinja2": {"doctor", "hub", "report", "viz.html"},
+    "nibabel": {"imageio.medical"},
     "peft": {"training.lora"},
     "psutil": {"training.distributed", "training.interrupts"},
     "pycocotools": {"data.annotations.shapes"},
+    "pydicom": {"imageio.medical"},
     "rasterio": {"imageio.geotiff"},
     "rich": {"viz.terminal"},
     "scipy": {"evaluation", "labels.distance_maps"},
@@ -103,7 +105,16 @@ HUB_CODE = {  # copied to the Hub beside the weights: besides these and the stan
     "segformer.triton_kernels": {"torch", "triton"},
     "segformer.upsampling": {"torch", "segformer.triton_kernels"},
 }
-OPTIONAL = {"av", "peft", "pycocotools", "rasterio", "shapely", "triton"}  # of an extra; imported where it is used
+OPTIONAL = {
+    "av",
+    "nibabel",
+    "peft",
+    "pycocotools",
+    "pydicom",
+    "rasterio",
+    "shapely",
+    "triton",
+}  # of an extra; imported where it is used
 DISTRIBUTIONS = {
     "pyarrow": "datasets",
     "PIL": "pillow",

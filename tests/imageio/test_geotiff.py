@@ -185,10 +185,12 @@ def test_partners_must_lie_on_one_grid(tmp_path: Path, bands: int) -> None:
     write(tmp_path / "masks/b.tif", mask)  # says nothing
     write(tmp_path / "masks/c.tif", mask, **grid(500000.05, 5400000))  # a 200th of a pixel
     write(tmp_path / "masks/d.tif", mask, **grid(500010, 5400000))
-    with pytest.raises(DataError, match=r"elsewhere on earth \(1\): images/d\.tif and masks/d\.tif\. Warp the mask"):
+    with pytest.raises(
+        DataError, match=r"elsewhere in the world \(1\): images/d\.tif and masks/d\.tif\. Bring the mask"
+    ):
         load_segmentation_dataset(tmp_path)
     write(tmp_path / "masks/d.tif", mask, **grid(500000, 5400000, 10.5))
-    with pytest.raises(DataError, match=r"elsewhere on earth \(1\)"):
+    with pytest.raises(DataError, match=r"elsewhere in the world \(1\)"):
         load_segmentation_dataset(tmp_path)
 
 
