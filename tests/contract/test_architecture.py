@@ -25,6 +25,7 @@ LAYERS = [
     "bars config files hub_errors",
     "labels evaluation",
     "segformer",
+    "engines",
     "imageio",
     "data",
     "viz",
@@ -52,6 +53,10 @@ FENCES = {
         "data.convert.dataset_card",
         "data.formats.hub_parquet",
     },
+    "onnx": {"engines"},
+    "onnxruntime": {"engines"},
+    "onnxscript": {"engines"},
+    "openvino": {"engines"},
     "jinja2": {"doctor", "hub", "report", "viz.html"},
     "peft": {"training.lora"},
     "psutil": {"training.distributed", "training.interrupts"},
@@ -103,7 +108,16 @@ HUB_CODE = {  # copied to the Hub beside the weights: besides these and the stan
     "segformer.triton_kernels": {"torch", "triton"},
     "segformer.upsampling": {"torch", "segformer.triton_kernels"},
 }
-OPTIONAL = {"av", "peft", "pycocotools", "rasterio", "shapely", "triton"}  # of an extra; imported where it is used
+OPTIONAL = {  # of an extra; imported where it is used
+    "av",
+    "onnx",
+    "onnxscript",
+    "peft",
+    "pycocotools",
+    "rasterio",
+    "shapely",
+    "triton",
+}
 DISTRIBUTIONS = {
     "pyarrow": "datasets",
     "PIL": "pillow",
