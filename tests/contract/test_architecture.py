@@ -111,7 +111,9 @@ HUB_CODE = {  # copied to the Hub beside the weights: besides these and the stan
 OPTIONAL = {  # of an extra; imported where it is used
     "av",
     "onnx",
+    "onnxruntime",
     "onnxscript",
+    "openvino",
     "peft",
     "pycocotools",
     "rasterio",
