@@ -25,6 +25,7 @@ LAYERS = [
     "bars config files hub_errors",
     "labels evaluation",
     "segformer",
+    "engines",
     "imageio",
     "data",
     "viz",
@@ -52,6 +53,10 @@ FENCES = {
         "data.convert.dataset_card",
         "data.formats.hub_parquet",
     },
+    "onnx": {"engines"},
+    "onnxruntime": {"engines"},
+    "onnxscript": {"engines"},
+    "openvino": {"engines"},
     "jinja2": {"doctor", "hub", "report", "viz.html"},
     "nibabel": {"imageio.medical"},
     "peft": {"training.lora"},
@@ -105,16 +110,20 @@ HUB_CODE = {  # copied to the Hub beside the weights: besides these and the stan
     "segformer.triton_kernels": {"torch", "triton"},
     "segformer.upsampling": {"torch", "segformer.triton_kernels"},
 }
-OPTIONAL = {
+OPTIONAL = {  # of an extra; imported where it is used
     "av",
     "nibabel",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "openvino",
     "peft",
     "pycocotools",
     "pydicom",
     "rasterio",
     "shapely",
     "triton",
-}  # of an extra; imported where it is used
+}
 DISTRIBUTIONS = {
     "pyarrow": "datasets",
     "PIL": "pillow",
