@@ -172,8 +172,8 @@ class Handlers:
 
         def segment(picture: Any, polygons: str, progress: Any = progress) -> list[Any]:
             with self._told():
-                (upload,) = self._uploads([picture])
                 wanted = Wanted(overlay=True, confidence="png", polygons=_format(polygons))
+                (upload,) = self._uploads([picture])
                 _, (found,) = self._segment([upload], wanted, progress)
                 return self._shown(upload, found)
 
