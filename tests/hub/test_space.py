@@ -179,4 +179,4 @@ def test_files_of_a_space_need_no_hub(tmp_path: Path) -> None:
         "--extra-index-url https://download.pytorch.org/whl/cpu",
         "segtune==0.1.0",
     ]
-    assert f'Client("{SPACE}").predict' in (tmp_path / "README.md").read_text()
+    assert f'Client("{SPACE}", analytics_enabled=False)' in (tmp_path / "README.md").read_text()
