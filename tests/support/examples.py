@@ -18,6 +18,17 @@ SMALLER = {
 }
 
 
+# `segtune demo`, which ends as soon as its page has been asked for
+DEMO = """
+import sys, urllib.request
+from segtune.cli.main import main
+from segtune.webdemo.server import DemoServer
+
+direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+DemoServer.wait = lambda server: direct.open(server.url, timeout=60).close()
+"""
+
+
 def blocks(text: str) -> list[tuple[str, str]]:
     """The language and the text of each block that states its language."""
     return re.findall(r"^```(\w+)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)

@@ -18,6 +18,8 @@ from segtune.errors import DataError, UsageError
 from segtune.imageio.encoded import choose, open_encoded, tags_of
 
 TIFFS = {".tif", ".tiff"}
+# What a file may be, whatever its name: GDAL also knows formats that name other files and hosts (VRT, WMS, …).
+DRIVERS = ["GTiff", "PNG", "JPEG", "JP2OpenJPEG", "WEBP", "BMP", "GIF", "PNM", "TGA"]
 BITS, PHOTOMETRIC = 258, 262  # tags of TIFF
 BANDS, PIXEL_SCALE, TIE_POINTS, TRANSFORMATION, NODATA = 277, 33550, 33922, 34264, 42113
 BLOCK = 256  # side of the tiles of what is written; so many rows are compressed at once
@@ -325,6 +327,7 @@ def import_rasterio(path: Path | str) -> Any:
 def _open(path: Path | str, *mode: str, **profile: Any) -> Any:
     """A data set of rasterio, without its warning where the file does not say where on earth it lies."""
     rasterio = import_rasterio(path)
+    profile.setdefault("driver", DRIVERS)
     with without_warnings(rasterio.errors.NotGeoreferencedWarning):
         return rasterio.open(path, *mode, **profile)
 
