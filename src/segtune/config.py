@@ -12,6 +12,8 @@ from pydantic.fields import FieldInfo
 
 Keys = tuple[Any, ...]  # ("training", "max_steps"): where in a recipe a value stands
 
+MAX_BATCH_SIZE = 65_536  # images; what is above is a slip, and would only fill the memory with their numbers
+
 T = TypeVar("T")
 
 # The type of a setting of which a run that goes on may take another value than it began with, since it changes how the
