@@ -113,7 +113,7 @@ def build(demo: Demo) -> Any:
             run_all = gr.Button("Segment all", variant="primary")
             archive = gr.File(label="Masks, overlays and confidences as a zip", interactive=False)
         outputs = [slider, classes, legend, certainty, files, kept]
-        run.click(handlers.one(), [picture, polygons], outputs, **model, **hidden)
+        run.click(handlers.one(), [picture, polygons], outputs, show_progress_on=slider, **model, **hidden)
         classes.input(handlers.redraw, [classes, kept], [slider], show_progress="hidden", **hidden)
         run_all.click(handlers.many(), [pictures, several_polygons], [archive], **model, **hidden)
         with gr.Row(visible=False):  # of programs; what has no button has no endpoint
@@ -126,7 +126,8 @@ def build(demo: Demo) -> Any:
 
 def looks(gr: Any) -> dict[str, Any]:
     """Theme and styles, with fonts of the system: Gradio's own themes ask a host for theirs."""
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    names = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
+    fonts = {kind: [gr.themes.utils.fonts.Font(name) for name in known] for kind, known in names.items()}
     return {"theme": gr.themes.Default(**fonts), "css": STYLES.read_text(encoding="utf-8")}
 
 

@@ -211,7 +211,7 @@ def _application(blocks: Any, largest: int) -> Any:
     parent = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     blocks.has_launched = True  # without it, Gradio does not check which files a call names
     return gradio.mount_gradio_app(
-        parent, blocks, path="/", **{name: value for name, value in options.items() if name in known}
+        parent, blocks, path="", **{name: value for name, value in options.items() if name in known}
     )
 
 
