@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from segtune.errors import SegtuneError, UsageError, causes
+from segtune.inference.open_network import engine_of, precision_of
 from segtune.inference.outputs import Wanted
 from segtune.inference.polygons import PolygonFormat
 from segtune.inference.segmenter import Segmenter
@@ -157,13 +158,14 @@ class Handlers:
     def head(self) -> str:
         """What the page says of the model and of itself."""
         segmenter = self.demo.segmenter
-        device = next(segmenter.model.parameters()).device
+        model, window = segmenter.model, segmenter.protocol.window
+        where = f"on {next(model.parameters()).device} in {precision_of(model, segmenter.precision)}"
         return render(
             "webdemo/templates/head.html",
             name=self.demo.name,
             labels=self.demo.label_map.num_labels,
-            seen="windows of " + str(segmenter.protocol.window) if segmenter.protocol.window else "pictures seen whole",
-            device=str(device),
+            seen=f"windows of {window}" if window else "pictures seen whole",
+            where=where if engine_of(model) == "torch" else f"{where} by {engine_of(model)}",
             limits=self.demo.limits,
         )
 
