@@ -18,7 +18,7 @@ import yaml
 import segtune
 from segtune.cli.main import _application
 from segtune.recipe.recipe import load_recipe
-from support.examples import TINY, blocks, command_lines, make_workplace, smaller
+from support.examples import DEMO, TINY, blocks, command_lines, make_workplace, smaller
 from support.minihub import environment, serve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,9 +49,8 @@ EXAMPLES = [
 RECIPES = [example for example in EXAMPLES if example.kind == "yaml" and not example.text.startswith("dataset:")]
 # One process runs all of it, in the order of the pages: as users would, but without importing PyTorch for each.
 DRIVER = """
-import json, sys
+import json
 import transformers
-from segtune.cli.main import main
 
 published = transformers.SegformerForImageClassification(transformers.SegformerConfig(num_labels=1000))
 published.push_to_hub("nvidia/mit-b0", token="hf_nvidia")
@@ -148,9 +147,8 @@ def test_commands_and_python_run(tmp_path: Path) -> None:
     (tmp_path / "examples.json").write_text(json.dumps(runs))
     with serve() as (_, url):
         variables = {**os.environ, **environment(url, tmp_path / "home", "hf_write"), "PYTHONPATH": str(ROOT / "src")}
-        done = subprocess.run(
-            [sys.executable, "-c", DRIVER], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=900
-        )
+        command = [sys.executable, "-c", DEMO + DRIVER]
+        done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-5000:]
     made = {"preview.png", "strong.png", "converted", "predictions", "regions", "final.npz"}
     assert made <= {path.name for path in tmp_path.iterdir()}

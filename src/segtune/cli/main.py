@@ -23,7 +23,9 @@ import typer
 
 import segtune
 from segtune.cli import (
+    cmd_bench,
     cmd_data,
+    cmd_demo,
     cmd_doctor,
     cmd_env,
     cmd_evaluate,
@@ -105,9 +107,11 @@ def _application() -> typer.Typer:
         cmd_evaluate.compare,
         cmd_evaluate.calibrate,
         cmd_predict.predict,
+        cmd_demo.demo,
         cmd_doctor.doctor,
         cmd_hub.push,
         cmd_hub.convert,
+        cmd_bench.bench,
         cmd_env.env,
     )
     for command in commands:

@@ -52,7 +52,7 @@ class ComposedFusion:
     def run(head: Any, features: Sequence[Tensor]) -> Tensor:
         """Maps `(B, H_i, W_i, C_i)`, stage 1 first, to `(B, D, H_1, W_1)`."""
         fold = _folds(head.batch_norm)
-        weights, bias = _compose(head, fold)
+        weights, bias = compose(head, fold)
         (first, weight), *others = zip(features, weights, strict=True)
         # Smallest stage first, with the bias; the product of stage 1 adds itself to the sum of the others. What is
         # summed in place instead, autograd would copy.
@@ -66,7 +66,7 @@ class ComposedFusion:
         return x if fold else head.batch_norm(x)
 
 
-def _compose(head: Any, fold: bool) -> tuple[list[Tensor], Tensor]:
+def compose(head: Any, fold: bool) -> tuple[list[Tensor], Tensor]:
     """Weights `F_i P_i` of shape (D, C_i), stage 1 first, and the bias (D,); with the batch norm if `fold`."""
     dtype = head.linear_fuse.weight.dtype
     exact = torch.promote_types(dtype, torch.float32)
@@ -121,7 +121,7 @@ _KEPT: WeakKeyDictionary[nn.Module, tuple[float, list[Tensor], tuple[list[Tensor
 
 
 def _compose_once(head: Any) -> tuple[list[Tensor], Tensor]:
-    """`_compose` with the batch norm, kept for as long as all that it is made of stays equal, value by value.
+    """`compose` with the batch norm, kept for as long as all that it is made of stays equal, value by value.
 
     The comparison with a copy is exact and costs a small part of the composition; versions of the parameters would
     cost less, but not tell of writes through `.data`.
@@ -133,7 +133,7 @@ def _compose_once(head: Any) -> tuple[list[Tensor], Tensor]:
         eps, copies, composed = kept
         if eps == norm.eps and all(map(_equal, sources, copies)):
             return composed
-    composed = _compose(head, fold=True)
+    composed = compose(head, fold=True)
     _KEPT[head] = norm.eps, [tensor.detach().clone() for tensor in sources], composed
     return composed
 
@@ -220,7 +220,7 @@ class FusedDecodeHead:
         """Maps `(B, H_i, W_i, C_i)`, stage 1 first, to logits `(B, K, H_1, W_1)`; counts the batch in the norm."""
         norm = head.batch_norm
         first, *others = features
-        (weight, *weights), bias = _compose(head, fold=False)
+        (weight, *weights), bias = compose(head, fold=False)
         maps = [F.linear(x, other) for x, other in zip(others, weights, strict=True)]  # (B, H_i, W_i, D)
         idle = is_idle(head.dropout, nn.Dropout2d)
         noise = None if idle else _channel_noise(head.dropout, bias, len(first), len(bias))

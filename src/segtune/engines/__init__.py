@@ -1,0 +1,1 @@
+"""Engines: the network outside of PyTorch, in OpenVINO and ONNX Runtime."""
