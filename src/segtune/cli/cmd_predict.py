@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -41,6 +42,7 @@ def predict(
     min_region: Annotated[int, typer.Option(min=0, help="Give smaller regions to a neighbour, in polygons.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Take so many images at most, the first ones.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Leave images as they are whose files are there.")] = False,
     as_json: options.JsonOption = False,
     batch_size: options.BatchOption = 1,
     device: options.DeviceOption = None,
@@ -49,6 +51,7 @@ def predict(
     """Save a mask of class ids for each image: a palette PNG in the labels' colours, at the image's own size.
 
     Of a georeferenced TIFF, the mask is a TIFF in the same place. Of a video, there is a folder of masks.
+    Processes that accelerate launch or torchrun starts divide the images; the one that ends last prints the result.
     """
     from segtune.imageio.incoming import as_files, is_incoming
     from segtune.inference import outputs
@@ -56,8 +59,13 @@ def predict(
     check_before_torch(checkpoint=checkpoint)
     wanted = outputs.Wanted(overlay, confidence, polygons, simplify, min_region)
     found = outputs.find_images(images)[:limit]
+    in_shares = resume or os.environ.get("WORLD_SIZE", "1") != "1"
+    if in_shares:
+        _refuse_in_shares(found, overwrite)
     from segtune.imageio.raster import any_size
     from segtune.inference.device import choose_precision, to_device
+    from segtune.inference.parallel.predict_share import predict_share
+    from segtune.inference.parallel.processes import Processes
     from segtune.inference.predict_files import predict_files
     from segtune.inference.processor import load_processor
     from segtune.inference.protocol import InferenceProtocol
@@ -65,22 +73,39 @@ def predict(
     from segtune.labels.label_map import LabelMap
     from segtune.segformer.loading import load_model
 
+    processes, before = Processes.launched(), 0
     with any_size(), as_files(found) as files:
         paths, fetched = list(files), {path for path, name in files.items() if is_incoming(name)}
-        targets = outputs.plan_targets(paths, output, wanted, overwrite, fetched)
+        targets = outputs.plan_targets(paths, output, wanted, overwrite or in_shares, fetched)
         hide_bars_of_libraries()
-        model = to_device(load_model(checkpoint), device)
+        model = to_device(load_model(checkpoint), processes.device(device))
         processor = load_processor(model)
         protocol = InferenceProtocol.choose(processor, window, _stride(window, stride, overlap), tta)
         precision = choose_precision(precision, model.device)
         segmenter = Segmenter(model, processor, protocol, batch_size, precision=precision)
-        masks = predict_files(segmenter, LabelMap.from_config(model.config), paths, targets, output, wanted)
+        job = (segmenter, LabelMap.from_config(model.config), paths, targets, output, wanted)
+        if in_shares:
+            predicted = predict_share(*job, processes, resume=resume)
+            if predicted is None:
+                return
+            masks, before = predicted
+        else:
+            masks = predict_files(*job)
     if as_json:
         result = {"output": str(output), "masks": masks, "precision": precision, "images": _written(files, targets)}
         say(json.dumps(result | ({"polygons": str(output / outputs.COCO_FILE)} if polygons == "coco" else {})))
     else:
         computed = "" if precision == "fp32" else f", computed in {precision}"
-        say(f"{masks} mask{'s' if masks > 1 else ''} in {output}{computed}")
+        there = f"; {before} of {len(targets)} images were done before" if resume and processes.count == 1 else ""
+        say(f"{masks} mask{'s' if masks > 1 else ''} in {output}{computed}{there}")
+
+
+def _refuse_in_shares(images: Sequence[Path | str], overwrite: bool) -> None:
+    """Refuse what has no meaning where images are left out that are done, or are divided among processes."""
+    if overwrite:
+        raise UsageError("--overwrite replaces what --resume and several processes go on from: remove the folder first")
+    if incoming := [image for image in images if isinstance(image, str)]:
+        raise UsageError(f"{incoming[0]}: --resume and several processes take files; save it to one first")
 
 
 def _written(files: Mapping[Path, str], targets: Sequence[Targets]) -> list[dict[str, Any]]:

@@ -122,10 +122,17 @@ def _tell_stop(reason: str, words: Sequence[str]) -> None:
     # A run is gone on with, unless the command says itself what becomes of the one that is there.
     says_how = any(word.startswith(("training.resume=", "training.overwrite=")) for word in words)
     begins = words[:1] == ["train"] and not says_how
+    went_on = [*words, "--resume"] if _leaves_masks(words) else words
     with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
         if is_main_process():
             typer.echo(f"stopped: {reason}", err=True)
-            typer.echo(f"next: {shlex.join(['segtune', *(resumed(words) if begins else words)])}", err=True)
+            typer.echo(f"next: {shlex.join(['segtune', *(resumed(words) if begins else went_on)])}", err=True)
+
+
+def _leaves_masks(words: Sequence[str]) -> bool:
+    """Whether a command was stopped among files, and the same command would be refused since some are there."""
+    is_said = {"--resume", "--overwrite", "-"}.intersection(words)
+    return words[:1] == ["predict"] and not is_said and not any("://" in word for word in words)
 
 
 def _leave_quickly(code: int) -> NoReturn:
