@@ -45,6 +45,7 @@ FENCES = {
     "cv2": {"data.augmentations"},
     "datasets": {"data"},
     "evaluate": {"evaluation.metrics"},
+    "fsspec": {"imageio.object_store"},
     "huggingface_hub": {
         "hub",
         "hub_errors",
@@ -57,6 +58,7 @@ FENCES = {
     "psutil": {"training.distributed", "training.interrupts"},
     "pycocotools": {"data.annotations.shapes"},
     "rasterio": {"imageio.geotiff"},
+    "ray": {"inference.parallel.ray_data"},
     "rich": {"viz.terminal"},
     "scipy": {"evaluation", "labels.distance_maps"},
     "shapely": {"inference.polygons"},
@@ -103,9 +105,18 @@ HUB_CODE = {  # copied to the Hub beside the weights: besides these and the stan
     "segformer.triton_kernels": {"torch", "triton"},
     "segformer.upsampling": {"torch", "segformer.triton_kernels"},
 }
-OPTIONAL = {"av", "peft", "pycocotools", "rasterio", "shapely", "triton"}  # of an extra; imported where it is used
+OPTIONAL = {
+    "av",
+    "peft",
+    "pycocotools",
+    "rasterio",
+    "ray",
+    "shapely",
+    "triton",
+}  # of an extra; imported where it is used
 DISTRIBUTIONS = {
     "pyarrow": "datasets",
+    "fsspec": "huggingface_hub",
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
     "yaml": "pyyaml",

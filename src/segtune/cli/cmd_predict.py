@@ -15,7 +15,8 @@ from segtune.cli.common import check_before_torch, hide_bars_of_libraries, say
 from segtune.errors import UsageError
 
 if TYPE_CHECKING:
-    from segtune.inference.outputs import Targets
+    from segtune.inference.device import Precision
+    from segtune.inference.outputs import Targets, Wanted
 
 
 def predict(
@@ -26,7 +27,7 @@ def predict(
             metavar="IMAGE", help="Image files, folders of them, quoted globs, videos, http(s) addresses; - is stdin."
         ),
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Where the masks go.")],
+    output: Annotated[str, typer.Option(metavar="DIR", help="Where the masks go.")],
     overlay: Annotated[bool, typer.Option("--overlay", help="Also save NAME_overlay.png, of a video .mp4.")] = False,
     window: options.WindowOption = None,
     stride: options.StrideOption = None,
@@ -43,6 +44,14 @@ def predict(
     limit: Annotated[int | None, typer.Option(min=1, help="Take so many images at most, the first ones.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Leave images as they are whose files are there.")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS|local",
+            help="Predict on a Ray cluster. Images and --output may lie in object stores (s3://…); an --output that "
+            "ends in .parquet is a folder of tables.",
+        ),
+    ] = None,
     as_json: options.JsonOption = False,
     batch_size: options.BatchOption = 1,
     device: options.DeviceOption = None,
@@ -58,6 +67,14 @@ def predict(
 
     check_before_torch(checkpoint=checkpoint)
     wanted = outputs.Wanted(overlay, confidence, polygons, simplify, min_region)
+    if ray is not None:
+        how = (window, _stride(window, stride, overlap), tta)
+        _predict_on_ray(
+            ray, checkpoint, images, output, wanted, limit, how, overwrite, resume, as_json, batch_size, device,
+            precision,
+        )  # fmt: skip
+        return
+    folder = _local_folder(output, images)
     found = outputs.find_images(images)[:limit]
     in_shares = resume or os.environ.get("WORLD_SIZE", "1") != "1"
     if in_shares:
@@ -76,14 +93,14 @@ def predict(
     processes, before = Processes.launched(), 0
     with any_size(), as_files(found) as files:
         paths, fetched = list(files), {path for path, name in files.items() if is_incoming(name)}
-        targets = outputs.plan_targets(paths, output, wanted, overwrite or in_shares, fetched)
+        targets = outputs.plan_targets(paths, folder, wanted, overwrite or in_shares, fetched)
         hide_bars_of_libraries()
         model = to_device(load_model(checkpoint), processes.device(device))
         processor = load_processor(model)
         protocol = InferenceProtocol.choose(processor, window, _stride(window, stride, overlap), tta)
         precision = choose_precision(precision, model.device)
         segmenter = Segmenter(model, processor, protocol, batch_size, precision=precision)
-        job = (segmenter, LabelMap.from_config(model.config), paths, targets, output, wanted)
+        job = (segmenter, LabelMap.from_config(model.config), paths, targets, folder, wanted)
         if in_shares:
             predicted = predict_share(*job, processes, resume=resume)
             if predicted is None:
@@ -92,12 +109,70 @@ def predict(
         else:
             masks = predict_files(*job)
     if as_json:
-        result = {"output": str(output), "masks": masks, "precision": precision, "images": _written(files, targets)}
-        say(json.dumps(result | ({"polygons": str(output / outputs.COCO_FILE)} if polygons == "coco" else {})))
+        result = {"output": str(folder), "masks": masks, "precision": precision, "images": _written(files, targets)}
+        say(json.dumps(result | ({"polygons": str(folder / outputs.COCO_FILE)} if polygons == "coco" else {})))
     else:
         computed = "" if precision == "fp32" else f", computed in {precision}"
         there = f"; {before} of {len(targets)} images were done before" if resume and processes.count == 1 else ""
-        say(f"{masks} mask{'s' if masks > 1 else ''} in {output}{computed}{there}")
+        say(f"{masks} mask{'s' if masks > 1 else ''} in {folder}{computed}{there}")
+
+
+def _local_folder(output: str, images: Sequence[str]) -> Path:
+    from segtune.imageio.object_store import is_stored
+
+    if stored := next(filter(is_stored, [*images, output]), None):
+        raise UsageError(f"{stored} is in an object store: --ray local reads and writes these, on this machine")
+    if Path(output).is_file():
+        raise UsageError(f"--output {output} is a file: name a folder")
+    return Path(output)
+
+
+def _predict_on_ray(
+    address: str,
+    checkpoint: str,
+    images: Sequence[str],
+    output: str,
+    wanted: Wanted,
+    limit: int | None,
+    how: tuple[int | None, int | None, bool],
+    overwrite: bool,
+    resume: bool,
+    as_json: bool,
+    batch_size: int,
+    device: str | None,
+    precision: Precision,
+) -> None:
+    from segtune.imageio.object_store import is_stored
+    from segtune.inference.parallel import ray_data
+
+    place = output.rstrip("/") if is_stored(output) else str(_local_folder(output, []).absolute())
+    ray_data.check_job(place, wanted, overwrite)
+    found = ray_data.find_stored_images(images)[:limit]
+    import torch
+
+    from segtune.inference.device import choose_precision
+    from segtune.inference.processor import load_processor
+    from segtune.inference.protocol import InferenceProtocol
+    from segtune.inference.segmenter import Segmenter
+    from segtune.labels.label_map import LabelMap
+    from segtune.segformer.loading import load_model
+
+    hide_bars_of_libraries()
+    model = load_model(checkpoint)
+    processor = load_processor(model)
+    protocol = InferenceProtocol.choose(processor, *how)
+    if device == "cpu":
+        precision = choose_precision(precision, torch.device("cpu"))
+    job = ray_data.Job(protocol, batch_size, precision, device, wanted, place)
+    segmenter = Segmenter(model, processor, protocol, batch_size, precision=precision)
+    label_map = LabelMap.from_config(model.config)
+    masks, before = ray_data.predict_on_ray(address, segmenter, label_map, found, job, resume=resume)
+    if as_json:
+        rows = [{"image": image, "mask": mask} for image, mask in zip(found, masks, strict=True)]
+        say(json.dumps({"output": output, "masks": len(masks), "precision": precision, "images": rows}))
+    else:
+        there = f"; {before} of {len(found)} images were done before" if resume else ""
+        say(f"{len(masks)} mask{'s' if len(masks) > 1 else ''} in {output}{there}")
 
 
 def _refuse_in_shares(images: Sequence[Path | str], overwrite: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 
@@ -103,3 +105,30 @@ def test_one_of_two_is_killed(checkpoint: Path, pictures: Path, expected: dict[s
     assert done.stdout == f"{COUNT} masks in {out}; {len(there)} of {COUNT} images were done before\n", done.stderr
     assert masks(out) == expected
     assert f"{COUNT} of {COUNT} images were done before" in again_does_nothing(words, out)
+
+
+def test_ray_with_a_killed_worker(checkpoint: Path, pictures: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = [*command(checkpoint, pictures, out), "--ray", "local"]
+    with subprocess.Popen(words, env=variables(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
+        killed = kill_a_worker(started.pid, out)
+        text, err = started.communicate(timeout=400)
+    assert (started.returncode, text) == (0, f"{COUNT} masks in {out}\n"), err
+    assert killed and masks(out) == expected
+    assert f"{COUNT} of {COUNT} images were done before" in again_does_nothing(words, out)
+
+
+def kill_a_worker(driver: int, out: Path) -> str:
+    """Kill an actor of a driver's cluster while it predicts, some hundred masks being there."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and psutil.pid_exists(driver):
+        time.sleep(0.05)
+        if len(list(out.glob("*.png"))) < COUNT // 10:
+            continue
+        for process in psutil.Process(driver).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                name = " ".join(process.cmdline())
+                if name.startswith("ray::") and "Predictor" in name:
+                    process.kill()
+                    return name
+    return ""

@@ -125,7 +125,7 @@ def test_what_is_there_is_kept_unless_asked(predict: Predict, tmp_path: Path) ->
     predict()
     with pytest.raises(UsageError, match=r"out/0\.png and 6 more exist already; name another folder, or say --resume"):
         predict()
-    with pytest.raises(UsageError, match=r"masks in .*/out were made with weights \w{16}, now it is \w{16}: "):
+    with pytest.raises(UsageError, match=r"masks that were made with weights \w{16}, now it is \w{16}: name another"):
         predict(resume=True, factor=2.0)
     with pytest.raises(UsageError, match=r"out/1\.png and 2 more exist already"):
         predict(1, 2)

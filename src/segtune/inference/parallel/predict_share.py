@@ -67,7 +67,7 @@ def predict_share(
     share = processes.share(list(zip(sources, needed, strict=True)))
     if not resume:
         refuse_existing([path for _, target in share for path in target.paths] + ([coco] if coco else []), "--resume")
-    work = WorkFolder(output / WORK, processes, _settings(segmenter, wanted), "masks")
+    work = WorkFolder(output / WORK, processes, mask_settings(segmenter, wanted), "masks")
     work.begin()
     missing = [(source, target) for source, target in share if not _is_whole(target)]
     if missing:
@@ -90,7 +90,7 @@ def predict_share(
     return Predicted(masks, len(share) - len(missing))
 
 
-def _settings(segmenter: Segmenter, wanted: Wanted) -> dict[str, Any]:
+def mask_settings(segmenter: Segmenter, wanted: Wanted) -> dict[str, Any]:
     """What masks and polygons depend on."""
     own: dict[str, Any] = {"weights": weights_digest(segmenter.model), "protocol": str(segmenter.protocol)}
     polygons = {"--simplify": wanted.simplify, "--min-region": wanted.min_region} if wanted.polygons else {}

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from segtune.errors import DataError, UsageError
-from segtune.files import read_json, write_atomic
+from segtune.files import parse_json, read_json, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,36 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def refuse_other_settings(content: bytes | None, settings: Mapping[str, Any], what: str, place: str) -> None:
+    """Refuse to go on from results that were made with other settings.
+
+    Args:
+        content: of the note of them, which is at `place`; None where there is none.
+
+    Raises:
+        UsageError: a setting differs.
+        DataError: the note is damaged.
+    """
+    if content is None:
+        return
+    try:
+        found = parse_json(content.decode())["settings"]
+        theirs = {name: value for name, value in found.items() if name in settings}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{place} is damaged ({error}): remove it and the {what}, or name another place") from error
+    for name, value in theirs.items():
+        if value != settings[name]:
+            raise UsageError(
+                f"there are {what} that were made with {name} {value}, now it is {settings[name]}: name another place, "
+                f"or remove them and {place}"
+            )
+
+
+def settings_note(settings: Mapping[str, Any]) -> str:
+    """What lies beside results; see `refuse_other_settings`."""
+    return json.dumps({"settings": settings}, indent=2) + "\n"
+
+
 class WorkFolder:
     """A hidden folder in which processes note what they do and that they have ended, and earlier ones noted it.
 
@@ -106,18 +136,10 @@ class WorkFolder:
 
     def _compare(self, path: Path) -> None:
         try:
-            found = read_json(path)["settings"]
-            theirs = {name: value for name, value in found.items() if name in self.settings}
-        except FileNotFoundError:  # none was written yet, or the process that ended last has put it away
+            content = path.read_bytes()
+        except FileNotFoundError:  # the process that ended last has put it away
             return
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} is damaged ({error}): remove {self.path}, or name another folder") from error
-        for name, value in theirs.items():
-            if value != self.settings[name]:
-                raise UsageError(
-                    f"{self.what} in {self.path.parent} were made with {name} {value}, now it is "
-                    f"{self.settings[name]}: name another place, or remove them and {self.path}"
-                )
+        refuse_other_settings(content, self.settings, self.what, str(path))
 
     def end(self, is_whole: Callable[[], bool]) -> bool:
         """Note that this process has done its share; True in the one that ends last, which puts the results together.
@@ -134,7 +156,7 @@ class WorkFolder:
             self._notes.rename(claimed)  # which one process can do once
         except OSError:
             return False
-        write_atomic(self.path / SETTINGS, json.dumps({"settings": self.settings}, indent=2) + "\n")
+        write_atomic(self.path / SETTINGS, settings_note(self.settings))
         shutil.rmtree(claimed, ignore_errors=True)
         return True
 
