@@ -36,6 +36,7 @@ from segtune.cli import (
 from segtune.cli.common import QuietOption, VerboseOption, add_command, is_main_process, resumed, set_volume
 from segtune.errors import SegtuneError, causes, printable
 from segtune.files import is_full_disk
+from segtune.imageio.object_store import fault_of_store
 from segtune.training import interrupts
 
 
@@ -76,6 +77,8 @@ def _run(words: list[str]) -> None:
             _fail(str(error), error.exit_code)
         if is_full_disk(error):
             _fail(f"the disk is full: {_full_places(error)}. Make room, then give the same command again", 1)
+        if fault := fault_of_store(error):
+            _fail(f"{fault}. Then give the same command again", 1)
         if any(isinstance(link, MemoryError) for link in causes(error)):
             _fail(
                 f"there is not enough memory ({error}): images of a huge size take it (predict: --window), a large "

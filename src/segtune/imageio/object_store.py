@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from segtune.errors import DataError, SegtuneError, UsageError
+from segtune.errors import DataError, SegtuneError, UsageError, causes
 from segtune.files import write_atomic
 
 NOT_STORES = ("hub", "segtune", "http", "https", "file")
 EXTRAS = {"s3": "pip install 'segtune[s3]'", "s3a": "pip install 'segtune[s3]'", "gs": "pip install gcsfs"}
 LONGEST_REASON = 200  # characters
+_COMMON = (OSError, ValueError, RuntimeError)
 
 
 def is_stored(name: str) -> bool:
@@ -48,12 +49,19 @@ def naming_store_faults(address: str) -> Iterator[None]:
         raise _told(address, error) from error
 
 
+def fault_of_store(error: BaseException) -> str | None:
+    """In a line what the client of a store says went wrong, where that led to `error`; else None."""
+    clients = tuple(fault for fault in _faults() if fault not in _COMMON)
+    found = next((link for link in causes(error) if isinstance(link, clients)), None) if clients else None
+    return None if found is None else str(_told("object store", found))
+
+
 def _faults() -> tuple[type[Exception], ...]:
     """What the clients of stores raise, those that are loaded."""
     names = [("botocore.exceptions", "BotoCoreError"), ("botocore.exceptions", "ClientError")]
     names += [("aiohttp", "ClientError"), ("httpx", "HTTPError")]
     loaded = [getattr(sys.modules[module], name) for module, name in names if module in sys.modules]
-    return (OSError, ValueError, RuntimeError, *loaded)
+    return (*_COMMON, *loaded)
 
 
 def _told(address: str, error: BaseException) -> SegtuneError:
