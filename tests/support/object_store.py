@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import pytest
+
 BUCKET = "corpus"
 
 
@@ -17,10 +19,8 @@ def serve(**variables: str) -> Iterator[Any]:
 
     Its state is that of the process: a second server serves the same buckets.
     """
-    import boto3
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
+    boto3, s3fs = map(pytest.importorskip, ("boto3", "s3fs"))
+    ThreadedMotoServer = pytest.importorskip("moto.server").ThreadedMotoServer  # noqa: N806
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
