@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -39,12 +41,19 @@ class EngineNetwork(nn.Module):
         precision: see `Opened`.
     """
 
-    def __init__(self, config: SegformerConfig, name_or_path: str, engine: str, opened: Opened) -> None:
+    digest: Tensor
+
+    def __init__(
+        self, config: SegformerConfig, name_or_path: str, engine: str, opened: Opened, content: Iterable[bytes] = ()
+    ) -> None:
         super().__init__()
         self.config, self.name_or_path, self.engine = config, name_or_path, engine
         self.precision, self._opened = opened.precision, opened
         # says to callers where images go, and in which type
         self.place = nn.Parameter(torch.zeros(()), requires_grad=False)
+        # stands for the weights, where results of the same weights are told from those of others
+        digest = hashlib.sha256(b"".join(content)).digest()
+        self.register_buffer("digest", torch.tensor(list(digest), dtype=torch.uint8))
 
     def _apply(self, *args: Any, **kwargs: Any) -> EngineNetwork:
         """What `to(device)` and the like call."""
@@ -108,12 +117,15 @@ def open_engine(
     if path is None:
         model = source if isinstance(source, SegformerForSemanticSegmentation) else load_model(os.fspath(source))
         graph = logits_model(model).SerializeToString()
-        return EngineNetwork(model.config, model.name_or_path, engine, open_graph(graph, precision, threads))
+        opened = open_graph(graph, precision, threads)
+        content = (value.cpu().contiguous().view(-1).view(torch.uint8).numpy() for value in model.state_dict().values())
+        return EngineNetwork(model.config, model.name_or_path, engine, opened, map(bytes, content))
     folder = _folder_of(path)
     config = SegformerConfig.from_dict(read_json(folder / CONFIG))
     opened = open_graph(path, precision, threads)
     _check_shapes(path, opened, config)
-    return EngineNetwork(config, str(folder), engine, opened)
+    files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+    return EngineNetwork(config, str(folder), engine, opened, map(Path.read_bytes, files))
 
 
 def find_graph(source: str | os.PathLike[str], engine: str) -> Path | None:
