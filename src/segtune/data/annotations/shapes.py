@@ -158,10 +158,10 @@ def _cover(shape: Shape, size: tuple[int, int], window: Window | None = None) ->
     coco = _import_pycocotools()
     if "polygons" in shape:
         outlines = checked_outlines(shape["polygons"], size)
-        seen = (window.height, window.width) if window else size
+        drawn = (window.height, window.width) if window else size
         if window and window != Window(0, 0, *size):
             outlines = [_seen_from(outline, window) for outline in outlines]
-        cover = coco.merge(coco.frPyObjects(outlines, *seen)) if outlines else _encode(np.zeros(seen, dtype=bool))
+        cover = coco.merge(coco.frPyObjects(outlines, *drawn)) if outlines else _encode(np.zeros(drawn, dtype=bool))
         return _without(cover, _cover({"polygons": shape["holes"]}, size, window)) if shape.get("holes") else cover
     if "rle" in shape:
         rle = checked_rle(shape["rle"], size)
