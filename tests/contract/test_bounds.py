@@ -16,8 +16,8 @@ else:
     import tomli as tomllib  # pytest needs it there
 
 ROOT = Path(__file__).resolve().parents[2]
-# Trackers behind Accelerate, which the tests replace; and what reaches clusters and stores: no s3fs since 2025 goes with
-# the fsspec of the lowest `datasets`.
+# Trackers behind Accelerate, which the tests replace; and what reaches clusters and stores: no s3fs of 2025 or later
+# goes with the fsspec of the lowest `datasets`.
 UNPROVEN = {"mlflow", "ray", "s3fs", "trackio", "wandb"}
 DEVELOPMENT = {"dev", "docs", "test"}
 
