@@ -11,6 +11,7 @@ import hashlib
 import io
 import logging
 import os
+import socket
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,7 @@ from segtune.labels.label_map import LabelMap
 
 LOCAL = "local"
 UNIT = 32  # images that an actor is given at once, and that are lost with it
+PATIENCE = 10.0  # seconds until a cluster's address that does not answer counts as wrong
 TABLE = ".parquet"  # an output that ends so is a folder of tables
 MASKS = (".png", ".tif")
 
@@ -140,8 +142,8 @@ def predict_on_ray(
     rows = [{"image": image, "name": name} for image, name in zip(images, names, strict=True) if name not in before]
     if not rows:
         return [before[name] for name in names], len(before)
-    write_stored(note, settings_note(settings).encode())
     with _cluster(ray, address), _one_line(ray):
+        write_stored(note, settings_note(settings).encode())
         faults = _run(ray, segmenter, label_map, job, rows)
     if faults:
         shown = listed([f"{image}: {fault}" for image, fault in faults.items()], 3, "\n")
@@ -307,6 +309,7 @@ def _cluster(ray: Any, address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    _refuse_silence(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -322,6 +325,17 @@ def _cluster(ray: Any, address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _refuse_silence(address: str) -> None:
+    """Ray itself waits for minutes for a cluster that is not there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"--ray {address}: no cluster there ({error})") from error
 
 
 @contextmanager
