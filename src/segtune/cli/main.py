@@ -23,6 +23,7 @@ import typer
 
 import segtune
 from segtune.cli import (
+    cmd_bench,
     cmd_data,
     cmd_doctor,
     cmd_env,
@@ -108,6 +109,7 @@ def _application() -> typer.Typer:
         cmd_doctor.doctor,
         cmd_hub.push,
         cmd_hub.convert,
+        cmd_bench.bench,
         cmd_env.env,
     )
     for command in commands:
