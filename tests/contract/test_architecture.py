@@ -58,6 +58,7 @@ FENCES = {
     "onnxscript": {"engines"},
     "openvino": {"engines", "export"},
     "jinja2": {"doctor", "hub", "report", "viz.html"},
+    "nncf": {"export.quantize"},
     "peft": {"training.lora"},
     "psutil": {"training.distributed", "training.interrupts"},
     "pycocotools": {"data.annotations.shapes"},
@@ -110,6 +111,7 @@ HUB_CODE = {  # copied to the Hub beside the weights: besides these and the stan
 }
 OPTIONAL = {  # of an extra; imported where it is used
     "av",
+    "nncf",
     "onnx",
     "onnxscript",
     "peft",
