@@ -43,6 +43,7 @@ FENCES = {
     "albumentations": {"data.augmentations"},
     "av": {"imageio.video"},
     "click": {"cli.main"},
+    "coremltools": {"export"},
     "cv2": {"data.augmentations"},
     "datasets": {"data"},
     "evaluate": {"evaluation.metrics"},
@@ -111,6 +112,7 @@ HUB_CODE = {  # copied to the Hub beside the weights: besides these and the stan
 }
 OPTIONAL = {  # of an extra; imported where it is used
     "av",
+    "coremltools",
     "nncf",
     "onnx",
     "onnxscript",

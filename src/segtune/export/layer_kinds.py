@@ -6,11 +6,11 @@ import ast
 from typing import TYPE_CHECKING, NamedTuple
 
 from segtune.errors import DataError
+from segtune.export.diagnosis import SCOPES
 
 if TYPE_CHECKING:
     import onnx
 
-SCOPES = "pkg.torch.onnx.name_scopes"  # metadata of a node: the modules that it was traced in, the outermost first
 _CONVOLUTIONS = {
     "embed": "patch embeddings",
     "reduce": "sequence reduction",

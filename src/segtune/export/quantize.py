@@ -13,34 +13,24 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from segtune.engines.onnx_model import INPUT
 from segtune.errors import UsageError
 from segtune.export.layer_kinds import KINDS, Layer, layers_of
-from segtune.imageio.raster import ArrayRaster
-from segtune.inference.evaluate import labelled_image
-from segtune.inference.segmenter import LOGIT_STRIDE, Segmenter
-from segtune.labels.label_map import LabelMap
-from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+from segtune.export.sessions import Runtime
+from segtune.export.targets import write_openvino
 
 if TYPE_CHECKING:
-    import datasets
     import onnx
 
-CALIBRATION_IMAGES = 32
 # What the engines compute in floating point anyway, around which integers would have to be converted to and fro
 FLOAT_KINDS = frozenset(
     {"softmax", "attention sums", "Mix-FFN activation", "residual sums", "layer norms", "head sums"}
 )
 INT8_KINDS = tuple(kind for kind in KINDS if kind not in FLOAT_KINDS)
-
-Runtime = Literal["onnxruntime", "openvino"]
 
 
 class Quantizer(Protocol):
@@ -54,8 +44,12 @@ class Quantizer(Protocol):
     layers: Sequence[Layer]
     suffix: str
 
-    def save(self, names: Collection[str], path: Path) -> int:
-        """Write the graph with the layers of these names in int8; return how many maps and weights are rounded."""
+    def save(self, names: Collection[str], path: Path, about: Mapping[str, Any] | None = None) -> int:
+        """Write the graph with the layers of these names in int8; return how many maps and weights are rounded.
+
+        Args:
+            about: facts for the file's metadata; those of the network stay in ONNX files.
+        """
 
 
 def open_quantizer(network: onnx.ModelProto, inputs: Sequence[np.ndarray], runtime: Runtime) -> Quantizer:
@@ -76,61 +70,6 @@ def int8_layers(layers: Sequence[Layer], kinds: Collection[str] = INT8_KINDS) ->
     return {layer.name for layer in layers if layer.kind in kinds}
 
 
-def network_inputs(
-    rows: datasets.Dataset, label_map: LabelMap, processor: SegformerImageProcessor, count: int = CALIBRATION_IMAGES
-) -> list[np.ndarray]:
-    """What the network is given of images spread over a split: one whole image, or one window, of each.
-
-    Returns:
-        Arrays `(1, C, h, w)`, float32, normalised.
-
-    Raises:
-        UsageError: the split is streamed, or has no images.
-        DataError: an image that cannot be read.
-    """
-    if not hasattr(rows, "__len__"):
-        raise UsageError("int8 needs images of the training split, which is streamed: say dataset.streaming=false")
-    if not len(rows):
-        raise UsageError("int8 needs images of the training split, and it has none")
-    seen = _OneInput(label_map.num_labels)
-    segmenter = Segmenter(seen, processor)
-    inputs = []
-    for number in spread(len(rows), count):
-        image = labelled_image(rows, number, label_map, segmenter.form).image
-        for _ in segmenter.strips(ArrayRaster(image)):
-            pass
-        inputs.append(seen.take())
-    return inputs
-
-
-def spread(total: int, count: int) -> list[int]:
-    """At most `count` of the numbers from 0 to `total` - 1, evenly."""
-    return sorted({round(at) for at in np.linspace(0, total - 1, min(count, total))})
-
-
-class _OneInput(nn.Module):
-    """Stands in the place of a network, and keeps one of the inputs that it is given, each with the same chance."""
-
-    def __init__(self, num_labels: int) -> None:
-        super().__init__()
-        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)
-        self.num_labels, self.given = num_labels, 0
-        self.draw = np.random.default_rng(0)
-        self.kept = torch.zeros(0)
-
-    def forward(self, pixel_values: Tensor) -> SemanticSegmenterOutput:
-        for one in pixel_values.split(1):
-            self.given += 1
-            if self.draw.integers(self.given) == 0:
-                self.kept = one
-        sides = (-(-side // LOGIT_STRIDE) for side in pixel_values.shape[2:])
-        return SemanticSegmenterOutput(logits=torch.zeros(len(pixel_values), self.num_labels, *sides))
-
-    def take(self) -> np.ndarray:
-        self.given = 0
-        return self.kept.numpy().copy()
-
-
 class _OnnxRuntime:
     """A pair of QuantizeLinear and DequantizeLinear around what is computed in int8."""
 
@@ -142,7 +81,7 @@ class _OnnxRuntime:
             from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
         except ModuleNotFoundError as error:
             raise UsageError(f"int8 needs the package {error.name}: pip install 'segtune[onnx]'") from None
-        self.layers = layers_of(network)
+        self.layers: Sequence[Layer] = layers_of(network)
         self._network = onnx.shape_inference.infer_shapes(network)  # tells maps from shapes
         names = {layer.name for layer in self.layers}
         self._operations = sorted({node.op_type for node in network.graph.node if node.name in names})
@@ -158,8 +97,12 @@ class _OnnxRuntime:
             self._ranges = calibrator.compute_data()
             del calibrator  # it holds the file open, which Windows would not remove
 
-    def save(self, names: Collection[str], path: Path) -> int:
+    def save(self, names: Collection[str], path: Path, about: Mapping[str, Any] | None = None) -> int:
         import onnx
+
+        if not names:  # of which the quantiser thinks that all are meant
+            onnx.save(self._network, path)
+            return 0
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
         from onnxruntime.quantization.quant_utils import QuantType
 
@@ -187,7 +130,7 @@ class _OnnxRuntime:
 def _reader(inputs: Sequence[np.ndarray]) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.waiting: Iterator[np.ndarray] = iter(inputs)
 
@@ -205,11 +148,11 @@ class _OpenVino:
 
     def __init__(self, network: onnx.ModelProto, inputs: Sequence[np.ndarray]) -> None:
         _import_nncf()
-        self.layers = layers_of(network)
+        self.layers: Sequence[Layer] = layers_of(network)
         self._graph = network.SerializeToString()
         self._inputs = list(inputs)
 
-    def save(self, names: Collection[str], path: Path) -> int:
+    def save(self, names: Collection[str], path: Path, about: Mapping[str, Any] | None = None) -> int:
         import openvino
 
         nncf = _import_nncf()
@@ -224,7 +167,7 @@ class _OpenVino:
                 model_type=nncf.ModelType.TRANSFORMER,
                 ignored_scope=nncf.IgnoredScope(names=kept, validate=False),
             )
-        openvino.save_model(made, path, compress_to_fp16=False)
+        write_openvino(made, path, about or {})
         return sum(operation.get_type_name() == "FakeQuantize" for operation in made.get_ops())
 
 

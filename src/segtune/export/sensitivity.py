@@ -22,15 +22,13 @@ from segtune.engines.onnx_model import logits_model
 from segtune.errors import UsageError
 from segtune.evaluation.evaluation import Evaluation
 from segtune.evaluation.uncertainty import compare
+from segtune.export.calibration_inputs import CALIBRATION_IMAGES, network_inputs, spread
 from segtune.export.layer_kinds import KINDS, PARTS, Layer
 from segtune.export.quantize import (
-    CALIBRATION_IMAGES,
-    Runtime,
     int8_layers,
-    network_inputs,
     open_quantizer,
-    spread,
 )
+from segtune.export.sessions import Runtime
 from segtune.export.verdict import Candidate, verdict
 from segtune.inference.evaluate import evaluated_images
 from segtune.inference.evaluate_checkpoint import DataSettings, OpenedCheckpoint, open_checkpoint
