@@ -18,11 +18,6 @@ else:
 ROOT = Path(__file__).resolve().parents[2]
 # trackers behind Accelerate, which the tests replace; nncf needs later versions of others than the lowest
 UNPROVEN = {"mlflow", "nncf", "trackio", "wandb"}
-    "mlflow",
-    "nncf",
-    "trackio",
-    "wandb",
-}  # trackers behind Accelerate, which the tests replace; nncf, slow to load
 DEVELOPMENT = {"dev", "docs", "test"}
 
 

@@ -32,6 +32,7 @@ from segtune.export.sessions import Runtime
 from segtune.export.verdict import Candidate, verdict
 from segtune.inference.evaluate import evaluated_images
 from segtune.inference.evaluate_checkpoint import DataSettings, OpenedCheckpoint, open_checkpoint
+from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 
 IMAGES = 20
 REPEATS = 9  # of a timing, in turns with float32
@@ -91,6 +92,7 @@ def sensitivity(
     opened = open_checkpoint(checkpoint, data, split=split, device="cpu")
     if "train" not in opened.dataset:
         raise UsageError("int8 is calibrated on images of the training split, and the data has none")
+    assert isinstance(opened.model, SegformerForSemanticSegmentation)  # no engine was asked for
     network = logits_model(opened.model)
     inputs = network_inputs(opened.dataset["train"], opened.label_map, opened.processor, calibration)
     quantizer = open_quantizer(network, inputs, runtime)
