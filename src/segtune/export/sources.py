@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from segtune.errors import UsageError
 from segtune.export.calibration_inputs import network_inputs, spread
@@ -51,6 +51,7 @@ def source_of_data(checkpoint: str, data: str | DataSettings, split: str, limit:
         UsageError: see `open_checkpoint`; or the split is empty.
     """
     opened = open_checkpoint(checkpoint, data, split=split, device="cpu")
+    model = cast("SegformerForSemanticSegmentation", opened.model)  # of no other engine
     numbers = spread(len(opened.rows), limit)
     if not numbers:
         raise UsageError(f"the {split} split holds no image to compare the export on: name another --split")
@@ -59,7 +60,7 @@ def source_of_data(checkpoint: str, data: str | DataSettings, split: str, limit:
     pictures = partial(_labelled, opened, numbers)
     train = opened.dataset.get("train")
     inputs = None if train is None else partial(network_inputs, train, opened.label_map, opened.processor)
-    return Source(checkpoint, opened.model, opened.processor, pictures, len(numbers), words, inputs)
+    return Source(checkpoint, model, opened.processor, pictures, len(numbers), words, inputs)
 
 
 def source_of_images(checkpoint: str, images: Sequence[Path], limit: int) -> Source:
