@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
 
+import numpy as np
+
 from segtune.errors import UsageError
 from segtune.export.calibration_inputs import network_inputs, spread
 from segtune.export.certificate import Picture
@@ -39,6 +41,7 @@ class Source(NamedTuple):
     pictures: Callable[[], Iterator[Picture]]
     total: int
     data: str
+    inputs: Callable[[], list[np.ndarray]] | None = None
 
 
 def source_of_data(checkpoint: str, data: str | DataSettings, split: str, limit: int) -> Source:

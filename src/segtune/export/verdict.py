@@ -65,6 +65,8 @@ def _praise(best: Candidate, plain: Candidate) -> str:
 
 
 def _change(row: dict[str, Any]) -> str:
+    if row["difference"] is None:
+        return "an unknown amount: no masks tell the truth"
     ends = row["interval"]
     interval = f" [{ends[0]:+.4f}, {ends[1]:+.4f}]" if ends and None not in ends else ""
     return f"{row['difference']:+.4f}{interval}"
