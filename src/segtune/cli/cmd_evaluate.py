@@ -51,7 +51,7 @@ def evaluate(
     On the test split of a run's own data, the counts are kept in the run folder, for its card and `segtune compare`.
     Intervals are bootstrap intervals over images or, with --group-by, over groups of them.
     """
-    settings = load_checked(recipe, overrides, checkpoint if engine == "torch" else None)
+    settings = load_checked(recipe, overrides, checkpoint)
     kept = _file_to_save(save, split, Path(checkpoint).parent)
     from segtune.inference.evaluate_checkpoint import evaluate_checkpoint
     from segtune.viz import terminal

@@ -54,7 +54,7 @@ def predict(
     from segtune.imageio.incoming import as_files, is_incoming
     from segtune.inference import outputs
 
-    check_before_torch(checkpoint=checkpoint if engine == "torch" else None)
+    check_before_torch(checkpoint=checkpoint)
     wanted = outputs.Wanted(overlay, confidence, polygons, simplify, min_region)
     found = outputs.find_images(images)[:limit]
     from segtune.imageio.raster import any_size

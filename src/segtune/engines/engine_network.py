@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from segtune.engines import onnxruntime_engine, openvino_engine
 from segtune.engines.graph import Opened
 from segtune.engines.onnx_model import INPUT, OUTPUT, SMALLEST_SIDE, logits_model
 from segtune.errors import DataError, UsageError
-from segtune.segformer.checkpoint_files import CONFIG, check_config, read_json
+from segtune.segformer.checkpoint_files import CONFIG, check_config, has_weights, read_json
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.loading import load_model
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
@@ -45,6 +45,13 @@ class EngineNetwork(nn.Module):
         self.precision, self._opened = opened.precision, opened
         # says to callers where images go, and in which type
         self.place = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> EngineNetwork:
+        """What `to(device)` and the like call."""
+        moved: EngineNetwork = super()._apply(*args, **kwargs)
+        if self.place.device.type != "cpu":
+            raise UsageError(f"device {self.place.device}: {self.engine} runs on the CPU here")
+        return moved
 
     @property
     def device(self) -> torch.device:
@@ -133,7 +140,7 @@ def refuse_graph(source: str | os.PathLike[str]) -> None:
     for engine in ("onnxruntime", "openvino"):
         if path.is_file() and path.suffix in _SUFFIXES[engine]:
             raise UsageError(f"{path} is an exported graph: say --engine {engine}")
-        if path.is_dir() and find_graph(path, engine) and not any(path.glob("*.safetensors")):
+        if path.is_dir() and find_graph(path, engine) and not has_weights(path):
             raise UsageError(f"{path} holds an exported graph and no weights: say --engine {engine}")
 
 

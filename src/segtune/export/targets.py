@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,21 +79,23 @@ def save_coreml(
     model: SegformerForSemanticSegmentation, path: Path, size: tuple[int, int] | None, about: Mapping[str, Any]
 ) -> None:
     """The network as a CoreML package of one size, of float32; made, and not run, elsewhere than on macOS."""
-    try:
-        import coremltools
-    except ModuleNotFoundError as error:
-        raise UsageError(f"CoreML needs the package {error.name}: pip install 'segtune[coreml]'") from None
+    logging.getLogger("coremltools").setLevel(logging.ERROR)  # it complains of versions, and of not being on macOS
     network = LogitsNetwork(model)
     example = torch.zeros(1, model.config.num_channels, *(size or (COREML_SIDE, COREML_SIDE)))
-    traced = torch.jit.trace(network, example)
-    package = coremltools.convert(
-        traced,
-        inputs=[coremltools.TensorType(name="pixel_values", shape=example.shape)],
-        outputs=[coremltools.TensorType(name="logits")],
-        convert_to="mlprogram",
-        minimum_deployment_target=coremltools.target.iOS16,
-        compute_precision=coremltools.precision.FLOAT32,
-    )
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # several bars
+        warnings.simplefilter("ignore")
+        try:
+            import coremltools
+        except ModuleNotFoundError as error:
+            raise UsageError(f"CoreML needs the package {error.name}: pip install 'segtune[coreml]'") from None
+        package = coremltools.convert(
+            torch.jit.trace(network, example),
+            inputs=[coremltools.TensorType(name="pixel_values", shape=example.shape)],
+            outputs=[coremltools.TensorType(name="logits")],
+            convert_to="mlprogram",
+            minimum_deployment_target=coremltools.target.iOS16,
+            compute_precision=coremltools.precision.FLOAT32,
+        )
     for key, value in about.items():
         package.user_defined_metadata[f"segtune.{key}"] = value if isinstance(value, str) else json.dumps(value)
     package.save(str(path))
