@@ -160,7 +160,7 @@ def _about(choice: Choice, rounded: int) -> dict[str, Any]:
 class _Table:
     """Measures graphs against the one in float32, on the same images."""
 
-    def __init__(self, opened: OpenedCheckpoint, runtime: Runtime, indices: list[int], sample: np.ndarray) -> None:
+    def __init__(self, opened: OpenedCheckpoint, runtime: Runtime, indices: Sequence[int], sample: np.ndarray) -> None:
         self.opened, self.runtime, self.indices, self._sample = opened, runtime, indices, sample
 
     def open(self, graph: Path | bytes, precision: str) -> Opened:
