@@ -157,7 +157,7 @@ class _OpenVino:
 
         nncf = _import_nncf()
         made = openvino.Core().read_model(self._graph)
-        # the layer that makes the network's output has the output's name there, and a convolution's bias is a layer apart
+        # the layer that makes the network's output has the output's name there; a bias is a layer apart
         kept = [
             name + suffix
             for layer in self.layers
