@@ -180,3 +180,22 @@ def test_windows_are_warned_of(source: Source, tmp_path: Path, caplog: pytest.Lo
 
 def test_spread() -> None:
     assert list(spread(10, 4)) == [0, 3, 6, 9] and list(spread(3, 100)) == [0, 1, 2] and list(spread(0, 5)) == []
+
+
+def test_int8(source: Source, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    inputs = [random.standard_normal((1, 3, 64, 96), dtype=np.float32) for _ in range(3)]
+    calibrated = source._replace(inputs=lambda: inputs)
+    output = tmp_path / "exported"
+    found = export_checkpoint(calibrated, "onnx", output, Settings(int8=True, half_thresholds=Thresholds(0.5, 0.1)))
+    assert (output / "onnx" / "model_quantized.onnx").stat().st_size < (output / "onnx" / "model.onnx").stat().st_size
+    assert [(one["file"], one["precision"]) for one in found["files"]][-1] == ("onnx/model_quantized.onnx", "int8")
+    assert found["files"][-1]["agreement"] < 1
+    assert found["verdict"]["recommended"] in {"fp32", "int8"}
+    with pytest.raises(CertificateError, match=r"model_quantized\.onnx is not written: .* too few bits"):
+        export_checkpoint(
+            calibrated, "onnx", tmp_path / "refused", Settings(int8=True, half_thresholds=Thresholds(0.99999, 0.99999))
+        )
+    with pytest.raises(UsageError, match=r"--int8 is calibrated on .* --data"):
+        export_checkpoint(source, "onnx", tmp_path / "refused", Settings(int8=True))
+    assert not (tmp_path / "refused").exists()

@@ -47,6 +47,12 @@ def export(
         bool, typer.Option("--confidence", help="The product graph also gives each pixel's probability.")
     ] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Also the graph of logits in float16 (onnx).")] = False,
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8", help="Also the graph of logits in 8-bit integers (onnx, openvino), calibrated on the train split."
+        ),
+    ] = False,
     agreement: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of pixels that must agree; fp32: 0.9995, else 0.99.")
     ] = None,
@@ -70,6 +76,10 @@ def export(
         raise UsageError("give --data or --images, not both")
     if fp16 and to != "onnx":
         raise UsageError(f"--fp16 is for --to onnx, not {to}")
+    if int8 and to not in ("onnx", "openvino"):
+        raise UsageError(f"--int8 is for --to onnx and openvino, not {to}")
+    if int8 and images is not None:
+        raise UsageError("--int8 is calibrated on a training split, which --images has not: name the data with --data")
     source = _open(checkpoint, data or str(recipe), images, split, limit)
     from segtune.export.certificate import FULL, HALF, Thresholds
     from segtune.export.checkpoint_export import Settings, export_checkpoint
@@ -78,6 +88,7 @@ def export(
         size=sides,
         confidence=confidence,
         fp16=fp16,
+        int8=int8,
         thresholds=FULL if agreement is None else Thresholds(agreement, min(agreement, Thresholds.mean_iou)),
         half_thresholds=HALF if agreement is None else Thresholds(agreement, min(agreement, HALF.mean_iou)),
         license=license or _license(Path(checkpoint)),
@@ -90,6 +101,8 @@ def export(
     say(f"compared on {found['compared_on']}")
     for entry in found["files"]:
         say(_line(entry))
+    for reason in found.get("verdict", {}).get("reasons", ()):
+        say(reason)
     say(f"{folder}: certificate.json has all of it")
 
 

@@ -34,6 +34,7 @@ from segtune.cli import (
     cmd_predict,
     cmd_recipes,
     cmd_report,
+    cmd_sensitivity,
     cmd_train,
 )
 from segtune.cli.common import QuietOption, VerboseOption, add_command, is_main_process, resumed, set_volume
@@ -117,6 +118,7 @@ def _application() -> typer.Typer:
         cmd_hub.push,
         cmd_hub.convert,
         cmd_bench.bench,
+        cmd_sensitivity.sensitivity,
         cmd_env.env,
     )
     for command in commands:

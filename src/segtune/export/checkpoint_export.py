@@ -35,8 +35,10 @@ from segtune.export.certificate import (
 )
 from segtune.export.diagnosis import where_it_differs
 from segtune.export.product import describe, product_model
+from segtune.export.quantize import int8_layers, open_quantizer
 from segtune.export.sessions import Run, Runtime, computes_in_bf16, open_session
 from segtune.export.sources import Source
+from segtune.export.verdict import Candidate, verdict
 from segtune.files import fingerprint, write_folder
 from segtune.inference.protocol import InferenceProtocol
 from segtune.inference.segmenter import Segmenter, eval_mode, form_of
@@ -53,7 +55,8 @@ logger = logging.getLogger(__name__)
 Target = Literal["onnx", "openvino", "torch", "coreml"]
 
 PRODUCT, LOGITS, HALF_LOGITS = "product.onnx", "onnx/model.onnx", "onnx/model_fp16.onnx"
-OPENVINO_PRODUCT, OPENVINO_LOGITS = "product.xml", "openvino/model.xml"
+INT8_LOGITS = "onnx/model_quantized.onnx"  # as optimum and transformers.js name it
+OPENVINO_PRODUCT, OPENVINO_LOGITS, OPENVINO_INT8 = "product.xml", "openvino/model.xml", "openvino/model_int8.xml"
 TORCH, COREML = "network.pt2", "network.mlpackage"
 _WEIGHTS = re.compile(r"(model|pytorch_model).*\.(safetensors|bin)")
 
@@ -66,6 +69,7 @@ class Settings:
         size: (height, width) of the only images that the files take; None for any.
         confidence: the product graph also gives the probability of each pixel's class.
         fp16: also write the graph of logits in float16.
+        int8: also write it in 8-bit integers, and say whether that is worth it.
         thresholds, half_thresholds: the least agreement of files in float32, and in fewer bits.
         license: of the weights, for the metadata.
     """
@@ -73,6 +77,7 @@ class Settings:
     size: tuple[int, int] | None = None
     confidence: bool = False
     fp16: bool = False
+    int8: bool = False
     thresholds: Thresholds = FULL
     half_thresholds: Thresholds = HALF
     license: str = "not stated"
@@ -181,7 +186,22 @@ class _Export:
             "image_size": None if size is None else list(size),
             "confidence": self.settings.confidence,
             "files": self.files,
+            **({"verdict": self._verdict()} if self.settings.int8 else {}),
         }
+
+    def _verdict(self) -> dict[str, Any]:
+        """Which of the graphs of logits to use; each was timed in turns with the checkpoint."""
+        entries = [entry for entry in self.files if not entry["whole_chain"]]
+        times = [entry["milliseconds"]["export"] / entry["milliseconds"]["checkpoint"] for entry in entries]
+        nothing = {"difference": None, "interval": None}
+        candidates = [
+            Candidate(
+                entry["precision"],
+                {"agreement": entry["agreement"], "time": time / times[0], **(entry["true_mean_iou"] or nothing)},
+            )
+            for entry, time in zip(entries, times, strict=True)
+        ]
+        return verdict(candidates, self.settings.half_thresholds.agreement)
 
     # --- targets ---------------------------------------------------------------------------------------------------
 
@@ -194,6 +214,8 @@ class _Export:
         if self.settings.fp16:
             targets.save_onnx(targets.half_precision(logits), self.folder / HALF_LOGITS)
             self._check_logits(HALF_LOGITS, "onnxruntime", "fp16", logits)
+        if self.settings.int8:
+            self._int8(INT8_LOGITS, "onnxruntime", logits)
 
     def _openvino(self) -> None:
         logits, product = self._graphs()
@@ -203,6 +225,20 @@ class _Export:
         if computes_in_bf16():
             self._check_logits(OPENVINO_LOGITS, "openvino", "bf16", logits, is_needed=False)  # of the same file
         self._check_product(OPENVINO_PRODUCT, "openvino", product)
+        if self.settings.int8:
+            self._int8(OPENVINO_INT8, "openvino", logits)
+
+    def _int8(self, name: str, runtime: Runtime, logits: onnx.ModelProto) -> None:
+        if self.source.inputs is None:
+            raise UsageError("--int8 is calibrated on images of the training split: name the data with --data")
+        inputs, size = self.source.inputs(), self.network_size
+        if size is not None and not (inputs := [one for one in inputs if one.shape[2:] == size]):
+            raise UsageError(f"--int8 --size {size[0]}x{size[1]}: no image of the training split has this size")
+        quantizer = open_quantizer(logits, inputs, runtime)
+        with progress_bar(total=1, desc=f"quantise {name}", leave=False) as bar:
+            quantizer.save(int8_layers(quantizer.layers), self.folder / name, self.facts)
+            bar.update()
+        self._check_logits(name, runtime, "int8", logits)
 
     def _torch(self) -> None:
         targets.save_torch(self.source.model, self.folder / TORCH, self.network_size)
@@ -244,7 +280,10 @@ class _Export:
     def _check_logits(
         self, name: str, runtime: Runtime, precision: str, graph: onnx.ModelProto, *, is_needed: bool = True
     ) -> None:
-        run = open_session(self.folder / name, runtime, precision if runtime == "openvino" else "fp32")
+        computed = precision if runtime == "openvino" else "fp32"
+        if computed == "int8":  # what is left in floating point
+            computed = "bf16" if computes_in_bf16() else "fp32"
+        run = open_session(self.folder / name, runtime, computed)
         self._check(name, runtime, precision, self._answer_of(partial(_logits_of, run)), graph, is_needed=is_needed)
 
     def _answer_of(self, network: Callable[[Tensor], Tensor]) -> Answer:
@@ -273,6 +312,8 @@ class _Export:
         """
         settings = self.settings
         thresholds = settings.thresholds if precision == "fp32" else settings.half_thresholds
+        if precision == "int8":  # what it costs the classes is said, with the interval of the true mIoU
+            thresholds = Thresholds(thresholds.agreement, 0.0)
         shown = self._pictures(f"certify {name}")
         try:
             found = certify(

@@ -11,6 +11,7 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from segtune.errors import UsageError
+from segtune.export.calibration_inputs import network_inputs, spread
 from segtune.export.certificate import Picture
 from segtune.imageio.raster import read_ahead
 from segtune.inference.evaluate import labelled_image
@@ -30,6 +31,8 @@ class Source(NamedTuple):
         pictures: gives them anew each time it is called.
         total: how many there are.
         data: in words, what they are.
+        inputs: gives what int8 is calibrated on: of images of the training split, what the network is given; None where
+            no data set is named.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Source(NamedTuple):
     pictures: Callable[[], Iterator[Picture]]
     total: int
     data: str
+    inputs: Callable[[], list[np.ndarray]] | None = None
 
 
 def source_of_data(checkpoint: str, data: str | DataSettings, split: str, limit: int) -> Source:
@@ -57,7 +61,9 @@ def source_of_data(checkpoint: str, data: str | DataSettings, split: str, limit:
     path = data if isinstance(data, str) else data.dataset.path
     words = f"{len(numbers)} images of the {split} split of {path}"
     pictures = partial(_labelled, opened, numbers)
-    return Source(checkpoint, model, opened.processor, pictures, len(numbers), words)
+    train = opened.dataset.get("train")
+    inputs = None if train is None else partial(network_inputs, train, opened.label_map, opened.processor)
+    return Source(checkpoint, model, opened.processor, pictures, len(numbers), words, inputs)
 
 
 def source_of_images(checkpoint: str, images: Sequence[Path], limit: int) -> Source:
@@ -71,11 +77,6 @@ def source_of_images(checkpoint: str, images: Sequence[Path], limit: int) -> Sou
     chosen = [images[number] for number in spread(len(images), limit)]
     pictures = partial(_of_files, chosen, Segmenter(model, processor))
     return Source(checkpoint, model, processor, pictures, len(chosen), f"{len(chosen)} images given")
-
-
-def spread(count: int, limit: int) -> Sequence[int]:
-    """At most `limit` of `count` numbers, from the first to the last in even steps."""
-    return sorted({round(number) for number in np.linspace(0, count - 1, min(count, limit))}) if count else []
 
 
 def _labelled(opened: OpenedCheckpoint, numbers: Sequence[int]) -> Iterator[Picture]:

@@ -50,7 +50,13 @@ def save_openvino(model: onnx.ModelProto, path: Path, about: Mapping[str, Any]) 
         import openvino
     except ModuleNotFoundError as error:
         raise UsageError(f"OpenVINO needs the package {error.name}: pip install 'segtune[openvino]'") from None
-    converted = openvino.Core().read_model(model.SerializeToString())
+    write_openvino(openvino.Core().read_model(model.SerializeToString()), path, about)
+
+
+def write_openvino(converted: Any, path: Path, about: Mapping[str, Any]) -> None:
+    """A model of OpenVINO as `.xml` and `.bin`, with the facts as its runtime information."""
+    import openvino
+
     for key, value in about.items():
         converted.set_rt_info(value if isinstance(value, str) else json.dumps(value), ["segtune", key])
     path.parent.mkdir(parents=True, exist_ok=True)

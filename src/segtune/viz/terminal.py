@@ -118,6 +118,15 @@ def comparison_lines(result: Row) -> Iterable[str]:
     )
 
 
+def sensitivity_table(lines: Sequence[Sequence[str]]) -> Table:
+    """What int8 does to each kind of layer, of `sensitivity.table_cells`."""
+    columns = ["alone: agreement", "mIoU lost", "time", "all but it: agreement", "mIoU lost", "time"]
+    table = _table("quantised", columns)
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
 def recipe_table(recipes: Sequence[Row]) -> Table:
     """Which recipes there are, of `name`, `data`, `size`, `license`, `checked`; those of `template` in a part below."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
