@@ -59,6 +59,7 @@ def test_a_write_that_fails_leaves_the_old_folder(tmp_path: Path) -> None:
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 6489408 vs 6489296"),
+        RuntimeError("basic_ios::clear: iostream error"),
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ],
 )

@@ -12,6 +12,8 @@ from pydantic.fields import FieldInfo
 
 Keys = tuple[Any, ...]  # ("training", "max_steps"): where in a recipe a value stands
 
+MAX_BATCH_SIZE = 65_536  # images; what is above is a slip, and would only fill the memory with their numbers
+
 T = TypeVar("T")
 
 # The type of a setting of which a run that goes on may take another value than it began with, since it changes how the
@@ -20,9 +22,11 @@ MayChangeOnResume = Annotated[T, Field(json_schema_extra={"may_change_on_resume"
 
 
 class StrictModel(BaseModel):
-    """An immutable group of settings that refuses names it does not know and coerces by the field's type."""
+    """An immutable group of settings that refuses names it does not know, coerces by the field's type and takes finite numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 QUICK = {"quick": True}  # a context of validation, see `is_quick`

@@ -27,7 +27,13 @@ LARGEST_MANIFEST = 2**20  # bytes: it lists a handful of files
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 # torch's writer, Rust's and the C library tell a full disk in words only, numpy counts what it could not write.
-_FULL_WORDS = ("No space left on device", "Disk quota exceeded", "unexpected pos ", "PytorchStreamWriter failed")
+_FULL_WORDS = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "unexpected pos ",
+    "PytorchStreamWriter failed",
+    "iostream error",
+)
 _FREE = 2**20  # bytes; with less of them free, a write that failed has failed for want of room
 
 

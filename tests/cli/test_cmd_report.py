@@ -17,6 +17,12 @@ def test_report_is_written_beside_the_run(segtune_command: Any, run_folder: Path
     assert f"<b>{score:.3f} <small>" in text and "crop_size: 64" in text
 
 
+def test_a_run_whose_recipe_is_gone_is_told(segtune_command: Any, tmp_path: Path) -> None:
+    (tmp_path / "best").mkdir()
+    code, _, err = segtune_command("report", tmp_path)
+    assert code == 2 and err.startswith(f"error: {tmp_path} has no recipe.yaml: restore it (each training state in ")
+
+
 def test_report_of_a_checkpoint_needs_a_recipe(segtune_command: Any, run_folder: Path, tmp_path: Path) -> None:
     checkpoint, page = tmp_path / "weights", tmp_path / "page.html"
     shutil.copytree(run_folder / "best", checkpoint)

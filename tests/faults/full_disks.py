@@ -105,7 +105,7 @@ def _writer(place: Workplace, name: str, option: str, folder: Path) -> Verdict:
         if half and full.code != 0:
             verdict.add("lost", f"half written: {half}")
         enlarge()
-        ended = forks.run([*words, *again], folder)
+        ended = forks.run([*words, *again], folder) if full.code else full
         verdict.faults |= Verdict.of(ended).faults
         if ended.code != 0 or files_of(folder / "disk").keys() != whole.keys():
             verdict.add("lost", f"not completed: {ended.said[-500:]} {sorted(files_of(folder / 'disk'))}")

@@ -12,6 +12,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -475,7 +476,7 @@ def _recipe(place: Workplace, content: bytes, folder: Path) -> Verdict:
     (folder / "tiny.yaml").write_bytes(content)
     ended = forks.run(["train", "tiny.yaml", "model.variant=b0"], folder, secret=place.secret)
     verdict = Verdict.of(ended)
-    _judge_end(verdict, folder, ended)
+    _judge_end(verdict, folder, replace(ended, said=ended.said.replace("a secret", "")))  # its author may name the file
     return verdict
 
 

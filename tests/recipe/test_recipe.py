@@ -270,7 +270,10 @@ def test_yaml_holds_every_field_and_comes_back_equal(tmp_path: Path) -> None:
     recipe.save(tmp_path / "saved.yaml")
     text = (tmp_path / "saved.yaml").read_text(encoding="utf-8")
     assert text == recipe.to_yaml()
-    assert text.startswith(f"# Every setting of one run, written by segtune {segtune.__version__}\n")
+    first = (
+        f"# Every setting of one run, written by segtune {segtune.__version__}; '# end of the recipe' is the last line"
+    )
+    assert text.splitlines()[0] == first and text.splitlines()[-1] == "# end of the recipe"
     loaded = load_recipe(tmp_path / "saved.yaml")
     assert loaded == recipe
     assert loaded.to_yaml() == text
@@ -511,6 +514,17 @@ def test_run_needs_a_training_split(few: Path, tmp_path: Path) -> None:
         (few / "moved").rename(few / kind / "test")
     with pytest.raises(UsageError, match="no training images, only test"):
         train(tiny(few, tmp_path / "run"))
+
+
+def test_a_file_that_was_cut_is_told_from_one_with_fewer_settings(write: Any) -> None:
+    text = load_recipe(write(DATASET)).to_yaml()
+    lines = text.splitlines(keepends=True)
+    assert load_recipe(write("".join(lines[1:-1]))) == load_recipe(write(text))  # somebody's own
+    for count in range(1, len(lines)):
+        with pytest.raises(UsageError, match=r"mine\.yaml"):
+            load_recipe(write("".join(lines[:count])))
+    with pytest.raises(UsageError, match=r"mine\.yaml is cut off: its last line, '# end of the recipe', is missing"):
+        load_recipe(write(text[: text.index("evaluation:")]))
 
 
 def test_every_setting_stays_on_resume_but_those_that_say_they_may_change(tmp_path: Path) -> None:

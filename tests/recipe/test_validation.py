@@ -208,3 +208,10 @@ def test_nearest_of_an_abbreviated_section_and_a_key() -> None:
 )
 def test_expected(annotation: Any, words: str) -> None:
     assert expected(annotation) == words
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_are_finite(value: float) -> None:
+    found = messages({"loop": {"learning_rate": value, "betas": [0.9, value]}})
+    assert [message.split(" = ")[0] for message in found] == ["loop.learning_rate", "loop.betas"]
+    assert all(message.endswith("Input should be a finite number") for message in found)

@@ -20,6 +20,8 @@ def test_training_states_by_default() -> None:
         ({"warmup_steps": 10, "max_steps": 10}, "warmup_steps=10 must be below max_steps=10"),
         ({"betas": (0.9, 1.0)}, "betas"),
         ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 10**9}, "less than or equal to 65536"),
+        ({"num_workers": 10**6}, "less than or equal to 1024"),
         ({"time_limit": "8.5h"}, "is no duration"),
         ({"schedule": "linear"}, "poly"),
     ],

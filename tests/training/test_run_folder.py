@@ -70,6 +70,16 @@ def test_only_the_last_states_stay(accelerator: Accelerator, tmp_path: Path) -> 
     assert sorted(path.name for path in run.states.iterdir()) == ["step-000003", "step-000004"]
 
 
+def test_what_a_kill_kept_from_being_removed_goes_when_the_run_goes_on(
+    accelerator: Accelerator, tmp_path: Path
+) -> None:
+    save_states(folder(tmp_path, accelerator, keep_last=4), 4)
+    oldest = tmp_path / "checkpoints" / "step-000001"
+    for resume, kept in ((str(oldest), [1, 3, 4]), ("auto", [3, 4])):
+        assert folder(tmp_path, accelerator, resume=resume).open(None, None) is not None
+        assert sorted(path.name for path in oldest.parent.iterdir()) == [f"step-00000{step}" for step in kept]
+
+
 def test_a_torn_training_state_is_named_and_the_one_before_is_taken(
     accelerator: Accelerator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

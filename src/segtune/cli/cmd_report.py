@@ -35,6 +35,7 @@ def report(
     from segtune.training.config import RECIPE_FILE
 
     if not (Path(source) / RECIPE_FILE).is_file():
+        _refuse_run_without_recipe(Path(source))
         check_before_torch(checkpoint=source)
     from segtune.data.checks import check_masks
     from segtune.data.streaming import is_stream
@@ -61,3 +62,14 @@ def report(
     write_report(facts, path)
     say(f"{facts.split} mIoU {number(facts.scores['mean_iou'])} over {facts.scores['num_images']} images")
     say(f"report: {path}")
+
+
+def _refuse_run_without_recipe(folder: Path) -> None:
+    from segtune.training.run_folder import BEST, FINAL, RECIPE_FILE, STATES
+
+    weights = [folder / name for name in (BEST, FINAL) if (folder / name).is_dir()]
+    if weights:
+        raise UsageError(
+            f"{folder} has no {RECIPE_FILE}: restore it (each training state in {STATES}/ has a copy), or name the "
+            f"weights, {weights[0]}, and a RECIPE whose data they are tried on"
+        )

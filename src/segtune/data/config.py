@@ -18,7 +18,7 @@ Format = Literal[
     "supervisely", "rle", "hub", "disk", "parquet",
 ]  # fmt: skip
 
-Side = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=1, le=65_536)]  # pixels
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from segtune.config import MayChangeOnResume, StrictModel
+from segtune.config import MAX_BATCH_SIZE, MayChangeOnResume, StrictModel
 from segtune.inference.protocol import InferenceProtocol
 
 
@@ -33,7 +33,9 @@ class EvaluationConfig(StrictModel):
         ge=1,
         description="Pixels from one window to the next, a multiple of 4; null = three quarters of the window.",
     )
-    batch_size: MayChangeOnResume[int] = Field(1, ge=1, description="Images of one size that are evaluated together.")
+    batch_size: MayChangeOnResume[int] = Field(
+        1, ge=1, le=MAX_BATCH_SIZE, description="Images of one size that are evaluated together."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> EvaluationConfig:

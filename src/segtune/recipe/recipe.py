@@ -22,7 +22,7 @@ from segtune.hub.config import HubConfig
 from segtune.inference.config import EvaluationConfig
 from segtune.recipe.shipped import find_recipe, recipe_name
 from segtune.recipe.validation import check, dotted, show
-from segtune.recipe.yaml_file import dump_yaml, parse_yaml, read_yaml
+from segtune.recipe.yaml_file import parse_yaml, read_yaml, whole
 from segtune.training.config import RECIPE_FILE, ModelConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Recipe(StrictModel):
 
     def to_yaml(self) -> str:
         """The recipe with every field written out, so that it keeps its meaning when a default changes."""
-        return f"# Every setting of one run, written by segtune {segtune.__version__}\n{dump_yaml(self.model_dump())}"
+        return whole(f"Every setting of one run, written by segtune {segtune.__version__}", self.model_dump())
 
     def save(self, path: str | Path) -> None:
         """Writes `to_yaml()` to a file."""

@@ -16,6 +16,8 @@ import yaml
 from segtune.errors import UsageError
 from segtune.recipe.validation import show
 
+LAST_LINE = "# end of the recipe"
+
 
 def _core_schema() -> dict[str, Any]:
     """First character -> (tag, pattern) of plain scalars: https://yaml.org/spec/1.2.2/#103-core-schema."""
@@ -97,6 +99,16 @@ def dump_yaml(values: Mapping[str, Any]) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
+def whole(title: str, values: Mapping[str, Any]) -> str:
+    """`dump_yaml` between comments from which `read_yaml` tells a file that was cut: half of a YAML may be valid."""
+    return f"# {title}; {LAST_LINE!r} is the last line\n{dump_yaml(values)}{LAST_LINE}\n"
+
+
+def _is_cut(content: bytes) -> bool:
+    first, _, rest = content.partition(b"\n")
+    return first.rstrip().endswith(f"; {LAST_LINE!r} is the last line".encode()) and LAST_LINE.encode() not in rest
+
+
 def read_yaml(path: Path, sections: Iterable[str]) -> dict[Any, Any]:
     """The content of a recipe's file.
 
@@ -107,7 +119,8 @@ def read_yaml(path: Path, sections: Iterable[str]) -> dict[Any, Any]:
         UsageError: the file cannot be read, or is not the YAML of a mapping; the message says where and why.
     """
     try:
-        data = parse_yaml(path.read_bytes())
+        content = path.read_bytes()
+        data = parse_yaml(content)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, ValueError) as error:
@@ -115,6 +128,11 @@ def read_yaml(path: Path, sections: Iterable[str]) -> dict[Any, Any]:
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         what = " ".join(filter(None, (getattr(error, "context", None), getattr(error, "problem", None)))) or error
         raise UsageError(f"{path}{where}: {what}") from error
+    if _is_cut(content):
+        raise UsageError(
+            f"{path} is cut off: its last line, {LAST_LINE!r}, is missing. Restore the file; of a run, each "
+            "of its training states has a copy"
+        )
     if not isinstance(data, dict):
         what = "the file is empty" if data is None else f"the file holds {show(data)}"
         raise UsageError(f"{path}: {what}, not a mapping of the sections {', '.join(sections)}")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from segtune.config import MayChangeOnResume, StrictModel, is_quick
+from segtune.config import MAX_BATCH_SIZE, MayChangeOnResume, StrictModel, is_quick
 from segtune.training.class_weights import CountedWeights, counted_weights, named_weights
 from segtune.training.interrupts import seconds
 
@@ -188,11 +188,14 @@ class TrainingConfig(StrictModel):
 
     output_dir: MayChangeOnResume[str | None] = Field(None, description="Run folder; null = runs/<recipe name>.")
     max_steps: int = Field(1000, ge=1, description="Optimizer steps.")
-    batch_size: MayChangeOnResume[int] = Field(8, ge=1, description="Images per micro-batch and process.")
+    batch_size: MayChangeOnResume[int] = Field(
+        8, ge=1, le=MAX_BATCH_SIZE, description="Images per micro-batch and process."
+    )
     accumulation_steps: MayChangeOnResume[int] = Field(1, ge=1, description="Micro-batches per optimizer step.")
     num_workers: MayChangeOnResume[int | None] = Field(
         None,
         ge=0,
+        le=1024,
         description="Data-loading processes, on which the samples do not depend; null = on CUDA one for each core but "
         "one, at most 8, elsewhere none: there the cores compute.",
     )

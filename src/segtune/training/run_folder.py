@@ -93,6 +93,7 @@ class RunFolder:
             found = [self._state_to_resume()]
             if self.is_resuming:
                 self._tell_damage()
+                self._remove_outdated(but=found[0])  # a kill may have come between a state and this
             self._make_room()
             if splits is not None:
                 self._save_split(splits)
@@ -244,9 +245,13 @@ class RunFolder:
         texts = {} if self.recipe is None else {RECIPE_FILE: self.recipe}
         checkpoint.save_state(folder, self.accelerator, model, optimizer, state, texts)
         if self.accelerator.is_main_process:
-            for outdated in checkpoint.saved_states(self.states)[: -self.keep_last]:
-                shutil.rmtree(outdated)
+            self._remove_outdated()
         self.accelerator.wait_for_everyone()
+
+    def _remove_outdated(self, but: Path | None = None) -> None:
+        for outdated in checkpoint.saved_states(self.states)[: -self.keep_last]:
+            if but is None or outdated.resolve() != but.resolve():
+                shutil.rmtree(outdated)
 
     def load_state(self, state: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Put a training state back into model, optimiser and random generators; returns the rest, see `save_state`.
