@@ -22,7 +22,7 @@ MayChangeOnResume = Annotated[T, Field(json_schema_extra={"may_change_on_resume"
 
 
 class StrictModel(BaseModel):
-    """An immutable group of settings that refuses names it does not know, coerces by the field's type and takes finite numbers."""
+    """An immutable group of settings: no unknown names, values coerced by the field's type, finite numbers."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, protected_namespaces=()
