@@ -148,7 +148,7 @@ def _beside(folder: Path) -> tuple[Path, Path]:
 
 def write_manifest(folder: Path, name: str) -> None:
     """Write the size and SHA-256 of every file of a folder into a file of it, the last one to be written."""
-    files = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in sorted(folder.rglob("*"))}
+    files = {path.relative_to(folder).as_posix(): fingerprint(path) for path in sorted(folder.rglob("*"))}
     content = {path: entry for path, entry in files.items() if entry and path != name}
     (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -157,7 +157,7 @@ def update_manifest(file: Path, name: str) -> None:
     """Let the manifest of its folder, where there is one, know of a file that was changed on purpose."""
     manifest = file.parent / name
     if manifest.is_file():
-        content = json.loads(manifest.read_text(encoding="utf-8")) | {file.name: _fingerprint(file)}
+        content = json.loads(manifest.read_text(encoding="utf-8")) | {file.name: fingerprint(file)}
         write_atomic(manifest, json.dumps(content, indent=2) + "\n")
 
 
@@ -188,11 +188,11 @@ def check_manifest(
             raise DataError(f"{file} is missing")
         if file.stat().st_size != size:
             raise DataError(f"{file} has {file.stat().st_size} of {size} bytes")
-        if _fingerprint(file)["sha256"] != digest:
+        if fingerprint(file)["sha256"] != digest:
             raise DataError(f"{file} is not what was written: its checksum differs")
 
 
-def _fingerprint(file: Path) -> dict[str, Any]:
+def fingerprint(file: Path) -> dict[str, Any]:
     """Size and checksum of a file; nothing of a folder."""
     if not file.is_file():
         return {}

@@ -43,6 +43,7 @@ FENCES = {
     "albumentations": {"data.augmentations"},
     "av": {"imageio.video"},
     "click": {"cli.main"},
+    "coremltools": {"export"},
     "cv2": {"data.augmentations"},
     "datasets": {"data"},
     "evaluate": {"evaluation.metrics"},
@@ -110,6 +111,7 @@ HUB_CODE = {  # copied to the Hub beside the weights: besides these and the stan
 }
 OPTIONAL = {  # of an extra; imported where it is used
     "av",
+    "coremltools",
     "onnx",
     "onnxscript",
     "peft",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from segtune.engines.onnx_model import logits_model
@@ -18,29 +16,13 @@ from segtune.export.graph_text import BAND
 from segtune.export.product import pillow_turns_rows_first, product_model
 from segtune.inference.segmenter import Segmenter
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
-from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
-from support.networks import first_stages
-from support.random_networks import network_of
+from support.exports import network
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 onnx = pytest.importorskip("onnx")
 
 SIZES = [(97, 65), (40, 31), (64, 96), (120, 33)]
-
-
-@functools.cache
-def network(num_labels: int, channels: int = 3) -> tuple[SegformerForSemanticSegmentation, bytes]:
-    model = balanced(network_of(num_labels=num_labels, num_channels=channels, **first_stages(1)))
-    return model, logits_model(model).SerializeToString()
-
-
-def balanced(model: SegformerForSemanticSegmentation) -> SegformerForSemanticSegmentation:
-    """The same, with the mean taken out of each class's logits, so that every one wins somewhere."""
-    with torch.no_grad():
-        logits = model(torch.randn(1, model.config.num_channels, 64, 64)).logits
-        model.decode_head.classifier.bias -= logits.mean((0, 2, 3))
-    return model
 
 
 def run(model: Any, image: np.ndarray) -> list[np.ndarray]:

@@ -16,6 +16,7 @@ from segtune.errors import UsageError
 from segtune.files import write_atomic
 
 if TYPE_CHECKING:
+    from segtune.evaluation.evaluation import Evaluation
     from segtune.recipe.recipe import Recipe
 
 BOUNDARY_WIDTH = 0.02
@@ -43,13 +44,14 @@ def evaluate(
     batch_size: options.BatchOption = 1,
     device: options.DeviceOption = None,
     precision: options.PrecisionOption = "auto",
+    engine: options.EngineOption = "torch",
 ) -> None:
     """Score a checkpoint on one split of a recipe's dataset, at the masks' own size, with error bars.
 
     On the test split of a run's own data, the counts are kept in the run folder, for its card and `segtune compare`.
     Intervals are bootstrap intervals over images or, with --group-by, over groups of them.
     """
-    settings = load_checked(recipe, overrides, checkpoint)
+    settings = load_checked(recipe, overrides, checkpoint if engine == "torch" else None)
     kept = _file_to_save(save, split, Path(checkpoint).parent)
     from segtune.inference.evaluate_checkpoint import evaluate_checkpoint
     from segtune.viz import terminal
@@ -69,9 +71,11 @@ def evaluate(
         batch_size=batch_size,
         device=device,
         precision=precision,
+        engine=engine,
     )
     result = {"checkpoint": checkpoint, "recipe": recipe} | found.to_dict()
     is_usual = window is None and not stride and not tta and boundary_width == BOUNDARY_WIDTH and precision == "auto"
+    is_usual = is_usual and engine == "torch"
     in_run = _place_in_run(checkpoint, settings, split) if kept is None and is_usual else None
     kept = kept or in_run
     if kept:
@@ -143,8 +147,15 @@ def compare(
     if as_json:
         say(json.dumps(result))
     else:
-        names = (f"{letter}: {path}" for letter, path in zip("AB", paths, strict=True))
+        both = zip("AB", paths, (first, second), strict=True)
+        names = (f"{letter}: {path}{_how(run)}" for letter, path, run in both)
         terminal.show(*names, terminal.comparison_table(result), *terminal.comparison_lines(result))
+
+
+def _how(run: Evaluation) -> str:
+    """The engine and precision of a run, where they are not PyTorch's usual ones."""
+    engine, precision = run.about.get("engine", "torch"), run.about.get("precision", "fp32")
+    return "" if (engine, precision) == ("torch", "fp32") else f" ({engine}, {precision})"
 
 
 def calibrate(

@@ -45,6 +45,7 @@ def predict(
     batch_size: options.BatchOption = 1,
     device: options.DeviceOption = None,
     precision: options.PrecisionOption = "auto",
+    engine: options.EngineOption = "torch",
 ) -> None:
     """Save a mask of class ids for each image: a palette PNG in the labels' colours, at the image's own size.
 
@@ -53,34 +54,40 @@ def predict(
     from segtune.imageio.incoming import as_files, is_incoming
     from segtune.inference import outputs
 
-    check_before_torch(checkpoint=checkpoint)
+    check_before_torch(checkpoint=checkpoint if engine == "torch" else None)
     wanted = outputs.Wanted(overlay, confidence, polygons, simplify, min_region)
     found = outputs.find_images(images)[:limit]
     from segtune.imageio.raster import any_size
-    from segtune.inference.device import choose_precision, to_device
+    from segtune.inference.open_network import open_network, precision_of
     from segtune.inference.predict_files import predict_files
     from segtune.inference.processor import load_processor
     from segtune.inference.protocol import InferenceProtocol
     from segtune.inference.segmenter import Segmenter
     from segtune.labels.label_map import LabelMap
-    from segtune.segformer.loading import load_model
 
     with any_size(), as_files(found) as files:
         paths, fetched = list(files), {path for path, name in files.items() if is_incoming(name)}
         targets = outputs.plan_targets(paths, output, wanted, overwrite, fetched)
         hide_bars_of_libraries()
-        model = to_device(load_model(checkpoint), device)
+        model = open_network(checkpoint, device, engine, precision)
         processor = load_processor(model)
         protocol = InferenceProtocol.choose(processor, window, _stride(window, stride, overlap), tta)
-        precision = choose_precision(precision, model.device)
+        computed = precision_of(model, precision)
         segmenter = Segmenter(model, processor, protocol, batch_size, precision=precision)
         masks = predict_files(segmenter, LabelMap.from_config(model.config), paths, targets, output, wanted)
     if as_json:
-        result = {"output": str(output), "masks": masks, "precision": precision, "images": _written(files, targets)}
+        result = {
+            "output": str(output),
+            "masks": masks,
+            "precision": computed,
+            "engine": engine,
+            "images": _written(files, targets),
+        }
         say(json.dumps(result | ({"polygons": str(output / outputs.COCO_FILE)} if polygons == "coco" else {})))
     else:
-        computed = "" if precision == "fp32" else f", computed in {precision}"
-        say(f"{masks} mask{'s' if masks > 1 else ''} in {output}{computed}")
+        by = "" if engine == "torch" else f" by {engine}"
+        how = f", computed{by} in {computed}" if by or computed != "fp32" else ""
+        say(f"{masks} mask{'s' if masks > 1 else ''} in {output}{how}")
 
 
 def _written(files: Mapping[Path, str], targets: Sequence[Targets]) -> list[dict[str, Any]]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from segtune.cli.common import check_before_torch, hide_bars_of_libraries, say
-from segtune.cli.options import BatchOption, DeviceOption, GroupOption, OverridesArgument
+from segtune.cli.options import BatchOption, DeviceOption, EngineOption, GroupOption, OverridesArgument
 from segtune.errors import UsageError
 
 
@@ -27,6 +27,7 @@ def report(
     group_by: GroupOption = None,
     batch_size: BatchOption = 1,
     device: DeviceOption = None,
+    engine: EngineOption = "torch",
 ) -> None:
     """Write one page about a run or checkpoint: scores with intervals, curves, confusions, pictures, doubtful masks.
 
@@ -34,7 +35,7 @@ def report(
     """
     from segtune.training.config import RECIPE_FILE
 
-    if not (Path(source) / RECIPE_FILE).is_file():
+    if engine == "torch" and not (Path(source) / RECIPE_FILE).is_file():
         _refuse_run_without_recipe(Path(source))
         check_before_torch(checkpoint=source)
     from segtune.data.checks import check_masks
@@ -55,7 +56,8 @@ def report(
     check_page(path, COMMAND, "--output")
     settings = load_recipe(recipe, overrides or ())
     hide_bars_of_libraries()
-    opened = open_checkpoint(subject.checkpoint, settings, split=split, group_by=group_by, device=device)
+    how: dict[str, Any] = {"device": device, "engine": engine}
+    opened = open_checkpoint(subject.checkpoint, settings, split=split, group_by=group_by, **how)
     at_hand = {name: rows for name, rows in opened.dataset.items() if not is_stream(rows)}
     pixels = check_masks(at_hand, opened.label_map) if settings.dataset.check_masks else None
     facts = gather(subject, opened, settings.to_yaml(), group_by=group_by, pixels=pixels, batch_size=batch_size)

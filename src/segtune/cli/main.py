@@ -23,10 +23,12 @@ import typer
 
 import segtune
 from segtune.cli import (
+    cmd_bench,
     cmd_data,
     cmd_doctor,
     cmd_env,
     cmd_evaluate,
+    cmd_export,
     cmd_hub,
     cmd_predict,
     cmd_recipes,
@@ -106,8 +108,10 @@ def _application() -> typer.Typer:
         cmd_evaluate.calibrate,
         cmd_predict.predict,
         cmd_doctor.doctor,
+        cmd_export.export,
         cmd_hub.push,
         cmd_hub.convert,
+        cmd_bench.bench,
         cmd_env.env,
     )
     for command in commands:

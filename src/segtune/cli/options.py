@@ -25,6 +25,10 @@ PrecisionOption = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"],
     typer.Option(help="What the network computes in; auto: half precision on GPUs made for it, fp32 elsewhere."),
 ]
+EngineOption = Annotated[
+    Literal["torch", "openvino", "onnxruntime"],
+    typer.Option(help="What runs the network; openvino and onnxruntime are faster on CPUs, and read exported files."),
+]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images, or windows of one, in a forward pass.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 GroupOption = Annotated[

@@ -126,3 +126,4 @@ def _insert(graph: onnx.GraphProto, network: onnx.GraphProto) -> None:
         graph.node.append(node)
     graph.node.extend(after)
     graph.initializer.extend(network.initializer)
+    graph.value_info.extend(network.value_info)

@@ -13,22 +13,25 @@ from segtune.data.config import DatasetConfig, TransformConfig
 from segtune.data.dataset import open_dataset
 from segtune.data.lazy_rows import sample_ids
 from segtune.data.splits import choose_split
+from segtune.engines.engine_network import Engine
 from segtune.errors import UsageError
 from segtune.evaluation import uncertainty
 from segtune.evaluation.evaluation import Evaluation
 from segtune.inference.config import EvaluationConfig
-from segtune.inference.device import Precision, choose_precision, to_device
+from segtune.inference.device import Precision
 from segtune.inference.evaluate import evaluate_model
+from segtune.inference.open_network import engine_of, open_network, precision_of
 from segtune.inference.processor import load_processor, processor_from_transforms
 from segtune.inference.protocol import InferenceProtocol
 from segtune.labels.label_map import LabelMap
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
-from segtune.segformer.loading import load_model
-from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 from segtune.viz.comparisons import Comparisons
 
 if TYPE_CHECKING:
     import datasets
+
+    from segtune.engines.engine_network import EngineNetwork
+    from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 
 
 class DataSettings(Protocol):
@@ -52,7 +55,8 @@ class CheckpointEvaluation:
         checkpoint: its folder or Hub id.
         split: that was evaluated.
         protocol: how images were seen, such as "whole" or "slide 1024 stride 768".
-        precision: in which the network ran: "fp32", "bf16" or "fp16".
+        precision: in which the network ran: "fp32", "bf16", "fp16" or "int8".
+        engine: what ran it: "torch", "openvino" or "onnxruntime".
         evaluation: the counts of each image, which `save` keeps for `segtune compare`.
         scores: see `Evaluation.scores`.
         intervals: see `uncertainty.intervals`.
@@ -62,6 +66,7 @@ class CheckpointEvaluation:
     split: str
     protocol: str
     precision: str
+    engine: str
     evaluation: Evaluation
     scores: dict[str, Any]
     intervals: dict[str, Any]
@@ -69,7 +74,9 @@ class CheckpointEvaluation:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: the scores, before them what was evaluated and how, behind them `intervals`."""
         about = {"checkpoint": self.checkpoint, "split": self.split, "protocol": self.protocol}
-        return about | {"precision": self.precision} | self.scores | {"intervals": self.intervals}
+        return (
+            about | {"precision": self.precision, "engine": self.engine} | self.scores | {"intervals": self.intervals}
+        )
 
     def save(self, path: str | Path) -> None:
         """Keep the counts of each image in a file (.npz) that `segtune compare` and `Evaluation.load` read."""
@@ -86,7 +93,7 @@ class OpenedCheckpoint(NamedTuple):
     """
 
     name: str
-    model: SegformerForSemanticSegmentation
+    model: SegformerForSemanticSegmentation | EngineNetwork
     processor: SegformerImageProcessor
     label_map: LabelMap
     dataset: Mapping[str, Any]
@@ -113,12 +120,14 @@ def evaluate_checkpoint(
     batch_size: int = 1,
     device: str | None = None,
     precision: Precision = "auto",
+    engine: Engine = "torch",
     progress: bool = True,
 ) -> CheckpointEvaluation:
     """Score a checkpoint on one split of a data set, at the masks' own size, with bootstrap intervals.
 
     Args:
-        checkpoint: a folder such as "runs/demo/best", or a Hub id "user/name" or "user/name@revision".
+        checkpoint: a folder such as "runs/demo/best", or a Hub id "user/name" or "user/name@revision". With an engine
+            also an exported folder or file.
         data: a recipe, as `load_recipe` returns it; or the path of a data set whose masks hold what the checkpoint was
             trained on.
         split: "train", "val" or "test".
@@ -132,19 +141,22 @@ def evaluate_checkpoint(
         batch_size: images of one size, or windows of one image, that run at once.
         device: "cpu", "cuda", "mps", …; default is the best there is.
         precision: "fp32", "bf16" or "fp16"; "auto" is half precision on GPUs that have units for it, float32 elsewhere.
+            An engine has its own, see `open_engine`.
+        engine: what runs the network: "torch", or on a CPU "openvino" or "onnxruntime".
         progress: show a bar on stderr.
 
     Raises:
         UsageError: no such checkpoint, data set, split or device; the labels of both differ; no such window or groups.
         DataError: a file that cannot be read, or a mask that the label map does not fit; the message names the sample.
     """
-    opened = open_checkpoint(checkpoint, data, split=split, group_by=group_by, device=device)
+    how: dict[str, Any] = {"device": device, "engine": engine, "precision": precision}
+    opened = open_checkpoint(checkpoint, data, split=split, group_by=group_by, **how)
     label_map = opened.label_map
     pictures = None
     if overlays is not None:
         pictures = Comparisons(Path(overlays), label_map, sample_ids(opened.rows), limit_overlays, overview=True)
     protocol = InferenceProtocol.choose(opened.processor, window, stride, tta)
-    precision = choose_precision(precision, opened.model.device)
+    computed = precision_of(opened.model, precision)
     evaluation = Evaluation(label_map.names, label_map.ignore_index, detailed=True, boundary_width=boundary_width)
     evaluate_model(
         opened.model,
@@ -160,7 +172,8 @@ def evaluate_checkpoint(
     )
     if pictures:
         pictures.save_overview()
-    about = {"checkpoint": opened.name, "split": split, "protocol": str(protocol), "precision": precision}
+    about = {"checkpoint": opened.name, "split": split, "protocol": str(protocol), "precision": computed}
+    about["engine"] = engine_of(opened.model)
     evaluation.about = about | {"calibration_temperature": opened.model.config.calibration_temperature}
     intervals = uncertainty.intervals(evaluation, group_by=group_by)
     return CheckpointEvaluation(**about, evaluation=evaluation, scores=evaluation.scores(), intervals=intervals)
@@ -173,20 +186,22 @@ def open_checkpoint(
     split: str | None = "test",
     group_by: str | None = None,
     device: str | None = None,
+    engine: Engine = "torch",
+    precision: Precision = "auto",
 ) -> OpenedCheckpoint:
     """Load a checkpoint and open the data that it is to be run on.
 
     Args:
         split: default is test where the data has it, else val.
         group_by: is checked before the checkpoint is loaded, see `uncertainty.units_of`.
-        checkpoint, data, device: see `evaluate_checkpoint`.
+        checkpoint, data, device, engine, precision: see `evaluate_checkpoint`.
 
     Raises:
         UsageError: see `evaluate_checkpoint`.
     """
     name, model, default = os.fspath(checkpoint), None, None
     if isinstance(data, (str, os.PathLike)):
-        model = load_model(name)
+        model = open_network(name, device, engine, precision)
         labels = LabelMap.from_config(model.config)
         config = DatasetConfig(path=os.fspath(data), labels=labels.to_dict(), ignore_index=labels.ignore_index)
     else:
@@ -195,7 +210,7 @@ def open_checkpoint(
     dataset, label_map = open_dataset(at_hand)
     split = choose_split(split, dataset, config.path)
     uncertainty.units_of(sample_ids(dataset[split]), group_by)
-    model = to_device(model or load_model(name), device)
+    model = model or open_network(name, device, engine, precision)
     _check_same_labels(name, LabelMap.from_config(model.config), config.path, label_map)
     return OpenedCheckpoint(name, model, load_processor(model, default), label_map, dataset, split)
 

@@ -11,14 +11,16 @@ import torch
 from torch import nn
 
 from segtune.bars import progress_bar
+from segtune.engines.engine_network import Engine, open_engine
 from segtune.imageio.raster import is_image, read_ahead
 from segtune.imageio.read import ImageLike
 from segtune.inference.device import Precision, to_device
+from segtune.inference.open_network import open_network, refuse_device
 from segtune.inference.processor import load_processor
 from segtune.inference.protocol import InferenceProtocol
 from segtune.inference.segmenter import Segmenter, eval_mode, joined
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
-from segtune.segformer.loading import load_model
+from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 
 
 def predict(
@@ -32,13 +34,15 @@ def predict(
     batch_size: int = 1,
     device: str | torch.device | None = None,
     precision: Precision = "auto",
+    engine: Engine = "torch",
     progress: bool = False,
 ) -> np.ndarray | list[np.ndarray]:
     """Segment images.
 
     Args:
         model: a `SegformerForSemanticSegmentation`, or the folder or Hub id of one. It is put into evaluation mode
-            for the call.
+            for the call. With an engine also an exported folder or file; to keep what an engine compiled from call to
+            call, pass what `segtune.engines.engine_network.open_engine` returns.
         images: one or several paths, PIL images or arrays `(H, W)`, `(H, W, C)` or `(C, H, W)`. The orientation that a
             camera noted in the file is applied.
         processor: prepares the images; default is the one saved beside the model and, where there is none,
@@ -50,7 +54,8 @@ def predict(
         batch_size: images of one size, or windows of one image, that run at once.
         device: moves the model there first; default is where the model is or, for a path, the GPU if there is one.
         precision: in which a model of float32 weights runs: "fp32", "bf16" or "fp16"; "auto" is half precision on GPUs
-            that have units for it, float32 elsewhere.
+            that have units for it, float32 elsewhere. An engine has its own, see `open_engine`.
+        engine: what runs the network: "torch", or on a CPU "openvino" or "onnxruntime".
         progress: show a bar on stderr.
 
     Returns:
@@ -59,11 +64,12 @@ def predict(
 
     Raises:
         DataError: a file that is missing or no image.
-        UsageError: no model at this path, no processor for this number of channels, no such window or device.
+        UsageError: no model at this path, no processor for this number of channels, no such window, device or engine,
+            or the package of the engine is missing.
     """
     single = is_image(images)
     items: list[Any] = [images] if single else list(images)  # type: ignore[arg-type]
-    network = _on_device(model, device)
+    network = _opened(model, device, engine, precision)
     processor = load_processor(network) if processor is None else processor
     protocol = InferenceProtocol.choose(processor, window, stride, tta)
     segmenter = Segmenter(network, processor, protocol, batch_size, precision=precision)
@@ -76,8 +82,14 @@ def predict(
     return masks[0] if single else masks
 
 
-def _on_device(model: nn.Module | str | os.PathLike[str], device: str | torch.device | None) -> nn.Module:
+def _opened(
+    model: nn.Module | str | os.PathLike[str], device: str | torch.device | None, engine: Engine, precision: Precision
+) -> nn.Module:
     """The model, loaded if it is a path; a loaded one goes to the best device, another one stays where it is."""
     if isinstance(model, (str, os.PathLike)):
-        return to_device(load_model(os.fspath(model)), device, "device")
+        network: nn.Module = open_network(model, device, engine, precision, option="device")
+        return network
+    if engine != "torch" and isinstance(model, SegformerForSemanticSegmentation):
+        refuse_device(engine, device, "device")
+        return open_engine(model, engine, precision)
     return model if device is None else to_device(model, device, "device")

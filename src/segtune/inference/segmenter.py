@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from segtune.engines.engine_network import EngineNetwork
 from segtune.errors import UsageError
 from segtune.imageio.raster import Raster, open_raster, read_ahead, resized
 from segtune.imageio.read import ImageLike
@@ -51,7 +52,8 @@ class Segmenter:
         protocol: default is the one that the processor carries.
         batch_size: images of one size, or windows of one image, in a forward pass.
         num_labels: UsageError where the model tells another number of classes apart; None does not check.
-        precision: in which a model of float32 weights runs, see `choose_precision`; any other runs as it is.
+        precision: in which a model of float32 weights runs, see `choose_precision`; any other, and an engine, runs as
+            it is.
     """
 
     def __init__(
@@ -63,7 +65,8 @@ class Segmenter:
         num_labels: int | None = None,
         precision: Precision = "auto",
     ) -> None:
-        self.model, self.processor, self.precision = model, processor, precision
+        self.model, self.processor = model, processor
+        self.precision = "fp32" if isinstance(model, EngineNetwork) else precision  # which has chosen its own
         self.protocol = InferenceProtocol.choose(processor) if protocol is None else protocol
         self.batch_size, self.num_labels = batch_size, num_labels
         self.form = form_of(processor)

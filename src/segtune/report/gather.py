@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from segtune.data.streaming import is_stream
+from segtune.engines.engine_network import EngineNetwork
 from segtune.evaluation import uncertainty
 from segtune.evaluation.evaluation import Evaluation, file_name
 from segtune.files import read_json_lines
@@ -122,7 +123,7 @@ def gather(
         subject,
         label_map,
         recipe,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=model.num_parameters(),
         protocol=str(InferenceProtocol.choose(processor)),
         temperature=model.config.calibration_temperature,
         records=records,
@@ -182,6 +183,7 @@ def _records(run: Path) -> list[dict[str, Any]]:
 
 def _environment(model: Any) -> dict[str, Any]:
     return {
+        **({"engine": f"{model.engine}, {model.precision}"} if isinstance(model, EngineNetwork) else {}),
         **versions(),
         "device": str(next(model.parameters()).device),
         "threads": torch.get_num_threads(),

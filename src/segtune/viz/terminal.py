@@ -58,6 +58,8 @@ def evaluation_lines(result: Row) -> Iterable[str]:
     yield _line(("boundary IoU", result["mean_boundary_iou"]), ("boundary F1", result["mean_boundary_f1"]), *sizes)
     error = {region: values["ece"] for region, values in result["calibration"].items()}
     yield _line(("calibration error", error["all"]), ("near boundaries", error["boundary"]))
+    if (result["engine"], result["precision"]) != ("torch", "fp32"):
+        yield f"computed by {result['engine']} in {result['precision']}"
     yield _headline(result)
 
 
@@ -70,6 +72,18 @@ def _headline(result: Row) -> str:
         return text
     units = f"{how['units']} groups" if how["unit"] == "group" else "images"
     return f"{text} ({100 * how['level']:g} % BCa interval, {how['resamples']} resamples of {units})"
+
+
+def bench_table(result: Row) -> Table:
+    """Every way from an image to its mask, of `engine_bench.bench_engines`."""
+    about = f"{result['name']}, {result['size']}x{result['size']}, {result['labels']} labels"
+    columns = ["ms", "network", "speedup", "over its rival", "agreement"]
+    table = _table(f"{about}, {result['threads']} threads", columns)
+    for way in result["ways"]:
+        rival = f"{way['speedup_over_rival']:.2f}" if "rival" in way else ""
+        times = (f"{way['ms']:.1f}", f"{way['network_ms']:.1f}", f"{way['speedup']:.2f}")
+        table.add_row(_cell(way["name"]), *times, rival, f"{way['agreement']:.4f}")
+    return table
 
 
 def comparison_table(result: Row) -> Table:

@@ -1,0 +1,182 @@
+"""Exports of a small checkpoint: their files, and that wrong ones are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segtune.errors import DataError, UsageError
+from segtune.export import checkpoint_export, product
+from segtune.export.certificate import CertificateError, Thresholds
+from segtune.export.checkpoint_export import Settings, export_checkpoint
+from segtune.export.sources import Source, source_of_images, spread
+from segtune.inference.predict import predict
+from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+from support.exports import graph_with_tanh, network, sensitive_network
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+NOISE = Thresholds(0.99, 0.9)  # of a random network, whose logits are closer to each other than those of a trained one
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "checkpoint"
+    network(5)[0].save_pretrained(folder)
+    SegformerImageProcessor(size={"shortest_edge": 64}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder, random = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for number, (height, width) in enumerate([(64, 97), (130, 80), (64, 97)]):
+        pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture
+def source(checkpoint: Path, images: list[Path], monkeypatch: pytest.MonkeyPatch) -> Source:
+    """The graph is traced once for all tests."""
+    graphs = {None: network(5)[1]}
+    monkeypatch.setattr(checkpoint_export, "logits_model", lambda model, size: onnx.load_from_string(graphs[size]))
+    return source_of_images(str(checkpoint), images, 10)
+
+
+def test_layout_and_certificate(source: Source, checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "exported"
+    found = export_checkpoint(
+        source, "onnx", output, Settings(confidence=True, fp16=True, license="mit", half_thresholds=NOISE)
+    )
+    assert sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()) == [
+        "certificate.json",
+        "config.json",
+        "onnx/model.onnx",
+        "onnx/model_fp16.onnx",
+        "preprocessor_config.json",
+        "product.onnx",
+    ]
+    stored = json.loads((output / "certificate.json").read_text())
+    assert stored == {"format": 1} | found
+    assert [(one["file"], one["precision"], one["passed"]) for one in stored["files"]] == [
+        ("onnx/model.onnx", "fp32", True),
+        ("product.onnx", "fp32", True),
+        ("onnx/model_fp16.onnx", "fp16", True),
+    ]
+    assert stored["sha256"] == hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+    assert stored["files"][0]["images"] == 3 and stored["license"] == "mit"
+    for name in ("onnx/model.onnx", "product.onnx"):
+        facts = {one.key: one.value for one in onnx.load(output / name).metadata_props}
+        assert facts["sha256"] == stored["sha256"] and facts["license"] == "mit"
+        assert json.loads(facts["names"]) == [f"LABEL_{number}" for number in range(5)]
+        assert json.loads(facts["processor"])["size"] == {"shortest_edge": 64}
+        assert {"colors", "ignore_index", "segtune", "calibration_temperature"} <= facts.keys()
+
+
+def test_product_answers_as_predict(source: Source, images: list[Path], checkpoint: Path, tmp_path: Path) -> None:
+    export_checkpoint(source, "onnx", tmp_path / "exported", Settings())
+    session = onnxruntime.InferenceSession(tmp_path / "exported" / "product.onnx")
+    for path in images:
+        (mask,) = session.run(None, {"image": np.asarray(Image.open(path))})
+        assert (mask != predict(str(checkpoint), path)).mean() < 5e-4
+
+
+def test_openvino(source: Source, images: list[Path], tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    output = tmp_path / "exported"
+    # its resize differs by one level in a few of thousands of bytes, which noise of a random network shows
+    found = export_checkpoint(source, "openvino", output, Settings(thresholds=NOISE))
+    assert {one["file"] for one in found["files"]} == {"openvino/model.xml", "product.xml"}
+    model = openvino.Core().read_model(output / "product.xml")
+    assert model.get_rt_info(["segtune", "sha256"]).astype(str) == found["sha256"]
+
+
+def test_torch_program(source: Source, tmp_path: Path) -> None:
+    found = export_checkpoint(source, "torch", tmp_path / "exported", Settings())
+    assert (tmp_path / "exported" / "network.pt2").is_file() and found["files"][0]["agreement"] > 0.9995
+
+
+@pytest.mark.slow
+def test_coreml_is_made_and_not_run(source: Source, tmp_path: Path) -> None:
+    pytest.importorskip("coremltools")
+    found = export_checkpoint(source, "coreml", tmp_path / "exported", Settings())
+    assert (tmp_path / "exported" / "network.mlpackage" / "Manifest.json").is_file()
+    assert "not run" in json.dumps(found) and found["files"][0]["not_run"].startswith("CoreML runs on macOS alone")
+
+
+def _nearest(text: str) -> str:
+    """The class is picked at the quarter of the size, and then repeated."""
+    text = text.replace("mixed = Add (from, moved)", "mixed = Identity (from)")
+    return text.replace('mode = "linear"', 'mode = "nearest", nearest_mode = "floor"')
+
+
+def _aligned(text: str) -> str:
+    """Bilinear, with the centres of the corner pixels kept."""
+    return text.replace('"half_pixel"', '"align_corners"')
+
+
+@pytest.mark.parametrize("change", [_nearest, _aligned])
+def test_wrong_upsampling_is_refused(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[str], str]
+) -> None:
+    right = product.product_text
+    monkeypatch.setattr(product, "product_text", lambda **given: change(right(**given)))
+    with pytest.raises(CertificateError, match=r"product\.onnx is not written: agreement 0\..* after the logits") as e:
+        export_checkpoint(source, "onnx", tmp_path / "exported", Settings())
+    assert e.value.exit_code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_resize_is_refused(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without antialiasing, as `Resize` of ONNX is by default."""
+    right = product.product_text
+    wrong = "wide = Identity (m)"
+    monkeypatch.setattr(product, "product_text", lambda **given: right(**given).replace("wide = Max (n, m)", wrong))
+    with pytest.raises(CertificateError, match=r"the preparation of the image \(resize, rescale, normalise\)"):
+        export_checkpoint(source, "onnx", tmp_path / "exported", Settings())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_activation_is_refused(images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = sensitive_network(), SegformerImageProcessor(do_resize=False)
+    model.save_pretrained(tmp_path / "checkpoint")
+    processor.save_pretrained(tmp_path / "checkpoint")
+    source = source_of_images(str(tmp_path / "checkpoint"), images, 10)
+    monkeypatch.setattr(checkpoint_export, "logits_model", lambda model, size: graph_with_tanh(model))
+    with pytest.raises(CertificateError, match=r"onnx/model\.onnx is not written: .* layer stages\.0\.blocks\.0\.act"):
+        export_checkpoint(source, "onnx", tmp_path / "exported", Settings())
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_size_that_no_image_has(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_export, "logits_model", lambda model, size: onnx.load_from_string(network(5)[1]))
+    with pytest.raises(DataError, match="--size 40x40: none of the 3 images has this size"):
+        export_checkpoint(source, "onnx", tmp_path / "exported", Settings(size=(40, 40)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_processor_of_other_channels(source: Source, tmp_path: Path) -> None:
+    wrong = source._replace(processor=SegformerImageProcessor(image_mean=[0.5], image_std=[0.5]))
+    with pytest.raises(UsageError, match=r"the model reads 3 channels, its preprocessor_config\.json .* for 1"):
+        export_checkpoint(wrong, "onnx", tmp_path / "exported", Settings())
+
+
+def test_windows_are_warned_of(source: Source, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    processor: Any = SegformerImageProcessor(do_resize=False, window=64)
+    export_checkpoint(source._replace(processor=processor), "onnx", tmp_path / "exported", Settings())
+    assert "an exported file sees an image whole" in caplog.text
+
+
+def test_spread() -> None:
+    assert list(spread(10, 4)) == [0, 3, 6, 9] and list(spread(3, 100)) == [0, 1, 2] and list(spread(0, 5)) == []
