@@ -7,47 +7,34 @@ certificate says of the machine that exported, it says of the browser.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from segtune.errors import UsageError
-from segtune.export.web_runtime import FILES, INTEGRITY, VERSION, integrity, is_address, runtime_files
+from segtune.export.web_runtime import FILES, INTEGRITY, VERSION, integrity, is_address
 from segtune.imageio.writers import encode_png
 from segtune.inference.segmenter import form_of
 from segtune.labels.label_map import LabelMap
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.viz.html import render
 
-MODEL, SETTINGS = "model.onnx", "page.json"
+SETTINGS = "page.json"
 RUNTIME = "runtime/"
-COPIED = ("page.js", "worker.js")
+SCRIPTS = ("page.js", "worker.js")
+CHECK_IMAGE, CHECK_MASK = "check.png", "check.bin"  # the second: the bytes of the picture, then its mask
 CHECK_SIZE = (96, 160)  # height and width of the picture that a browser is checked with
 CANDIDATES = 8
 MOST_PIXELS = 2**24, 2**20  # of a picture in a browser: where the processor resizes, and where the network sees it all
-LEAST = 0.999  # share of the pixels of the check that must agree, in float32
+LEAST = 0.999  # share of the pixels of the check that a browser must have right
 LICENSE = "LICENSE.txt"
 
 
-class Page(NamedTuple):
-    """What a page says of its model.
-
-    Attributes:
-        title: of the page.
-        about: lines of a name and a value, shown as they are.
-        least: the share of the pixels of the check that a browser must have right.
-    """
-
-    title: str
-    about: dict[str, str]
-    least: float = LEAST
-
-
-def check_web(processor: SegformerImageProcessor, channels: int) -> None:
+def refuse_other_pictures(processor: SegformerImageProcessor, channels: int) -> None:
     """Raise UsageError for a model that takes other than what browsers give: pictures of three 8-bit channels."""
     if channels != 3 or form_of(processor)[1]:
         what = f"{channels} channels" if channels != 3 else "other numbers than those of 8-bit pictures"
@@ -55,59 +42,59 @@ def check_web(processor: SegformerImageProcessor, channels: int) -> None:
 
 
 def write_page(
-    folder: Path,
-    page: Page,
+    model: Path,
+    title: str,
+    about: Mapping[str, str],
     label_map: LabelMap,
     processor: SegformerImageProcessor,
     predict: Callable[[np.ndarray], np.ndarray],
+    *,
     runtime: str,
+    bundled: Mapping[str, bytes],
     size: tuple[int, int] | None = None,
 ) -> None:
-    """Lay the page around the product graph `model.onnx`, which is in the folder.
+    """Lay the page into the folder of a product graph.
 
     Args:
+        about: what else the page says of the model, by name.
         predict: the checkpoint, from an image `(H, W, 3)` uint8 to its mask `(H, W)`.
-        runtime: see `runtime_files`.
+        runtime, bundled: where the page finds ONNX Runtime Web, and what `runtime_files` gives for that.
         size: (height, width) of the only images that the graph takes; None for any.
-
-    Raises:
-        UsageError, DataError: see `runtime_files`.
     """
-    bundled = runtime_files(runtime)
+    folder, content = model.parent, model.read_bytes()
     image, mask = hardest(predict, size or CHECK_SIZE)
-    ids = "u1" if label_map.num_labels <= 256 else "<i4"  # as the graph gives them
-    model = (folder / MODEL).read_bytes()
     settings: dict[str, Any] = {
-        "title": page.title,
-        "about": page.about,
+        "about": dict(about),
         "classes": [
-            {"name": name, "color": list(color)}
-            for name, color in zip(label_map.names, label_map.colors, strict=True)
+            {"name": name, "color": list(color)} for name, color in zip(label_map.names, label_map.colors, strict=True)
         ],
         "size": size and list(size),
         "most_pixels": MOST_PIXELS[0] if processor.do_resize else MOST_PIXELS[1],
-        "model": {"file": MODEL, "bytes": len(model), "integrity": integrity(model, "sha384")},
+        "model": {"file": model.name, "bytes": len(content), "integrity": integrity(content, "sha384")},
         "runtime": {
             "version": VERSION,
             "base": runtime.rstrip("/") + "/" if is_address(runtime) else RUNTIME,
             "files": FILES,
         },
-        "check": {"image": "check.png", "mask": "check.bin", "least": page.least},
+        "check": {"image": CHECK_IMAGE, "mask": CHECK_MASK, "least": LEAST},
     }
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    (folder / "check.png").write_bytes(encode_png(image))
-    (folder / "check.bin").write_bytes(image.tobytes() + mask.astype(ids).tobytes())
-    (folder / "index.html").write_text(render("export/templates/index.html", title=page.title), encoding="utf-8")
+    ids = "u1" if label_map.num_labels <= 256 else "<i4"  # as the graph gives them
+    (folder / CHECK_IMAGE).write_bytes(encode_png(image))
+    (folder / CHECK_MASK).write_bytes(image.tobytes() + mask.astype(ids).tobytes())
     styles = [_template(name) for name in ("viz/templates/page.css", "export/templates/web.css")]
-    (folder / "page.css").write_text("".join(styles), encoding="utf-8")
-    for name in COPIED:
-        (folder / name).write_text(_template(f"export/templates/{name}"), encoding="utf-8")
+    texts = {
+        SETTINGS: json.dumps(settings, indent=1) + "\n",
+        "index.html": render("export/templates/index.html", title=title),
+        "page.css": "".join(styles),
+        **{name: _template(f"export/templates/{name}") for name in SCRIPTS},
+    }
     if bundled:
+        texts[RUNTIME + LICENSE] = render("export/templates/runtime_license.md", version=VERSION, integrity=INTEGRITY)
         (folder / RUNTIME).mkdir()
-        for name, content in bundled.items():
-            (folder / RUNTIME / name).write_bytes(content)
-        text = render("export/templates/onnxruntime_license.md", version=VERSION, integrity=INTEGRITY)
-        (folder / RUNTIME / LICENSE).write_text(text, encoding="utf-8")
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    for name, file in bundled.items():
+        (folder / RUNTIME / name).write_bytes(file)
 
 
 def hardest(predict: Callable[[np.ndarray], np.ndarray], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -115,7 +102,7 @@ def hardest(predict: Callable[[np.ndarray], np.ndarray], size: tuple[int, int]) 
 
     A picture of the data would be public with the page; and a mask of one class alone would check little.
     """
-    found = [(image, predict(image)) for image in map(lambda seed: drawn(seed, size), range(CANDIDATES))]
+    found = [(image, predict(image)) for image in (drawn(seed, size) for seed in range(CANDIDATES))]
     return max(found, key=lambda one: _entropy(one[1]))
 
 
