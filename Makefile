@@ -30,7 +30,7 @@ $(DEVELOPMENT): $(RUNTIME)
 
 setup: $(DEVELOPMENT)  ## make .venv with segtune and the developer's tools
 
-demo: $(RUNTIME)  ## train on the embedded satellite tiles, evaluate, draw overlays (a few minutes on a CPU)
+demo: $(RUNTIME)  ## train on the embedded satellite tiles, evaluate, draw overlays (a few minutes on a CPU; the web page is segtune demo)
 	@echo "1/2 Training SegFormer B0 from random weights on the satellite tiles (a minute and a half on two cores)"
 	$(BIN)/segtune train demo training.output_dir=runs/demo training.overwrite=true
 	@echo "2/2 Evaluating the best checkpoint on the test split, and drawing what it says"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import json
@@ -288,7 +289,41 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: it is no JSON, no text, or nested so deeply that no tool meant it.
     """
-    return parse_json(path.read_text(encoding="utf-8-sig"))
+    return parse_json(read_text(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, see `decode_text`; lines end with a newline alone.
+
+    Raises:
+        ValueError: it is no text.
+    """
+    text = decode_text(path.read_bytes())
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def decode_text(content: bytes, errors: str = "strict") -> str:
+    """Text in UTF-8, or in UTF-16 as tools on Windows write it; without the mark that says which.
+
+    Args:
+        errors: as for `bytes.decode`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        return content.decode(utf_16_of(content) or "utf-8", errors).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+
+
+def utf_16_of(content: bytes) -> str | None:
+    """The kind of UTF-16 that a text, whose first signs are of ASCII, is encoded in; None where it is no UTF-16."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if b"\0" in content[:4]:
+        return "utf-16-be" if content[:1] == b"\0" else "utf-16-le"
+    return None
 
 
 def parse_json(text: str) -> Any:

@@ -28,6 +28,24 @@ def test_push_passes_on_what_was_given_and_nothing_else(
     ]
 
 
+def test_push_makes_a_space_afterwards(segtune_command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr("segtune.hub.push.push_run", lambda run, **settings: "https://hub/me/x")
+    monkeypatch.setattr("segtune.hub.space.requirements", list)
+    push_space = lambda *given, **options: calls.append((given, options)) or "https://hub/spaces/me/y"  # noqa: E731
+    monkeypatch.setattr("segtune.hub.space.push_space", push_space)
+    code, out, _ = segtune_command("push", tmp_path, "--space", "me/y", "--branch", "v1", "--no-pictures")
+    assert (code, out) == (0, f"pushed {tmp_path} to https://hub/me/x\nmade the Space https://hub/spaces/me/y\n")
+    assert calls == [((tmp_path, "me/y", "https://hub/me/x"), {"branch": "v1", "pictures": False})]
+
+
+def test_push_refuses_a_space_that_cannot_be(segtune_command: Any, tmp_path: Path) -> None:
+    code, _, err = segtune_command("push", tmp_path, "--space", "demo")
+    assert code == 2 and err.startswith("error: --space: Value error, 'demo' is no repository: write user/name")
+    code, _, err = segtune_command("push", tmp_path, "--space", "me/y", "--create-pr")
+    assert (code, err.count("\n")) == (2, 1) and "give it without --create-pr" in err
+
+
 def test_push_wants_a_run(segtune_command: Any, tmp_path: Path) -> None:
     code, out, err = segtune_command("push", tmp_path)
     assert (code, out, err) == (2, "", f"error: {tmp_path} is no run folder: it has no recipe.yaml\n")

@@ -18,11 +18,12 @@ import yaml
 import segtune
 from segtune.cli.main import _application
 from segtune.recipe.recipe import load_recipe
-from support.examples import TINY, blocks, command_lines, make_workplace, smaller
+from support.examples import DEMO, TINY, blocks, command_lines, make_workplace, smaller
 from support.minihub import environment, serve
 
 ROOT = Path(__file__).resolve().parents[2]
-NAV = re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE)
+PAGES = re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE)
+NAV = [page for page in PAGES if not page.startswith("notebooks/")]  # those are run by tests/notebooks
 
 
 class Example(NamedTuple):
@@ -48,9 +49,8 @@ EXAMPLES = [
 RECIPES = [example for example in EXAMPLES if example.kind == "yaml" and not example.text.startswith("dataset:")]
 # One process runs all of it, in the order of the pages: as users would, but without importing PyTorch for each.
 DRIVER = """
-import json, sys
+import json
 import transformers
-from segtune.cli.main import main
 
 published = transformers.SegformerForImageClassification(transformers.SegformerConfig(num_labels=1000))
 published.push_to_hub("nvidia/mit-b0", token="hf_nvidia")
@@ -71,6 +71,8 @@ for page, kind, example in json.load(open("examples.json")):
 def test_collectors_found_the_examples() -> None:
     pages = {path.name for path in (ROOT / "docs").glob("*.md")} | {"recipes/README.md"}
     assert set(NAV) == pages and len(NAV) >= 12
+    rendered = {f"notebooks/{path.stem}.md" for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert set(PAGES) == pages | rendered and len(rendered) == 4
     count = Counter((example.page, example.kind) for example in EXAMPLES)
     with_commands = {page for page, kind in count if kind == "bash"}
     without = {
@@ -107,7 +109,7 @@ def test_promised_names_of_a_run_are_those_it_has() -> None:
 
 
 def test_links_hold_in_the_repository() -> None:
-    links = [(page, link) for page in NAV for link in re.findall(r"\]\((?!https?:)([^)#]+)", read(page))]
+    links = [(page, link) for page in PAGES for link in re.findall(r"\]\((?!https?:)([^)#]+)", read(page))]
     assert len(links) >= 20
     assert [(page, link) for page, link in links if not (home(page).parent / link).is_file()] == []
 
@@ -145,9 +147,8 @@ def test_commands_and_python_run(tmp_path: Path) -> None:
     (tmp_path / "examples.json").write_text(json.dumps(runs))
     with serve() as (_, url):
         variables = {**os.environ, **environment(url, tmp_path / "home", "hf_write"), "PYTHONPATH": str(ROOT / "src")}
-        done = subprocess.run(
-            [sys.executable, "-c", DRIVER], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=900
-        )
+        command = [sys.executable, "-c", DEMO + DRIVER]
+        done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-5000:]
     made = {"preview.png", "strong.png", "converted", "predictions", "regions", "final.npz"}
     assert made <= {path.name for path in tmp_path.iterdir()}
@@ -161,7 +162,7 @@ def test_site_builds_without_a_warning_and_asks_nobody(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     pages = [path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html")]
-    assert len(pages) == len(NAV) + 1  # and 404.html
+    assert len(pages) == len(PAGES) + 1  # and 404.html
     loaded = re.findall(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=[\"']?([^\"' >]+)", "".join(pages))
     assert len(loaded) >= 5 * len(pages)
     assert [name for name in loaded if name.startswith(("http", "//"))] == []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support.examples import blocks, command_lines, make_workplace, smaller
+from support.examples import DEMO, blocks, command_lines, make_workplace, smaller
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -77,6 +77,8 @@ def in_python(command: str) -> list[str]:
     words = smaller(command)
     if words[0] == "python":  # a script of the checkout
         return [sys.executable, str(ROOT / words[1]), *words[2:]]
+    if words[:2] == ["segtune", "demo"]:
+        return [sys.executable, "-c", f"{DEMO}main(sys.argv[1:])", *words[1:]]
     start = {"segtune": ["-m", "segtune"], "accelerate": ["-m", "accelerate.commands.accelerate_cli"]}[words[0]]
     return [sys.executable, *start, *words[1:]]
 

@@ -16,7 +16,7 @@ from segtune.data.config import DatasetConfig
 from segtune.data.dataset import open_dataset, save_split
 from segtune.data.lazy_rows import decoded, sample_ids
 from segtune.data.samples import read_pair
-from segtune.errors import DataError
+from segtune.errors import DataError, UsageError
 from segtune.labels.label_map import LabelMap
 
 LABELS = {"0": "background", "1": "box"}
@@ -163,3 +163,30 @@ def test_ids_of_palette_pictures_are_their_indices() -> None:
     palette.putpalette(COLORS[::-1].tobytes())
     labels = read_pair({"image": palette, "mask": palette}, LabelMap.from_dict(LABELS))[1]
     assert labels.tolist() == box().tolist()
+
+
+# -- masks that were compressed with losses ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("suffix", "options"), [("jpg", {"quality": 95}), ("webp", {"quality": 60})])
+def test_masks_of_a_lossy_format_are_refused(tmp_path: Path, suffix: str, options: dict[str, int]) -> None:
+    """Their edges may hold ids that are named, and mean something else."""
+    for number in range(3 if suffix == "jpg" else 2):
+        write(tmp_path, f"images/{number}.png", [box(number) * 100 + number])
+        mask = np.zeros((16, 24), np.uint8) if number == 2 else box(number) * 255  # one value alone is kept
+        write(tmp_path, f"masks/{number}.{suffix}", [np.dstack([mask] * 3)], **options)
+    with pytest.raises(
+        DataError, match=rf"does not keep values.*\(2\): masks/0\.{suffix}, masks/1\.{suffix}\. Save masks"
+    ):
+        opened(tmp_path, {"0": "background", "255": "box"})
+    if suffix == "webp":
+        return  # whose greys become colours
+    rows, label_map = opened(tmp_path, {"0-127": "background", "128-255": "box"})
+    assert (read_pair(decoded(rows["train"][1]), label_map)[1] == 1).sum() == 20
+
+
+def test_masks_of_one_bit_are_proposed_by_their_ids(tmp_path: Path) -> None:
+    write(tmp_path, "images/a.png", [box() * 100])
+    write(tmp_path, "masks/a.png", [box() == 1])
+    with pytest.raises(UsageError, match=r'as in \{"0": "<class>", "1": "<class>"\}'):
+        opened(tmp_path, None)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from segtune.data.config import TransformConfig
 
@@ -78,3 +80,12 @@ def test_blank_and_grey_images_are_told_apart(diagnose: Any, noise: Any, stripes
 def test_half_of_another_kind_is_no_odd_one(find: Any, noise: Any, stripes: np.ndarray) -> None:
     grey = [(noise()[:, :, 0], stripes) for _ in range(6)]
     assert find("image-mode", {"train": [*many(noise, stripes, 6), *grey]}) is None
+
+
+def test_palette_images_are_their_colours(find: Any, noise: Any, stripes: np.ndarray) -> None:
+    """Their indices are small numbers, which are no dark values."""
+
+    def save(path: Path) -> None:
+        Image.fromarray(noise()).quantize(8).save(path)
+
+    assert find("value-range", {"train": [(save, stripes) for _ in range(3)]}) is None

@@ -36,6 +36,11 @@ def test_ids_from_one_are_recognised(all_like: Any, stripes: np.ndarray) -> None
     assert found.drop == ()
 
 
+def test_ids_from_one_in_a_few_masks_are_no_exchanged_classes(diagnose: Any, noise: Any, stripes: np.ndarray) -> None:
+    (found,) = faults(diagnose({"train": [(noise(), stripes + 1) for _ in range(3)]})).values()
+    assert found.fix == ('dataset.labels={"1": "sky", "2": "road", "3": "car"}',)
+
+
 def test_ids_from_one_in_a_part_of_the_masks(diagnose: Any, noise: Any, stripes: np.ndarray) -> None:
     labels = {"0": "sky", "1": "road", "2": None}  # the last id is ignored
     masks = [*[stripes] * 12, *[stripes + 1] * 5]

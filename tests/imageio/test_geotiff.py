@@ -185,10 +185,12 @@ def test_partners_must_lie_on_one_grid(tmp_path: Path, bands: int) -> None:
     write(tmp_path / "masks/b.tif", mask)  # says nothing
     write(tmp_path / "masks/c.tif", mask, **grid(500000.05, 5400000))  # a 200th of a pixel
     write(tmp_path / "masks/d.tif", mask, **grid(500010, 5400000))
-    with pytest.raises(DataError, match=r"elsewhere on earth \(1\): images/d\.tif and masks/d\.tif\. Warp the mask"):
+    with pytest.raises(
+        DataError, match=r"elsewhere in the world \(1\): images/d\.tif and masks/d\.tif\. Bring the mask"
+    ):
         load_segmentation_dataset(tmp_path)
     write(tmp_path / "masks/d.tif", mask, **grid(500000, 5400000, 10.5))
-    with pytest.raises(DataError, match=r"elsewhere on earth \(1\)"):
+    with pytest.raises(DataError, match=r"elsewhere in the world \(1\)"):
         load_segmentation_dataset(tmp_path)
 
 
@@ -205,3 +207,18 @@ def test_message_where_rasterio_is_missing(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
     with pytest.raises(UsageError, match=r"a\.tif: this needs the package rasterio: pip install 'segtune\[geo\]'"):
         read_file(tmp_path / "a.tif")
+
+
+def test_a_file_that_names_another_file_is_not_followed(tmp_path: Path) -> None:
+    """GDAL's virtual format is known by its content, so that any name would do."""
+    Image.fromarray(photo(8, 8)).save(tmp_path / "secret.png")
+    (tmp_path / "a.tif").write_text(
+        '<VRTDataset rasterXSize="8" rasterYSize="8"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+        f"<SourceFilename>{tmp_path / 'secret.png'}</SourceFilename><SourceBand>1</SourceBand>"
+        "</SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    with rasterio.open(tmp_path / "a.tif") as file:
+        assert np.array_equal(file.read(1), np.asarray(Image.open(tmp_path / "secret.png"))[:, :, 0])  # it would
+    for read in (read_header, read_file):
+        with pytest.raises(DataError, match=r"a\.tif"):
+            read(tmp_path / "a.tif")

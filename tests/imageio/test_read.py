@@ -388,6 +388,40 @@ def test_compressed_arrays_are_refused_by_their_header(tmp_path: Path, shape: tu
     assert np.asarray(read_file(tmp_path / "small.npz")).shape == (64, 64)
 
 
+@pytest.mark.parametrize("shape", [(64, 63), (64, 65), (40_000, 40_000)])
+def test_compressed_arrays_hold_what_their_header_says(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    bomb(tmp_path / "x.npz", shape)
+    for read in (read_header, read_file):
+        with pytest.raises(ReadError, match=r"x\.npz: .*of uint8, \d+ bytes, and 4096 are there: it is damaged"):
+            read(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("kind", ["L", "1", "nodata", 4, 2])
+def test_windows_of_tiff_equal_the_whole(tmp_path: Path, kind: str | int) -> None:
+    """Also where 0 is white, and of grey with few bits: Pillow turns the former round and stretches the latter."""
+    rasterio = pytest.importorskip("rasterio")
+    values, path = np.random.default_rng(0).integers(0, 200, (20, 30), dtype=np.uint8), tmp_path / "a.tif"
+    if isinstance(kind, int):
+        profile = {"height": 20, "width": 30, "count": 1, "dtype": "uint8", "nbits": kind, "photometric": "MINISWHITE"}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            with rasterio.open(path, "w", driver="GTiff", **profile) as raster:
+                raster.write(values[None] % 2**kind)
+        expected = 2**kind - 1 - values % 2**kind
+    else:
+        expected = values % 2 == 1 if kind == "1" else values
+        tags = {262: 0} | ({42113: str(255 - int(values[0, 0]))} if kind == "nodata" else {})
+        PIL.Image.fromarray(expected).save(path, tiffinfo=tags)
+    whole, window = read_file(path), read_file(path, Window(3, 4, 10, 20))
+    area = slice(3, 13), slice(4, 24)
+    for read in (read_mask, lambda pixels: read_image(pixels, 1)):
+        assert np.asarray(read(window)).tolist() == np.asarray(read(whole))[area].tolist()
+    assert np.array_equal(np.asarray(read_mask(whole))[expected != values[0, 0]], expected[expected != values[0, 0]])
+    if kind == "nodata":
+        for pixels, part in ((whole, expected), (window, expected[area])):
+            assert np.array_equal(np.ma.getmaskarray(pixels), part == values[0, 0])
+
+
 def test_rasters_are_refused_as_a_whole_but_read_in_windows(tmp_path: Path) -> None:
     rasterio = pytest.importorskip("rasterio")
     size = {"height": 30_000, "width": 30_000, "count": 5, "dtype": "uint8"}

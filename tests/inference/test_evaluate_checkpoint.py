@@ -78,6 +78,7 @@ def test_the_path_of_a_data_set_has_the_classes_of_the_checkpoint(place: Path, t
         "split": "test",
         "protocol": "slide 96 stride 64",
         "precision": "fp32",
+        "engine": "torch",
         "calibration_temperature": 1.0,
     }
 

@@ -10,7 +10,9 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
+import nibabel
 import numpy as np
 import pytest
 import rasterio
@@ -23,7 +25,7 @@ from torch import nn
 from segtune.errors import DataError, UsageError
 from segtune.imageio.raster import any_size
 from segtune.imageio.video import VideoReader, VideoWriter
-from segtune.inference.outputs import Wanted, plan_targets
+from segtune.inference.outputs import Wanted, plan_targets, with_frames
 from segtune.inference.predict_files import predict_files
 from segtune.inference.protocol import InferenceProtocol
 from segtune.inference.segmenter import Segmenter
@@ -82,6 +84,33 @@ def run(
 def ids(path: Path) -> np.ndarray:
     with Image.open(path) as mask:
         return np.array(mask)
+
+
+@pytest.mark.parametrize("kind", ["tif", "geo", "nii.gz"])
+@pytest.mark.parametrize("wanted", ["all", "first"])
+def test_pages_and_slices_become_masks(tmp_path: Path, kind: str, wanted: Literal["all", "first"]) -> None:
+    stack = [image(64, 64)[0], image(72, 64)[0][:64], image(80, 64)[0][:64]]
+    path = tmp_path / "in" / ("a.nii.gz" if kind == "nii.gz" else "a.tif")
+    path.parent.mkdir()
+    if kind == "nii.gz":
+        volume = np.stack([page[:, :, 0].T for page in stack], axis=-1)  # (X, Y, Z)
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), path)
+    else:
+        first, *rest = map(Image.fromarray, stack)
+        first.save(path, save_all=True, append_images=rest, tiffinfo={33550: (1.0, 1.0, 0.0)} if kind == "geo" else {})
+    sources, frames = with_frames([path], wanted)
+    targets = plan_targets(sources, tmp_path / "out", Wanted(confidence="png"), frames=frames)
+    found = predict_files(segmenter(WHOLE), LABELS, sources, targets, tmp_path / "out", Wanted(confidence="png"))
+    expected = [page[:, :, 0] for page in stack[: 3 if wanted == "all" else 1]]
+    assert found == len(expected)
+    for number, labels in enumerate(expected):
+        (mask,) = (tmp_path / "out").glob(f"a@p{number}.*")
+        centres = (slice(2, None, 8), slice(2, None, 8))
+        assert np.array_equal(ids(mask)[centres], labels[centres])
+        assert (tmp_path / "out" / f"a@p{number}_confidence.png").is_file()
+    assert len(list((tmp_path / "out").iterdir())) == 2 * len(expected)
+    with pytest.raises(DataError, match=r"holds 3 pages or frames.*--frames all"):
+        run([path], tmp_path / "none", WHOLE)
 
 
 @pytest.mark.parametrize("protocol", [WHOLE, SLIDE])

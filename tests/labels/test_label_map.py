@@ -378,3 +378,63 @@ def test_where_255_is_a_class_a_wider_id_is_ignored(count: int, ignore_index: in
     assert label_map.ignore_index == ignore_index and LabelMap.from_dict(label_map.to_dict()) == label_map
     mask = np.array([[0, count - 1, ignore_index]], dtype=np.uint16)
     assert label_map.encode(mask).tolist() == mask.tolist()
+
+
+ODD = [
+    7,
+    1e308,
+    True,
+    "a",
+    b"a",
+    [],
+    [1],
+    [["a"]],
+    [{}],
+    {},
+    {"a": 1},
+    {"a": [1]},
+    {"a": [[1], 2, 3]},
+    {1: {"a": "b"}},
+    {None: "a"},
+]
+ODD_ENTRIES = [
+    {"name": ["a"]},
+    {"name": "a", "id": {}},
+    {"name": "a", "id": [1]},
+    {"name": "a", "color": [[1], 2, 3]},
+    {"id": 1},
+]
+
+
+@pytest.mark.parametrize("base", [["a", "b"], {"0": "a", "1": "b"}, {"#000000": "a", "#010101": "b"}])
+@pytest.mark.parametrize("key", ["ignore_id", "ignore_ids", "colors", "palette", "ignore_index", "ids", "mask_colors"])
+def test_values_of_a_wrong_type_are_told_in_every_field(base: Any, key: str) -> None:
+    """They make a label map, or raise UsageError and nothing else."""
+    refused = 0
+    for odd in ODD:
+        for data in ({"classes": base, key: odd}, {"names": base, key: odd}, {"names": odd, "ids": {"0": 0}, key: odd}):
+            try:
+                assert isinstance(LabelMap.from_dict(data), LabelMap)
+            except UsageError:
+                refused += 1
+    assert refused > len(ODD)
+
+
+@pytest.mark.parametrize("key", ["classes", "names", "id2label", "label2id", "categories", "label_map"])
+def test_classes_of_a_wrong_type_are_told(key: str) -> None:
+    for odd in [*ODD, *([entry] for entry in ODD_ENTRIES)]:
+        for data in ({key: odd}, odd):
+            if odd in ({"a": 1}, {1: "a"}, [{"id": 1}]):
+                continue
+            with pytest.raises(UsageError):
+                LabelMap.from_dict(data)
+
+
+def test_colors_that_are_a_number() -> None:
+    with pytest.raises(UsageError, match="colors is '1e\\+308': expected a list or a mapping; write a list of names"):
+        LabelMap.from_dict({"classes": ["sky", "road"], "colors": 1e308})
+
+
+def test_masks_of_one_bit_hold_ids() -> None:
+    assert list(count_values(np.array([[True, False, True]]))) == [0, 1]
+    assert not any(isinstance(value, bool) for value in count_values(np.array([[True, False]])))

@@ -13,8 +13,20 @@ TINY = "model.config={hidden_sizes: [8, 16, 24, 32], depths: [1, 1, 1, 1], num_a
 # what is added to a command, by a word in it
 SMALLER = {
     "train": ["training.max_steps=2", "training.batch_size=2", "training.eval_every=null", "model.name=null"],
+    "bench": ["--variants=b0", "--size=64", "--labels=3", "--repeats=1"],
     "benchmarks/compare_transformers.py": ["--size=64", "--repeats=1", "--variants=b0", "--plot-sizes=32,64"],
 }
+
+
+# `segtune demo`, which ends as soon as its page has been asked for
+DEMO = """
+import sys, urllib.request
+from segtune.cli.main import main
+from segtune.webdemo.server import DemoServer
+
+direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+DemoServer.wait = lambda server: direct.open(server.url, timeout=60).close()
+"""
 
 
 def blocks(text: str) -> list[tuple[str, str]]:

@@ -27,9 +27,9 @@ import yaml
 
 LARGE = (".safetensors", ".bin", ".pt", ".parquet", ".arrow", ".npz", ".png", ".jpg")
 TOKENS = {"hf_write": ("tester", "write"), "hf_read": ("tester", "read"), "hf_nvidia": ("nvidia", "write")}
-KINDS = "models|datasets"
+KINDS = "models|datasets|spaces"
 REPO = rf"/api/({KINDS})/([^/]+/[^/]+)"
-FILES = r"/(datasets/)?([^/]+/[^/]+)"
+FILES = r"/(datasets/|spaces/)?([^/]+/[^/]+)"
 DATE = "2026-01-01T00:00:00.000Z"
 
 File = tuple[str, Any]  # ("regular", the bytes) or ("lfs", its SHA-256)
@@ -90,7 +90,7 @@ class Hub:
     """What the server holds: change it between requests, look into it after them.
 
     Attributes:
-        repos: by kind ("models", "datasets") and name ("user/name").
+        repos: by kind ("models", "datasets", "spaces") and name ("user/name").
         large: content by SHA-256.
         log: (method, path, status) of every request; the status of a closed connection is None.
         faults: what goes wrong, see `Fault`.
@@ -283,9 +283,11 @@ class Handler(BaseHTTPRequestHandler):
         kind, owner = wanted.get("type", "model") + "s", wanted.get("organization") or self.user
         self.check_may_write(owner)
         name = f"{owner}/{wanted['name']}"
-        url = f"{self.base}/{'datasets/' if kind == 'datasets' else ''}{name}"
+        url = f"{self.base}/{'' if kind == 'models' else f'{kind}/'}{name}"
         if (kind, name) in self.hub.repos:
             return 409, {"error": "You already created this model repo", "url": url}, {}
+        if kind == "spaces" and wanted.get("sdk") not in ("gradio", "docker", "static"):
+            raise HubError(400, "a Space needs an SDK")
         private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
         self.hub.repos[kind, name] = Repo(kind, name, private)
         return 200, {"url": url, "name": name}, {}
@@ -345,7 +347,7 @@ class Handler(BaseHTTPRequestHandler):
         return 200, {"files": answers}, {}
 
     def lfs_batch(self, prefix: str, name: str) -> Any:
-        self.repo("datasets" if prefix else "models", name, write=True)
+        self.repo(prefix.rstrip("/") or "models", name, write=True)
         objects = []
         for wanted in self.json()["objects"]:
             link = {"href": f"{self.base}/_lfs/{wanted['oid']}"}
@@ -426,7 +428,7 @@ class Handler(BaseHTTPRequestHandler):
         ]
 
     def resolve(self, prefix: str, name: str, revision: str, path: str) -> Any:
-        kind = "datasets" if prefix else "models"
+        kind = prefix.rstrip("/") or "models"
         commit = self.repo(kind, name).at(revision)
         file = commit.files.get(path)
         headers = {"X-Repo-Commit": commit.sha}

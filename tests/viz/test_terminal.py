@@ -10,6 +10,7 @@ from segtune.evaluation.evaluation import Evaluation
 from segtune.evaluation.uncertainty import compare, intervals
 from segtune.recipe.shipped import list_recipes
 from segtune.viz.terminal import (
+    bench_table,
     comparison_lines,
     comparison_table,
     evaluation_lines,
@@ -34,7 +35,11 @@ def evaluated(wrong: float, **settings: Any) -> Evaluation:
 def test_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
     evaluation = evaluated(0.3, detailed=True)
     scores = evaluation.scores()
-    result = {"split": "val"} | scores | {"intervals": intervals(evaluation, resamples=200)}
+    result = (
+        {"split": "val", "engine": "torch", "precision": "fp32"}
+        | scores
+        | {"intervals": intervals(evaluation, resamples=200)}
+    )
     show(evaluation_table(result), *evaluation_lines(result))
     lines = capsys.readouterr().out.splitlines()
     rows = [line for line in lines if line.strip()]
@@ -53,6 +58,25 @@ def test_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
         f"val mIoU {scores['mean_iou']:.4f} [{low:.3f}, {high:.3f}] over 12 images "
         "(95 % BCa interval, 200 resamples of images)"
     )
+
+
+def test_engine_and_precision_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation = evaluated(0.3, detailed=True)
+    result = evaluation.scores() | {"split": "val", "intervals": intervals(evaluation, resamples=99)}
+    show(*evaluation_lines(result | {"engine": "openvino", "precision": "bf16"}))
+    assert "\ncomputed by openvino in bf16\nval mIoU " in capsys.readouterr().out
+
+
+def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
+    ways: list[dict[str, Any]] = [
+        {"name": "theirs", "ms": 20.04, "network_ms": 15.0, "speedup": 1.0, "agreement": 0.99996},
+        {"name": "ours", "ms": 10.0, "network_ms": 8.0, "speedup": 2.004, "agreement": 1.0, "rival": "theirs"},
+    ]
+    ways[1]["speedup_over_rival"] = 2.004
+    show(bench_table({"name": "b0", "size": 64, "labels": 5, "threads": 2, "ways": ways}))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["theirs", "20.0", "15.0", "1.00", "1.0000"] in rows
+    assert ["ours", "10.0", "8.0", "2.00", "2.00", "1.0000"] in rows
 
 
 def test_comparison(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,9 @@ def push(
     ] = False,
     license: Annotated[str | None, typer.Option(help="Of weights that inherit none, e.g. apache-2.0.")] = None,
     no_pictures: Annotated[bool, typer.Option("--no-pictures", help="Leave out pictures of the data.")] = False,
+    space: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="Then make this Space, which shows the run as segtune demo.")
+    ] = None,
 ) -> None:
     """Push a run to the Hub: the best weights, a model card, the recipe, metrics, report and overlays."""
     from pydantic import ValidationError
@@ -33,14 +36,25 @@ def push(
 
     given = {"repo": repo, "private": private, "branch": branch, "with_code": with_code, "license": license}
     settings = {key: value for key, value in given.items() if value}
-    try:
-        HubConfig(**settings)
-    except ValidationError as error:
-        raise UsageError("; ".join(f"--{item['loc'][0]}: {item['msg']}" for item in error.errors())) from error
+    for named, values in (("", settings), ("space", {"repo": space})):
+        try:
+            HubConfig(**values)
+        except ValidationError as error:
+            faults = (f"--{named or item['loc'][0]}: {item['msg']}" for item in error.errors())
+            raise UsageError("; ".join(faults)) from error
+    if space and create_pr:
+        raise UsageError("--space shows what the repository holds: give it without --create-pr, once that is merged")
+    if space:
+        from segtune.hub.space import push_space, requirements
+
+        requirements()  # what is missing is told before anything is sent
     from segtune.hub.push import push_run
 
     url = push_run(run, create_pr=create_pr, **settings, **({"pictures": False} if no_pictures else {}))
     say(f"pushed {run} to {url}")
+    if space:
+        shown = push_space(run, space, url, branch=branch, pictures=not no_pictures)
+        say(f"made the Space {shown}")
 
 
 def convert(

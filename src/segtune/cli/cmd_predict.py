@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -39,6 +39,10 @@ def predict(
     ] = None,
     simplify: Annotated[float, typer.Option(min=0, help="Let polygons' borders move by so many pixels.")] = 0.0,
     min_region: Annotated[int, typer.Option(min=0, help="Give smaller regions to a neighbour, in polygons.")] = 0,
+    frames: Annotated[
+        Literal["all", "first"] | None,
+        typer.Option(help="Of files with several pages, frames or slices: a mask for each, or the first alone."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take so many images at most, the first ones.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     as_json: options.JsonOption = False,
@@ -66,8 +70,9 @@ def predict(
     from segtune.labels.label_map import LabelMap
 
     with any_size(), as_files(found) as files:
-        paths, fetched = list(files), {path for path, name in files.items() if is_incoming(name)}
-        targets = outputs.plan_targets(paths, output, wanted, overwrite, fetched)
+        paths, parts = outputs.with_frames(files, frames)
+        fetched = {path for path, name in files.items() if is_incoming(name)}
+        targets = outputs.plan_targets(paths, output, wanted, overwrite, fetched, parts)
         hide_bars_of_libraries()
         model = open_network(checkpoint, device, engine, precision)
         processor = load_processor(model)
@@ -81,7 +86,7 @@ def predict(
             "masks": masks,
             "precision": computed,
             "engine": engine,
-            "images": _written(files, targets),
+            "images": _written([files[path] for path in paths], targets),
         }
         say(json.dumps(result | ({"polygons": str(output / outputs.COCO_FILE)} if polygons == "coco" else {})))
     else:
@@ -90,11 +95,11 @@ def predict(
         say(f"{masks} mask{'s' if masks > 1 else ''} in {output}{how}")
 
 
-def _written(files: Mapping[Path, str], targets: Sequence[Targets]) -> list[dict[str, Any]]:
+def _written(names: Sequence[str], targets: Sequence[Targets]) -> list[dict[str, Any]]:
     """For each image, as it was named, the files that were written of it; of a video, its folder of masks."""
     return [
         {"image": name, **{key: str(path) for key, path in target._asdict().items() if isinstance(path, Path)}}
-        for name, target in zip(files.values(), targets, strict=True)
+        for name, target in zip(names, targets, strict=True)
     ]
 
 

@@ -25,6 +25,7 @@ import segtune
 from segtune.cli import (
     cmd_bench,
     cmd_data,
+    cmd_demo,
     cmd_doctor,
     cmd_env,
     cmd_evaluate,
@@ -107,6 +108,7 @@ def _application() -> typer.Typer:
         cmd_evaluate.compare,
         cmd_evaluate.calibrate,
         cmd_predict.predict,
+        cmd_demo.demo,
         cmd_doctor.doctor,
         cmd_export.export,
         cmd_hub.push,

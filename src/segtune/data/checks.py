@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,9 +20,20 @@ from segtune.data.config import TransformConfig
 from segtune.data.index import DatasetIndex, in_threads
 from segtune.data.lazy_rows import decoded, undecoded
 from segtune.errors import DataError, listed
+from segtune.imageio import medical
 from segtune.imageio.encoded import check_decodable, choose, frame_places
 from segtune.imageio.geotiff import TIFFS, nodata_value
-from segtune.imageio.read import TURNED, Pixels, load_picture, open_picture, orientation_of, read_image, read_mask
+from segtune.imageio.medical import is_medical
+from segtune.imageio.read import (
+    TURNED,
+    Pixels,
+    load_picture,
+    open_picture,
+    orientation_of,
+    read_file,
+    read_image,
+    read_mask,
+)
 from segtune.labels.label_map import LabelError, LabelMap
 from segtune.labels.mask_values import as_color, show_value
 
@@ -31,6 +43,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 COUNTED_IMAGES = 1000  # for mean and std, spread over the split
+LOSSY = "masks of a format that does not keep values, so that edges may hold the ids of other classes"
+SAVE_AS_PNG = (
+    "Save masks as PNG, from the annotation; of black and white ones, dataset.labels may name all values: "
+    '{"0-127": "background", "128-255": "foreground"}'
+)
 _BLOCK = 2**22  # pixels that are counted at a time: bincount makes eight bytes of each
 
 
@@ -83,6 +100,29 @@ def check_nodata(index: DatasetIndex, label_map: LabelMap, wanted: Literal["igno
     )
 
 
+def remark_medical(index: DatasetIndex) -> None:
+    """Note what of medical files does not count."""
+    if any(is_medical(path) for sample in index.samples for path in (sample.image, sample.mask)):
+        index.remarks.append(f"{index.root}: {medical.NOT_USED}")
+        logger.info("%s", index.remarks[-1])
+
+
+def check_lossy(index: DatasetIndex, label_map: LabelMap) -> None:
+    """Note the masks of a format that does not keep values, unless every value that may come out of it is named."""
+    paths = [] if label_map.names_every_grey else list(dict.fromkeys(index.lossy))
+    varied = in_threads(_holds_several, paths, "reading masks")
+    found = [index.below(path) for path, several in zip(paths, varied, strict=True) if several]
+    index.report("lossy_masks", LOSSY, dict(zip(found, found, strict=True)), SAVE_AS_PNG)
+
+
+def _holds_several(path: Path) -> bool:
+    """Whether a mask has several values; a single one is kept by every format."""
+    try:
+        return len(np.unique(np.asarray(read_file(path)))) > 1
+    except DataError:
+        return True  # said when it is read
+
+
 def without_unreadable(dataset: DatasetDict) -> DatasetDict:
     """The rows whose image and mask can be read and have one size; warns of the others."""
     problems = iter([problem for problem, _ in _read_all(dataset, None, "reading all files")])
@@ -118,7 +158,10 @@ def _check_row(rows: Dataset, number: int, label_map: LabelMap | None) -> tuple[
             raise DataError(f"the image is {size} (height, width), its mask {stored.shape[:2]}")
         if label_map is None:
             return None, nothing
-        return None, label_map.count_pixels(label_map.encode(stored))
+        counts = label_map.count_pixels(label_map.encode(stored))
+        if lossy and not label_map.names_every_grey and len(np.unique(stored)) > 1:
+            raise DataError(f"{LOSSY}. {SAVE_AS_PNG}")
+        return None, counts
     except DataError as error:
         named = error if str(error).startswith(name) else error.named(name)
         if lossy and isinstance(error, LabelError):

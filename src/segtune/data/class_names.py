@@ -15,7 +15,7 @@ from segtune.data.config import PACKAGED, DatasetConfig
 from segtune.errors import UsageError, listed
 from segtune.labels.label_file import IGNORED, canonical, read_label_file
 from segtune.labels.label_map import USUAL_IGNORE, WIDE_IGNORE, LabelMap
-from segtune.labels.mask_values import show_value
+from segtune.labels.mask_values import read_name, show_value
 
 LABEL_FILES = (
     "labels.json",
@@ -194,10 +194,10 @@ def _targets(data: Any) -> dict[str, str | None] | None:
         return None
     classes = canonical(data)["classes"]
     if isinstance(classes, list):
-        return {name: name for name in classes}
+        return {read_name(name): name for name in classes}
     keys = list(classes) if isinstance(classes, Mapping) else []
     by_name = keys and all(isinstance(key, str) and not re.fullmatch(r"#.*|-?\d+(-\d+)?", key) for key in keys)
-    return dict(classes) if by_name else None
+    return {name: None if of is None else read_name(of) for name, of in classes.items()} if by_name else None
 
 
 def _match(data: Any, classes: Classes, ignore_index: int = NO_INDEX) -> LabelMap:

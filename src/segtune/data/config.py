@@ -114,8 +114,8 @@ class DatasetConfig(StrictModel):
     )
     frames: Literal["all", "first"] | None = Field(
         None,
-        description="Of files with several pages or frames (TIFF, GIF, WebP, APNG): a sample for each, or the first "
-        "alone; null = such files are an error.",
+        description="Of files with several pages, frames or slices (TIFF, GIF, WebP, APNG, NIfTI, DICOM): a sample for "
+        "each, or the first alone; null = such files are an error.",
     )
     nodata: Literal["ignore", "class"] | None = Field(
         None,

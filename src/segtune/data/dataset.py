@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from pydantic import ValidationError
 
 from segtune.data.annotations.accounts import settle
-from segtune.data.checks import check_nodata, without_unreadable
+from segtune.data.checks import check_lossy, check_nodata, remark_medical, without_unreadable
 from segtune.data.class_names import BACKGROUND, LABEL_FILES, label_map_of
 from segtune.data.config import HUB, PACKAGED, DatasetConfig, refuse_missing
 from segtune.data.containment import contain
@@ -98,6 +98,7 @@ def scan_dataset(config: DatasetConfig) -> DatasetIndex:
         train = [sample.id for sample in index.samples if sample.split == "train"]
         drawn = set(draw_val(train, config.val_fraction, config.split_seed))
         index.samples = [s._replace(split="val") if s.split == "train" and s.id in drawn else s for s in index.samples]
+    remark_medical(index)
     choose_frames(index, config.frames)
     if config.tile:
         if index.tables is not None:
@@ -153,6 +154,7 @@ def open_dataset(config: DatasetConfig) -> tuple[DatasetDict, LabelMap]:
     index = scan_dataset(config)
     label_map = find_label_map(config, index)
     check_nodata(index, label_map, config.nodata)
+    check_lossy(index, label_map)
     index.raise_or_skip(config.on_error)
     rows = rows_of(index, config)
     if config.on_error == "skip":

@@ -91,6 +91,7 @@ class DatasetIndex:
         classes: what the format says about mask values: value -> name, None for ignored ones. None: nothing.
         tables: data sets that `datasets` reads itself, by split; their samples are rows.
         rejected: samples with both files, of which one cannot be read or whose sizes differ.
+        lossy: files of masks, stored as pictures, in a format that does not keep values.
         tally: where the annotations of annotation files ended; None for masks that are stored as pictures.
     """
 
@@ -102,6 +103,7 @@ class DatasetIndex:
     classes: Mapping[int, str | None] | None = None
     tables: dict[str, datasets.Dataset] | None = None
     rejected: list[Sample] = field(default_factory=list)
+    lossy: list[Path] = field(default_factory=list)
     tally: Tally | None = None
 
     def report(self, kind: str, what: str, files: Mapping[str, str], fix: str) -> None:

@@ -86,6 +86,9 @@ class Reader:
         if not what.keys() - {"frame"} and not self.one_hot and not path.endswith((".json", ".txt")):
             mask = read_file(Path(path), window, what.get("frame"))
             return np.ma.getdata(mask) if self.nodata and isinstance(mask, np.ma.MaskedArray) else mask
+        if "shapes" in what or path.endswith((".txt", ".json")):
+            with read_errors(path):  # annotations come from many tools: whatever their shapes raise is their fault
+                return self._draw(Path(path), what, window)
         mask = self._compose(Path(path), what)  # (H, W)
         return window.crop(mask) if window else mask
 
@@ -96,21 +99,18 @@ class Reader:
             return _union([Path(name) for name in what["join"]])
         if "segments" in what:
             return _panoptic(np.asarray(read_file(path)), what["segments"])
-        if "shapes" in what or path.suffix in (".txt", ".json"):
-            with read_errors(path):  # annotations come from many tools: whatever their shapes raise is their fault
-                return self._draw(path, what)
         return _from_one_hot(np.asarray(read_file(path, frame=what.get("frame"))))
 
-    def _draw(self, path: Path, what: Mapping[str, Any]) -> np.ndarray:
+    def _draw(self, path: Path, what: Mapping[str, Any], window: Window | None) -> np.ndarray:
         size = tuple(what.get("size", ()))
         if "shapes" in what:
-            return draw(what["shapes"], size, self.on_top)
+            return draw(what["shapes"], size, self.on_top, window)
         if path.suffix == ".txt":
-            return draw(yolo.read_shapes(path, size, self.values), size, self.on_top)
+            return draw(yolo.read_shapes(path, size, self.values), size, self.on_top, window)
         shapes, stated = labelme.read_shapes(path, self.values, size)
         if (all(size) and stated != size) or math.prod(stated) > MOST_PIXELS:
             raise DataError(f"it is drawn on {stated} (height, width), its image is {size}")
-        return draw(shapes, stated, self.on_top)
+        return draw(shapes, stated, self.on_top, window)
 
     def _join(self, files: Mapping[str, str]) -> np.ndarray:
         """One mask of several that hold a class each; where they overlap, the class with the larger value counts."""

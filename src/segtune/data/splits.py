@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segtune.errors import UsageError, listed
-from segtune.files import read_json
+from segtune.files import read_json, read_text
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 Names = Mapping[str, tuple[str, ...]]  # split -> its names in the data
@@ -89,7 +89,7 @@ def read_split_lists(root: Path, pattern: str, names: Names) -> dict[str, list[s
     for split, known in names.items():
         files = [file for name in known if (file := root / pattern.replace("{split}", name)).is_file()]
         if files:
-            lines = files[0].read_text(encoding="utf-8-sig").splitlines()
+            lines = read_text(files[0]).splitlines()
             splits[split] = sorted(unicodedata.normalize("NFC", line.strip()) for line in lines if line.strip())
     if not splits:
         tried = ", ".join(pattern.replace("{split}", name) for name in all_names(names))
@@ -114,7 +114,7 @@ def _readings(entry: str) -> Iterator[str]:
             name = "/".join(parts[first:])
             yield name
             if "." in parts[-1]:
-                yield name.rpartition(".")[0]
+                yield re.sub(r"(?i:\.nii\.gz|\.[^.]*)$", "", name)
 
 
 def draw_val(ids: Iterable[str], fraction: float, seed: int) -> list[str]:

@@ -48,7 +48,7 @@ def cause_of(case: Case, mask: MaskFacts) -> str | None:
     if not values.is_color and any(not float(value).is_integer() for value in values.counts):
         return "float-mask"
     if mask.header.lossy and values.distinct > 1:
-        return None if names_every_grey(case) else "lossy-mask"
+        return None if case.label_map.names_every_grey else "lossy-mask"
     if case.label_map.mask_colors is None and values.is_color and unknown:
         return "smoothed-mask" if is_smoothed(case, mask) and values.distinct > 64 else "color-mask"
     if is_binary(case, mask):
@@ -58,11 +58,6 @@ def cause_of(case: Case, mask: MaskFacts) -> str | None:
     if unknown:
         return "scaled-mask" if factor_of(case, mask) else "unnamed-values"
     return None
-
-
-def names_every_grey(case: Case) -> bool:
-    """The label map divides all 256 greys among the classes, as in {"0-127": …, "128-255": …}: for compressed masks."""
-    return case.label_map.ids is not None and case.label_map.ids.keys() >= set(range(256))
 
 
 def is_smoothed(case: Case, mask: MaskFacts) -> bool:
@@ -219,7 +214,8 @@ def _explain_ids(case: Case, masks: Masks, totals: Counter[Any]) -> tuple[str, s
     last = max(key for key, target in ids.items() if target is not None) if ids else 0
     last = max([last, *(key for key in ids if key == last + 1)])  # an ignored id may follow the classes
     held = {value for _, mask in masks for value in mask.values.counts}
-    if len(masks) < LEAST_MASKS or set(totals) != {last + 1} or 0 in held or not ids.keys() >= set(range(last + 1)):
+    few = len(masks) < min(LEAST_MASKS, len(case.masks))
+    if few or set(totals) != {last + 1} or 0 in held or not ids.keys() >= set(range(last + 1)):
         return "", ""
     names = {key: None if ids[key] is None else case.label_map.names[case.targets[key]] for key in range(last + 1)}
     table = json.dumps({str(key + 1): name for key, name in names.items()})

@@ -21,11 +21,11 @@ from segtune.data.lazy_rows import decoded, sample_ids, undecoded
 from segtune.doctor.alignment import Alignment, align
 from segtune.errors import DataError
 from segtune.imageio.read import (
-    SUFFIXES,
     FractionsError,
     Header,
     Pixels,
     for_display,
+    is_picture,
     read_file,
     read_header,
     read_image,
@@ -190,7 +190,8 @@ def _image_facts(shown: Pixels, pixels: np.ndarray, header: Header, transforms: 
     values = read_image(shown, channels, raw)  # (H, W, C)
     low, high = transforms.value_range or (0, 255)
     mean, std = mean_and_std(channel_sums(values.reshape(-1, values.shape[2])))
-    array, grey = np.asarray(shown), PIL.Image.fromarray(pixels).convert("L")
+    is_palette = isinstance(shown, PIL.Image.Image) and shown.mode in ("P", "PA")
+    array, grey = values if is_palette else np.asarray(shown), PIL.Image.fromarray(pixels).convert("L")
     white = {"B": 255, "H": 65535, "i": 65535}.get(array.dtype.char) if not raw else None
     return ImageFacts(
         size=(pixels.shape[0], pixels.shape[1]),
@@ -314,7 +315,7 @@ class Opener:
 
     def _open(self, sample: Sample, name: str, path: Path | None) -> tuple[Pixels, Header]:
         """A file of its own, or else the cell of a row, whose header is not at hand."""
-        if path is not None and path.suffix.lower() in SUFFIXES:
+        if path is not None and is_picture(path.name):
             header = read_header(path)
             return read_file(path), header
         rows, numbers = self._rows[sample.split]

@@ -134,29 +134,41 @@ def find_overlays(folder: Path) -> list[Path]:
 
 
 def example_picture(staged: Path) -> bytes | None:
-    """A picture of the data, of test where there is one, for the Hub's widget: a JPEG; None where there is none.
+    """A picture of the data for the Hub's widget; None where there is none. See `example_pictures`."""
+    return next(iter(example_pictures(staged, 1)), None)
+
+
+def example_pictures(run: Path, count: int, side: int = EXAMPLE_SIDE) -> list[bytes]:
+    """Pictures of a run's data, of test where there is one, as JPEGs; none where its images are no pictures.
 
     It looks through the data, which may take a while.
+
+    Args:
+        count: of the pictures: the first, and others at equal distances.
+        side: pixels of the longer side, at most.
     """
     from PIL import Image
 
     from segtune.data.dataset import load_segmentation_dataset
 
-    config = read_recipe(staged)["dataset"]
+    config = read_recipe(run)["dataset"]
     options = {key: config.get(key) for key in ("images", "masks")}
+    found = []
     try:
-        dataset = load_segmentation_dataset(config["path"], split_file=(staged / SPLIT_FILE).absolute(), **options)
-        picture = next(dataset[split] for split in ("test", "val", "train") if split in dataset)[0]["image"]
-        if not isinstance(picture, Image.Image) or picture.mode not in _PICTURE_MODES:
-            raise SegtuneError("the images are no RGB pictures")
-        picture = picture.convert("RGB")
+        dataset = load_segmentation_dataset(config["path"], split_file=(run / SPLIT_FILE).absolute(), **options)
+        rows = next(dataset[split] for split in ("test", "val", "train") if split in dataset)
+        for number in range(0, len(rows), max(1, -(-len(rows) // count))):
+            picture = rows[number]["image"]
+            if not isinstance(picture, Image.Image) or picture.mode not in _PICTURE_MODES:
+                raise SegtuneError("the images are no RGB pictures")
+            picture = picture.convert("RGB")
+            picture.thumbnail((side, side))
+            encoded = io.BytesIO()
+            picture.save(encoded, "JPEG", quality=90)
+            found.append(encoded.getvalue())
     except (SegtuneError, OSError) as error:
-        logger.info("no example picture for the Hub: %s", error)
-        return None
-    picture.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
-    encoded = io.BytesIO()
-    picture.save(encoded, "JPEG", quality=90)
-    return encoded.getvalue()
+        logger.info("no example picture: %s", error)
+    return found
 
 
 def read_recipe(run: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ before anybody could read a window of them, gives the first of several frames, a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +22,7 @@ MP_ENTRIES = 0xB002  # of the MPO format: what each of its pictures is
 LEVELS = "levels"  # in a picture's `info`: the highest value that its file can hold, where Pillow stretched that
 ASK = (
     "and which of them is meant was not said: dataset.frames=all makes a sample of each, dataset.frames=first takes "
-    "the first alone"
+    "the first alone; segtune predict has --frames all and --frames first"
 )
 
 
@@ -100,7 +101,7 @@ def frame_places(picture: PIL.Image.Image) -> list[int]:
     return places or [0]
 
 
-def choose(places: list[Any], frame: int | None) -> Any:
+def choose(places: Sequence[Any], frame: int | None) -> Any:
     """The place of a frame; the only one, where none is asked for.
 
     Raises:

@@ -18,7 +18,10 @@ from segtune.errors import DataError, UsageError
 from segtune.imageio.encoded import choose, open_encoded, tags_of
 
 TIFFS = {".tif", ".tiff"}
-BANDS, PIXEL_SCALE, TIE_POINTS, TRANSFORMATION, NODATA = 277, 33550, 33922, 34264, 42113  # tags of TIFF
+# What a file may be, whatever its name: GDAL also knows formats that name other files and hosts (VRT, WMS, …).
+DRIVERS = ["GTiff", "PNG", "JPEG", "JP2OpenJPEG", "WEBP", "BMP", "GIF", "PNM", "TGA"]
+BITS, PHOTOMETRIC = 258, 262  # tags of TIFF
+BANDS, PIXEL_SCALE, TIE_POINTS, TRANSFORMATION, NODATA = 277, 33550, 33922, 34264, 42113
 BLOCK = 256  # side of the tiles of what is written; so many rows are compressed at once
 LARGEST = 2**31  # bytes that are unpacked at once
 CACHE = 64 * 2**20  # bytes of GDAL's cache of blocks, which is a twentieth of the memory by default
@@ -70,8 +73,17 @@ def is_for_pillow(path: Path) -> bool:
 
 def nodata_of(picture: PIL.Image.Image) -> float | None:
     """The value that stands for "no data" in a GeoTIFF that Pillow has opened."""
-    text = tags_of(picture).get(NODATA)
-    return None if text is None else float(str(text).strip("\x00 "))
+    return _nodata_in(tags_of(picture))
+
+
+def _nodata_in(tags: Any) -> float | None:
+    """Where 0 is white, the value after Pillow has turned the numbers round, which it does up to 8 bits."""
+    if NODATA not in tags:
+        return None
+    value = float(str(tags[NODATA]).strip("\x00 "))
+    bits = tags.get(BITS, (1,))[0]
+    is_turned = tags.get(PHOTOMETRIC) == 0 and bits <= 8 and tags.get(BANDS, 1) == 1
+    return 2**bits - 1 - value if is_turned else value
 
 
 def nodata_value(path: Path) -> float | None:
@@ -81,7 +93,7 @@ def nodata_value(path: Path) -> float | None:
         with _open(path) as raster:
             value: float | None = raster.nodata
             return value
-    return None if NODATA not in tags else float(str(tags[NODATA]).strip("\x00 "))
+    return _nodata_in(tags)
 
 
 def without_nodata(pixels: np.ndarray, nodata: float | None) -> np.ndarray:
@@ -112,7 +124,8 @@ def same_grid(one: tuple[float, ...] | None, other: tuple[float, ...] | None) ->
     """Whether two rasters of one size lie on each other, up to a hundredth of a pixel; unknown counts as yes."""
     if one is None or other is None:
         return True
-    pixel = max(map(abs, (one[0], one[1], one[3], one[4])))
+    columns = 3 if len(one) == 6 else 4  # of the matrix, the last one of which says where the first pixel lies
+    pixel = max(abs(number) for place, number in enumerate(one, start=1) if place % columns)
     return all(abs(a - b) <= 0.01 * pixel for a, b in zip(one, other, strict=True))
 
 
@@ -134,11 +147,20 @@ def read(path: Path, area: tuple[slice, slice] | None = None, frame: int | None 
         _check_memory(path, raster, [(stop - start) for start, stop in window] if window else raster.shape)
         with import_rasterio(path).Env(GDAL_CACHEMAX=CACHE):
             bands, nodata = raster.read(window=window), raster.nodata  # (C, H, W)
+            if (black := _turned_from(raster)) is not None:
+                bands, nodata = black - bands, None if nodata is None else black - nodata
     finally:
         if not area:
             raster.close()
     pixels = bands[0] if len(bands) == 1 else np.ascontiguousarray(np.moveaxis(bands, 0, 2))  # (H, W) or (H, W, C)
     return without_nodata(pixels, nodata)
+
+
+def _turned_from(raster: Any) -> np.uint8 | None:
+    """What stands for black where 0 is white, which is turned round as Pillow does; None of other rasters."""
+    if raster.dtypes != ("uint8",) or raster.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") != "YES":
+        return None
+    return np.uint8(2 ** int(raster.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8)) - 1)
 
 
 def _open_frame(path: Path, frame: int | None) -> Any:
@@ -187,6 +209,9 @@ class GeoRaster:
 
     Forward reads cost one pass over the file, even where it is one compressed stream, as PNG is.
 
+    Args:
+        frame: the page that is wanted, counted from 0; None where there is only one.
+
     Attributes:
         height, width, channels: the size of the file.
         georeference: where its pixels lie; None where the file does not say.
@@ -196,16 +221,17 @@ class GeoRaster:
         UsageError: rasterio is not installed.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, frame: int | None = None) -> None:
+        self.path, self.frame = path, frame
         with _gdal(path):
-            self._dataset = _open_frame(path, None)
+            self._dataset = _open_frame(path, frame)
         _check_memory(path, self._dataset)
         self.height, self.width, self.channels = self._dataset.height, self._dataset.width, self._dataset.count
         located = self._dataset.crs is not None or not self._dataset.transform.is_identity
         self.georeference = Georeference(self._dataset.crs, self._dataset.transform) if located else None
         flags = {flag.name for flags in self._dataset.mask_flag_enums for flag in flags}
         self._has_gaps = bool(flags & {"nodata", "per_dataset"}) and "alpha" not in flags
+        self._black = _turned_from(self._dataset)
         self._first, self._rows = 0, np.empty((0, self.width, self.channels))
 
     def read(self, top: int, bottom: int) -> np.ndarray:
@@ -227,11 +253,12 @@ class GeoRaster:
 
     def again(self) -> GeoRaster:
         """The same file, to be read from the top at its own pace."""
-        return GeoRaster(self.path)
+        return GeoRaster(self.path, self.frame)
 
     def _read(self, top: int, bottom: int) -> np.ndarray:
         with _gdal(self.path):
             bands = self._dataset.read(window=((top, bottom), (0, self.width)))  # (C, rows, W)
+            bands = bands if self._black is None else self._black - bands
         return np.ascontiguousarray(bands.transpose(1, 2, 0))  # (rows, W, C)
 
 
@@ -300,9 +327,17 @@ def import_rasterio(path: Path | str) -> Any:
 def _open(path: Path | str, *mode: str, **profile: Any) -> Any:
     """A data set of rasterio, without its warning where the file does not say where on earth it lies."""
     rasterio = import_rasterio(path)
-    with _filters, warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+    profile.setdefault("driver", DRIVERS)
+    with without_warnings(rasterio.errors.NotGeoreferencedWarning):
         return rasterio.open(path, *mode, **profile)
+
+
+@contextmanager
+def without_warnings(category: type[Warning] = Warning) -> Iterator[None]:
+    """Leaves warnings out, one thread after the other."""
+    with _filters, warnings.catch_warnings():
+        warnings.simplefilter("ignore", category)
+        yield
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from segtune.errors import DataError, naming
 from segtune.imageio.encoded import choose, frame_places, tags_of
 from segtune.imageio.geotiff import GeoRaster, has_position
+from segtune.imageio.medical import is_medical
 from segtune.imageio.read import (
     LARGE,
     TIFFS,
@@ -29,6 +30,7 @@ from segtune.imageio.read import (
     open_image,
     open_picture,
     orientation_of,
+    read_file,
     read_image,
 )
 from segtune.segformer.image_processing_segformer import channels_last, resize
@@ -128,13 +130,16 @@ def resized(raster: Rows, size: tuple[int, int], resample: int) -> Rows:
     return ResizedRaster(raster, size, resample)
 
 
-def open_raster(image: ImageLike | torch.Tensor, channels: int = 3, raw: bool = False) -> Raster:
+def open_raster(
+    image: ImageLike | torch.Tensor, channels: int = 3, raw: bool = False, frame: int | None = None
+) -> Raster:
     """A path, PIL image or array as a raster, upright.
 
     A file is read by rows, through rasterio, where it is georeferenced or large; else it is in memory.
 
     Args:
         raw: see `read_image`.
+        frame: of a file with several pages, frames or slices, the one that is wanted, counted from 0.
 
     Raises:
         DataError: it is missing or no image of so many channels.
@@ -144,10 +149,10 @@ def open_raster(image: ImageLike | torch.Tensor, channels: int = 3, raw: bool = 
         return ArrayRaster(channels_last(image, channels))
     if isinstance(image, Image.Image):
         return ArrayRaster(read_image(open_image(image), channels, raw))
-    if _is_for_rows(Path(image)):
-        return FileRaster(GeoRaster(Path(image)), channels, raw)
+    if _is_for_rows(Path(image), frame):
+        return FileRaster(GeoRaster(Path(image), frame), channels, raw)
     with naming(str(image)):
-        return ArrayRaster(read_image(open_image(image), channels, raw))
+        return ArrayRaster(read_image(read_file(Path(image), frame=frame), channels, raw))
 
 
 @contextmanager
@@ -160,11 +165,13 @@ def any_size() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _is_for_rows(path: Path) -> bool:
+def _is_for_rows(path: Path, frame: int | None) -> bool:
     """Whether a file is georeferenced, or so large that it is read by rows; faults are said when it is read."""
+    if is_medical(path):
+        return False
     try:
         with open_picture(path) as picture:
-            choose(frame_places(picture), None)
+            picture.seek(choose(frame_places(picture), frame))
             if has_position(tags_of(picture)):
                 return True
             is_plain = picture.mode in {"L", "RGB", "RGBA"} and orientation_of(picture) == 1

@@ -1,8 +1,8 @@
 """Image reading: a file as a picture or an array, whole or a window of it, and what those are as image or mask.
 
-Pillow reads pictures, NumPy reads .npy and .npz, and rasterio what Pillow cannot read of TIFF: other numbers of bands,
-bands of more than 8 bits, windows. The orientation that a camera noted is applied everywhere. Decoders raise what they
-like; here it becomes a `ReadError`.
+Pillow reads pictures, NumPy reads .npy and .npz, rasterio what Pillow cannot read of TIFF (other numbers of bands,
+bands of more than 8 bits, windows), and `imageio.medical` reads NIfTI and DICOM. The orientation that a camera noted is
+applied everywhere. Decoders raise what they like; here it becomes a `ReadError`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import PIL.Image
 import PIL.ImageOps
 
 from segtune.errors import DataError, UsageError
-from segtune.imageio import geotiff
-from segtune.imageio.encoded import check_decodable, choose, frame_places, open_encoded, stored_levels
+from segtune.imageio import geotiff, medical
+from segtune.imageio.encoded import LEVELS, check_decodable, choose, frame_places, open_encoded, stored_levels
 from segtune.imageio.geotiff import LARGEST, TIFFS
 from segtune.imageio.walk import check_regular
 
@@ -34,7 +34,7 @@ NETPBM = {".pbm", ".pgm", ".ppm", ".pnm"}
 PICTURES = JPEGS | JPEGS_2000 | NETPBM | {".png", ".apng", ".bmp", ".dib", ".webp", ".gif", ".avif", ".tga", ".pcx"}
 WITH_FRAMES = {".gif", ".apng", ".mpo", ".avif"}  # Pillow keeps their files open until each picture is gone
 ARRAYS = {".npy", ".npz"}
-SUFFIXES = PICTURES | ARRAYS | TIFFS
+SUFFIXES = PICTURES | ARRAYS | TIFFS | medical.MEDICAL
 LARGE = 2**26  # pixels of a picture that is read by rows or windows
 ORIENTATION = PIL.ExifTags.Base.Orientation
 TURNED = (5, 6, 7, 8)  # the EXIF orientations that swap height and width
@@ -87,7 +87,17 @@ class Header(NamedTuple):
 
 def is_picture(name: str) -> bool:
     """Whether a file's name is that of a picture or an array, and not hidden."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+    return not name.startswith(".") and suffix_of(name) in SUFFIXES
+
+
+def suffix_of(name: str) -> str:
+    """The suffix of a file's name or path, in lower case; both of ".nii.gz"."""
+    return ".nii.gz" if name.lower().endswith(".nii.gz") else os.path.splitext(name)[1].lower()
+
+
+def stem_of(name: str) -> str:
+    """A file's name or path without its suffix."""
+    return name[: len(name) - len(suffix_of(name))]
 
 
 class FractionsError(DataError):
@@ -183,7 +193,7 @@ def read_header(path: Path) -> Header:
 
     Raises:
         ReadError: there is none that can be read.
-        UsageError: it needs rasterio, which is not installed.
+        UsageError: it needs a package that is not installed.
     """
     with read_errors(path):
         check_regular(path)
@@ -192,6 +202,9 @@ def read_header(path: Path) -> Header:
         if path.suffix.lower() in TIFFS and not geotiff.is_for_pillow(path):
             size, frames = geotiff.read_size(path)
             return Header(size, frames=frames)
+        if medical.is_medical(path):
+            size, frames, lossy = medical.read_size(path)
+            return Header(size, frames=frames, lossy=lossy)
         with open_encoded(path) as picture:
             values = (picture.getpalette() or []) if picture.mode == "P" else []
             palette = tuple(zip(values[::3], values[1::3], values[2::3], strict=False))
@@ -220,7 +233,7 @@ def read_file(path: Path, window: Window | None = None, frame: int | None = None
 
     Raises:
         ReadError: the file cannot be read, or holds several frames.
-        UsageError: it needs rasterio, which is not installed.
+        UsageError: it needs a package that is not installed.
     """
     suffix, nodata = path.suffix.lower(), None
     pixels: Pixels
@@ -230,6 +243,8 @@ def read_file(path: Path, window: Window | None = None, frame: int | None = None
             pixels = channels_at_end(_load_array(path))
         elif suffix in TIFFS and not geotiff.is_for_pillow(path):
             return geotiff.read(path, window and window.area, frame)
+        elif medical.is_medical(path):
+            return medical.read(path, window and window.area, frame)
         else:
             with open_encoded(path) as picture:
                 place = choose(frame_places(picture), frame)
@@ -252,8 +267,14 @@ def _is_for_windows(picture: PIL.Image.Image, place: int) -> bool:
 
 
 def _read_window(path: Path, window: Window, picture: PIL.Image.Image, frame: int | None) -> Pixels:
-    """A window; of a palette picture as one, since its colours may be meant."""
+    """A window as Pillow would cut it from the whole; of a palette picture as one, since its colours may be meant."""
     pixels = geotiff.read(path, window.area, frame)
+    if picture.mode == "1":
+        return pixels.astype(bool)
+    if LEVELS in picture.info and pixels.dtype == np.uint8 and not isinstance(pixels, np.ma.MaskedArray):
+        stretched = PIL.Image.fromarray(pixels * np.uint8(255 // picture.info[LEVELS]))
+        stretched.info[LEVELS] = picture.info[LEVELS]
+        return stretched
     if picture.mode != "P" or pixels.dtype != np.uint8 or isinstance(pixels, np.ma.MaskedArray):
         return pixels
     indices = PIL.Image.fromarray(pixels)
@@ -306,12 +327,18 @@ def _unpacked(path: Path) -> np.ndarray:
     """
     with zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
-        with archive.open(f"{_only_name(path, names)}.npy") as file:
+        name = f"{_only_name(path, names)}.npy"
+        with archive.open(name) as file:
             read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
             shape, _, dtype = read_header[np.lib.format.read_magic(file)](file)
+            held = archive.getinfo(name).file_size - file.tell()
     size = math.prod(shape) * dtype.itemsize
     if size > LARGEST:
         raise DataError(f"its array is {size / 2**30:.1f} GiB: at most 2 are unpacked, save it as .npy instead")
+    if size != held and not dtype.hasobject:
+        raise DataError(
+            f"its header says an array {shape} of {dtype}, {size} bytes, and {held} are there: it is damaged"
+        )
     return np.broadcast_to(np.zeros((), dtype), shape)
 
 

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from segtune.errors import UsageError, listed
 from segtune.imageio.geotiff import is_georeferenced
 from segtune.imageio.incoming import is_incoming
-from segtune.imageio.read import is_picture
+from segtune.imageio.read import is_picture, read_header, stem_of
 from segtune.imageio.video import is_video
 from segtune.inference.polygons import PolygonFormat
 
@@ -62,12 +62,41 @@ def find_images(patterns: Iterable[str]) -> list[Path | str]:
     return list(found.values())
 
 
+class Frame(NamedTuple):
+    """A page, frame or slice of a file, counted from 0, and how many the file has."""
+
+    number: int
+    total: int
+
+    @property
+    def ending(self) -> str:
+        """Of names: "@p03", as samples of data sets have."""
+        return f"@p{self.number:0{len(str(self.total - 1))}}"
+
+
+def with_frames(
+    sources: Iterable[Path], wanted: Literal["all", "first"] | None
+) -> tuple[list[Path], list[Frame | None]]:
+    """The inputs, files with several pages, frames or slices as often as these are wanted, and which is which.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    found: list[tuple[Path, Frame | None]] = []
+    for source in sources:
+        count = read_header(source).frames if wanted and not is_video(source) else 1
+        chosen = range(1 if wanted == "first" else count)
+        found += [(source, Frame(number, count) if count > 1 else None) for number in chosen]
+    return [path for path, _ in found], [frame for _, frame in found]
+
+
 class Targets(NamedTuple):
     """The files that come of one input; None for what is not wanted.
 
     Attributes:
         name: of the input, its path below the folder that all inputs have in common.
         mask: of a video, a folder of masks.
+        frame: of the input, the page, frame or slice that is segmented; None where there is only one.
     """
 
     name: str
@@ -75,14 +104,20 @@ class Targets(NamedTuple):
     overlay: Path | None = None
     confidence: Path | None = None
     polygons: Path | None = None
+    frame: int | None = None
 
     @property
     def paths(self) -> list[Path]:
-        return [path for path in self[1:] if path is not None]
+        return [path for path in (self.mask, self.overlay, self.confidence, self.polygons) if path is not None]
 
 
 def plan_targets(
-    sources: Sequence[Path], output: Path, wanted: Wanted, overwrite: bool = False, fetched: Collection[Path] = ()
+    sources: Sequence[Path],
+    output: Path,
+    wanted: Wanted,
+    overwrite: bool = False,
+    fetched: Collection[Path] = (),
+    frames: Sequence[Frame | None] = (),
 ) -> list[Targets]:
     """Where everything goes: the paths of the inputs below the folder that all have in common, with other endings.
 
@@ -91,6 +126,7 @@ def plan_targets(
 
     Args:
         fetched: those of the inputs that lie in a temporary folder, of which the name alone counts.
+        frames: of each input, see `with_frames`; nothing where all are whole files.
 
     Raises:
         UsageError: something would lie in a folder of inputs, would be written twice, or exists.
@@ -104,11 +140,11 @@ def plan_targets(
         Path(path.name) if source in fetched else path.relative_to(common)
         for path, source in zip(absolute, sources, strict=True)
     ]
-    stems = [name.with_suffix("") for name in names]
-    uses = Counter(stems)
+    stems = [name.with_name(stem_of(name.name)) for name in names]
+    uses = Counter(stem for stem, _ in set(zip(stems, names, strict=True)))
     targets = [
-        _targets(source, name, output / (stem if uses[stem] == 1 else name), wanted)
-        for source, stem, name in zip(absolute, stems, names, strict=True)
+        _targets(source, name, output / (stem if uses[stem] == 1 else name), wanted, frame)
+        for source, stem, name, frame in zip(absolute, stems, names, frames or [None] * len(names), strict=True)
     ]
     written = [path for target in targets for path in target.paths]
     if wanted.polygons == "coco":
@@ -127,7 +163,10 @@ def plan_targets(
     return targets
 
 
-def _targets(source: Path, name: Path, base: Path, wanted: Wanted) -> Targets:
+def _targets(source: Path, name: Path, base: Path, wanted: Wanted, frame: Frame | None) -> Targets:
+    ending = frame.ending if frame else ""
+    base = base.with_name(base.name + ending)
+
     def beside(ending: str, is_wanted: bool = True) -> Path | None:
         return base.with_name(base.name + ending) if is_wanted else None
 
@@ -138,9 +177,10 @@ def _targets(source: Path, name: Path, base: Path, wanted: Wanted) -> Targets:
     mask = base.with_name(base.name + (".tif" if is_georeferenced(source) else ".png"))
     endings = {"geojson": ".geojson", "labelme": ".json"}
     return Targets(
-        name.as_posix(),
+        name.as_posix() + ending,
         mask,
         beside("_overlay.png", wanted.overlay),
         beside(f"_confidence.{wanted.confidence}", wanted.confidence is not None),
         beside(endings.get(wanted.polygons or "", ""), wanted.polygons in endings),
+        frame.number if frame else None,
     )

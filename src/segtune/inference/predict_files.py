@@ -66,7 +66,7 @@ def predict_files(
 
 def _opened(jobs: Iterable[Job], segmenter: Segmenter) -> Iterator[tuple[tuple[Job, Raster], Raster]]:
     for job in jobs:
-        raster = segmenter.open(job[0])
+        raster = segmenter.open(job[0], job[1].frame)
         yield (job, raster), raster
 
 

@@ -77,9 +77,9 @@ class Segmenter:
         """The prediction of one image, in memory, at its own size."""
         return joined(self.strips(self.open(image), confidence))
 
-    def open(self, image: ImageLike) -> Raster:
-        """A path, PIL image or array as the raster that the processor takes."""
-        return open_raster(image, *self.form)
+    def open(self, image: ImageLike, frame: int | None = None) -> Raster:
+        """A path, PIL image or array as the raster that the processor takes; of a file, the frame that is wanted."""
+        return open_raster(image, *self.form, frame)
 
     def segment(
         self, images: Iterable[tuple[Key, Raster]], confidence: bool = False

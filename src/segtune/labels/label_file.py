@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from segtune.errors import UsageError
-from segtune.files import parse_json
+from segtune.files import parse_json, read_text
 
 FORMS = (
     'a list of names ["sky", "road"], ids {"0": "sky", "1-10": "road", "11": null}, colours {"#804080": "road"} or '
@@ -44,7 +43,7 @@ def read_label_file(path: Path) -> Any:
         UsageError: the file cannot be read or has another form.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot read the class names: {getattr(error, 'strerror', error)}") from error
     if path.suffix.lower() != ".json":
@@ -75,7 +74,7 @@ def canonical(data: Any) -> dict[str, Any]:
     elif isinstance(classes, Mapping) and classes and all(_is_color(value) for value in classes.values()):
         named = {_hashable(color): name for name, color in classes.items()}
         if len(named) < len(classes):
-            raise UsageError(f"two classes have one colour: {json.dumps(classes)}")
+            raise UsageError(f"two classes have one colour: {classes}")
         classes = named
     elif isinstance(classes, Mapping) and all(_is_number(v) and not _is_number(k) for k, v in classes.items()):
         classes = _turned_round(classes)
@@ -126,6 +125,11 @@ def _from_entries(entries: Sequence[Mapping[str, Any]]) -> tuple[Any, dict[str, 
     """Classes by id, else by colour, else by position; and the colours by name where they are for display only."""
     names = [_first_of(entry, NAMES) for entry in entries]
     colors = [_hashable(_first_of(entry, COLORS)) for entry in entries]
+    for entry, name, color in zip(entries, names, colors, strict=True):
+        if not isinstance(name, str | None) or not isinstance(entry.get("id"), int | str | None):
+            raise UsageError(f"{str(dict(entry))[:80]}: the name of a class is text, its id a number")
+        if color and not _is_color(color):
+            raise UsageError(f'{str(dict(entry))[:80]}: {color!r} is no colour: write "#804080" or [128, 64, 128]')
     if all("id" in entry for entry in entries):
         shown = {name: color for name, color in zip(names, colors, strict=True) if name and color}
         return {entry["id"]: name for entry, name in zip(entries, names, strict=True)}, shown

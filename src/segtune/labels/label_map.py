@@ -34,6 +34,12 @@ USUAL_IGNORE, WIDE_IGNORE = 255, 65535  # the second where the first is a class
 MOST_CLASSES = 10_000  # a network has a logit for each of them at every pixel
 
 Colors = Mapping[Any, Any] | Sequence[Any] | None
+SAVED: dict[str, tuple[type, ...]] = {  # what `LabelMap.to_dict` writes
+    "names": (list, tuple),
+    "colors": (list, tuple),
+    "ids": (Mapping, type(None)),
+    "mask_colors": (Mapping, type(None)),
+}
 Key = TypeVar("Key", int, Color)
 
 
@@ -115,6 +121,7 @@ class LabelMap:
         if isinstance(names, str):
             raise UsageError(f"class names must be a list, got the text {names!r}")
         _check_count(len(names))
+        names = [read_name(name) for name in names]
         if ignore_ids is None:
             ignore_ids = (255,) if len(names) <= 255 else ()
         ids: dict[int, int | None] = {i: i for i in range(len(names))}
@@ -183,7 +190,7 @@ class LabelMap:
         if isinstance(data, Mapping):
             ignore_index = read_id(data.get("ignore_index", ignore_index))
             if "ids" in data or "mask_colors" in data:
-                own = {key: data[key] for key in ("names", "colors", "ids", "mask_colors") if key in data}
+                own = {key: _of_kind(key, data[key], kinds) for key, kinds in SAVED.items() if key in data}
                 return cls(**{"names": ()} | own, ignore_index=ignore_index)
         options = canonical(data)
         classes = options["classes"]
@@ -248,6 +255,11 @@ class LabelMap:
     def by_color(self) -> bool:
         """Masks hold colours; those of a palette picture count, and not its indices."""
         return self.mask_colors is not None
+
+    @property
+    def names_every_grey(self) -> bool:
+        """All 256 greys are divided among the classes, as {"0-127": …, "128-255": …} does for compressed masks."""
+        return self.ids is not None and self.ids.keys() >= set(range(256))
 
     @property
     def num_labels(self) -> int:
@@ -383,6 +395,14 @@ def _check_count(count: int) -> None:
         raise UsageError(f"{count} classes: segtune takes {MOST_CLASSES} at most; one name for several ids merges them")
 
 
+def _of_kind(key: str, value: Any, kinds: tuple[type, ...]) -> Any:
+    """A value that has one of some types; UsageError where it has none, which would fail in its depths."""
+    if not isinstance(value, kinds):
+        expected = " or ".join(name for kind, name in ((list, "a list"), (Mapping, "a mapping")) if kind in kinds)
+        raise UsageError(f"{key} is {str(value)[:80]!r}: expected {expected}; write {FORMS}")
+    return value
+
+
 def _number(classes: Mapping[Key, str | None]) -> tuple[tuple[str, ...], dict[Key, int | None]]:
     """Number the names by first appearance."""
     numbers: dict[str, int] = {}
@@ -404,6 +424,7 @@ def _display(
     colors: Colors, names: Sequence[str], table: Mapping[Any, int | None], default: Sequence[Color] = ()
 ) -> tuple[Color, ...]:
     """One colour a class from colours by position, class name or mask value; the default where there is none."""
+    colors = None if colors is None else _of_kind("colors", colors, (list, tuple, Mapping))
     if not isinstance(colors, Mapping):
         return tuple(colors or default)
     shown = dict(enumerate(default or distinct_colors(len(names))))

@@ -139,6 +139,6 @@ def mask_codes(mask: np.ndarray) -> tuple[np.ndarray, bool]:
 
 def count_codes(codes: np.ndarray, colors: bool = False) -> dict[Any, int]:
     """Value -> how often its code occurs."""
-    found, counts = np.unique(codes, return_counts=True)
+    found, counts = np.unique(codes.astype(np.uint8) if codes.dtype == bool else codes, return_counts=True)
     values = (decode_value(code, colors) for code in found.tolist())
     return dict(zip(values, counts.tolist(), strict=True))

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from segtune.data.annotations import shapes as drawing
 from segtune.data.annotations.shapes import _Bits, decode_brush, draw, rectangle
 from segtune.errors import DataError
+from segtune.imageio.read import Window
 
 
 def picture(*rows: str) -> list[list[int]]:
@@ -304,3 +306,46 @@ def test_shapes_lie_on_each_other_in_order(
     expected = painted(found)
     np.testing.assert_array_equal(np.ma.filled(drawn.astype(int), -1), expected)
     assert np.ma.isMaskedArray(drawn) == bool((expected == -1).any())
+
+
+@pytest.mark.parametrize("on_top", ["smaller", "later"])
+def test_a_window_is_drawn_as_the_same_part_of_the_whole(on_top: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the whole as well, where each shape is drawn in the part where it lies."""
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        size = tuple(map(int, random.integers(20, 90, 2)))
+        shapes: list[Any] = []
+        for _ in range(8):
+            number = int(random.integers(3, 8))
+            middle = random.uniform(-10, 100, 2)
+            outlines = [(middle + random.normal(0, 15, (number, 2))).round(2).ravel().tolist() for _ in range(2)]
+            shapes.append({"value": random.choice([1, 2, 3, None]), "polygons": outlines[:1]})
+            shapes[-1]["value"] = None if shapes[-1]["value"] is None else int(shapes[-1]["value"])
+            if random.random() < 0.3:
+                shapes[-1]["holes"] = outlines[1:]
+        whole = draw(shapes, size, on_top)
+        top, left = (int(random.integers(0, side - 8)) for side in size)
+        height, width = int(random.integers(1, size[0] - top + 1)), int(random.integers(1, size[1] - left + 1))
+        window = Window(top, left, height, width)
+        found, expected = draw(shapes, size, on_top, window), whole[window.area]
+        assert found.shape == (height, width)
+        with monkeypatch.context() as patched:
+            patched.setattr(drawing, "LARGE", 0)
+            again = draw(shapes, size, on_top)
+        assert np.array_equal(np.ma.getmaskarray(again), np.ma.getmaskarray(whole))
+        assert np.array_equal(np.ma.filled(again, 9), np.ma.filled(whole, 9))
+        assert np.array_equal(np.ma.getmaskarray(found), np.ma.getmaskarray(expected))
+        assert np.array_equal(np.ma.filled(found, 9), np.ma.filled(expected, 9))
+
+
+def test_a_window_of_other_shapes_is_cut_from_the_whole() -> None:
+    shapes = [{"value": 1, "ellipse": [10, 10, 6, 4, 0]}, {"value": 2, "polygons": [[2, 2, 9, 2, 9, 9, 2, 9]]}]
+    assert np.array_equal(
+        draw(shapes, (20, 20), "later", Window(5, 5, 8, 9)), draw(shapes, (20, 20), "later")[5:13, 5:14]
+    )
+
+
+def test_odd_outlines_of_a_window_are_told() -> None:
+    for outline in ([1, 2, 3], [[1, 2], [3, 4]], [float("nan"), 1, 2, 3, 4, 5], ["a", 1], [10**400, 1, 2, 3, 4, 5]):
+        with pytest.raises(DataError):
+            draw([{"value": 1, "polygons": [outline]}], (20, 20), "later", Window(0, 0, 4, 4))

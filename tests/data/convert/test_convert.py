@@ -290,7 +290,7 @@ def test_ids_that_lead_out_of_the_folder(source: Path, tmp_path: Path, sample_id
 @pytest.mark.parametrize("form", ["folder", "parquet"])
 def test_a_mask_that_does_not_fit_ends_it(source: Path, tmp_path: Path, form: Any) -> None:
     label_map = LabelMap.from_colors({"#0000ff": "sky", "#00ff00": None})
-    with pytest.raises(DataError, match=r"sample '.*': the mask holds colour #ff0000"):
+    with pytest.raises(DataError, match=r"sample '\d' \(.*images.*, .*masks.*\): the mask holds colour #ff0000"):
         convert(Conversion(load_segmentation_dataset(source), label_map, tmp_path / "out", form), progress=False)
     assert not (tmp_path / "out" / "README.md").exists()
 

@@ -147,3 +147,13 @@ def test_only_what_says_so_is_of_the_hub() -> None:
     """data/camvid of a recipe whose data is not there yet is no repository of the user "data"."""
     names = ["hub://user/name", "user/name", "data/camvid", "/user/name", "../name", "name"]
     assert [is_hub(name) for name in names] == [True, False, False, False, False, False]
+
+
+@pytest.mark.parametrize("names", [None, "labels.json", "classes.txt"])
+def test_folders_of_pictures_that_are_called_as_those_of_yolo(tmp_path: Path, names: str | None) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").touch()
+    if names:
+        (tmp_path / names).write_text('["road"]' if names.endswith("json") else "road\n")
+    assert format_of_folder(tmp_path, DatasetConfig(path=str(tmp_path)))[0] == "folder"

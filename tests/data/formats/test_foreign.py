@@ -31,9 +31,10 @@ BOXES = "<annotation><object><bndbox><xmin>1</xmin></bndbox></object></annotatio
         ("data.zip", "", r"data\.zip is an archive: unpack it: python -m zipfile -e '.*data\.zip' '.*data'"),
         ("data.tar.gz", "", r"data\.tar\.gz is an archive: unpack it: python -m tarfile -e '.*' '.*/data'"),
         ("data.7z", "", r"data\.7z is an archive: unpack it: 7z x"),
-        ("imagesTr/a_0000.nii.gz", "", r"1 files such as a_0000\.nii\.gz are NIfTI volumes: .*nibabel\.load"),
+        ("scans/a.img", "", r"1 files such as a\.img are Analyze or NIfTI volumes in two files: .*nibabel\.load"),
+        ("scans/IM0001", "\0" * 128 + "DICM", r"IM0001 is a DICOM image without a suffix: name these files a\.dcm"),
+        ("annotations/a.json", '{"images": [', r"annotations/a\.json is no JSON file: Expecting value"),
         ("scans/a.mha", "", r"such as a\.mha are ITK volumes: .*SimpleITK"),
-        ("scans/a.DCM", "", r"such as a\.DCM are DICOM images: .*pydicom\.dcmread"),
         ("all.h5", "", r"such as all\.h5 are containers of arrays"),
         ("photos/a.heic", "", "are HEIF photographs: convert them"),
         ("roads.shp", "", r"are shapes on a map: burn them .*rasterio\.features\.rasterize"),
@@ -74,7 +75,7 @@ def test_folders(tmp_path: Path, name: str, content: str, message: str) -> None:
             "",
             r"data\.zip is an archive: unpack it: python -m zipfile -e .*, then set dataset\.path=.*/data$",
         ),
-        ("a.nii.gz", "", r"a\.nii\.gz looks like NIfTI volumes"),
+        ("a.mha", "", r"a\.mha looks like ITK volumes"),
         ("a.json", VIA3, "looks like a project of VIA 3"),
         ("a.xml", BOXES, "looks like Pascal VOC's boxes"),
         ("a.py", "", "is a file, not a folder: set dataset.path"),
@@ -96,17 +97,17 @@ def test_what_lies_in_the_place_of_a_partner(tmp_path: Path) -> None:
         DataError, match=r"without an image \(1\): masks/a\.png\. An image and its mask have the same name"
     ):
         load_segmentation_dataset(tmp_path)
-    text(tmp_path, "images/a.dcm")
+    text(tmp_path, "images/a.mha")
     with pytest.raises(
-        DataError, match=r"without an image \(1\): masks/a\.png\. 1 files such as a\.dcm are DICOM images"
+        DataError, match=r"without an image \(1\): masks/a\.png\. 1 files such as a\.mha are ITK volumes"
     ):
         load_segmentation_dataset(tmp_path)
 
 
 def test_folders_without_pictures(tmp_path: Path) -> None:
-    text(tmp_path, "images/a.nii.gz")
-    text(tmp_path, "masks/a.nii.gz")
-    with pytest.raises(DataError, match=r"splits without pictures .*: train\. 2 files such as a\.nii\.gz are NIfTI"):
+    text(tmp_path, "images/a.nrrd")
+    text(tmp_path, "masks/a.nrrd")
+    with pytest.raises(DataError, match=r"splits without pictures .*: train\. 2 files such as a\.nrrd are ITK"):
         load_segmentation_dataset(tmp_path)
 
 

@@ -39,6 +39,7 @@ def write(root: Path, *names: str, size: tuple[int, int] = (2, 3)) -> None:
         (["image_1", "image_12"], ["mask_1", "mask_12"], ["1", "12"], 2),
         (["img_1_a", "img_2_a"], ["seg_1_b", "seg_2_b"], ["1", "2"], 2),
         (["1", "12"], ["0001", "0012"], ["1", "12"], 2),
+        (["Img_1", "Img_2"], ["IMG_1", "IMG_2"], ["img_1", "img_2"], 2),
         (["one_rgb"], ["one_label"], ["one"], 1),
         (["scene 1/rgb", "scene 2/rgb"], ["scene 1/label", "scene 2/label"], ["scene 1", "scene 2"], 2),
         (["a", "b"], ["a", "c"], ["a", "b"], 1),

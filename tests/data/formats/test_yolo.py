@@ -71,6 +71,14 @@ def test_layout_of_roboflow(tmp_path: Path) -> None:
     assert ids(load_segmentation_dataset(tmp_path)) == {"train": ["train_png.rf.1"], "val": ["valid_png.rf.1"]}
 
 
+@pytest.mark.parametrize("train", ["/home/x/set/images/train", r"C:\sets\images\train", "../../elsewhere/images/train"])
+def test_paths_of_another_machine_end_below_the_folder(tmp_path: Path, train: str) -> None:
+    write_image(tmp_path / "images" / "train" / "a.jpg")
+    write_label(tmp_path / "labels" / "train" / "a.txt", LEFT)
+    write_yaml(tmp_path / "data.yaml", path="/home/x/set", train=train, names=NAMES)
+    assert ids(load_segmentation_dataset(tmp_path)) == {"train": ["a"]}
+
+
 def test_layout_of_cvat(tmp_path: Path) -> None:
     """Its splits are lists of paths."""
     for name in "ab":

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from segtune.data.annotations.coverage import ends_of_each
@@ -19,7 +19,7 @@ from segtune.data.config import DatasetConfig
 from segtune.data.index import DatasetIndex, Sample, in_threads
 from segtune.data.splits import all_names, split_names
 from segtune.errors import DataError, UsageError, listed
-from segtune.imageio.read import Header, ReadError, is_picture, try_header
+from segtune.imageio.read import Header, ReadError, is_picture, stem_of, try_header
 from segtune.imageio.walk import walk_folders
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class AnnotatedImages:
         """The images of a name without suffix; where those are several, the closest to `near`."""
         if not self._by_stem:
             for name, paths in self._by_name.items():
-                self._by_stem.setdefault(PurePosixPath(name).stem, []).extend(paths)
+                self._by_stem.setdefault(stem_of(name), []).extend(paths)
         found = self._by_stem.get(_plain(stem), [])
         scores = [_closeness(path, near, ()) for path in found]
         return [path for path, score in zip(found, scores, strict=True) if score == max(scores)]
@@ -281,7 +281,7 @@ def _image_header(sample: Sample) -> Header | ReadError:
 def sample_id(name: str) -> str:
     """The id of an image that an annotation names: its path without suffix, and without a drive of Windows."""
     path = re.sub("^[A-Za-z]:", "", name.replace("\\", "/")).lstrip("./")
-    return os.path.splitext(path)[0]
+    return stem_of(path)
 
 
 def _plain(name: str) -> str:

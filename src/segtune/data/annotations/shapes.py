@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any, Literal
@@ -25,7 +26,9 @@ from segtune.data.annotations.outlines import (
     whole_numbers,
 )
 from segtune.errors import DataError, UsageError, naming
+from segtune.imageio.read import Window
 
+LARGE = 2**22  # pixels of a picture in which each shape is drawn in the part where it lies
 OnTop = Literal["smaller", "later"]
 Shape = dict[str, Any]
 """What covers a part of a picture, JSON-able: "value" is its mask value, None for ignored, and one of
@@ -43,33 +46,47 @@ More may be there for messages and counts: "entry" names it in its file, as "ann
 """
 
 
-def draw(shapes: Iterable[Shape], size: tuple[int, int], on_top: OnTop) -> np.ndarray:
+def draw(shapes: Iterable[Shape], size: tuple[int, int], on_top: OnTop, window: Window | None = None) -> np.ndarray:
     """Mask values (H, W); 0 where no shape lies; masked (`numpy.ma`) where the top one is ignored.
 
     Args:
         size: (height, width).
         on_top: which shape counts where several lie: the smaller one (of one size, the later one; ignored ones lie
             below all others) or the later one.
+        window: the part of the picture that is drawn; of polygons, what lies elsewhere costs next to nothing.
 
     Raises:
         DataError: a shape does not fit the size.
         UsageError: pycocotools is not installed.
     """
     coco = _import_pycocotools()
-    covers = []
+    shapes = list(shapes)
+    if window and any("polygons" not in shape for shape in shapes):
+        return draw(shapes, size, on_top)[window.area]
+    seen = window or Window(0, 0, *size)
+    covers, areas = [], []
     for number, shape in enumerate(shapes, start=1):
         with naming(shape.get("entry", f"shape {number}")):
-            covers.append((shape["value"], _cover(shape, size)))
+            part = _part_of(shape, seen) if window or math.prod(size) > LARGE else seen
+            if part is None:
+                continue
+            covers.append((shape["value"], _cover(shape, size, part), part))
+            if on_top == "smaller":
+                areas.append(int(coco.area(covers[-1][1] if part == Window(0, 0, *size) else _cover(shape, size))))
     if on_top == "smaller":
-        covers.sort(key=lambda cover: (cover[0] is not None, -int(coco.area(cover[1]))))
-    labels = np.zeros(size, dtype=np.int32)
-    ignored = np.zeros(size, dtype=bool)
-    for value, group in groupby(covers, key=lambda cover: cover[0]):
-        covered = coco.decode(coco.merge([cover for _, cover in group])).astype(bool)  # (H, W)
-        ignored[covered] = value is None
+        order = sorted(range(len(covers)), key=lambda place: (covers[place][0] is not None, -areas[place]))
+        covers = [covers[place] for place in order]
+    labels = np.zeros(
+        (seen.height, seen.width), dtype=np.min_scalar_type(max((cover[0] or 0 for cover in covers), default=0))
+    )
+    ignored = np.zeros(labels.shape, dtype=bool)
+    for (value, part), group in groupby(covers, key=lambda cover: (cover[0], cover[2])):
+        covered = coco.decode(coco.merge([cover for _, cover, _ in group])).astype(bool)  # (h, w)
+        area = part._replace(top=part.top - seen.top, left=part.left - seen.left).area
+        ignored[area][covered] = value is None
         if value is not None:
-            labels[covered] = value
-    labels = labels.astype(np.min_scalar_type(int(labels.max(initial=0))))
+            labels[area][covered] = value
+    labels = labels.astype(np.min_scalar_type(int(labels.max(initial=0))), copy=False)
     return np.ma.masked_array(labels, ignored) if ignored.any() else labels
 
 
@@ -108,13 +125,44 @@ def covers_a_pixel(shape: Shape, size: tuple[int, int]) -> bool:
     return int(_import_pycocotools().area(_cover(shape, size))) > 0
 
 
-def _cover(shape: Shape, size: tuple[int, int]) -> Any:
-    """The pixels that a shape covers, as COCO's compressed run lengths."""
+def _part_of(shape: Shape, seen: Window) -> Window | None:
+    """The part of a window in which polygons may cover a pixel, None where there is none; of other shapes, all of it.
+
+    Outlines that cannot be drawn have all of it, too: that is told when they are.
+    """
+    try:
+        outlines = [np.asarray(outline, dtype=np.float64) for outline in shape.get("polygons", [None])]
+        points = np.concatenate([outline.reshape(-1, 2) for outline in outlines]) if outlines else np.empty((0, 2))
+    except (TypeError, ValueError, OverflowError):
+        return seen
+    if not np.isfinite(points).all() or any(outline.ndim != 1 for outline in outlines):
+        return seen
+    if not len(points):
+        return None
+    ends = np.array([[seen.left, seen.top], [seen.left + seen.width, seen.top + seen.height]])
+    (left, top), (right, bottom) = np.clip([points.min(axis=0) - 1, points.max(axis=0) + 2], *ends).astype(int).tolist()
+    return Window(top, left, bottom - top, right - left) if bottom > top and right > left else None
+
+
+def _seen_from(outline: Sequence[float], window: Window) -> list[float]:
+    """An outline in the coordinates of a window, so that pycocotools draws the same pixels in it as in the picture.
+
+    It rounds to fifths of a pixel by cutting off behind the point, which goes up for numbers below 0.
+    """
+    fifths = np.trunc(5 * np.asarray(outline) + 0.5) - 5 * np.resize([window.left, window.top], len(outline))
+    return (np.where(fifths < 0, fifths - 0.6, fifths) / 5).tolist()
+
+
+def _cover(shape: Shape, size: tuple[int, int], window: Window | None = None) -> Any:
+    """The pixels that a shape covers, as COCO's compressed run lengths; of polygons, those of a window."""
     coco = _import_pycocotools()
     if "polygons" in shape:
         outlines = checked_outlines(shape["polygons"], size)
-        cover = coco.merge(coco.frPyObjects(outlines, *size)) if outlines else _encode(np.zeros(size, dtype=bool))
-        return _without(cover, _cover({"polygons": shape["holes"]}, size)) if shape.get("holes") else cover
+        part = (window.height, window.width) if window else size
+        if window and window != Window(0, 0, *size):
+            outlines = [_seen_from(outline, window) for outline in outlines]
+        cover = coco.merge(coco.frPyObjects(outlines, *part)) if outlines else _encode(np.zeros(part, dtype=bool))
+        return _without(cover, _cover({"polygons": shape["holes"]}, size, window)) if shape.get("holes") else cover
     if "rle" in shape:
         rle = checked_rle(shape["rle"], size)
         return rle if isinstance(rle["counts"], str) else coco.frPyObjects(rle, *size)

@@ -15,6 +15,8 @@ from segtune.data.lazy_rows import decoded, undecoded
 from segtune.data.samples import open_pair
 from segtune.data.tiles import tile_windows
 from segtune.errors import naming
+from segtune.imageio.encoded import LEVELS
+from segtune.imageio.medical import MEDICAL
 from segtune.imageio.read import SUFFIXES, open_picture, read_image, read_mask
 from segtune.imageio.writers import LARGEST_ID, encode_image, encode_png
 from segtune.labels.label_map import LabelMap
@@ -120,7 +122,8 @@ class SampleEncoder:
             DataError: the row cannot be read or does not fit the label map; names the sample.
         """
         cells = self._cells[number].to_pylist()[0]
-        with naming(f"sample {cells['id']!r}"):
+        files = [cell["path"] for cell in (cells["image"], cells["mask"]) if isinstance(cell, Mapping) and cell["path"]]
+        with naming(f"sample {cells['id']!r} ({', '.join(dict.fromkeys(files))})".replace(" ()", "")):
             return list(self._encoded(decoded(self._undecoded[number]), cells))
 
     def _encoded(self, row: Mapping[str, Any], cells: Mapping[str, Any]) -> Iterator[EncodedSample]:
@@ -149,7 +152,8 @@ class SampleEncoder:
             return None
         with open_picture(cell.get("path") or "the mask", content) as picture:
             found = read_mask(picture)
-        return content if found.ndim == 2 and np.array_equal(found, mask) else None
+            is_plain = found.ndim == 2 and LEVELS not in picture.info  # others would read 2 and 4 bits stretched
+        return content if is_plain and np.array_equal(found, mask) else None
 
 
 def pixels_of(image: Any) -> np.ndarray:
@@ -167,6 +171,6 @@ def _content(cell: Any) -> tuple[bytes, str] | None:
     content, path = cell.get("bytes"), Path(cell.get("path") or "")
     if content is None:
         suffix = path.suffix.lower()
-        return (path.read_bytes(), suffix) if suffix in SUFFIXES else None
+        return (path.read_bytes(), suffix) if suffix in SUFFIXES - MEDICAL else None  # those name a patient
     with open_picture(cell.get("path") or "the picture", content) as picture:
         return content, NAMES.get(picture.format or "", path.suffix.lower())

@@ -177,9 +177,12 @@ def _read(path: Path) -> dict[str, Any]:
             _refuse_repeated_segments(path, name, annotation["segments_info"])
         for entry in annotation["segments_info"] if is_panoptic else [annotation]:
             if _key(entry["category_id"]) not in names:
+                known = (
+                    f"is none of the categories: {listed(list(names))}" if names else "is not listed: no category is"
+                )
                 raise DataError(
-                    f"{path}: {name}: category_id {entry['category_id']!r} is none of the categories: "
-                    f"{listed(list(names))}; list it there, or remove the annotation"
+                    f"{path}: {name}: category_id {entry['category_id']!r} {known}; list it in categories, or remove "
+                    "the annotation"
                 )
     return data
 

@@ -62,6 +62,8 @@ def format_of_folder(root: Path, config: DatasetConfig) -> tuple[str, str]:
     if len(found) > 1:
         several = "; ".join(f"{name} ({reason})" for name, reason in found.items())
         raise UsageError(f"{root} could be read as {several}: choose one with dataset.format")
+    if not found and (file := yolo.find_config(root)) and not _can_be_read(file):
+        return "yolo", f"it has {file.name}"  # whose reader tells what is wrong with it
     return next(iter(found.items()), ("folder", "nothing speaks for another format"))
 
 
@@ -123,6 +125,14 @@ def _folder_reason(root: Path, config: DatasetConfig) -> str | None:
         if all(any(is_picture(path.name) for path in walk_files(folder)) for folder in (images, masks)):
             return f"pictures in {images.relative_to(root)}/ and {masks.relative_to(root)}/"
     return None
+
+
+def _can_be_read(file: Path) -> bool:
+    try:
+        yolo.read_config(file)
+    except (ValueError, LookupError, TypeError):
+        return False
+    return True
 
 
 def _has_names_and_splits(file: Path) -> bool:

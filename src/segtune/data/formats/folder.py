@@ -29,13 +29,13 @@ from segtune.data.formats.table import columns_of, read_rows
 from segtune.data.index import DatasetIndex, Problem
 from segtune.data.splits import SPLITS, Names, meant_ids, read_split_file, read_split_lists, split_names, split_of
 from segtune.errors import DataError, UsageError, listed
-from segtune.imageio.read import is_picture
+from segtune.imageio.read import is_picture, stem_of, suffix_of
 from segtune.imageio.walk import entries_of, walk_folders
 
 logger = logging.getLogger(__name__)
 
-IMAGE_FOLDERS = ("images", "imgs", "image", "img", "img_dir")
-MASK_FOLDERS = ("masks", "labels", "annotations", "mask", "ann_dir", "label")
+IMAGE_FOLDERS = ("images", "imgs", "image", "img", "img_dir", "imagesTr")
+MASK_FOLDERS = ("masks", "labels", "annotations", "mask", "ann_dir", "label", "labelsTr")
 VOC_IMAGES, VOC_LISTS = "JPEGImages", "ImageSets/Segmentation"
 VOC_MASKS = ("SegmentationClassPNG", "SegmentationClass")
 CLASS_TABLE, CLASS_COLUMNS = "_classes.csv", ["pixel value", "class"]  # of Roboflow
@@ -342,8 +342,8 @@ def _remark_masks_left_out(index: DatasetIndex, files: Pairs) -> None:
     left = []
     for folder in sorted({path.parent for path in masks}):
         for path in (Path(entry.path) for entry in entries_of(folder)[1] if is_picture(entry.name)):
-            base = further_mask(path.stem)
-            if path not in taken and base and path.with_name(base + path.suffix) in masks:
+            base = further_mask(stem_of(path.name))
+            if path not in taken and base and path.with_name(base + suffix_of(path.name)) in masks:
                 left.append(path.name)
     if left:
         index.remarks.append(
@@ -359,7 +359,7 @@ def list_files(folder: Path, other: Path) -> Files:
         folders[:] = [name for name in folders if parent / name != other]
         below = parent.relative_to(folder).as_posix()
         for name in sorted(filter(is_picture, names)):
-            stem = name.rpartition(".")[0]
+            stem = stem_of(name)
             identity = unicodedata.normalize("NFC", stem if below == "." else f"{below}/{stem}")
             files.setdefault(identity, []).append(parent / name)
     return files

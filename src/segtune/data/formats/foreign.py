@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 from segtune.data.formats.sniff import NOT_MASKS, json_keys
 from segtune.errors import UsageError
+from segtune.files import decode_text, read_json
 from segtune.imageio.read import SUFFIXES
 from segtune.imageio.walk import walk_files
 
 LOOK_AT = 20_000  # files of a folder, to find out which suffixes it has
+LOOK_AT_JSON, LARGEST_JSON = 200, 2**24  # files, and bytes of one, that are parsed to tell why none is read
 HEAD = 2**14
 
 
@@ -25,24 +27,16 @@ class Foreign(NamedTuple):
     advice: str
 
 
-_AS_SLICES = "write each slice as a picture or array of its own"
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 BY_SUFFIX: dict[tuple[str, ...], Foreign] = {
-    (".nii", ".nii.gz"): Foreign(
-        "NIfTI volumes",
-        f"{_AS_SLICES}: numpy.save('images/a_000.npy', nibabel.load('a.nii.gz').get_fdata()[:, :, 0]), masks likewise "
-        "as whole numbers",
-    ),
     (".mha", ".mhd", ".nrrd"): Foreign(
-        "ITK volumes", f"{_AS_SLICES}: numpy.save('images/a_000.npy', SimpleITK.GetArrayFromImage(volume)[0])"
+        "ITK volumes", "write them as NIfTI: SimpleITK.WriteImage(SimpleITK.ReadImage('a.mha'), 'a.nii.gz')"
     ),
-    (".dcm", ".dicom", ".ima"): Foreign(
-        "DICOM images",
-        "save their pixels as arrays: numpy.save('images/a.npy', pydicom.dcmread('a.dcm').pixel_array), and declare "
-        "transforms.value_range",
+    (".hdr", ".img"): Foreign(
+        "Analyze or NIfTI volumes in two files", "join them: nibabel.save(nibabel.load('a.hdr'), 'a.nii.gz')"
     ),
     (".heic", ".heif"): Foreign("HEIF photographs", "convert them: magick mogrify -format jpg *.heic"),
-    (".jfif", ".avif", ".tga", ".pcx", ".jxl", ".dds", ".exr", ".hdr", ".pbm", ".pnm"): Foreign(
+    (".jfif", ".avif", ".tga", ".pcx", ".jxl", ".dds", ".exr", ".pbm", ".pnm"): Foreign(
         "pictures of a format that is not read", "convert them: magick mogrify -format png <files>"
     ),
     (".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2"): Foreign(
@@ -107,7 +101,7 @@ def looks_like(root: Path) -> str:
         return f"{archives[0].relative_to(root)} is an archive: {_unpack(archives[0])}"
     for found in _kinds(files):
         return f"This looks like {found.what}: {found.advice}"
-    return _unread(files)
+    return _unread(files) or _broken_json(files)
 
 
 def unread_files(root: Path, names: Collection[str] = ()) -> str:
@@ -116,8 +110,9 @@ def unread_files(root: Path, names: Collection[str] = ()) -> str:
     Args:
         names: without suffix, of pictures that lack their partner; given these, only files of such a name count.
     """
-    files = islice(walk_files(root), LOOK_AT) if root.is_dir() else ()
-    return _unread([path for path in files if not names or path.name.partition(".")[0] in names])
+    files = list(islice(walk_files(root), LOOK_AT)) if root.is_dir() else []
+    alike = [path for path in files if not names or path.name.partition(".")[0] in names]
+    return _unread(alike) or _broken_json(files)
 
 
 def _unread(files: Sequence[Path]) -> str:
@@ -127,6 +122,24 @@ def _unread(files: Sequence[Path]) -> str:
             return f"{count} files such as {example.name} are {kind.what}: {kind.advice}"
     if found := next(_kinds([path for path in files if path.suffix.lower() in (".txt", ".xml")]), None):
         return f"There are {found.what}: {found.advice}"
+    if bare := next((path for path in files if not path.suffix and _is_dicom(path)), None):
+        return f"{bare.name} is a DICOM image without a suffix: name these files a.dcm"
+    return ""
+
+
+def _is_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _broken_json(files: Iterable[Path]) -> str:
+    """The first of the JSON files that is none, and why, as a sentence; "" where all are."""
+    small = (path for path in files if path.suffix.lower() == ".json" and path.stat().st_size <= LARGEST_JSON)
+    for path in islice(small, LOOK_AT_JSON):
+        try:
+            read_json(path)
+        except ValueError as error:
+            return f"{path.parent.name}/{path.name} is no JSON file: {error}"
     return ""
 
 
@@ -160,7 +173,7 @@ def _of_json(path: Path) -> Foreign | None:
 def _of_text(path: Path) -> Foreign | None:
     """What an XML or text file holds, by its first bytes."""
     with path.open("rb") as file:
-        text = file.read(HEAD).decode("utf-8-sig", errors="ignore")
+        text = decode_text(file.read(HEAD), "ignore")
     if path.suffix.lower() == ".xml":
         if "<bndbox>" in text:
             return Foreign(

@@ -12,8 +12,8 @@ from pathlib import Path, PurePath
 
 from segtune.data.formats.foreign import unread_files
 from segtune.data.index import DatasetIndex, Sample, in_threads
-from segtune.imageio.geotiff import grid_of, same_grid
-from segtune.imageio.read import SUFFIXES, TIFFS, Header, ReadError, try_header
+from segtune.imageio import geotiff, medical
+from segtune.imageio.read import SUFFIXES, TIFFS, Header, ReadError, stem_of, suffix_of, try_header
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +41,13 @@ Pairs = Mapping[str, tuple[Files, Files]]  # split -> images and masks
 
 def match_affixes(files: Pairs) -> Pairs:
     """The files under ids that images and masks share, where their names differ in what all images, or all masks,
-    begin or end with (img_1 and mask_1, a_leftImg8bit and a_gtFine_labelTrainIds), in leading zeros (7 and 0007) or in
-    their folders; else as they are."""
+    begin or end with (img_1 and mask_1, a_leftImg8bit and a_gtFine_labelTrainIds), in leading zeros (7 and 0007), in
+    capitals or in their folders; else as they are."""
     images = [i for pair in files.values() for i in pair[0]]
     masks = [i for pair in files.values() for i in pair[1]]
     if not images or not masks or set(images) & set(masks):
         return files
-    for shorten in (_without_suffix, _without_prefix, _without_both, _as_numbers, _without_folders):
+    for shorten in (_in_lower_case, _without_suffix, _without_prefix, _without_both, _as_numbers, _without_folders):
         short_images, short_masks = shorten(images), shorten(masks)
         common = set(short_images.values()) & set(short_masks.values())
         unique = all(len(set(short.values())) == len(short) for short in (short_images, short_masks))
@@ -114,8 +114,9 @@ def join_further(files: Pairs) -> tuple[Pairs, dict[Path, list[Path]]]:
         for side in pair:
             sides.append({})
             for i, paths in side.items():
-                base = further_mask(paths[0].stem) if i in lonely else None
-                first = paths[0].with_name(f"{base}{paths[0].suffix}")
+                stem, suffix = stem_of(paths[0].name), paths[0].name[len(stem_of(paths[0].name)) :]
+                base = further_mask(stem) if i in lonely else None
+                first = paths[0].with_name(f"{base}{suffix}")
                 if base and first in masks:
                     further.setdefault(first, []).extend(paths)
                 else:
@@ -167,6 +168,7 @@ def keep_same_sizes(index: DatasetIndex, samples: Sequence[Sample], resize_image
     for each, (headers, on_one_grid) in zip(samples, found, strict=True):
         frames = tuple(getattr(header, "frames", 1) for header in headers)
         sample = each._replace(frames=(frames[0], frames[1]))
+        index.lossy += [each.mask] if getattr(headers[1], "lossy", False) else []
         sizes = tuple(header if isinstance(header, ReadError) else header.size for header in headers)
         if isinstance(sizes[0], tuple) and sizes[0] == sizes[1] and on_one_grid:
             index.samples.append(sample._replace(size=sizes[0]))
@@ -186,8 +188,11 @@ def keep_same_sizes(index: DatasetIndex, samples: Sequence[Sample], resize_image
     fix = "Replace these files or remove both partners (an image counts as its EXIF orientation turns it)"
     index.report("unreadable", "files that cannot be read", faults["unreadable"], fix)
     index.report("size_mismatch", "partners of different (height, width)", faults["size_mismatch"], fix)
-    fix = "Warp the mask onto the grid of its image first, e.g. with rasterio.warp.reproject"
-    index.report("grid_mismatch", "partners that lie elsewhere on earth", faults["grid_mismatch"], fix)
+    fix = (
+        "Bring the mask onto the grid of its image first: GeoTIFF with rasterio.warp.reproject, NIfTI with "
+        "nibabel.processing.resample_from_to(mask, image, order=0)"
+    )
+    index.report("grid_mismatch", "partners that lie elsewhere in the world", faults["grid_mismatch"], fix)
 
 
 def _same_shape(one: tuple[int, int] | ReadError, other: tuple[int, int] | ReadError) -> bool:
@@ -201,10 +206,11 @@ def _read_headers(sample: Sample) -> tuple[tuple[Header | ReadError, ...], bool]
     """The headers of both files, and whether they lie on one grid."""
     paths = sample.image, sample.mask
     headers = tuple(map(try_header, paths))
-    is_tiff = all(path.suffix.lower() in TIFFS for path in paths)
-    if not is_tiff or any(isinstance(header, ReadError) for header in headers):
+    kinds = {suffix_of(path.name) for path in paths}
+    grid_of = geotiff.grid_of if kinds <= TIFFS else medical.grid_of if kinds <= medical.NIFTI else None
+    if grid_of is None or any(isinstance(header, ReadError) for header in headers):
         return headers, True
-    return headers, same_grid(*map(grid_of, paths))
+    return headers, geotiff.same_grid(*map(grid_of, paths))
 
 
 # -- names that differ ------------------------------------------------------------------------------------------------
@@ -238,11 +244,15 @@ def _without_folders(ids: Sequence[str]) -> dict[str, str]:
 
 def _own_name(identity: str, paths: Sequence[Path]) -> str | None:
     """The id that ends with the image's whole name; None where the id is made of other parts of its path."""
-    stems = {unicodedata.normalize("NFC", path.stem) for path in paths}
+    stems = {unicodedata.normalize("NFC", stem_of(path.name)) for path in paths}
     *folders, last = identity.split("/")
     above = {unicodedata.normalize("NFC", part) for part in paths[0].parts[:-1]}
     stem = stems.pop()
     return "/".join([*folders, stem]) if not stems and last in stem and set(folders) <= above else None
+
+
+def _in_lower_case(ids: Sequence[str]) -> dict[str, str]:
+    return {i: i.lower() for i in ids}
 
 
 def _as_numbers(ids: Sequence[str]) -> dict[str, str]:

@@ -67,7 +67,7 @@ def _expression(pattern: str, classes: Sequence[str]) -> str:
         position = found.end()
         word = found[0]
         if word == ".*" and found.end() == len(pattern):
-            parts.append(r"\.[^./]+")
+            parts.append(r"(?:\.nii\.gz|\.[^./]+)")
         elif word[0] == "{":
             name = {"{split}": "split", "{class}": "kind"}[word]
             choice = "|".join(map(re.escape, classes)) if name == "kind" and classes else "[^/]+?"

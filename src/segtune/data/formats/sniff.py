@@ -8,6 +8,7 @@ from pathlib import Path
 
 from segtune.data.splits import Names, split_in, split_of
 from segtune.errors import UsageError, listed
+from segtune.files import decode_text, utf_16_of
 from segtune.imageio.walk import walk_files
 
 HEAD = 2**16
@@ -38,16 +39,17 @@ def json_kind(path: Path) -> str | None:
 def json_keys(path: Path) -> tuple[str, set[str]]:
     """The first sign of a JSON file, and the keys in its first and last bytes, on whatever level."""
     with path.open("rb") as file:
-        head = file.read(HEAD).decode("utf-8-sig", errors="ignore").lstrip()
-        file.seek(max(0, path.stat().st_size - HEAD // 4))
-        tail = file.read().decode("utf-8", errors="ignore")
+        content = file.read(HEAD)
+        head, wide = decode_text(content, "ignore").lstrip(), utf_16_of(content)
+        file.seek(max(0, path.stat().st_size - HEAD // 4) // 2 * 2)
+        tail = file.read().decode("utf-16-be" if wide == "utf-16-be" else "utf-16-le" if wide else "utf-8", "ignore")
     return head[:1], set(re.findall(r'"([\w -]+)"\s*:', head + tail))
 
 
 def is_cvat(path: Path) -> bool:
     """Whether an XML file is an export of CVAT."""
     with path.open("rb") as file:
-        head = file.read(HEAD).decode("utf-8-sig", errors="ignore")
+        head = decode_text(file.read(HEAD), "ignore")
     return re.search(r"<annotations>\s*(<version>|<meta>|<image\b|<track\b)", head) is not None
 
 

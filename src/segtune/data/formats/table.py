@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import logging
@@ -22,7 +21,7 @@ from segtune.data.formats.pairing import keep_same_sizes
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.splits import split_names, split_of
 from segtune.errors import UsageError
-from segtune.files import parse_json
+from segtune.files import parse_json, utf_16_of
 from segtune.imageio.walk import entries_of
 
 logger = logging.getLogger(__name__)
@@ -173,10 +172,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _encoding_of(content: bytes) -> str:
     """UTF-8 where it is, else what Windows writes: UTF-16, or the code page of Western Europe."""
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    if b"\0" in content[:4]:
-        return "utf-16-be" if content[:1] == b"\0" else "utf-16-le"
+    if wide := utf_16_of(content):
+        return wide
     try:
         content.decode()
     except UnicodeDecodeError:

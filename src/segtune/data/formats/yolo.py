@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from segtune.data.containment import refuse_outside
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.splits import SPLITS, all_names, split_names, split_of
 from segtune.errors import DataError, UsageError, listed
-from segtune.files import LONGEST_PATH, read_json
+from segtune.files import LONGEST_PATH, decode_text, read_json, read_text
 from segtune.imageio.read import is_picture
 from segtune.imageio.walk import walk_files
 
@@ -39,7 +39,7 @@ def find_config(root: Path) -> Path | None:
     """The YAML file that names classes and splits: data.yaml, or the only one with both; else a list of the classes."""
     usual = [root / name for name in CONFIG_FILES if (root / name).is_file()]
     files = [path for path in walk_files(root, "ml", depth=0) if path.suffix in (".yaml", ".yml")]
-    others = [path for path in files if "names:" in path.read_text(encoding="utf-8", errors="ignore")]
+    others = [path for path in files if "names:" in decode_text(path.read_bytes(), "ignore")]
     if usual or len(others) == 1:
         return (usual or others)[0]
     return root / NAME_LIST if is_name_list(root / NAME_LIST) else None
@@ -47,7 +47,10 @@ def find_config(root: Path) -> Path | None:
 
 def is_name_list(file: Path) -> bool:
     """Whether a text file lists the classes of the labels that lie beside it, as Label Studio and others write it."""
-    return file.name == NAME_LIST and all((file.parent / name).is_dir() for name in ("images", "labels"))
+    images, labels = (file.parent / name for name in ("images", "labels"))
+    if file.name != NAME_LIST or not (file.is_file() and images.is_dir() and labels.is_dir()):
+        return False
+    return not any(is_picture(path.name) for path in walk_files(labels)) or any(walk_files(labels, ".txt"))
 
 
 def read_config(file: Path) -> Any:
@@ -58,7 +61,7 @@ def read_config(file: Path) -> Any:
     """
     if file.suffix != ".txt":
         return read_yaml(file)
-    names = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().split("\n")]
+    names = [line.strip() for line in read_text(file).rstrip().split("\n")]
     notes = file.with_name("notes.json")
     listed = read_json(notes)["categories"] if notes.is_file() else []
     others = [entry["name"] for entry in sorted(listed, key=lambda entry: entry["id"])]
@@ -75,7 +78,7 @@ def read_yaml(file: Path) -> Any:
         ValueError: it is none, or nested too deeply.
     """
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        return yaml.safe_load(read_text(file))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)  # the message would show lines of the file
         raise ValueError(f"line {mark.line + 1} is no YAML" if mark else "it is no YAML") from None
@@ -107,7 +110,8 @@ def scan_yolo(root: Path, config: DatasetConfig) -> DatasetIndex:
         split = split_of(str(name), split_names(config.splits))
         for folder, image in _images(file, data, name, config) if split and data[name] else ():
             label = _label_file(image)
-            samples.append(Sample(image.relative_to(folder).with_suffix("").as_posix(), str(split), image, label))
+            below = os.path.splitext(str(image)[len(str(folder)) + 1 :])[0]  # pathlib would take as long as the parsing
+            samples.append(Sample(below.replace(os.sep, "/"), str(split), image, label))
             parts.append({} if label.is_file() else {"shapes": []})
     if not samples:
         raise UsageError(f"{file}: none of its splits has images")
@@ -183,7 +187,7 @@ def _images(file: Path, data: dict[str, Any], split: str, config: DatasetConfig)
         elif place.suffix != ".txt" or not place.is_file():
             raise UsageError(f"{file}: {split}: {text} is neither a folder of images nor a .txt file of their paths")
         else:
-            lines = place.read_text(encoding="utf-8", errors="replace").split("\n")
+            lines = decode_text(place.read_bytes(), "replace").replace("\r", "\n").split("\n")
             listed = [_find(file, data, line.strip()) for line in lines if line.strip()]
             found += [(path.parent, path) for path in listed]
     return found
@@ -193,21 +197,20 @@ def _find(file: Path, data: dict[str, Any], text: str) -> Path:
     """A path of data.yaml: below its `path` or beside the file, whatever it was relative to when it was written."""
     own = str(data.get("path") or "")
     tried = [file.parent / own / text, file.parent / text, Path(text), file.parent / text.removeprefix("../")]
+    parts = PurePosixPath(text.replace("\\", "/")).parts
+    tried += [file.parent.joinpath(*parts[first:]) for first in range(1, len(parts))]  # written on another machine
     for place in tried:
         if os.path.exists(place):
             return Path(place).absolute()
     if len(own + text) > LONGEST_PATH:
         raise UsageError(f"{file}: {(own + text)[:80]}… is too long for a path")
-    raise UsageError(f"{file}: {text} is not there; looked at {', '.join(map(str, tried))}")
+    raise UsageError(f"{file}: {text} is not there; looked at {', '.join(dict.fromkeys(map(str, tried)))}")
 
 
 def _label_file(image: Path) -> Path:
     """images/train/a.jpg -> labels/train/a.txt; beside the image, where no folder is called images."""
-    parts = list(image.parts)
-    if "images" in parts:
-        last = len(parts) - 1 - parts[::-1].index("images")
-        parts[last] = "labels"
-    return Path(*parts).with_suffix(".txt")
+    above, found, below = os.path.splitext(image)[0].rpartition(f"{os.sep}images{os.sep}")
+    return Path(f"{above}{os.sep}labels{os.sep}{below}.txt" if found else f"{below}.txt")
 
 
 def read_each(
@@ -217,11 +220,12 @@ def read_each(
 
     The outlines are arrays (2 N,).
     """
-    kept: list[list[Shape] | None] = [[] if path.stat().st_size < MOST_TOGETHER else None for path in paths]
+    contents = [_head(path) for path in paths]
+    kept: list[list[Shape] | None] = [[] if len(content) < MOST_TOGETHER else None for content in contents]
     entries = [
         (file, number, text)
-        for file, path in enumerate(paths)
-        for number, line in enumerate(_lines(path) if kept[file] is not None else (), start=1)
+        for file, content in enumerate(contents)
+        for number, line in enumerate(_lines(content) if kept[file] is not None else (), start=1)
         if (text := line.strip())
     ]
     parsed = _parse([text for _, _, text in entries])
@@ -255,8 +259,13 @@ def _parse(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
         return None
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+def _head(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(MOST_TOGETHER)
+
+
+def _lines(content: bytes) -> list[str]:
+    return decode_text(content, "replace").splitlines()
 
 
 def read_shapes(path: Path, size: tuple[int, int], values: Mapping[str, int]) -> list[Shape]:
@@ -273,7 +282,7 @@ def read_shapes(path: Path, size: tuple[int, int], values: Mapping[str, int]) ->
         raise DataError(f"{path}: {path.stat().st_size} bytes are no label file of one image")
     height, width = size
     shapes = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(_lines(path.read_bytes()), start=1):
         if not line.strip():
             continue
         try:

@@ -1,0 +1,1 @@
+"""The web demo of a checkpoint, `segtune demo`: pictures in, masks out, as a page and for programs."""
