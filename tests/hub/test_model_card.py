@@ -390,3 +390,14 @@ def test_line_goes_through_run_folders_and_cards(tmp_path: Path) -> None:
     assert found[2].metadata == {"license": "other", "kind": "model"}
     assert lineage(str(tmp_path / "converted"), nothing_on_the_hub)[0].license == {"license": "mit"}
     assert lineage(None, nothing_on_the_hub) == []
+
+
+def test_exports_are_told_with_their_certificates() -> None:
+    assert "## Exported files" not in str(card())
+    entry = {"file": "product.onnx", "runtime": "onnxruntime", "precision": "fp32", "agreement": 0.99999}
+    entry |= {"mean_iou_of_agreement": 0.9999, "milliseconds": {"checkpoint": 20.0, "export": 8.25}}
+    found = section(
+        card(exports=[{"compared_on": "39 images of the val split of tiles", "files": [entry]}]), "Exported files"
+    )
+    assert "39 images of the val split of tiles" in found
+    assert "| `product.onnx` | onnxruntime, fp32 | 0.999990 | 0.999900 | 8.2 | 20.0 |" in found

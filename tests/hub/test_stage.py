@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import io
 import json
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from segtune.export.certificate import write_certificate
 from segtune.hub.stage import CODE_FILES, example_picture, find_overlays, stage
 from support.run_folders import names, write_run
 
@@ -93,3 +96,17 @@ def test_pictures_of_the_last_evaluation_stand_in_for_overlays(run: Path, target
         Image.new("RGB", (8, 8)).save(path)
     stage(run, target, with_code=False, pictures=True)
     assert names(target) == PLAIN | {"overlays/c.jpg"}
+
+
+def test_exports_of_these_weights_are_staged(run: Path, target: Path, caplog: pytest.LogCaptureFixture) -> None:
+    weights = hashlib.sha256((run / "best" / "model.safetensors").read_bytes()).hexdigest()
+    for folder, digest in (("onnx", weights), ("openvino", "of others")):
+        exported = run / "export" / folder
+        (exported / "onnx").mkdir(parents=True)
+        for name in ("config.json", "product.onnx", "onnx/model.onnx"):
+            (exported / name).write_text(folder)
+        write_certificate(exported, {"sha256": digest, "files": []})
+    stage(run, target, with_code=False, pictures=False)
+    assert names(target) - PLAIN == {"certificate-onnx.json", "product.onnx", "onnx/model.onnx"}
+    assert (target / "config.json").read_text() != "onnx"
+    assert "export/openvino is an export of other weights" in caplog.text

@@ -134,11 +134,13 @@ def _sides(size: str | None) -> tuple[int, int] | None:
 
 def _output(checkpoint: str, to: str, output: Path | None) -> Path:
     """Where the export goes; refused before the work where something is there."""
+    from segtune.export.certificate import EXPORTS
+
     folder = Path(checkpoint)
     if output is None:
         in_run = (folder.parent / "recipe.yaml").is_file()
         name = (folder.name if folder.is_dir() else checkpoint.rpartition("/")[2].partition("@")[0]) + f"-{to}"
-        output = folder.parent / "export" / to if in_run else Path(name)
+        output = folder.parent / EXPORTS / to if in_run else Path(name)
     if output.exists():
         raise UsageError(f"{output} exists already; remove it, or name another folder with --output")
     return output

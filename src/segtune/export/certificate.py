@@ -22,6 +22,7 @@ from segtune.evaluation.uncertainty import compare
 from segtune.files import read_json, write_atomic
 
 CERTIFICATE_FILE = "certificate.json"  # in the folder of an export
+EXPORTS = "export"  # in a run folder: a folder for each target
 FORMAT = 1
 TIE = 1e-3  # of two logits that are no further apart, rounding decides which one is larger
 

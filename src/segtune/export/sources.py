@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -50,13 +50,14 @@ def source_of_data(checkpoint: str, data: str | DataSettings, split: str, limit:
         UsageError: see `open_checkpoint`; or the split is empty.
     """
     opened = open_checkpoint(checkpoint, data, split=split, device="cpu")
+    model = cast("SegformerForSemanticSegmentation", opened.model)  # of no other engine
     numbers = spread(len(opened.rows), limit)
     if not numbers:
         raise UsageError(f"the {split} split holds no image to compare the export on: name another --split")
     path = data if isinstance(data, str) else data.dataset.path
     words = f"{len(numbers)} images of the {split} split of {path}"
     pictures = partial(_labelled, opened, numbers)
-    return Source(checkpoint, opened.model, opened.processor, pictures, len(numbers), words)
+    return Source(checkpoint, model, opened.processor, pictures, len(numbers), words)
 
 
 def source_of_images(checkpoint: str, images: Sequence[Path], limit: int) -> Source:

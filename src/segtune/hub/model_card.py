@@ -76,6 +76,7 @@ class Card:
         parameters: how many the model has.
         line: the weights that it started from.
         pictures, example: names in the repository; the example is for the Hub's widget.
+        exports: the certificates of `segtune export`.
     """
 
     repo: str
@@ -92,6 +93,7 @@ class Card:
     pictures: Sequence[str] = ()
     example: str | None = None
     with_code: bool = False
+    exports: Sequence[Mapping[str, Any]] = ()
 
     def __str__(self) -> str:
         found = dict(self.results.scores["per_class"]) if self.results else {}
@@ -244,6 +246,7 @@ def describe_run(
         pictures=[path.relative_to(staged).as_posix() for path in find_overlays(staged / OVERLAYS)],
         example=EXAMPLE if (staged / EXAMPLE).is_file() else None,
         with_code=(staged / CODE_FILES[0]).is_file(),
+        exports=[read_json(path) for path in sorted(staged.glob("certificate-*.json"))],
     )
 
 

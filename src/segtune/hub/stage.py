@@ -13,6 +13,8 @@ from typing import Any
 import yaml
 
 from segtune.errors import SegtuneError
+from segtune.export.certificate import CERTIFICATE_FILE, EXPORTS, read_certificate
+from segtune.files import fingerprint
 from segtune.segformer.checkpoint_files import check_saved
 from segtune.training.run_folder import (
     MODEL_FILES,
@@ -48,7 +50,14 @@ AUTO_MAPS = {
     "preprocessor_config.json": {"AutoImageProcessor": "image_processing_segformer.SegformerImageProcessor"},
 }
 EXAMPLE, EXAMPLE_SIDE = "example.jpg", 768
-REPLACED = (f"{OVERLAYS}/*", REPORT_FILE, EXAMPLE, *CODE_FILES)  # of an earlier push, where this one has none
+EXPORTED = ("onnx/*", "openvino/*", "product.*", "network.*", "certificate-*.json")
+REPLACED = (
+    f"{OVERLAYS}/*",
+    REPORT_FILE,
+    EXAMPLE,
+    *CODE_FILES,
+    *EXPORTED,
+)  # of an earlier push, where this one has none
 MOST_PICTURES = 16
 _PICTURES, _PICTURE_MODES = (".jpg", ".png"), ("RGB", "RGBA", "L", "P")
 
@@ -88,7 +97,26 @@ def stage(run: Path, target: Path, *, with_code: bool, pictures: bool) -> Path:
         shutil.copyfile(path, target / path.name)
     if pictures:
         _stage_pictures(run, target)
+    _stage_exports(run, checkpoint, target)
     return checkpoint
+
+
+def _stage_exports(run: Path, checkpoint: Path, target: Path) -> None:
+    """The files of `segtune export` that were made of these weights, where the Hub's libraries look for them."""
+    for folder in sorted((run / EXPORTS).glob("*")):
+        certificate = read_certificate(folder)
+        if certificate is None:
+            continue
+        if certificate.get("sha256") != fingerprint(checkpoint / MODEL_FILES[1])["sha256"]:
+            logger.warning("left out: %s is an export of other weights than those of %s", folder, checkpoint)
+            continue
+        for path in (file for file in sorted(folder.rglob("*")) if file.is_file()):
+            name = path.relative_to(folder).as_posix()
+            if name == CERTIFICATE_FILE:
+                name = f"certificate-{folder.name}.json"
+            if name not in MODEL_FILES:
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                _link(path, target / name)
 
 
 def _evaluations(run: Path, checkpoint: Path) -> list[Path]:
