@@ -231,7 +231,7 @@ def test_masks_of_the_browser(
     cores = page.evaluate("navigator.hardwareConcurrency") if handler is IsolatedHandler else 1
     assert f"· {min(cores, 8)} thread" in figures(page)
     rows = page.locator("#legend tbody tr").all_inner_texts()
-    areas = dict(row.split("\t") for row in rows)
+    areas = {name.strip(): area.strip() for name, area in (row.split("\t") for row in rows)}
     assert areas.keys() == set(NAMES)  # a name that looks like markup is text
     shares = {NAMES[k]: 100 * (mask == k).mean() for k in range(5)}
     assert all(
