@@ -1,4 +1,4 @@
-"""transformers.js loads the exported layout, in node and without a network, and gives the masks of its Python pipeline."""
+"""transformers.js loads the exported layout, in node and without a network: masks as of its Python pipeline."""
 
 from __future__ import annotations
 
