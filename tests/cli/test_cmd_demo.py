@@ -37,7 +37,20 @@ def test_options_are_passed_on_and_a_signal_ends_it(
     assert (code, err) == (0, "")
     assert out == f"the demo of {tmp_path} is at http://127.0.0.1:7860 (Ctrl-C ends it)\nended\n" and served.closed
     words = ("--host", "0.0.0.0", "--port", "80", "--window", "512", "--stride", "256", "--tta", "--example", "a.png")
-    words += ("--example", "b.png", "--max-mb", "5", "--max-megapixels", "6", "--max-seconds", "7", "--device", "cpu")
+    words += (
+        "--example",
+        "b.png",
+        "--max-mb",
+        "5",
+        "--max-megapixels",
+        "6",
+        "--max-seconds",
+        "7",
+        "--device",
+        "cpu",
+        "--engine",
+        "openvino",
+    )
     segtune_command("demo", tmp_path, *words)
     segtune_command("demo", tmp_path, "--no-examples")
     (first, plain), (_, full), (_, without) = calls
@@ -51,10 +64,12 @@ def test_options_are_passed_on_and_a_signal_ends_it(
         "batch_size": 1,
         "device": None,
         "precision": "auto",
+        "engine": "torch",
         "examples": None,
         "limits": Limits(),
     }
     changed = {"host": "0.0.0.0", "port": 80, "window": 512, "stride": 256, "tta": True, "device": "cpu"}
+    changed |= {"engine": "openvino"}
     changed |= {"examples": [Path("a.png"), Path("b.png")], "limits": Limits(5, 6, 7)}
     assert full == plain | changed
     assert without == plain | {"examples": []}

@@ -159,3 +159,47 @@ def test_an_address_that_gives_no_image_is_one_message(
     code, out, err = segtune_command(*words)
     assert (code, out) == (1, "") and "http://127.0.0.1:9/a.jpg?… cannot be fetched: " in err and "secret" not in err
     assert not (tmp_path / "out").exists()
+
+
+def test_processes_divide_the_images_and_resume(
+    segtune_command: Any, run_folder: Path, earth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = sorted((earth / "images" / "test").iterdir())[:5]
+    alone, out = tmp_path / "alone", tmp_path / "out"
+    assert segtune_command("predict", run_folder / "best", *images, "--output", alone, "--json").code == 0
+    words = ("predict", run_folder / "best", *images, "--output", out)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert segtune_command(*words, "--json")[:2] == (0, "")
+    assert len(list(out.glob("*.png"))) == 2
+    monkeypatch.setenv("RANK", "0")
+    code, text, err = segtune_command(*words, "--json")
+    assert code == 0, err
+    assert [each["mask"] for each in json.loads(text)["images"]] == [f"{out / path.stem}.png" for path in images]
+    assert {path.name: path.read_bytes() for path in out.glob("*.png")} == {
+        path.name: path.read_bytes() for path in alone.iterdir()
+    }
+    code, _, err = segtune_command(*words)
+    assert code == 2 and "exist already; name another folder, or say --resume" in err
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name)
+    code, text, _ = segtune_command(*words, "--resume")
+    assert (code, text) == (0, f"5 masks in {out}; 5 of 5 images were done before\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--overwrite",), "--overwrite replaces what --resume and several processes go on from"),
+        (("-",), "-: --resume and several processes take files"),
+        (("http://127.0.0.1:9/a.jpg",), "http://127.0.0.1:9/a.jpg: --resume and several processes take files"),
+    ],
+)
+def test_what_does_not_go_with_resume(
+    segtune_command: Any, run_folder: Path, earth: Path, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    photo = min((earth / "images" / "test").iterdir())
+    command = ("predict", run_folder / "best", photo, *words, "--output", tmp_path / "out", "--resume")
+    code, _, err = segtune_command(*command)
+    assert code == 2 and message in err
+    assert not (tmp_path / "out").exists()

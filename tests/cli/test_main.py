@@ -256,7 +256,9 @@ def test_a_stopped_training_is_told_how_to_go_on(capsys: pytest.CaptureFixture[s
     for words, expected in {
         "train demo training.max_steps=3": "train demo training.max_steps=3 training.resume=auto",
         "train demo training.resume=a/state": "train demo training.resume=a/state",
-        "predict best a.png": "predict best a.png",
+        "predict best a.png": "predict best a.png --resume",
+        "predict best a.png --overwrite": "predict best a.png --overwrite",
+        "predict best https://a.org/a.png": "predict best https://a.org/a.png",
     }.items():
         main._tell_stop("SIGHUP was received", words.split())
         assert capsys.readouterr().err == f"stopped: SIGHUP was received\nnext: segtune {expected}\n"

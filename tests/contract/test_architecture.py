@@ -49,6 +49,7 @@ FENCES = {
     "evaluate": {"evaluation.metrics"},
     "fastapi": {"webdemo.server"},
     "gradio": {"webdemo.blocks"},
+    "fsspec": {"imageio.object_store"},
     "huggingface_hub": {
         "hub",
         "hub_errors",
@@ -67,6 +68,7 @@ FENCES = {
     "pycocotools": {"data.annotations.shapes"},
     "pydicom": {"imageio.medical"},
     "rasterio": {"imageio.geotiff"},
+    "ray": {"inference.parallel.ray_data"},
     "rich": {"viz.terminal"},
     "scipy": {"evaluation", "labels.distance_maps"},
     "shapely": {"inference.polygons"},
@@ -128,12 +130,14 @@ OPTIONAL = {  # of an extra; imported where it is used
     "pycocotools",
     "pydicom",
     "rasterio",
+    "ray",
     "shapely",
     "triton",
     "uvicorn",
 }
 DISTRIBUTIONS = {
     "pyarrow": "datasets",
+    "fsspec": "huggingface_hub",
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
     "yaml": "pyyaml",

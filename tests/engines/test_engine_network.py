@@ -180,6 +180,8 @@ def test_images_that_do_not_fit(exported: Path) -> None:
         network(torch.zeros(1, 3, 20, 64))
     with pytest.raises(UsageError, match="device cuda: --engine onnxruntime runs on the CPU here"):
         segtune.predict(exported, np.zeros((64, 64, 3), np.uint8), engine="onnxruntime", device="cuda")
+    with pytest.raises(UsageError, match="device meta: onnxruntime runs on the CPU here"):
+        network.to("meta")
 
 
 def test_pytorch_refuses_exported_graphs(exported: Path, tmp_path: Path) -> None:

@@ -18,9 +18,11 @@ from segtune.errors import UsageError
 from segtune.evaluation.evaluation import Evaluation
 from segtune.inference.evaluate import evaluate_model
 from segtune.inference.evaluate_checkpoint import evaluate_checkpoint, open_checkpoint
+from segtune.inference.parallel.processes import weights_digest
 from segtune.inference.processor import processor_from_transforms
 from segtune.recipe.recipe import load_recipe
 from segtune.segformer.configuration_segformer import SegformerConfig
+from segtune.segformer.loading import load_model
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 
 TINY = {"hidden_sizes": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "num_attention_heads": (1, 2, 4, 8)}
@@ -73,6 +75,7 @@ def test_the_path_of_a_data_set_has_the_classes_of_the_checkpoint(place: Path, t
     found.save(tmp_path / "kept.npz")
     kept = Evaluation.load(tmp_path / "kept.npz")
     assert kept.scores() == found.scores
+    assert kept.about.pop("weights") == weights_digest(load_model(place / "best"))
     assert kept.about == {
         "checkpoint": str(place / "best"),
         "split": "test",

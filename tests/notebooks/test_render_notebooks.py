@@ -108,7 +108,9 @@ def python(tmp_path: Path) -> Path:
     folder = tmp_path / "environment"
     venv.create(folder, symlinks=True)
     site_packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
-    (site_packages / "rest.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "segtune" not in entry.name:
+            (site_packages / entry.name).symlink_to(entry)
     return folder / "bin" / "python"
 
 

@@ -123,7 +123,7 @@ def test_what_goes_wrong_is_one_line(
 def test_head_says_what_runs_where(handlers: Handlers) -> None:
     head = " ".join(handlers.head().split())
     assert "<h1>run/best</h1>" in head
-    assert "3 classes, pictures seen whole, on cpu. Pictures of up to 50 MB and 50 million pixels." in head
+    assert "3 classes, pictures seen whole, on cpu in fp32. Pictures of up to 50 MB and 50 million pixels." in head
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

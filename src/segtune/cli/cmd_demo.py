@@ -33,12 +33,13 @@ def demo(
     batch_size: options.BatchOption = 1,
     device: options.DeviceOption = None,
     precision: options.PrecisionOption = "auto",
+    engine: options.EngineOption = "torch",
 ) -> None:
     """Serve a web page that segments pictures with a checkpoint, and the same for programs.
 
     Ctrl-C ends it. (`segtune train demo` is another thing: a training on the satellite tiles that come with segtune.)
     """
-    check_before_torch(checkpoint=checkpoint)
+    check_before_torch(checkpoint=checkpoint if engine == "torch" else None)
     from segtune.training.interrupts import Interrupted
     from segtune.webdemo.request import Limits
     from segtune.webdemo.server import demo as serve
@@ -55,6 +56,7 @@ def demo(
             batch_size=batch_size,
             device=device,
             precision=precision,
+            engine=engine,
             examples=[] if no_examples else examples or None,
             limits=Limits(max_mb, max_megapixels, max_seconds),
         )

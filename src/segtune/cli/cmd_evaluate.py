@@ -32,6 +32,9 @@ def evaluate(
         Path | None,
         typer.Option(metavar="PATH", help="Keep the counts of each image: a run folder, or a file ending in .npz."),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the counts that a stopped command left beside --save.")
+    ] = False,
     group_by: options.GroupOption = None,
     boundary_width: Annotated[
         float, typer.Option(min=0, max=1, help="Margin of boundary IoU, as a share of the image's diagonal.")
@@ -50,16 +53,29 @@ def evaluate(
 
     On the test split of a run's own data, the counts are kept in the run folder, for its card and `segtune compare`.
     Intervals are bootstrap intervals over images or, with --group-by, over groups of them.
+    Processes that accelerate launch or torchrun starts divide the images; the one that ends last prints the result.
     """
-    settings = load_checked(recipe, overrides, checkpoint if engine == "torch" else None)
-    kept = _file_to_save(save, split, Path(checkpoint).parent)
-    from segtune.inference.evaluate_checkpoint import evaluate_checkpoint
+    settings = load_checked(recipe, overrides, checkpoint)
+    kept = _file_to_save(save, split, Path(checkpoint).parent, resume)
+    from segtune.inference.evaluate_checkpoint import evaluate_share
+    from segtune.inference.parallel.count_blocks import SharedCount
+    from segtune.inference.parallel.processes import Processes
     from segtune.viz import terminal
 
+    is_usual = window is None and not stride and not tta and boundary_width == BOUNDARY_WIDTH and precision == "auto"
+    is_usual = is_usual and engine == "torch"
+    in_run = _place_in_run(checkpoint, settings, split) if kept is None and is_usual else None
+    kept = kept or in_run
+    processes, shared = Processes.launched(), None
+    if resume or processes.count > 1:
+        if kept is None:
+            raise UsageError("--resume and several processes need --save PATH: there counts lie until all are there")
+        shared = SharedCount(kept, processes, resume)
     hide_bars_of_libraries()
-    found = evaluate_checkpoint(
+    found = evaluate_share(
         checkpoint,
         settings,
+        shared,
         split=split,
         window=window,
         stride=stride,
@@ -69,15 +85,14 @@ def evaluate(
         overlays=overlays,
         limit_overlays=limit_overlays,
         batch_size=batch_size,
-        device=device,
+        device=processes.device(device),
         precision=precision,
         engine=engine,
+        progress=processes.local == 0,
     )
+    if found is None:
+        return
     result = {"checkpoint": checkpoint, "recipe": recipe} | found.to_dict()
-    is_usual = window is None and not stride and not tta and boundary_width == BOUNDARY_WIDTH and precision == "auto"
-    is_usual = is_usual and engine == "torch"
-    in_run = _place_in_run(checkpoint, settings, split) if kept is None and is_usual else None
-    kept = kept or in_run
     if kept:
         found.evaluation.about["recipe"] = recipe
         found.save(kept)
@@ -115,14 +130,14 @@ def _place_in_run(checkpoint: str, settings: Recipe, split: str) -> Path | None:
     return run / file_name(split) if is_pushed and own == given else None
 
 
-def _file_to_save(save: Path | None, split: str, run: Path) -> Path | None:
+def _file_to_save(save: Path | None, split: str, run: Path, resume: bool) -> Path | None:
     """The file that --save names; refused before the work where it is there already, unless in the `run` itself."""
     from segtune.evaluation.evaluation import file_name
 
     if save is None:
         return None
     path = save if save.suffix == ".npz" else save / file_name(split)
-    if path.exists() and path != run / file_name(split):
+    if path.exists() and path != run / file_name(split) and not resume:
         raise UsageError(f"--save {save}: {path} exists already; remove it or name another file")
     return path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,7 +15,8 @@ from segtune.cli.common import check_before_torch, hide_bars_of_libraries, say
 from segtune.errors import UsageError
 
 if TYPE_CHECKING:
-    from segtune.inference.outputs import Targets
+    from segtune.inference.device import Precision
+    from segtune.inference.outputs import Targets, Wanted
 
 
 def predict(
@@ -25,7 +27,7 @@ def predict(
             metavar="IMAGE", help="Image files, folders of them, quoted globs, videos, http(s) addresses; - is stdin."
         ),
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Where the masks go.")],
+    output: Annotated[str, typer.Option(metavar="DIR", help="Where the masks go.")],
     overlay: Annotated[bool, typer.Option("--overlay", help="Also save NAME_overlay.png, of a video .mp4.")] = False,
     window: options.WindowOption = None,
     stride: options.StrideOption = None,
@@ -45,6 +47,15 @@ def predict(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take so many images at most, the first ones.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Leave images as they are whose files are there.")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS|local",
+            help="Predict on a Ray cluster. Images and --output may lie in object stores (s3://…); an --output that "
+            "ends in .parquet is a folder of tables.",
+        ),
+    ] = None,
     as_json: options.JsonOption = False,
     batch_size: options.BatchOption = 1,
     device: options.DeviceOption = None,
@@ -54,45 +65,136 @@ def predict(
     """Save a mask of class ids for each image: a palette PNG in the labels' colours, at the image's own size.
 
     Of a georeferenced TIFF, the mask is a TIFF in the same place. Of a video, there is a folder of masks.
+    Processes that accelerate launch or torchrun starts divide the images; the one that ends last prints the result.
     """
     from segtune.imageio.incoming import as_files, is_incoming
     from segtune.inference import outputs
 
-    check_before_torch(checkpoint=checkpoint if engine == "torch" else None)
+    check_before_torch(checkpoint=checkpoint)
     wanted = outputs.Wanted(overlay, confidence, polygons, simplify, min_region)
+    if ray is not None:
+        if engine != "torch" or frames:
+            raise UsageError("--engine and --frames do not go with --ray, whose workers run PyTorch on whole pictures")
+        protocol_options = (window, _stride(window, stride, overlap), tta)
+        _predict_on_ray(
+            ray, checkpoint, images, output, wanted, limit, protocol_options, overwrite, resume, as_json, batch_size,
+            device, precision,
+        )  # fmt: skip
+        return
+    folder = _local_folder(output, images)
     found = outputs.find_images(images)[:limit]
+    in_shares = resume or os.environ.get("WORLD_SIZE", "1") != "1"
+    if in_shares:
+        _refuse_in_shares(found, overwrite)
     from segtune.imageio.raster import any_size
     from segtune.inference.open_network import open_network, precision_of
+    from segtune.inference.parallel.predict_share import predict_share
+    from segtune.inference.parallel.processes import Processes
     from segtune.inference.predict_files import predict_files
     from segtune.inference.processor import load_processor
     from segtune.inference.protocol import InferenceProtocol
     from segtune.inference.segmenter import Segmenter
     from segtune.labels.label_map import LabelMap
 
+    processes, before = Processes.launched(), 0
     with any_size(), as_files(found) as files:
         paths, parts = outputs.with_frames(files, frames)
         fetched = {path for path, name in files.items() if is_incoming(name)}
-        targets = outputs.plan_targets(paths, output, wanted, overwrite, fetched, parts)
+        targets = outputs.plan_targets(paths, folder, wanted, overwrite or in_shares, fetched, parts)
         hide_bars_of_libraries()
-        model = open_network(checkpoint, device, engine, precision)
+        model = open_network(checkpoint, processes.device(device), engine, precision)
         processor = load_processor(model)
         protocol = InferenceProtocol.choose(processor, window, _stride(window, stride, overlap), tta)
         computed = precision_of(model, precision)
         segmenter = Segmenter(model, processor, protocol, batch_size, precision=precision)
-        masks = predict_files(segmenter, LabelMap.from_config(model.config), paths, targets, output, wanted)
+        job = (segmenter, LabelMap.from_config(model.config), paths, targets, folder, wanted)
+        if in_shares:
+            predicted = predict_share(*job, processes, resume=resume)
+            if predicted is None:
+                return
+            masks, before = predicted
+        else:
+            masks = predict_files(*job)
     if as_json:
         result = {
-            "output": str(output),
+            "output": str(folder),
             "masks": masks,
             "precision": computed,
             "engine": engine,
             "images": _written([files[path] for path in paths], targets),
         }
-        say(json.dumps(result | ({"polygons": str(output / outputs.COCO_FILE)} if polygons == "coco" else {})))
+        say(json.dumps(result | ({"polygons": str(folder / outputs.COCO_FILE)} if polygons == "coco" else {})))
     else:
         by = "" if engine == "torch" else f" by {engine}"
         how = f", computed{by} in {computed}" if by or computed != "fp32" else ""
-        say(f"{masks} mask{'s' if masks > 1 else ''} in {output}{how}")
+        there = f"; {before} of {len(targets)} images were done before" if resume and processes.count == 1 else ""
+        say(f"{masks} mask{'s' if masks > 1 else ''} in {folder}{how}{there}")
+
+
+def _local_folder(output: str, images: Sequence[str]) -> Path:
+    from segtune.imageio.object_store import is_stored
+
+    if stored := next(filter(is_stored, [*images, output]), None):
+        raise UsageError(f"{stored} is in an object store: --ray local reads and writes these, on this machine")
+    if Path(output).is_file():
+        raise UsageError(f"--output {output} is a file: name a folder")
+    return Path(output)
+
+
+def _predict_on_ray(
+    address: str,
+    checkpoint: str,
+    images: Sequence[str],
+    output: str,
+    wanted: Wanted,
+    limit: int | None,
+    protocol_options: tuple[int | None, int | None, bool],
+    overwrite: bool,
+    resume: bool,
+    as_json: bool,
+    batch_size: int,
+    device: str | None,
+    precision: Precision,
+) -> None:
+    from segtune.imageio.object_store import is_stored
+    from segtune.inference.parallel import ray_data
+
+    place = output.rstrip("/") if is_stored(output) else str(_local_folder(output, []).absolute())
+    ray_data.check_job(place, wanted, overwrite)
+    found = ray_data.find_stored_images(images)[:limit]
+    import torch
+
+    from segtune.inference.device import choose_precision
+    from segtune.inference.processor import load_processor
+    from segtune.inference.protocol import InferenceProtocol
+    from segtune.inference.segmenter import Segmenter
+    from segtune.labels.label_map import LabelMap
+    from segtune.segformer.loading import load_model
+
+    hide_bars_of_libraries()
+    model = load_model(checkpoint)
+    processor = load_processor(model)
+    protocol = InferenceProtocol.choose(processor, *protocol_options)
+    if device == "cpu":
+        precision = choose_precision(precision, torch.device("cpu"))
+    job = ray_data.Job(protocol, batch_size, precision, device, wanted, place)
+    segmenter = Segmenter(model, processor, protocol, batch_size, precision=precision)
+    label_map = LabelMap.from_config(model.config)
+    masks, before = ray_data.predict_on_ray(address, segmenter, label_map, found, job, resume=resume)
+    if as_json:
+        rows = [{"image": image, "mask": mask} for image, mask in zip(found, masks, strict=True)]
+        say(json.dumps({"output": output, "masks": len(masks), "precision": precision, "images": rows}))
+    else:
+        there = f"; {before} of {len(found)} images were done before" if resume else ""
+        say(f"{len(masks)} mask{'s' if len(masks) > 1 else ''} in {output}{there}")
+
+
+def _refuse_in_shares(images: Sequence[Path | str], overwrite: bool) -> None:
+    """Refuse what has no meaning where images are left out that are done, or are divided among processes."""
+    if overwrite:
+        raise UsageError("--overwrite replaces what --resume and several processes go on from: remove the folder first")
+    if incoming := [image for image in images if isinstance(image, str)]:
+        raise UsageError(f"{incoming[0]}: --resume and several processes take files; save it to one first")
 
 
 def _written(names: Sequence[str], targets: Sequence[Targets]) -> list[dict[str, Any]]:

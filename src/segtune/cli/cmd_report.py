@@ -35,7 +35,7 @@ def report(
     """
     from segtune.training.config import RECIPE_FILE
 
-    if engine == "torch" and not (Path(source) / RECIPE_FILE).is_file():
+    if not (Path(source) / RECIPE_FILE).is_file():
         _refuse_run_without_recipe(Path(source))
         check_before_torch(checkpoint=source)
     from segtune.data.checks import check_masks

@@ -39,6 +39,7 @@ from segtune.cli import (
 from segtune.cli.common import QuietOption, VerboseOption, add_command, is_main_process, resumed, set_volume
 from segtune.errors import SegtuneError, causes, printable
 from segtune.files import is_full_disk
+from segtune.imageio.object_store import fault_of_store
 from segtune.training import interrupts
 
 
@@ -79,6 +80,8 @@ def _run(words: list[str]) -> None:
             _fail(str(error), error.exit_code)
         if is_full_disk(error):
             _fail(f"the disk is full: {_full_places(error)}. Make room, then give the same command again", 1)
+        if fault := fault_of_store(error):
+            _fail(f"{fault}. Then give the same command again", 1)
         if any(isinstance(link, MemoryError) for link in causes(error)):
             _fail(
                 f"there is not enough memory ({error}): images of a huge size take it (predict: --window), a large "
@@ -128,10 +131,17 @@ def _tell_stop(reason: str, words: Sequence[str]) -> None:
     # A run is gone on with, unless the command says itself what becomes of the one that is there.
     says_how = any(word.startswith(("training.resume=", "training.overwrite=")) for word in words)
     begins = words[:1] == ["train"] and not says_how
+    went_on = [*words, "--resume"] if _leaves_masks(words) else words
     with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
         if is_main_process():
             typer.echo(f"stopped: {reason}", err=True)
-            typer.echo(f"next: {shlex.join(['segtune', *(resumed(words) if begins else words)])}", err=True)
+            typer.echo(f"next: {shlex.join(['segtune', *(resumed(words) if begins else went_on)])}", err=True)
+
+
+def _leaves_masks(words: Sequence[str]) -> bool:
+    """Whether a command was stopped among files, and the same command would be refused since some are there."""
+    is_said = {"--resume", "--overwrite", "-"}.intersection(words)
+    return words[:1] == ["predict"] and not is_said and not any("://" in word for word in words)
 
 
 def _leave_quickly(code: int) -> NoReturn:

@@ -12,6 +12,7 @@ from segtune.config import MayChangeOnResume, StrictModel, is_quick
 from segtune.data.annotations.shapes import OnTop
 from segtune.data.splits import SPLITS
 from segtune.errors import UsageError
+from segtune.imageio.object_store import is_stored
 
 Format = Literal[
     "auto", "folder", "voc", "roboflow", "manifest", "coco", "labelme", "yolo", "cvat", "label_studio", "via",
@@ -28,7 +29,7 @@ HUB, PACKAGED = "hub://", "segtune://"  # of a data set on the Hub, and of the o
 def refuse_missing(path: str | Path) -> None:
     """Raise UsageError where a data set is to be on this machine, and is not; that is told before torch is imported."""
     folder = Path(path).expanduser().absolute()
-    if str(path).startswith((HUB, PACKAGED)) or folder.exists():
+    if str(path).startswith((HUB, PACKAGED)) or is_stored(str(path)) or folder.exists():
         return
     hint = f" (a data set of the Hub is {HUB}{path})" if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) else ""
     raise UsageError(
@@ -40,8 +41,8 @@ class DatasetConfig(StrictModel):
     """The `dataset` section of a recipe; docs/data.md shows each format."""
 
     path: str = Field(
-        description="A folder or an annotation file; hub://user/name for a data set of the Hub; segtune://earth for "
-        "the one inside the package."
+        description="A folder or an annotation file; hub://user/name for a data set of the Hub; s3://bucket/folder or "
+        "hf://datasets/user/name/folder for parquet files there; segtune://earth for the one inside the package."
     )
     format: Format = Field(
         "auto",

@@ -36,6 +36,7 @@ from segtune.data.splits import SPLITS, draw_val, write_split_file
 from segtune.data.streaming import open_stream
 from segtune.data.tiles import choose_frames, tiled, without_tile
 from segtune.errors import DataError, UsageError
+from segtune.imageio.object_store import is_stored
 from segtune.imageio.read import read_mask
 from segtune.labels.label_map import LabelMap
 from segtune.labels.mask_values import count_values, show_value, show_values
@@ -116,6 +117,10 @@ def find_format(config: DatasetConfig) -> tuple[Path, str]:
     """
     if config.format == "hub" or (config.format == "auto" and is_hub(config.path)):
         return Path(config.path.removeprefix(HUB)), "hub"
+    if is_stored(config.path):
+        if config.format not in ("auto", "parquet"):
+            raise UsageError(f"dataset.format={config.format}: of {config.path}, parquet files alone are read")
+        return Path(config.path), "parquet"
     root = resolve_path(config.path)
     if config.format != "auto":
         return root, config.format
@@ -213,8 +218,8 @@ def find_label_map(config: DatasetConfig, index: DatasetIndex | None = None) -> 
     root, name = (index.root, index.format) if index else find_format(config)
     if index is None and (name not in PLAIN or "{class}" in (config.masks or "")):
         index = scan_dataset(config)
-    folder = root.parent if root.is_file() else root
-    label_map = label_map_of(config, folder, index.classes if index else None)
+    with hub_parquet.label_folder(root, config) as folder:
+        label_map = label_map_of(config, folder, index.classes if index else None)
     if label_map is None:
         index = index or scan_dataset(config)
         if not index.samples:
@@ -230,11 +235,11 @@ def _open_stream(config: DatasetConfig) -> tuple[DatasetDict, LabelMap]:
     index.format = name
     contain(index, config)
     index.raise_or_skip(config.on_error)
-    folder = root.parent if root.is_file() else root
-    label_map = label_map_of(config, folder, index.classes)
+    with hub_parquet.label_folder(root, config) as folder:
+        label_map = label_map_of(config, folder, index.classes)
     if label_map is None:
-        raise UsageError(f"{root} does not say which classes its masks hold: set dataset.labels")
-    logger.info("%s: train is streamed from %d shards", root, stream.num_shards)
+        raise UsageError(f"{config.path} does not say which classes its masks hold: set dataset.labels")
+    logger.info("%s: train is streamed from %d shards", config.path, stream.num_shards)
     return DatasetDict({"train": stream, **rows_of(index, config)}), label_map
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from segtune.engines import onnxruntime_engine, openvino_engine
 from segtune.engines.graph import Opened
 from segtune.engines.onnx_model import INPUT, OUTPUT, SMALLEST_SIDE, logits_model
 from segtune.errors import DataError, UsageError
-from segtune.segformer.checkpoint_files import CONFIG, check_config, read_json
+from segtune.segformer.checkpoint_files import CONFIG, check_config, has_weights, read_json
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.loading import load_model
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
@@ -39,12 +41,26 @@ class EngineNetwork(nn.Module):
         precision: see `Opened`.
     """
 
-    def __init__(self, config: SegformerConfig, name_or_path: str, engine: str, opened: Opened) -> None:
+    digest: Tensor
+
+    def __init__(
+        self, config: SegformerConfig, name_or_path: str, engine: str, opened: Opened, content: Iterable[bytes] = ()
+    ) -> None:
         super().__init__()
         self.config, self.name_or_path, self.engine = config, name_or_path, engine
         self.precision, self._opened = opened.precision, opened
         # says to callers where images go, and in which type
         self.place = nn.Parameter(torch.zeros(()), requires_grad=False)
+        # stands for the weights, where results of the same weights are told from those of others
+        digest = hashlib.sha256(b"".join(content)).digest()
+        self.register_buffer("digest", torch.tensor(list(digest), dtype=torch.uint8))
+
+    def _apply(self, *args: Any, **kwargs: Any) -> EngineNetwork:
+        """What `to(device)` and the like call."""
+        moved: EngineNetwork = super()._apply(*args, **kwargs)
+        if self.place.device.type != "cpu":
+            raise UsageError(f"device {self.place.device}: {self.engine} runs on the CPU here")
+        return moved
 
     @property
     def device(self) -> torch.device:
@@ -101,12 +117,15 @@ def open_engine(
     if path is None:
         model = source if isinstance(source, SegformerForSemanticSegmentation) else load_model(os.fspath(source))
         graph = logits_model(model).SerializeToString()
-        return EngineNetwork(model.config, model.name_or_path, engine, open_graph(graph, precision, threads))
+        opened = open_graph(graph, precision, threads)
+        content = (value.cpu().contiguous().view(-1).view(torch.uint8).numpy() for value in model.state_dict().values())
+        return EngineNetwork(model.config, model.name_or_path, engine, opened, map(bytes, content))
     folder = _folder_of(path)
     config = SegformerConfig.from_dict(read_json(folder / CONFIG))
     opened = open_graph(path, precision, threads)
     _check_shapes(path, opened, config)
-    return EngineNetwork(config, str(folder), engine, opened)
+    files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+    return EngineNetwork(config, str(folder), engine, opened, map(Path.read_bytes, files))
 
 
 def find_graph(source: str | os.PathLike[str], engine: str) -> Path | None:
@@ -133,7 +152,7 @@ def refuse_graph(source: str | os.PathLike[str]) -> None:
     for engine in ("onnxruntime", "openvino"):
         if path.is_file() and path.suffix in _SUFFIXES[engine]:
             raise UsageError(f"{path} is an exported graph: say --engine {engine}")
-        if path.is_dir() and find_graph(path, engine) and not any(path.glob("*.safetensors")):
+        if path.is_dir() and find_graph(path, engine) and not has_weights(path):
             raise UsageError(f"{path} holds an exported graph and no weights: say --engine {engine}")
 
 

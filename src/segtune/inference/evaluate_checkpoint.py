@@ -21,6 +21,8 @@ from segtune.inference.config import EvaluationConfig
 from segtune.inference.device import Precision
 from segtune.inference.evaluate import evaluate_model
 from segtune.inference.open_network import engine_of, open_network, precision_of
+from segtune.inference.parallel.count_blocks import SharedCount, count_blocks
+from segtune.inference.parallel.processes import weights_digest
 from segtune.inference.processor import load_processor, processor_from_transforms
 from segtune.inference.protocol import InferenceProtocol
 from segtune.labels.label_map import LabelMap
@@ -149,6 +151,55 @@ def evaluate_checkpoint(
         UsageError: no such checkpoint, data set, split or device; the labels of both differ; no such window or groups.
         DataError: a file that cannot be read, or a mask that the label map does not fit; the message names the sample.
     """
+    found = evaluate_share(
+        checkpoint,
+        data,
+        None,
+        split=split,
+        window=window,
+        stride=stride,
+        tta=tta,
+        group_by=group_by,
+        boundary_width=boundary_width,
+        overlays=overlays,
+        limit_overlays=limit_overlays,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        engine=engine,
+        progress=progress,
+    )
+    assert found is not None  # one process counts all
+    return found
+
+
+def evaluate_share(
+    checkpoint: str | os.PathLike[str],
+    data: str | os.PathLike[str] | DataSettings,
+    shared: SharedCount | None,
+    *,
+    split: str,
+    window: int | None,
+    stride: int | None,
+    tta: bool,
+    group_by: str | None,
+    boundary_width: float | None,
+    overlays: str | os.PathLike[str] | None,
+    limit_overlays: int,
+    batch_size: int,
+    device: str | None,
+    precision: Precision,
+    engine: Engine = "torch",
+    progress: bool = True,
+) -> CheckpointEvaluation | None:
+    """As `evaluate_checkpoint`, in one of several processes, or from where an earlier command was stopped.
+
+    Args:
+        shared: where counts are kept until all are there; None counts all images in this process.
+
+    Returns:
+        None unless this process ended last: that one has the counts of all.
+    """
     how: dict[str, Any] = {"device": device, "engine": engine, "precision": precision}
     opened = open_checkpoint(checkpoint, data, split=split, group_by=group_by, **how)
     label_map = opened.label_map
@@ -157,26 +208,35 @@ def evaluate_checkpoint(
         pictures = Comparisons(Path(overlays), label_map, sample_ids(opened.rows), limit_overlays, overview=True)
     protocol = InferenceProtocol.choose(opened.processor, window, stride, tta)
     computed = precision_of(opened.model, precision)
-    evaluation = Evaluation(label_map.names, label_map.ignore_index, detailed=True, boundary_width=boundary_width)
-    evaluate_model(
-        opened.model,
-        opened.rows,
-        label_map,
-        opened.processor,
-        evaluation=evaluation,
-        protocol=protocol,
-        batch_size=batch_size,
-        precision=precision,
-        progress=progress,
-        on_image=pictures.save if pictures else None,
-    )
+    named = {"checkpoint": opened.name, "split": split, "protocol": str(protocol), "precision": computed}
+    named["engine"] = engine_of(opened.model)
+    make = partial(Evaluation, label_map.names, label_map.ignore_index, detailed=True, boundary_width=boundary_width)
+    options: dict[str, Any] = {"model": opened.model, "label_map": label_map, "processor": opened.processor}
+    options |= {"protocol": protocol, "batch_size": batch_size, "precision": precision, "progress": progress}
+    on_image = pictures.save if pictures else None
+    about = named | {"calibration_temperature": opened.model.config.calibration_temperature}
+    about |= {"weights": weights_digest(opened.model)}
+    evaluation: Evaluation | None
+    if shared is None:
+        evaluation = evaluate_model(dataset=opened.rows, evaluation=make(), on_image=on_image, **options)
+    elif evaluation := shared.earlier(about, make().boundary_width, sample_ids(opened.rows)):
+        if shared.processes.index:
+            return None  # one is enough to say what is there
+    else:
+        settings = {name: value for name, value in about.items() if name != "checkpoint"}
+        settings |= {"boundary width": make().boundary_width}
+        evaluation = count_blocks(opened.rows, make, shared, settings, on_image, confidence=True, **options)
+    if evaluation is None:
+        return None
     if pictures:
+        if absent := pictures.absent():  # other processes drew them
+            positions = [number for number, i in enumerate(sample_ids(opened.rows)) if i in absent]
+            evaluate_model(dataset=opened.rows, on_image=on_image, indices=positions, **options)
         pictures.save_overview()
-    about = {"checkpoint": opened.name, "split": split, "protocol": str(protocol), "precision": computed}
-    about["engine"] = engine_of(opened.model)
-    evaluation.about = about | {"calibration_temperature": opened.model.config.calibration_temperature}
+    evaluation.counts.sort()
+    evaluation.about = about
     intervals = uncertainty.intervals(evaluation, group_by=group_by)
-    return CheckpointEvaluation(**about, evaluation=evaluation, scores=evaluation.scores(), intervals=intervals)
+    return CheckpointEvaluation(**named, evaluation=evaluation, scores=evaluation.scores(), intervals=intervals)
 
 
 def open_checkpoint(

@@ -155,12 +155,17 @@ def plan_targets(
     folders = {path.parent.resolve() for path in absolute}
     if clash := next((path for path in written if path.parent.resolve() in folders), None):
         raise UsageError(f"--output {output}: {clash} would lie among the input images; name another folder")
-    existing = [path for path in written if path.exists()]
-    if existing and not overwrite:
-        raise UsageError(
-            f"{listed(existing, 1)} exist{'s' * (len(existing) == 1)} already; name another folder, or say --overwrite"
-        )
+    if not overwrite:
+        refuse_existing(written, "--overwrite")
     return targets
+
+
+def refuse_existing(paths: Iterable[Path], option: str) -> None:
+    """Raise UsageError where one of these files is there; `option` is what lets the command go on."""
+    if existing := [path for path in paths if path.exists()]:
+        raise UsageError(
+            f"{listed(existing, 1)} exist{'s' * (len(existing) == 1)} already; name another folder, or say {option}"
+        )
 
 
 def _targets(source: Path, name: Path, base: Path, wanted: Wanted, frame: Frame | None) -> Targets:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple
@@ -112,27 +112,40 @@ class CocoFile:
         self.file.write(f'{{"info": {{}}, "licenses": [], "categories": {json.dumps(categories)}, "annotations": [')
 
     def add(self, name: str, size: tuple[int, int], regions: Sequence[Region]) -> None:
-        """An image of `size` (height, width) with an annotation for each region.
+        """An image of `size` (height, width) with an annotation for each region."""
+        self.add_piece({"file_name": name, **coco_piece(size, regions)})
 
-        A region with holes becomes an uncompressed run-length encoding, since COCO's polygons know no holes.
-        """
-        self.images.append({"id": len(self.images) + 1, "file_name": name, "height": size[0], "width": size[1]})
-        for label, polygon in regions:
-            left, top, right, bottom = polygon.bounds
-            annotation = {
-                "id": self.annotations + 1,
-                "image_id": len(self.images),
+    def add_piece(self, piece: Mapping[str, Any]) -> None:
+        """An image as `coco_piece` describes it, with its `file_name`."""
+        image = {"id": len(self.images) + 1, "file_name": piece["file_name"]}
+        self.images.append(image | {"height": piece["height"], "width": piece["width"]})
+        for annotation in piece["annotations"]:
+            numbered = {"id": self.annotations + 1, "image_id": image["id"], **annotation}
+            self.file.write(("," if self.annotations else "") + "\n" + json.dumps(numbered))
+            self.annotations += 1
+
+    def close(self) -> None:
+        self.file.write(f'\n], "images": {json.dumps(self.images)}}}\n')
+
+
+def coco_piece(size: tuple[int, int], regions: Sequence[Region]) -> dict[str, Any]:
+    """Of one image of `size`, (height, width): "height", "width" and "annotations" without numbers; JSON-able.
+
+    A region with holes becomes an uncompressed run-length encoding, since COCO's polygons know no holes.
+    """
+    annotations = []
+    for label, polygon in regions:
+        left, top, right, bottom = polygon.bounds
+        annotations.append(
+            {
                 "category_id": label + 1,
                 "segmentation": _runs(polygon, size) if polygon.interiors else [_flat(polygon.exterior)],
                 "area": polygon.area,
                 "bbox": [left, top, right - left, bottom - top],
                 "iscrowd": 0,
             }
-            self.file.write(("," if self.annotations else "") + "\n" + json.dumps(annotation))
-            self.annotations += 1
-
-    def close(self) -> None:
-        self.file.write(f'\n], "images": {json.dumps(self.images)}}}\n')
+        )
+    return {"height": size[0], "width": size[1], "annotations": annotations}
 
 
 @contextmanager

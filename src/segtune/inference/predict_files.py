@@ -36,11 +36,18 @@ def predict_files(
     targets: Sequence[Targets],
     output: Path,
     wanted: Wanted,
+    *,
+    in_parts: bool = False,
+    progress: bool = True,
 ) -> int:
     """Segment images and videos and write what is wanted to `targets` (see `plan_targets`), each file all or nothing.
 
     The next image is read while one is segmented. Memory does not depend on the number of images; nor, with windows, on
     the height of those that are read by rows, unless polygons are wanted: they need the whole mask, a byte a pixel.
+
+    Args:
+        in_parts: the images are some of many: COCO's polygons of each are written to its target, to be joined later.
+        progress: show a bar on stderr.
 
     Returns:
         The number of masks written, those of a video's frames counted.
@@ -49,8 +56,9 @@ def predict_files(
         DataError: an input cannot be read; what was written before stays.
     """
     jobs = list(zip(sources, targets, strict=True))
-    coco = polygons.coco_file(output / COCO_FILE, label_map) if wanted.polygons == "coco" else nullcontext()
-    bar = progress_bar(total=len(jobs), desc="predict", hidden=len(jobs) < 2)
+    is_joined = wanted.polygons == "coco" and not in_parts
+    coco = polygons.coco_file(output / COCO_FILE, label_map) if is_joined else nullcontext()
+    bar = progress_bar(total=len(jobs), desc="predict", hidden=len(jobs) < 2 or not progress)
     with eval_mode(segmenter.model), bar, coco as collection:
         writer = _OutputWriter(label_map, wanted, collection)
         opened = read_ahead(_opened((job for job in jobs if not is_video(job[0])), segmenter))
@@ -119,6 +127,8 @@ class _OutputWriter:
             return
         if wanted.polygons == "geojson":
             content = polygons.geojson(regions, self.label_map, georeference)
+        elif wanted.polygons == "coco":
+            content = {"file_name": target.name, **polygons.coco_piece((height, width), regions)}
         else:
             image = os.path.relpath(source, target.polygons.parent)
             content = polygons.labelme(regions, self.label_map, (height, width), image)

@@ -80,6 +80,11 @@ def check_config(path: Path) -> None:
         raise DataError(f"{path}: {error}") from error
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds a file of weights, whole or not."""
+    return any(next(folder.glob(pattern), None) is not None for pattern in _WEIGHTS)
+
+
 def check_weights(folder: Path) -> None:
     """Read the headers of the weights in a folder.
 

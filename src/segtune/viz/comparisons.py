@@ -91,6 +91,10 @@ class Comparisons:
         """Ids and files of the pictures in `folder`; in a distributed run, of those on this machine's disk."""
         return ((sample_id, path) for sample_id in self.ids if (path := self._path(sample_id)).is_file())
 
+    def absent(self) -> set[str]:
+        """Of the samples that the overview shows, those that were not given to `save`."""
+        return set(self._shown) - self._cells.keys()
+
     def save_overview(self) -> None:
         """Put up to six of the comparisons on one sheet, `overview.jpg`: names, scores of the images, one legend."""
         cells = [self._cells[sample_id] for sample_id in self._shown]

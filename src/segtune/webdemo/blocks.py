@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from segtune.errors import SegtuneError, UsageError, causes
+from segtune.inference.open_network import engine_of, precision_of
 from segtune.inference.outputs import Wanted
 from segtune.inference.polygons import PolygonFormat
 from segtune.inference.segmenter import Segmenter
@@ -113,7 +114,7 @@ def build(demo: Demo) -> Any:
             run_all = gr.Button("Segment all", variant="primary")
             archive = gr.File(label="Masks, overlays and confidences as a zip", interactive=False)
         outputs = [slider, classes, legend, certainty, files, kept]
-        run.click(handlers.one(), [picture, polygons], outputs, **model, **hidden)
+        run.click(handlers.one(), [picture, polygons], outputs, show_progress_on=slider, **model, **hidden)
         classes.input(handlers.redraw, [classes, kept], [slider], show_progress="hidden", **hidden)
         run_all.click(handlers.many(), [pictures, several_polygons], [archive], **model, **hidden)
         with gr.Row(visible=False):  # of programs; what has no button has no endpoint
@@ -126,7 +127,8 @@ def build(demo: Demo) -> Any:
 
 def looks(gr: Any) -> dict[str, Any]:
     """Theme and styles, with fonts of the system: Gradio's own themes ask a host for theirs."""
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    names = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
+    fonts = {kind: [gr.themes.utils.fonts.Font(name) for name in known] for kind, known in names.items()}
     return {"theme": gr.themes.Default(**fonts), "css": STYLES.read_text(encoding="utf-8")}
 
 
@@ -156,13 +158,14 @@ class Handlers:
     def head(self) -> str:
         """What the page says of the model and of itself."""
         segmenter = self.demo.segmenter
-        device = next(segmenter.model.parameters()).device
+        model, window = segmenter.model, segmenter.protocol.window
+        where = f"on {next(model.parameters()).device} in {precision_of(model, segmenter.precision)}"
         return render(
             "webdemo/templates/head.html",
             name=self.demo.name,
             labels=self.demo.label_map.num_labels,
-            seen="windows of " + str(segmenter.protocol.window) if segmenter.protocol.window else "pictures seen whole",
-            device=str(device),
+            seen=f"windows of {window}" if window else "pictures seen whole",
+            where=where if engine_of(model) == "torch" else f"{where} by {engine_of(model)}",
             limits=self.demo.limits,
         )
 

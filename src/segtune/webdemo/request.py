@@ -17,7 +17,7 @@ from PIL import Image
 
 from segtune.errors import DataError
 from segtune.imageio.raster import Raster, shown
-from segtune.imageio.read import SUFFIXES, read_file, read_header
+from segtune.imageio.read import ARRAYS, PICTURES, TIFFS, read_file, read_header
 from segtune.inference.outputs import COCO_FILE, Wanted, plan_targets
 from segtune.inference.predict_files import predict_files
 from segtune.inference.protocol import InferenceProtocol
@@ -54,7 +54,7 @@ class Limits:
         Raises:
             DataError: it is too large, or no picture.
         """
-        if path.suffix.lower() not in SUFFIXES:
+        if path.suffix.lower() not in PICTURES | TIFFS | ARRAYS:
             raise DataError(f"{path.name}: the name has no ending of a picture, such as .png or .jpg")
         size = path.stat().st_size / 2**20
         if size > self.megabytes:

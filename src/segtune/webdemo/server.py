@@ -15,13 +15,14 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+from segtune.engines.engine_network import Engine
 from segtune.errors import SegtuneError, UsageError
-from segtune.inference.device import Precision, choose_precision, to_device
+from segtune.inference.device import Precision
+from segtune.inference.open_network import open_network, precision_of
 from segtune.inference.processor import load_processor
 from segtune.inference.protocol import InferenceProtocol
 from segtune.inference.segmenter import Segmenter
 from segtune.labels.label_map import LabelMap
-from segtune.segformer.loading import load_model
 from segtune.training.run_folder import BEST, FINAL
 from segtune.webdemo.blocks import KEPT, Demo, build, import_gradio, looks
 from segtune.webdemo.demo_examples import find_examples
@@ -47,6 +48,7 @@ def demo(
     batch_size: int = 1,
     device: str | None = None,
     precision: Precision = "auto",
+    engine: Engine = "torch",
     examples: Sequence[str | os.PathLike[str]] | None = None,
     limits: Limits | None = None,
 ) -> DemoServer:
@@ -56,8 +58,8 @@ def demo(
         checkpoint: a folder such as `runs/demo/best`, or a Hub id.
         host: the address that is listened to; "0.0.0.0" is every network of this machine, for anybody in them.
         port: default is the first free one from 7860; 0 is any free one.
-        window, stride, tta, batch_size, device, precision: see `predict`. Where neither a window is given nor the
-            checkpoint has one, pictures of more than 2048² pixels are cut into windows of 1024.
+        window, stride, tta, batch_size, device, precision, engine: see `predict`. Where there is no window, neither
+            given nor in the checkpoint, pictures of more than 2048² pixels are cut into windows of 1024.
         examples: pictures to try; default are those of the run that the checkpoint lies in.
         limits: of a request, see `Limits`.
 
@@ -72,10 +74,10 @@ def demo(
         listening = failed.enter_context(closing(listen(host, port)))
         folder = Path(tempfile.mkdtemp(prefix="segtune-demo-")).resolve()
         failed.callback(shutil.rmtree, folder, ignore_errors=True)
-        model = to_device(load_model(os.fspath(checkpoint)), device, "device").eval()
+        model = open_network(checkpoint, device, engine, precision).eval()
+        precision_of(model, precision)  # refuses what the device cannot compute in
         processor = load_processor(model)
         protocol = InferenceProtocol.choose(processor, window, stride, tta)
-        precision = choose_precision(precision, model.device, "precision")
         segmenter = Segmenter(model, processor, protocol, batch_size, precision=precision)
         pictures = find_examples(Path(checkpoint), examples, folder / EXAMPLES)
         label_map, asked = LabelMap.from_config(model.config), limits or Limits()
@@ -211,7 +213,7 @@ def _application(blocks: Any, largest: int) -> Any:
     parent = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     blocks.has_launched = True  # without it, Gradio does not check which files a call names
     return gradio.mount_gradio_app(
-        parent, blocks, path="/", **{name: value for name, value in options.items() if name in known}
+        parent, blocks, path="", **{name: value for name, value in options.items() if name in known}
     )
 
 

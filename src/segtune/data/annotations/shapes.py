@@ -158,10 +158,10 @@ def _cover(shape: Shape, size: tuple[int, int], window: Window | None = None) ->
     coco = _import_pycocotools()
     if "polygons" in shape:
         outlines = checked_outlines(shape["polygons"], size)
-        part = (window.height, window.width) if window else size
+        drawn = (window.height, window.width) if window else size
         if window and window != Window(0, 0, *size):
             outlines = [_seen_from(outline, window) for outline in outlines]
-        cover = coco.merge(coco.frPyObjects(outlines, *part)) if outlines else _encode(np.zeros(part, dtype=bool))
+        cover = coco.merge(coco.frPyObjects(outlines, *drawn)) if outlines else _encode(np.zeros(drawn, dtype=bool))
         return _without(cover, _cover({"polygons": shape["holes"]}, size, window)) if shape.get("holes") else cover
     if "rle" in shape:
         rle = checked_rle(shape["rle"], size)
@@ -177,8 +177,8 @@ def _cover(shape: Shape, size: tuple[int, int], window: Window | None = None) ->
     if shape.get("whole") and part.shape != tuple(size):
         raise DataError(f"a bitmap of {part.shape} (height, width) for a picture of {tuple(size)}")
     whole = np.zeros(size, dtype=bool)
-    window = whole[max(top, 0) : max(top + part.shape[0], 0), max(left, 0) : max(left + part.shape[1], 0)]
-    window[:] = part[max(-top, 0) :, max(-left, 0) :][: window.shape[0], : window.shape[1]]
+    place = whole[max(top, 0) : max(top + part.shape[0], 0), max(left, 0) : max(left + part.shape[1], 0)]
+    place[:] = part[max(-top, 0) :, max(-left, 0) :][: place.shape[0], : place.shape[1]]
     return _encode(whole)
 
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import datasets
 from datasets import Dataset, DatasetDict, Features, Image
 
+from segtune.data.class_names import LABEL_FILES
 from segtune.data.config import DatasetConfig
 from segtune.data.containment import contain_cells, contained_stream
 from segtune.data.formats.table import ID_COLUMNS, IMAGE_COLUMNS, MASK_COLUMNS, scan_rows
 from segtune.data.index import DatasetIndex, Sample
 from segtune.data.lazy_rows import undecoded
 from segtune.data.splits import split_in, split_names, split_of
-from segtune.errors import DataError, UsageError
+from segtune.errors import DataError, SegtuneError, UsageError
 from segtune.hub_errors import offline_if_out_of_reach, patiently
+from segtune.imageio.object_store import fetch_stored, is_stored, list_stored, naming_store_faults
 from segtune.imageio.walk import walk_files
 
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
@@ -63,9 +66,13 @@ def load_uncounted(*args: Any, **options: Any) -> Any:
 
 @contextmanager
 def _saying(repository: str, config: DatasetConfig) -> Iterator[None]:
+    if is_stored(config.path):
+        with naming_store_faults(config.path):
+            yield
+        return
     try:
         yield
-    except DataError:
+    except SegtuneError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -89,13 +96,37 @@ def parquet_files(root: Path, config: DatasetConfig) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     names = split_names(config.splits)
-    for path in [root] if root.is_file() else sorted(walk_files(root, ".parquet")):
-        split = split_in(path.stem, names) or split_of(path.parent.name, names)
+    if is_stored(config.path):
+        listed = list_stored(config.path, lambda name: name.endswith(".parquet"), deep=True)
+    else:
+        listed = [str(root)] if root.is_file() else sorted(map(str, walk_files(root, ".parquet")))
+    for path in listed:
+        place = PurePath(path)
+        split = split_in(place.stem, names) or split_of(place.parent.name, names)
         if split or not config.splits:
-            found.setdefault(split or "train", []).append(str(path))
+            found.setdefault(split or "train", []).append(path)
     if not found:
-        raise UsageError(f"{root}: no .parquet files of a split in it")
+        raise UsageError(f"{place_of(root, config)}: no .parquet files of a split in it")
     return found
+
+
+def place_of(root: Path, config: DatasetConfig) -> str:
+    """The data set's folder, its name on the Hub or its address in an object store."""
+    return config.path if is_stored(config.path) else root.as_posix()
+
+
+@contextmanager
+def label_folder(root: Path, config: DatasetConfig) -> Iterator[Path]:
+    """The folder in which a data set's label file lies; of one in an object store, with a copy of that file."""
+    if not is_stored(config.path):
+        yield root.parent if root.is_file() else root
+        return
+    with tempfile.TemporaryDirectory(prefix="segtune-") as folder:
+        files = [] if config.labels else list_stored(config.path, LABEL_FILES.__contains__)
+        for file in files:
+            if not file.endswith(".parquet"):
+                fetch_stored(file, Path(folder) / PurePath(file).name)
+        yield Path(folder)
 
 
 def open_streams(
@@ -120,11 +151,12 @@ def open_streams(
     streams = {}
     for split in wanted:
         if split in sources:
-            with _saying(root.as_posix(), config):
+            place = place_of(root, config)
+            with _saying(place, config):
                 stream = load_uncounted(**sources[split], streaming=True)
-            columns = with_columns(stream, *find_columns(stream.features, config, str(root)))
+            columns = with_columns(stream, *find_columns(stream.features, config, place))
             # Rows come undecoded: their cells are looked at, and a map's rows are not decoded after it.
-            streams[split] = contained_stream(undecoded(columns), root.as_posix(), config)
+            streams[split] = contained_stream(undecoded(columns), place, config)
     return streams
 
 
@@ -134,7 +166,8 @@ def scan_held_out(root: Path, name: str, config: DatasetConfig) -> DatasetIndex:
         files = {split: found for split, found in parquet_files(root, config).items() if split != "train"}
         if not files:
             return DatasetIndex(root, tables={})
-        held = load_uncounted("parquet", data_files=files)
+        with _saying(place_of(root, config), config):
+            held = load_uncounted("parquet", data_files=files)
         return scan_tables(root, _as_dict(held), None, config.model_copy(update={"splits": None}))
     streams = open_streams(root, name, config, ("val", "test"))
     held = {
@@ -154,9 +187,11 @@ def _rows(stream: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
 
 def scan_parquet(root: Path, config: DatasetConfig) -> DatasetIndex:
     """The rows of parquet files, which hold the pictures, or the paths of files relative to the folder."""
-    tables = load_uncounted("parquet", data_files=parquet_files(root, config))
-    image, _ = find_columns(next(iter(tables.values())).features, config, str(root))
-    if any(getattr(table.features[image], "dtype", "") != "string" for table in tables.values()):
+    with _saying(place_of(root, config), config):
+        tables = load_uncounted("parquet", data_files=parquet_files(root, config))
+    image, _ = find_columns(next(iter(tables.values())).features, config, place_of(root, config))
+    in_store = is_stored(config.path)  # where cells hold pictures, never the paths of files
+    if in_store or any(getattr(table.features[image], "dtype", "") != "string" for table in tables.values()):
         return scan_tables(root, _as_dict(tables), None, config.model_copy(update={"splits": None}))
     folder = root.parent if root.is_file() else root
     return scan_rows(folder, ((split, folder, row) for split, table in tables.items() for row in table), config)
@@ -173,8 +208,9 @@ def scan_tables(
         UsageError: the columns cannot be told.
     """
     features = next(iter(tables.values())).features
-    image, mask = find_columns(features, config, str(root))
-    logger.info("%s: images in the column %r, masks in %r", root, image, mask)
+    place = place_of(root, config)
+    image, mask = find_columns(features, config, place)
+    logger.info("%s: images in the column %r, masks in %r", place, image, mask)
     index = DatasetIndex(root, classes=classes or _class_labels(features[mask]), tables={})
     names = split_names(config.splits)
     for name, table in tables.items():
@@ -185,7 +221,7 @@ def scan_tables(
         ids = _ids(table)
         assert index.tables is not None
         index.tables[name] = with_columns(table, image, mask, ids)
-        contain_cells(index.tables[name], root.as_posix(), config)
+        contain_cells(index.tables[name], place, config)
         index.samples += [Sample(i, split, Path(name), Path(name), image_part=str(row)) for row, i in enumerate(ids)]
     return index
 
