@@ -53,8 +53,9 @@ def test_evaluate_prints_one_json_object(segtune_command: Any, run_folder: Path,
     assert code == 0
     assert f"overlays: {tmp_path / 'o'}" in err
     result = json.loads(out)
-    assert list(result)[:7] == ["checkpoint", "recipe", "split", "protocol", "precision", "num_images", "mean_iou"]
-    assert result["precision"] == "fp32"
+    about = ["checkpoint", "recipe", "split", "protocol", "precision", "engine"]
+    assert list(result)[:8] == [*about, "num_images", "mean_iou"]
+    assert (result["precision"], result["engine"]) == ("fp32", "torch")
     assert {"kappa", "mean_image_iou", "mean_boundary_iou", "mean_iou_small", "calibration"} < set(result)
     assert (result["recipe"], result["split"], result["num_images"]) == ("demo", "val", 39)
     assert list(result["per_class"]) == ["ocean", "humid", "arid", "polar"]

@@ -132,6 +132,7 @@ def test_an_image_from_standard_input_and_a_list_of_what_was_written(
         "output": str(out),
         "masks": 2,
         "precision": "fp32",
+        "engine": "torch",
         "images": [
             {"image": name, "mask": f"{out / stem}.png", "overlay": f"{out / stem}_overlay.png"}
             for name, stem in (("-", "stdin"), (str(second), second.stem))
