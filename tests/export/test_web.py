@@ -234,9 +234,8 @@ def test_masks_of_the_browser(
     areas = {name.strip(): area.strip() for name, area in (row.split("\t") for row in rows)}
     assert areas.keys() == set(NAMES)  # a name that looks like markup is text
     shares = {NAMES[k]: 100 * (mask == k).mean() for k in range(5)}
-    assert all(
-        area == "–" or float(area[:-2]) == pytest.approx(shares[name], abs=0.051) for name, area in areas.items()
-    )
+    for name, area in areas.items():
+        assert area in ("–", "< 0.1 %") or float(area.removesuffix(" %")) == pytest.approx(shares[name], abs=0.051)
     assert any(address.endswith("/product.onnx") for address in page.asked)  # so the requests of workers are seen
 
 

@@ -231,7 +231,8 @@ function count() {
   const rows = [...$("legend").tBodies[0].rows];
   for (const row of rows) {
     const area = areas[row.dataset.id] / last.ids.length;
-    row.cells[1].textContent = area ? `${(100 * area).toFixed(1)} %` : "–";
+    const percent = area < 0.0005 ? "< 0.1" : (100 * area).toFixed(1);
+    row.cells[1].textContent = area ? `${percent} %` : "–";
     row.classList.toggle("absent", !area);
   }
   if (camera) return; // rows that change places with every frame cannot be read
