@@ -74,6 +74,7 @@ def refusal(page: Any) -> str:
     body.wait_for()
     text = body.inner_text().splitlines()[-1]
     page.get_by_test_id("toast-close").first.click()
+    body.wait_for(state="detached")
     return text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+import logging
 import os
 import shutil
 import socket
@@ -134,6 +135,7 @@ class DemoServer:
     def close(self) -> None:
         """End the server, and remove its pictures and masks."""
         self._closed.set()
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # pages that are still open are no error
         self._server.should_exit = True
         self._thread.join(10.0)
         self._socket.close()
