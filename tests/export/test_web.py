@@ -7,11 +7,12 @@ import contextlib
 import functools
 import hashlib
 import http.server
-import io
 import json
 import re
 import shutil
+import struct
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from segtune.export.checkpoint_export import Settings, export_checkpoint
 from segtune.export.sources import source_of_images
 from segtune.export.web import drawn, hardest
 from segtune.export.web_runtime import FILES, runtime_files
+from segtune.imageio.writers import SIGNATURE
 from segtune.inference.predict import predict
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from support.exports import network
@@ -264,11 +266,21 @@ def test_classes_opacity_and_errors(site: Path, checkpoint: Path, visit: Callabl
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.set_input_files("#file", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no picture"})
     page.locator("#error:text('notes.txt cannot be read')").wait_for()
-    buffer = io.BytesIO()
-    Image.new("1", (60_000, 60_000)).save(buffer, "png")
-    page.set_input_files("#file", {"name": "huge.png", "mimeType": "image/png", "buffer": buffer.getvalue()})
+    page.set_input_files("#file", {"name": "huge.png", "mimeType": "image/png", "buffer": black_png(60_000)})
     page.locator("#error:text('huge.png cannot be read')").wait_for()
     assert np.array_equal(segmented(page, path), mask)  # it goes on after a fault
+
+
+def black_png(side: int) -> bytes:
+    """A square of one bit a pixel, made row by row."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    packer = zlib.compressobj(1)
+    rows = b"".join(packer.compress(bytes(1 + -(-side // 8))) for _ in range(side)) + packer.flush()
+    header = struct.pack(">2I5B", side, side, 1, 0, 0, 0, 0)
+    return SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 CAMERA = """
