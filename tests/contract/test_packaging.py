@@ -149,6 +149,7 @@ def test_sdist_holds_tests_and_no_foreign_data(dist: Path) -> None:
     assert {name for name in pictures if not name.startswith(("src/segtune/data/earth/", "docs/notebooks/"))} == {
         "docs/demo.png",
         "docs/report.png",
+        "docs/web.png",
     }
     assert not [name for name in names if name.startswith((".venv", "runs", "dist", "shared"))]
     assert path.stat().st_size < 8e6

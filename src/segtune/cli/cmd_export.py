@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,7 +22,7 @@ LIMIT = 100  # images that an export is compared on
 
 def export(
     checkpoint: options.CheckpointArgument,
-    to: Annotated[Literal["onnx", "openvino", "torch", "coreml"], typer.Option(help="What is to run it.")],
+    to: Annotated[Literal["onnx", "openvino", "torch", "web", "coreml"], typer.Option(help="What is to run it.")],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -56,6 +57,13 @@ def export(
     agreement: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of pixels that must agree; fp32: 0.9995, else 0.99.")
     ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            metavar="bundled|URL|FILE",
+            help="Of a page (web): copied from the npm registry (bundled), at an address, or a package at hand.",
+        ),
+    ] = None,
     license: Annotated[str | None, typer.Option(help="Of the weights; by default what the run or a card says.")] = None,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -80,6 +88,10 @@ def export(
         raise UsageError(f"--int8 is for --to onnx and openvino, not {to}")
     if int8 and images is not None:
         raise UsageError("--int8 is calibrated on a training split, which --images has not: name the data with --data")
+    if to == "web" and confidence:
+        raise UsageError("--confidence is for other targets: the page of --to web shows masks")
+    if runtime is not None and to != "web":
+        raise UsageError(f"--runtime is for --to web, not {to}")
     source = _open(checkpoint, data or str(recipe), images, split, limit)
     from segtune.export.certificate import FULL, HALF, Thresholds
     from segtune.export.checkpoint_export import Settings, export_checkpoint
@@ -92,6 +104,7 @@ def export(
         thresholds=FULL if agreement is None else Thresholds(agreement, min(agreement, Thresholds.mean_iou)),
         half_thresholds=HALF if agreement is None else Thresholds(agreement, min(agreement, HALF.mean_iou)),
         license=license or _license(Path(checkpoint)),
+        runtime=runtime or "bundled",
     )
     hide_bars_of_libraries()
     found = export_checkpoint(source, to, folder, settings)
@@ -104,6 +117,8 @@ def export(
     for reason in found.get("verdict", {}).get("reasons", ()):
         say(reason)
     say(f"{folder}: certificate.json has all of it")
+    if to == "web":
+        say(f"next: python -m http.server --directory {shlex.quote(str(folder))}, then open http://localhost:8000")
 
 
 def _open(checkpoint: str, data: str, images: list[str] | None, split: str, limit: int) -> Source:

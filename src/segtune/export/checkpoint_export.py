@@ -39,6 +39,8 @@ from segtune.export.quantize import int8_layers, open_quantizer
 from segtune.export.sessions import Run, Runtime, computes_in_bf16, open_session
 from segtune.export.sources import Source
 from segtune.export.verdict import Candidate, verdict
+from segtune.export.web import refuse_other_pictures, write_page
+from segtune.export.web_runtime import BUNDLED, runtime_files
 from segtune.files import fingerprint, write_folder
 from segtune.inference.protocol import InferenceProtocol
 from segtune.inference.segmenter import Segmenter, eval_mode, form_of
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Target = Literal["onnx", "openvino", "torch", "coreml"]
+Target = Literal["onnx", "openvino", "torch", "web", "coreml"]
 
 PRODUCT, LOGITS, HALF_LOGITS = "product.onnx", "onnx/model.onnx", "onnx/model_fp16.onnx"
 INT8_LOGITS = "onnx/model_quantized.onnx"  # as optimum and transformers.js name it
@@ -72,6 +74,7 @@ class Settings:
         int8: also write it in 8-bit integers, and say whether that is worth it.
         thresholds, half_thresholds: the least agreement of files in float32, and in fewer bits.
         license: of the weights, for the metadata.
+        runtime: where a page in the browser finds ONNX Runtime Web, see `runtime_files`.
     """
 
     size: tuple[int, int] | None = None
@@ -81,6 +84,7 @@ class Settings:
     thresholds: Thresholds = FULL
     half_thresholds: Thresholds = HALF
     license: str = "not stated"
+    runtime: str = BUNDLED
 
 
 def export_checkpoint(source: Source, target: Target, output: Path, settings: Settings) -> dict[str, Any]:
@@ -173,8 +177,14 @@ class _Export:
         self.folder.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(self.folder)
         processor.save_pretrained(self.folder)
-        write = {"onnx": self._onnx, "openvino": self._openvino, "torch": self._torch, "coreml": self._coreml}[target]
-        write()
+        write = {
+            "onnx": self._onnx,
+            "openvino": self._openvino,
+            "torch": self._torch,
+            "web": self._web,
+            "coreml": self._coreml,
+        }
+        write[target]()
 
     def certificate(self, target: Target) -> dict[str, Any]:
         """JSON-able: what was compared with what, and for each file what was found."""
@@ -244,6 +254,32 @@ class _Export:
         targets.save_torch(self.source.model, self.folder / TORCH, self.network_size)
         program = torch.export.load(self.folder / TORCH).module()
         self._check(TORCH, "torch", "fp32", self._answer_of(program))
+
+    def _web(self) -> None:
+        processor, runtime = self.source.processor, self.settings.runtime
+        refuse_other_pictures(processor, self.source.model.config.num_channels)
+        bundled = runtime_files(runtime)
+        _, product = self._graphs()
+        targets.save_onnx(product, self.folder / PRODUCT)
+        self._check_product(PRODUCT, "onnxruntime", product)
+        found = self.files[-1]
+        about = {
+            "Checkpoint": self.facts["checkpoint"],
+            "SHA-256 of its weights": self.facts["sha256"],
+            "Licence of the weights": self.facts["license"],
+            "Agreement with the checkpoint": f"{found['agreement']:.6f} of the pixels of {found['images']} images",
+        }
+        write_page(
+            self.folder / PRODUCT,
+            self.facts["checkpoint"],
+            about,
+            self.label_map,
+            processor,
+            lambda image: self.segmenter(image).labels,
+            runtime=runtime,
+            bundled=bundled,
+            size=self.settings.size,
+        )
 
     def _coreml(self) -> None:
         targets.save_coreml(self.source.model, self.folder / COREML, self.network_size, self.facts)
