@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import PIPE
@@ -29,6 +31,19 @@ ROOT = Path(__file__).resolve().parents[1]
 # In CI a test fails where its data or a browser is missing, instead of being skipped; SEGTUNE_COMPLETE=0 says that the
 # runner has no such data, as those of a public forge do not.
 COMPLETE = os.environ.get("SEGTUNE_COMPLETE", "1" if os.environ.get("CI") == "true" else "0") == "1"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """No garbage is collected while modules are parsed: CPython 3.11 fails where that parses too (gh-106905)."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        with warnings.catch_warnings():  # what importing libraries left open is no fault of the first test
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from segtune.data.dataset import load_segmentation_dataset
 from segtune.data.samples import read_pair
 from segtune.errors import DataError, UsageError
 from segtune.imageio import geotiff
-from segtune.imageio.geotiff import GeoRaster, Georeference, TiffWriter
+from segtune.imageio.geotiff import GeoRaster, Georeference, TiffWriter, without_warnings
 from segtune.imageio.read import Window, read_file, read_header
 from segtune.labels.label_map import LabelMap
 
@@ -80,7 +80,7 @@ def test_written_rows_are_in_their_place(tmp_path: Path, shape: tuple[int, int])
     with closing(TiffWriter(tmp_path / "a.tif", shape, np.uint8, PLACE, colors, nodata=255)) as tiff:
         for top in range(0, shape[0], 256):
             tiff.write(ids[top : top + 256])
-    with rasterio.open(tmp_path / "a.tif") as file:
+    with without_warnings(rasterio.errors.NotGeoreferencedWarning), rasterio.open(tmp_path / "a.tif") as file:
         assert (file.crs, file.transform, file.nodata, file.count) == (PLACE.crs, PLACE.transform, 255, 1)
         assert np.array_equal(file.read(1), ids)
         assert [file.colormap(1)[i][:3] for i in range(3)] == colors
@@ -217,7 +217,7 @@ def test_a_file_that_names_another_file_is_not_followed(tmp_path: Path) -> None:
         f"<SourceFilename>{tmp_path / 'secret.png'}</SourceFilename><SourceBand>1</SourceBand>"
         "</SimpleSource></VRTRasterBand></VRTDataset>"
     )
-    with rasterio.open(tmp_path / "a.tif") as file:
+    with without_warnings(rasterio.errors.NotGeoreferencedWarning), rasterio.open(tmp_path / "a.tif") as file:
         assert np.array_equal(file.read(1), np.asarray(Image.open(tmp_path / "secret.png"))[:, :, 0])  # it would
     for read in (read_header, read_file):
         with pytest.raises(DataError, match=r"a\.tif"):

@@ -72,10 +72,12 @@ def export(
     Every file is compared with the checkpoint, pixel by pixel, on the validation split of its run or on what --data or
     --images names. Where one does not agree, nothing is written, and the exit code is 1.
     """
+    from segtune.training.config import RECIPE_FILE
+
     check_before_torch(checkpoint=checkpoint)
     sides = _sides(size)
     folder = _output(checkpoint, to, output)
-    recipe = Path(checkpoint).parent / "recipe.yaml"
+    recipe = Path(checkpoint).parent / RECIPE_FILE
     if images is None and data is None and not recipe.is_file():
         raise UsageError(
             f"{checkpoint} is not in a run folder: say what to compare the export on, by --data or --images"
@@ -148,10 +150,11 @@ def _sides(size: str | None) -> tuple[int, int] | None:
 def _output(checkpoint: str, to: str, output: Path | None) -> Path:
     """Where the export goes; refused before the work where something is there."""
     from segtune.export.certificate import EXPORTS
+    from segtune.training.config import RECIPE_FILE
 
     folder = Path(checkpoint)
     if output is None:
-        in_run = (folder.parent / "recipe.yaml").is_file()
+        in_run = (folder.parent / RECIPE_FILE).is_file()
         name = (folder.name if folder.is_dir() else checkpoint.rpartition("/")[2].partition("@")[0]) + f"-{to}"
         output = folder.parent / EXPORTS / to if in_run else Path(name)
     if output.exists():
@@ -163,11 +166,12 @@ def _license(checkpoint: Path) -> str:
     """What the card beside the weights or the recipe of their run says."""
     from segtune.hub.model_card import read_front_matter
     from segtune.hub.stage import read_recipe
+    from segtune.training.config import RECIPE_FILE
 
     card, stated = checkpoint / "README.md", None
     if card.is_file():
         stated = read_front_matter(card.read_text(encoding="utf-8")).get("license")
-    elif (checkpoint.parent / "recipe.yaml").is_file():
+    elif (checkpoint.parent / RECIPE_FILE).is_file():
         stated = (read_recipe(checkpoint.parent).get("hub") or {}).get("license")
     return str(stated or "not stated")
 

@@ -67,7 +67,9 @@ def report(
 
 
 def _refuse_run_without_recipe(folder: Path) -> None:
-    from segtune.training.run_folder import BEST, FINAL, RECIPE_FILE, STATES
+    if not folder.is_dir():
+        return
+    from segtune.training.run_folder import BEST, FINAL, RECIPE_FILE, STATES  # imports torch, which takes seconds
 
     weights = [folder / name for name in (BEST, FINAL) if (folder / name).is_dir()]
     if weights:

@@ -327,9 +327,10 @@ def import_rasterio(path: Path | str) -> Any:
 def _open(path: Path | str, *mode: str, **profile: Any) -> Any:
     """A data set of rasterio, without its warning where the file does not say where on earth it lies."""
     rasterio = import_rasterio(path)
-    profile.setdefault("driver", DRIVERS)
     with without_warnings(rasterio.errors.NotGeoreferencedWarning):
-        return rasterio.open(path, *mode, **profile)
+        if profile:
+            return rasterio.open(path, *mode, **profile)
+        return rasterio.io.DatasetReader(os.fspath(path), driver=DRIVERS)  # rasterio.open takes a single driver
 
 
 @contextmanager

@@ -195,5 +195,5 @@ def test_errors_name_the_sample(tmp_path: Path) -> None:
     ):
         encoded(tmp_path, RGB, IDS.T.copy())
     (tmp_path / "i.jpg").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"sample 'x': .*i\.jpg: cannot be read \(it is no picture"):
+    with pytest.raises(DataError, match=r"sample 'x' \(.*i\.jpg: cannot be read \(it is no picture"):
         encoded(tmp_path, tmp_path, IDS, names=("i.jpg", "m.png"))
