@@ -148,6 +148,7 @@ def test_sdist_holds_tests_and_no_foreign_data(dist: Path) -> None:
     pictures = [name for name in names if name.endswith((".jpg", ".png"))]
     assert {name for name in pictures if not name.startswith(("src/segtune/data/earth/", "docs/notebooks/"))} == {
         "docs/demo.png",
+        "docs/demo_app.png",
         "docs/report.png",
         "docs/web.png",
     }
