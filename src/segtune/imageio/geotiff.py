@@ -330,7 +330,8 @@ def _open(path: Path | str, *mode: str, **profile: Any) -> Any:
     with without_warnings(rasterio.errors.NotGeoreferencedWarning):
         if profile:
             return rasterio.open(path, *mode, **profile)
-        return rasterio.io.DatasetReader(os.fspath(path), driver=DRIVERS)  # rasterio.open takes a single driver
+        # rasterio.open, which does the same, takes a single driver
+        return rasterio.env.ensure_env(rasterio.io.DatasetReader)(os.fspath(path), driver=DRIVERS)
 
 
 @contextmanager
