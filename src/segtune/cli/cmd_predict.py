@@ -70,6 +70,7 @@ def predict(
     from segtune.imageio.incoming import as_files, is_incoming
     from segtune.inference import outputs
 
+    folder = Path(output) if ray is not None else _local_folder(output, images)
     check_before_torch(checkpoint=checkpoint)
     wanted = outputs.Wanted(overlay, confidence, polygons, simplify, min_region)
     if ray is not None:
@@ -81,7 +82,6 @@ def predict(
             device, precision,
         )  # fmt: skip
         return
-    folder = _local_folder(output, images)
     found = outputs.find_images(images)[:limit]
     in_shares = resume or os.environ.get("WORLD_SIZE", "1") != "1"
     if in_shares:
