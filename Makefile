@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime
 DEVELOPMENT := $(VENV)/.installed
 LOWEST := .venv-lowest
+# The lowest pydicom downloads pictures when it is imported for tests.
+DOWNLOADS := tests/imageio/test_medical.py tests/data/test_medical_sets.py
 SOURCES := src tests benchmarks scripts
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # Two files of tests at a time: tests of one file share what is expensive to make.
@@ -55,7 +57,7 @@ $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	@touch $@
 
 test-lowest: $(LOWEST)/.installed  ## run the tests of model, data, training and Hub with the lowest versions allowed
-	$(LOWEST)/bin/$(PYTEST) -m "not slow" tests/parity tests/segformer tests/labels tests/imageio tests/data tests/training/test_trainer.py tests/hub/test_push.py
+	$(LOWEST)/bin/$(PYTEST) -m "not slow" tests/parity tests/segformer tests/labels tests/imageio tests/data tests/training/test_trainer.py tests/hub/test_push.py $(DOWNLOADS:%=--ignore=%)
 
 faults: setup  ## kill, fill disks, damage files, give hostile input (half an hour); write the table of docs/reliability.md
 	PYTHONPATH=src:tests $(BIN)/python -m faults.campaign --page docs/reliability.md

@@ -59,9 +59,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def store(folder: Path) -> Iterator[str]:
     """The address of the same shards in a store."""
-    import boto3
     import datasets
 
+    boto3 = pytest.importorskip("boto3")
+    pytest.importorskip("moto")
+    pytest.importorskip("s3fs")
     from support.object_store import BUCKET, serve
 
     offline, datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE, False
