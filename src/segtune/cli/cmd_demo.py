@@ -39,7 +39,7 @@ def demo(
 
     Ctrl-C ends it. (`segtune train demo` is another thing: a training on the satellite tiles that come with segtune.)
     """
-    check_before_torch(checkpoint=checkpoint if engine == "torch" else None)
+    check_before_torch(checkpoint=checkpoint)
     from segtune.training.interrupts import Interrupted
     from segtune.webdemo.request import Limits
     from segtune.webdemo.server import demo as serve

@@ -62,8 +62,8 @@ def evaluate(
     from segtune.inference.parallel.processes import Processes
     from segtune.viz import terminal
 
-    is_usual = window is None and not stride and not tta and boundary_width == BOUNDARY_WIDTH and precision == "auto"
-    is_usual = is_usual and engine == "torch"
+    is_whole = window is None and not stride and not tta
+    is_usual = is_whole and boundary_width == BOUNDARY_WIDTH and (precision, engine) == ("auto", "torch")
     in_run = _place_in_run(checkpoint, settings, split) if kept is None and is_usual else None
     kept = kept or in_run
     processes, shared = Processes.launched(), None

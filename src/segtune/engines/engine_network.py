@@ -52,8 +52,10 @@ class EngineNetwork(nn.Module):
         # says to callers where images go, and in which type
         self.place = nn.Parameter(torch.zeros(()), requires_grad=False)
         # stands for the weights, where results of the same weights are told from those of others
-        digest = hashlib.sha256(b"".join(content)).digest()
-        self.register_buffer("digest", torch.tensor(list(digest), dtype=torch.uint8))
+        digest = hashlib.sha256()
+        for part in content:
+            digest.update(part)
+        self.register_buffer("digest", torch.tensor(list(digest.digest()), dtype=torch.uint8))
 
     def _apply(self, *args: Any, **kwargs: Any) -> EngineNetwork:
         """What `to(device)` and the like call."""

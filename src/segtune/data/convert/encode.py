@@ -123,7 +123,8 @@ class SampleEncoder:
         """
         cells = self._cells[number].to_pylist()[0]
         files = [cell["path"] for cell in (cells["image"], cells["mask"]) if isinstance(cell, Mapping) and cell["path"]]
-        with naming(f"sample {cells['id']!r} ({', '.join(dict.fromkeys(files))})".replace(" ()", "")):
+        where = f" ({', '.join(dict.fromkeys(files))})" if files else ""
+        with naming(f"sample {cells['id']!r}{where}"):
             return list(self._encoded(decoded(self._undecoded[number]), cells))
 
     def _encoded(self, row: Mapping[str, Any], cells: Mapping[str, Any]) -> Iterator[EncodedSample]:
