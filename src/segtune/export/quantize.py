@@ -226,7 +226,7 @@ def _agreement(compiled: Any, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) ->
         num_labels = 1 + int(max(found.max(), reference.max()))
         counts.append(count_pairs(found, reference, num_labels, ignore_index=-1))
     most = max(len(one) for one in counts)
-    whole = sum(np.pad(one, (0, most - len(one))) for one in counts)
+    whole = np.sum([np.pad(one, (0, most - len(one))) for one in counts], axis=0)
     return _mean_iou(whole), [_mean_iou(one) for one in counts]
 
 
