@@ -12,10 +12,11 @@ import io
 import logging
 import os
 import socket
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -321,10 +322,11 @@ def _cluster(ray: Any, address: str) -> Iterator[None]:
         raise UsageError(f"--ray {address}: no cluster there ({' '.join(str(error).split())[:200]})") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with redirect_stdout(sys.stderr):  # Ray prints there that a worker died, some of it at the end
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _refuse_silence(address: str) -> None:
