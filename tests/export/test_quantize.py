@@ -12,7 +12,7 @@ import pytest
 
 from segtune.engines import onnxruntime_engine, openvino_engine
 from segtune.export.layer_kinds import KINDS
-from segtune.export.quantize import INT8_KINDS, int8_layers, open_quantizer
+from segtune.export.quantize import INT8_KINDS, _agreement, _classes, _classes_of, int8_layers, open_quantizer
 from support.exports import network
 
 onnx = pytest.importorskip("onnx")
@@ -71,6 +71,43 @@ def test_openvino(tmp_path: Path) -> None:
     assert rounded[INT8_KINDS] > 5
     model = openvino.Core().read_model(path)
     assert model.get_rt_info(["segtune", "license"]).astype(str) == "mit"
+
+
+@pytest.mark.slow
+def test_layers_that_cost_too_much_stay_in_floating_point(tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    openvino = pytest.importorskip("openvino")
+    graph = onnx.load_from_string(network(5)[1])
+    reference = openvino.Core().read_model(graph.SerializeToString())
+    pairs = list(zip(INPUTS, _classes_of(reference, INPUTS), strict=True))
+    rounded, agreement = {}, {}
+    for max_drop in (None, 1.0, 0.02, 0.0):
+        quantizer = open_quantizer(graph, INPUTS, "openvino", max_drop)
+        path = tmp_path / f"{max_drop}.xml"
+        rounded[max_drop] = quantizer.save(int8_layers(quantizer.layers), path)
+        compiled = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        agreement[max_drop] = _agreement(compiled, pairs)[0]
+    assert agreement[None] < 0.98  # random weights have near ties everywhere
+    assert agreement[1.0] < 0.98 <= agreement[0.02] <= agreement[0.0] == 1
+    assert rounded[1.0] == rounded[None] > rounded[0.02] >= rounded[0.0]
+
+
+def test_agreement_of_classes_by_hand() -> None:
+    """Two inputs of 2x2: classes 0 0 1 1 against 0 1 1 1, and 2 2 2 2 twice."""
+    answers = {1.0: np.array([0, 0, 1, 1]), 2.0: np.array([2, 2, 2, 2])}
+
+    def compiled(pixel_values: np.ndarray) -> list[np.ndarray]:
+        return [np.eye(3)[answers[pixel_values.item()]].T.reshape(1, 3, 2, 2)]
+
+    pairs = [(np.array(1.0), np.array([[[0, 1], [1, 1]]])), (np.array(2.0), np.full((1, 2, 2), 2))]
+    whole, each = _agreement(compiled, pairs)
+    assert each == pytest.approx([(1 / 2 + 2 / 3) / 2, 1])
+    assert whole == pytest.approx((1 / 2 + 2 / 3 + 1) / 3)
+
+
+def test_one_logit_is_a_class_above_zero() -> None:
+    found = _classes(lambda _: [np.array([[[[-1.0, 0.5]]]])], np.zeros(1))
+    np.testing.assert_array_equal(found, [[[0, 1]]])
 
 
 OFFLINE = """

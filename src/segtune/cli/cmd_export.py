@@ -54,6 +54,15 @@ def export(
             "--int8", help="Also the graph of logits in 8-bit integers (onnx, openvino), calibrated on the train split."
         ),
     ] = False,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="With --int8 (openvino): layers that cost more than this of mIoU against float32 on the calibration "
+            "images go back to floating point.",
+        ),
+    ] = None,
     agreement: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of pixels that must agree; fp32: 0.9995, else 0.99.")
     ] = None,
@@ -90,6 +99,8 @@ def export(
         raise UsageError(f"--int8 is for --to onnx and openvino, not {to}")
     if int8 and images is not None:
         raise UsageError("--int8 is calibrated on a training split, which --images has not: name the data with --data")
+    if max_drop is not None and not (int8 and to == "openvino"):
+        raise UsageError("--max-drop is for --to openvino --int8")
     if to == "web" and confidence:
         raise UsageError("--confidence is for other targets: the page of --to web shows masks")
     if runtime is not None and to != "web":
@@ -103,6 +114,7 @@ def export(
         confidence=confidence,
         fp16=fp16,
         int8=int8,
+        max_drop=max_drop,
         thresholds=FULL if agreement is None else Thresholds(agreement, min(agreement, Thresholds.mean_iou)),
         half_thresholds=HALF if agreement is None else Thresholds(agreement, min(agreement, HALF.mean_iou)),
         license=license or _license(Path(checkpoint)),

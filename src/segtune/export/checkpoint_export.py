@@ -72,6 +72,7 @@ class Settings:
         confidence: the product graph also gives the probability of each pixel's class.
         fp16: also write the graph of logits in float16.
         int8: also write it in 8-bit integers, and say whether that is worth it.
+        max_drop: of mIoU that int8 may cost on the calibration images, see `open_quantizer`; None: not looked at.
         thresholds, half_thresholds: the least agreement of files in float32, and in fewer bits.
         license: of the weights, for the metadata.
         runtime: where a page in the browser finds ONNX Runtime Web, see `runtime_files`.
@@ -81,6 +82,7 @@ class Settings:
     confidence: bool = False
     fp16: bool = False
     int8: bool = False
+    max_drop: float | None = None
     thresholds: Thresholds = FULL
     half_thresholds: Thresholds = HALF
     license: str = "not stated"
@@ -244,7 +246,7 @@ class _Export:
         inputs, size = self.source.inputs(), self.network_size
         if size is not None and not (inputs := [one for one in inputs if one.shape[2:] == size]):
             raise UsageError(f"--int8 --size {size[0]}x{size[1]}: no image of the training split has this size")
-        quantizer = open_quantizer(logits, inputs, runtime)
+        quantizer = open_quantizer(logits, inputs, runtime, self.settings.max_drop)
         with progress_bar(total=1, desc=f"quantise {name}", leave=False) as bar:
             quantizer.save(int8_layers(quantizer.layers), self.folder / name, self.facts)
             bar.update()

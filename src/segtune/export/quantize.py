@@ -10,7 +10,7 @@ import io
 import logging
 import os
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +19,7 @@ import numpy as np
 
 from segtune.engines.onnx_model import INPUT
 from segtune.errors import UsageError
+from segtune.evaluation.confusion import count_pairs
 from segtune.export.layer_kinds import KINDS, Layer, layers_of
 from segtune.export.sessions import Runtime
 from segtune.export.targets import write_openvino
@@ -52,17 +53,22 @@ class Quantizer(Protocol):
         """
 
 
-def open_quantizer(network: onnx.ModelProto, inputs: Sequence[np.ndarray], runtime: Runtime) -> Quantizer:
+def open_quantizer(
+    network: onnx.ModelProto, inputs: Sequence[np.ndarray], runtime: Runtime, max_drop: float | None = None
+) -> Quantizer:
     """The quantiser that belongs to a runtime.
 
     Args:
         network: from `pixel_values` to `logits`, as `logits_model` makes it.
         inputs: of the network, `(1, C, h, w)` float32 each, see `network_inputs`.
+        max_drop: of the mIoU with which the classes of the inputs' logits agree with those in floating point, 1 without
+            quantisation. Layers that cost more go back to floating point, those first that cost most (nncf's accuracy
+            control, for OpenVINO alone). None: all stay in int8, whatever they cost.
 
     Raises:
         UsageError: the packages of the extra are not installed.
     """
-    return _OnnxRuntime(network, inputs) if runtime == "onnxruntime" else _OpenVino(network, inputs)
+    return _OnnxRuntime(network, inputs) if runtime == "onnxruntime" else _OpenVino(network, inputs, max_drop)
 
 
 def int8_layers(layers: Sequence[Layer], kinds: Collection[str] = INT8_KINDS) -> set[str]:
@@ -146,35 +152,88 @@ class _OpenVino:
 
     suffix = ".xml"
 
-    def __init__(self, network: onnx.ModelProto, inputs: Sequence[np.ndarray]) -> None:
+    def __init__(self, network: onnx.ModelProto, inputs: Sequence[np.ndarray], max_drop: float | None = None) -> None:
         _import_nncf()
         self.layers: Sequence[Layer] = layers_of(network)
         self._graph = network.SerializeToString()
         self._inputs = list(inputs)
+        self._max_drop = max_drop
 
     def save(self, names: Collection[str], path: Path, about: Mapping[str, Any] | None = None) -> int:
         import openvino
 
-        nncf = _import_nncf()
         made = openvino.Core().read_model(self._graph)
-        # the layer that makes the network's output has the output's name there; a bias is a layer apart
-        kept = [
+        with _quiet():
+            made = self._quantized(made, self._kept(names))
+        write_openvino(made, path, about or {})
+        return sum(operation.get_type_name() == "FakeQuantize" for operation in made.get_ops())
+
+    def _kept(self, names: Collection[str]) -> list[str]:
+        """What nncf calls the layers that stay as they are.
+
+        The layer that makes the network's output has the output's name there; a bias is a layer apart.
+        """
+        return [
             name + suffix
             for layer in self.layers
             if layer.name not in names
             for name in (layer.name, layer.output)
             for suffix in ("", "/WithoutBiases")
         ]
-        with _quiet():
-            made = nncf.quantize(
-                made,
-                nncf.Dataset(self._inputs),
-                subset_size=len(self._inputs),
-                model_type=nncf.ModelType.TRANSFORMER,
-                ignored_scope=nncf.IgnoredScope(names=kept, validate=False),
-            )
-        write_openvino(made, path, about or {})
-        return sum(operation.get_type_name() == "FakeQuantize" for operation in made.get_ops())
+
+    def _quantized(self, model: Any, kept: list[str]) -> Any:
+        nncf = _import_nncf()
+        settings: dict[str, Any] = {
+            "subset_size": len(self._inputs),
+            "model_type": nncf.ModelType.TRANSFORMER,
+            "ignored_scope": nncf.IgnoredScope(names=kept, validate=False),
+        }
+        dataset = nncf.Dataset(self._inputs)
+        if self._max_drop is None:
+            return nncf.quantize(model, dataset, **settings)
+        reference = _classes_of(model, self._inputs)
+        return nncf.quantize_with_accuracy_control(
+            model,
+            dataset,
+            nncf.Dataset(list(zip(self._inputs, reference, strict=True)), lambda pair: pair[0]),
+            _agreement,
+            max_drop=self._max_drop,
+            drop_type=nncf.DropType.ABSOLUTE,
+            **settings,
+        )
+
+
+def _classes_of(model: Any, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The class of each of the logits of an OpenVINO graph, as it stands."""
+    import openvino
+
+    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return [_classes(compiled, one) for one in inputs]
+
+
+def _classes(compiled: Any, pixel_values: np.ndarray) -> np.ndarray:
+    """(1, h/4, w/4) int: the largest logit's; of one logit, whether it is above 0."""
+    logits = compiled(pixel_values)[0]
+    found: np.ndarray = logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).astype(np.int64)
+    return found
+
+
+def _agreement(compiled: Any, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[float, list[float]]:
+    """The mIoU between a graph's classes and the reference's over all inputs, and of each input alone."""
+    counts = []
+    for pixel_values, reference in pairs:
+        found = _classes(compiled, pixel_values)
+        num_labels = 1 + int(max(found.max(), reference.max()))
+        counts.append(count_pairs(found, reference, num_labels, ignore_index=-1))
+    most = max(len(one) for one in counts)
+    whole = np.sum([np.pad(one, (0, most - len(one))) for one in counts], axis=0)
+    return _mean_iou(whole), [_mean_iou(one) for one in counts]
+
+
+def _mean_iou(counts: np.ndarray) -> float:
+    """Of a table (K, K) of pairs, over the classes that occur."""
+    union = counts.sum(0) + counts.sum(1) - counts.diagonal()
+    return float((counts.diagonal()[union > 0] / union[union > 0]).mean())
 
 
 def _import_nncf() -> Any:

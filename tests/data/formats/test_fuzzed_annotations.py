@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from pycocotools import mask as coco
 
 from support.annotation_fuzz import SIZES, Files, fuzz, polygon
 
-ROUNDS = 400
+ROUNDS = int(os.environ.get("SEGTUNE_FUZZ_ROUNDS", "400"))  # of data sets a format
 
 
 def make_coco(rng: random.Random) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import random
 import zlib
 from pathlib import Path
@@ -17,7 +18,7 @@ from segtune.data.config import DatasetConfig
 from segtune.data.dataset import scan_dataset
 from support.annotation_fuzz import SIZES, Files, as_bytes, fuzz, polygon, write_pictures
 
-ROUNDS = 160
+ROUNDS = int(os.environ.get("SEGTUNE_FUZZ_ROUNDS", "160"))  # of data sets a format
 NAMES = ("car", "road")
 
 
