@@ -176,3 +176,11 @@ def test_a_damaged_line_is_told_and_hides_no_other(
     (tmp_path / "m.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     assert [line["step"] for line in read_json_lines(tmp_path / "m.jsonl")] == [1, 2, 4, 5]
     assert f"{tmp_path / 'm.jsonl'}: a line cannot be read and is left out: line 3 of 5" in caplog.text
+
+
+def test_a_promised_last_line_that_is_missing_is_named() -> None:
+    text = files.promise_last_line("# title", "# the end", "a: 1\nb: 2\n").encode()
+    assert text == b"# title; '# the end' is the last line\na: 1\nb: 2\n# the end\n"
+    assert files.missing_last_line(text) is None
+    assert files.missing_last_line(text[:45]) == "# the end"
+    assert files.missing_last_line(b"a: 1\n") is None  # nothing was promised

@@ -332,3 +332,20 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def promise_last_line(title: str, last_line: str, content: str) -> str:
+    """`content` between `title`, which names the last line, and that line: a reader can tell that a file was cut.
+
+    Half of a YAML may be valid YAML, so its syntax does not say it.
+    """
+    return f"{title}; {last_line!r} is the last line\n{content}{last_line}\n"
+
+
+def missing_last_line(content: bytes) -> str | None:
+    """The last line that `promise_last_line` promised and that is not there; None where nothing is missing."""
+    first, _, rest = content.partition(b"\n")
+    promised = re.search(rb"; '([^']+)' is the last line\s*$", first)
+    if promised is None or promised[1] in rest:
+        return None
+    return promised[1].decode(errors="replace")

@@ -39,7 +39,7 @@ def test_evaluate_prints_a_table(segtune_command: Any, run_folder: Path, tmp_pat
         "images",
     ]
     assert rows[0] == header
-    assert [row[0] for row in rows[2:7]] == ["ocean", "humid", "arid", "polar", "mean"]
+    assert [row[0] for row in rows[2:7]] == ["water", "vegetation", "bare", "ice", "mean"]
     assert lines[-2].startswith("test mIoU 0.")
     assert lines[-2].endswith("] over 37 images (95 % BCa interval, 10000 resamples of images)")
     assert lines[-1] == f"overlays: {tmp_path / 'o'} (overview.jpg first)"
@@ -58,7 +58,7 @@ def test_evaluate_prints_one_json_object(segtune_command: Any, run_folder: Path,
     assert (result["precision"], result["engine"]) == ("fp32", "torch")
     assert {"kappa", "mean_image_iou", "mean_boundary_iou", "mean_iou_small", "calibration"} < set(result)
     assert (result["recipe"], result["split"], result["num_images"]) == ("demo", "val", 39)
-    assert list(result["per_class"]) == ["ocean", "humid", "arid", "polar"]
+    assert list(result["per_class"]) == ["water", "vegetation", "bare", "ice"]
     lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     best = [line for line in lines if "mean_iou" in line][-1]
     assert result["mean_iou"] == pytest.approx(best["mean_iou"], abs=1e-12)  # what training found
@@ -76,7 +76,7 @@ def test_absent_classes_are_null_in_json_and_absent_in_the_table(
         (tmp_path / kind / "test").mkdir(parents=True)
         name = f"{min((earth / kind / 'test').iterdir()).stem}.{suffix}"
         (tmp_path / kind / "test" / name).write_bytes((earth / kind / "test" / name).read_bytes())
-    labels = json.dumps({str(i): name for i, name in enumerate(["ocean", "humid", "arid", "polar"])})
+    labels = json.dumps({str(i): name for i, name in enumerate(["water", "vegetation", "bare", "ice"])})
     mask = next((tmp_path / "masks" / "test").iterdir())
     Image.fromarray(np.full((180, 180), 255, dtype=np.uint8)).save(mask)
     arguments = ("evaluate", run_folder / "best", "demo", f"dataset.path={tmp_path}", f"dataset.labels={labels}")
@@ -84,10 +84,10 @@ def test_absent_classes_are_null_in_json_and_absent_in_the_table(
     assert code == 0, err
     result = json.loads(out)
     assert result["mean_iou"] is None
-    assert {result["per_class"]["polar"][key] for key in ("iou", "accuracy", "dice", "boundary_f1")} == {None}
+    assert {result["per_class"]["ice"][key] for key in ("iou", "accuracy", "dice", "boundary_f1")} == {None}
     assert result["intervals"]["mean_iou"]["bca"] == [None, None]
     out = segtune_command(*arguments).out
-    assert ["polar", "absent", "-", "-", "-", "-", "-", "0", "0"] in [line.split() for line in out.splitlines()]
+    assert ["ice", "absent", "-", "-", "-", "-", "-", "0", "0"] in [line.split() for line in out.splitlines()]
     assert out.endswith("test mIoU undefined over 1 images\n")
 
 
@@ -155,11 +155,11 @@ def test_a_checkpoint_saved_by_transformers_is_evaluated(
 
 def test_labels_that_disagree(segtune_command: Any, run_folder: Path) -> None:
     code, out, err = segtune_command(
-        "evaluate", run_folder / "best", "demo", "dataset.labels={0: sea, 1: humid, 2: arid, 3: polar}"
+        "evaluate", run_folder / "best", "demo", "dataset.labels={0: sea, 1: vegetation, 2: bare, 3: ice}"
     )
     assert (code, out) == (2, "")
-    assert "(ocean, humid, arid, polar)" in err
-    assert "(sea, humid, arid, polar)" in err
+    assert "(water, vegetation, bare, ice)" in err
+    assert "(sea, vegetation, bare, ice)" in err
 
 
 def test_missing_split_and_checkpoint(segtune_command: Any, run_folder: Path) -> None:

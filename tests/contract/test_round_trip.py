@@ -138,7 +138,7 @@ def test_segtune_reads_what_was_pushed(place: Place, local: Any) -> None:
     )
     assert np.array_equal(found["logits"], local["logits"])
     assert np.array_equal(found["mask"], local["mask"])
-    assert found["names"].tolist() == ["ocean", "humid", "arid", "polar"]
+    assert found["names"].tolist() == ["water", "vegetation", "bare", "ice"]
     assert found["colors"].tolist()[0] == [38, 99, 166]
 
 
@@ -196,7 +196,7 @@ def test_snippets_of_the_card_run(place: Place, local: Any) -> None:
     text = "\n".join(alone) + '\nresults["mask"] = mask.numpy()\nresults["labels"] = sorted(masks)'
     again = place.script(text, without_segtune=True)
     assert np.mean(again["mask"] == found["mask"]) > 0.999
-    assert set(again["labels"]) <= {"ocean", "humid", "arid", "polar"}
+    assert set(again["labels"]) <= {"water", "vegetation", "bare", "ice"}
 
 
 def test_card_is_whole(place: Place) -> None:
@@ -208,7 +208,7 @@ def test_card_is_whole(place: Place) -> None:
     assert results["metrics"][0]["type"] == "mean_iou" and 0 < results["metrics"][0]["value"] < 1
     assert "example.jpg" in place.hub.repo(REPO).at().files
     for part in (
-        "| 0 | ocean | `#2663a6` | 0 |",
+        "| 0 | water | `#2663a6` | 0 |",
         "| train | 94 |",
         "max_steps: 10",
         "| torch | ",

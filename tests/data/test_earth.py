@@ -51,12 +51,12 @@ def test_sizes_ids_and_frequencies(earth: Path, classes: dict, split: str) -> No
     assert set(np.flatnonzero(counts)) == {0, 1, 2, 3, 255}
     stated = classes["splits"][split]
     assert stated["images"] == SPLITS[split]
-    for value, name in {0: "ocean", 1: "humid", 2: "arid", 3: "polar", 255: "ignore"}.items():
+    for value, name in {0: "water", 1: "vegetation", 2: "bare", 3: "ice", 255: "ignore"}.items():
         assert stated["pixel_percent"][name] == pytest.approx(100 * counts[value] / counts.sum(), abs=0.006)
 
 
 def test_classes_have_names_and_colors(classes: dict) -> None:
-    assert classes["classes"] == {"0": "ocean", "1": "humid", "2": "arid", "3": "polar"}
+    assert classes["classes"] == {"0": "water", "1": "vegetation", "2": "bare", "3": "ice"}
     assert classes["ignore_id"] == 255
     colors = {key: tuple(color) for key, color in classes["palette"].items()}
     assert list(colors) == list(classes["classes"])
@@ -70,7 +70,7 @@ def test_card_has_a_header_and_names_the_sources(earth: Path, classes: dict) -> 
     assert card["task_categories"] == ["image-segmentation"]
     assert card["size_categories"] == ["n<1K"]
     assert (earth / card["license_link"]).is_file()
-    for source in ("NASA Earth Observatory", "10.1038/sdata.2018.214", "10.1127/metz/2016/0816"):
+    for source in ("NASA Earth Observatory", "10.5067/MODIS/MCD12C1.006", "no restrictions on reuse, sale, or"):
         assert source in text
     for color in classes["palette"].values():
         assert "`#{:02x}{:02x}{:02x}`".format(*color) in text

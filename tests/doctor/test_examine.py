@@ -17,7 +17,7 @@ from segtune.doctor.examine import Diagnosis, examine
 from segtune.recipe.recipe import Recipe, load_recipe_or_data
 from support import plant_faults
 
-# Climate zones have few edges in the pictures, and the tiles are square and no video.
+# Kinds of ground have few edges in the pictures, and the tiles are square and no video.
 NOT_TOLD_OF_EARTH = {
     "shifted_masks",
     "mirrored_masks",
@@ -88,11 +88,11 @@ def test_report_is_json_with_all_files(earth: Path, tmp_path: Path) -> None:
     (found,) = (item for item in report["findings"] if item["code"] == "channel-order")
     assert sorted(found["files"]) == sorted(planted[0])
     assert found["fix"][-1].startswith("or leave these samples out")
-    ocean = report["classes"][0]
-    assert (ocean["name"], ocean["color"]) == ("ocean", "#2663a6")
+    water = report["classes"][0]
+    assert (water["name"], water["color"]) == ("water", "#2663a6")
     masks = [np.asarray(Image.open(path)) for path in (earth / "masks" / "train").glob("*.png")]
-    assert ocean["pixels"]["train"] == sum(int((mask == 0).sum()) for mask in masks)
-    assert ocean["images"]["train"] == sum(bool((mask == 0).any()) for mask in masks)
+    assert water["pixels"]["train"] == sum(int((mask == 0).sum()) for mask in masks)
+    assert water["images"]["train"] == sum(bool((mask == 0).any()) for mask in masks)
 
 
 TINY = "model.config={hidden_sizes: [8, 16, 20, 32], depths: [1, 1, 1, 1], decoder_hidden_size: 16}"
@@ -147,7 +147,7 @@ def test_findings_are_printed_with_what_fixes_them(doctor: Any, tiles: Path) -> 
 
 
 def test_the_line_that_fixes_it_fixes_it(doctor: Any, tiles: Path) -> None:
-    labels = {"0": "ocean", "1": "humid", "2": "arid", "3": "polar", "77": None}
+    labels = {"0": "water", "1": "vegetation", "2": "bare", "3": "ice", "77": None}
     code, out, _ = doctor(tiles, "transforms.crop_size=128", f"dataset.labels={json.dumps(labels)}")
     assert code == 0 and "unnamed-ids" not in out
 
@@ -210,7 +210,7 @@ def test_dry_run_goes_on_with_random_weights(
 
 def test_a_trained_model_is_asked_for_its_doubts(doctor: Any, tiles: Path, tmp_path: Path) -> None:
     settings = [TINY, "transforms.crop_size=64", "training.max_steps=1", "training.batch_size=1", "training.device=cpu"]
-    labels = 'dataset.labels={"0": "ocean", "1": "humid", "2": "arid", "3": "polar", "77": null}'
+    labels = 'dataset.labels={"0": "water", "1": "vegetation", "2": "bare", "3": "ice", "77": null}'
     with pytest.raises(SystemExit) as left:
         main.main(
             ["train", "demo", f"dataset.path={tiles}", labels, f"training.output_dir={tmp_path / 'run'}", *settings]
@@ -221,7 +221,7 @@ def test_a_trained_model_is_asked_for_its_doubts(doctor: Any, tiles: Path, tmp_p
     (found,) = (finding for finding in report["findings"] if finding["code"] == "label-issues")
     assert len(found["numbers"]["shares"]) == 16
     code, _, err = doctor(tiles, 'dataset.labels={"0-3": "all", "77": "x"}', "--checkpoint", best)
-    assert code == 2 and "has the labels ocean, humid, arid, polar; the data has all, x" in err
+    assert code == 2 and "has the labels water, vegetation, bare, ice; the data has all, x" in err
 
 
 def test_a_folder_is_a_data_set_with_defaults(tiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:

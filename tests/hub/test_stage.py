@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from segtune.errors import SegtuneError
 from segtune.export.certificate import write_certificate
-from segtune.hub.stage import CODE_FILES, example_picture, find_overlays, stage
+from segtune.hub.stage import CODE_FILES, example_picture, find_overlays, read_recipe, stage
 from support.run_folders import names, write_run
 
 PLAIN = {"config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml", "split.json", "metrics.jsonl"}
@@ -110,3 +111,17 @@ def test_exports_of_these_weights_are_staged(run: Path, target: Path, caplog: py
     assert names(target) - PLAIN == {"certificate-onnx.json", "product.onnx", "onnx/model.onnx"}
     assert (target / "config.json").read_text() != "onnx"
     assert "export/openvino is an export of other weights" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("# r; '# end of the recipe' is the last line\ndataset: {path: x}\n", "is cut off or no recipe"),
+        ("just text\n", "is cut off or no recipe"),
+        ("dataset: {path: [\n", "is damaged: while parsing"),
+    ],
+)
+def test_a_damaged_recipe_is_named(run: Path, content: str, message: str) -> None:
+    (run / "recipe.yaml").write_text(content)
+    with pytest.raises(SegtuneError, match=rf"recipe\.yaml {message}"):
+        read_recipe(run)

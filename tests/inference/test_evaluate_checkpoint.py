@@ -71,7 +71,7 @@ def test_the_path_of_a_data_set_has_the_classes_of_the_checkpoint(place: Path, t
     finally:
         (tmp_path / "classes.json").rename(place / "data" / "classes.json")
     assert found.protocol == "slide 96 stride 64"
-    assert list(found.scores["per_class"]) == ["ocean", "humid", "arid", "polar"]
+    assert list(found.scores["per_class"]) == ["water", "vegetation", "bare", "ice"]
     found.save(tmp_path / "kept.npz")
     kept = Evaluation.load(tmp_path / "kept.npz")
     assert kept.scores() == found.scores
@@ -109,6 +109,6 @@ def test_what_cannot_be_is_said_before_the_checkpoint_is_loaded() -> None:
         evaluate_checkpoint("none", recipe, group_by="(")
     with pytest.raises(UsageError, match="none"):
         evaluate_checkpoint("none", recipe)
-    other = load_recipe("demo", [*SMALL, "dataset.labels={0: sea, 1: humid, 2: arid, 3: polar}"])
-    with pytest.raises(UsageError, match=r"best has 4 \(ocean, .*data has 4 \(sea, "):
+    other = load_recipe("demo", [*SMALL, "dataset.labels={0: sea, 1: vegetation, 2: bare, 3: ice}"])
+    with pytest.raises(UsageError, match=r"best has 4 \(water, .*data has 4 \(sea, "):
         evaluate_checkpoint("best", other, device="cpu")

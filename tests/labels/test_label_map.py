@@ -142,7 +142,7 @@ def test_file_of_colors(tmp_path: Path) -> None:
 
 def test_real_file(earth: Path) -> None:
     labels = LabelMap.from_file(earth / "classes.json")
-    assert labels.names == ("ocean", "humid", "arid", "polar")
+    assert labels.names == ("water", "vegetation", "bare", "ice")
     assert labels.ids == {0: 0, 1: 1, 2: 2, 3: 3, 255: None}
 
 

@@ -348,7 +348,7 @@ def test_counted_class_weights_are_stored_as_numbers_and_repeat_the_run(few: Pat
     expected = counted_weights("median_frequency", pixels)
     assert stored.training.loss.class_weights == {
         name: pytest.approx(weight, rel=1e-5)
-        for name, weight in zip(("ocean", "humid", "arid", "polar"), expected, strict=True)
+        for name, weight in zip(("water", "vegetation", "bare", "ice"), expected, strict=True)
     }
     train(load_recipe(tmp_path / "run" / "recipe.yaml", [f"training.output_dir={tmp_path / 'again'}"]))
     losses = []
@@ -364,7 +364,7 @@ def test_class_weights_of_unknown_classes_are_refused_before_masks_are_read(
     monkeypatch.setattr("segtune.finetune.check_masks", lambda *_: pytest.fail("masks were read"))
     recipe = tiny(few, tmp_path / "run")
     training = recipe.training.model_copy(update={"loss": LossConfig(class_weights={"acean": 2.0})})
-    with pytest.raises(UsageError, match="names 'acean', which is no class: did you mean 'ocean'"):
+    with pytest.raises(UsageError, match="names 'acean', which is no class: did you mean 'water'"):
         train(recipe.model_copy(update={"training": training}))
     assert not (tmp_path / "run").exists()
 

@@ -15,11 +15,11 @@ from segtune.training.config import TrainingConfig
 from segtune.training.evaluation_loop import Validation
 from segtune.training.run_folder import RunFolder
 
-LABELS = LabelMap.from_names(["polar", "arid"])
+LABELS = LabelMap.from_names(["ice", "bare"])
 VALUES = {
     "mean_iou": [0.2, 0.1, 0.3, 0.3],
     "overall_accuracy": [0.5, 0.4, 0.4, 0.6],
-    "arid": [0.4, None, 0.3, 0.1],  # the second evaluation saw no arid pixel
+    "bare": [0.4, None, 0.3, 0.1],  # the second evaluation saw no bare pixel
 }
 
 
@@ -40,7 +40,7 @@ def validation(folder: Path, **fields: Any) -> Validation:
 def evaluate(validation: Validation, step: int) -> tuple[dict[str, Any], Any]:
     """The scores of a step, and where its pictures were to lie."""
     scores = {name: VALUES[name][step - 1] for name in ("mean_iou", "overall_accuracy")}
-    scores |= {"per_class": {"arid": {"iou": VALUES["arid"][step - 1]}}}
+    scores |= {"per_class": {"bare": {"iou": VALUES["bare"][step - 1]}}}
     validation.count = lambda model, dataset, on_image: SimpleNamespace(scores=lambda: scores)
     told: list[Any] = []
     progress = SimpleNamespace(evaluating=lambda: None, scores=lambda *given: told.append(given))
@@ -53,8 +53,8 @@ def evaluate(validation: Validation, step: int) -> tuple[dict[str, Any], Any]:
     ("metric", "direction", "steps"),
     [
         ("mean_iou", "max", [1, 3]),
-        ("per_class/arid/iou", "max", [1]),
-        ("per_class/arid/iou", "min", [1, 3, 4]),
+        ("per_class/bare/iou", "max", [1]),
+        ("per_class/bare/iou", "min", [1, 3, 4]),
         ("overall_accuracy", "min", [1, 2]),
     ],
 )
@@ -75,14 +75,14 @@ def test_the_best_weights_by_any_number_in_either_direction(
 
 def test_it_stops_after_so_many_evaluations_without_a_better_one(tmp_path: Path, saved: list[Any]) -> None:
     """Also where it is resumed in between."""
-    judge = validation(tmp_path, best_metric="per_class/arid/iou", early_stopping_patience=2)
+    judge = validation(tmp_path, best_metric="per_class/bare/iou", early_stopping_patience=2)
     for step in (1, 2):
         evaluate(judge, step)
         assert judge.early_stop() is None
-    resumed = validation(tmp_path, best_metric="per_class/arid/iou", early_stopping_patience=2)
+    resumed = validation(tmp_path, best_metric="per_class/bare/iou", early_stopping_patience=2)
     resumed.load_state_dict(judge.state_dict())
     evaluate(resumed, 3)
-    assert resumed.early_stop() == "early: no better per_class/arid/iou in 2 evaluations"
+    assert resumed.early_stop() == "early: no better per_class/bare/iou in 2 evaluations"
     patient = validation(tmp_path)
     patient.since_best = 100
     assert patient.early_stop() is None
@@ -90,6 +90,6 @@ def test_it_stops_after_so_many_evaluations_without_a_better_one(tmp_path: Path,
 
 def test_a_best_metric_that_no_evaluation_has_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"best_metric=miou is no number of an evaluation: num_images, mean_iou, .*per_class/polar/"
+        UsageError, match=r"best_metric=miou is no number of an evaluation: num_images, mean_iou, .*per_class/ice/"
     ):
         validation(tmp_path, best_metric="miou")

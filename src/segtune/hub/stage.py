@@ -14,7 +14,7 @@ import yaml
 
 from segtune.errors import SegtuneError
 from segtune.export.certificate import CERTIFICATE_FILE, EXPORTS, read_certificate
-from segtune.files import fingerprint
+from segtune.files import fingerprint, missing_last_line
 from segtune.segformer.checkpoint_files import check_saved
 from segtune.training.run_folder import (
     MODEL_FILES,
@@ -200,5 +200,17 @@ def example_pictures(run: Path, count: int, side: int = EXAMPLE_SIDE) -> list[by
 
 
 def read_recipe(run: Path) -> dict[str, Any]:
-    """The recipe.yaml of a run, by section; not as strictly as a training would, for earlier versions' keys."""
-    return dict(yaml.safe_load((run / RECIPE_FILE).read_text(encoding="utf-8")))
+    """The recipe.yaml of a run, by section; not as strictly as a training would, for earlier versions' keys.
+
+    Raises:
+        SegtuneError: the file is damaged or cut off.
+    """
+    path = run / RECIPE_FILE
+    content = path.read_bytes()
+    try:
+        recipe = yaml.safe_load(content)
+    except (yaml.YAMLError, ValueError) as error:
+        raise SegtuneError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    if missing_last_line(content) is not None or not isinstance(recipe, dict):
+        raise SegtuneError(f"{path} is cut off or no recipe. Restore the file; each training state has a copy")
+    return recipe

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from segtune.errors import UsageError
+from segtune.files import missing_last_line, promise_last_line
 from segtune.recipe.validation import show
 
 LAST_LINE = "# end of the recipe"
@@ -101,12 +102,7 @@ def dump_yaml(values: Mapping[str, Any]) -> str:
 
 def whole(title: str, values: Mapping[str, Any]) -> str:
     """`dump_yaml` between comments from which `read_yaml` tells a file that was cut: half of a YAML may be valid."""
-    return f"# {title}; {LAST_LINE!r} is the last line\n{dump_yaml(values)}{LAST_LINE}\n"
-
-
-def _is_cut(content: bytes) -> bool:
-    first, _, rest = content.partition(b"\n")
-    return first.rstrip().endswith(f"; {LAST_LINE!r} is the last line".encode()) and LAST_LINE.encode() not in rest
+    return promise_last_line(f"# {title}", LAST_LINE, dump_yaml(values))
 
 
 def read_yaml(path: Path, sections: Iterable[str]) -> dict[Any, Any]:
@@ -128,9 +124,9 @@ def read_yaml(path: Path, sections: Iterable[str]) -> dict[Any, Any]:
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         what = " ".join(filter(None, (getattr(error, "context", None), getattr(error, "problem", None)))) or error
         raise UsageError(f"{path}{where}: {what}") from error
-    if _is_cut(content):
+    if (missing := missing_last_line(content)) is not None:
         raise UsageError(
-            f"{path} is cut off: its last line, {LAST_LINE!r}, is missing. Restore the file; of a run, each "
+            f"{path} is cut off: its last line, {missing!r}, is missing. Restore the file; of a run, each "
             "of its training states has a copy"
         )
     if not isinstance(data, dict):
