@@ -7,7 +7,7 @@ import pytest
 
 import segtune
 from segtune.segformer.originals.card import terms
-from segtune.segformer.originals.convert import Converted
+from segtune.segformer.originals.convert_originals import Converted
 from segtune.segformer.originals.source import Source
 
 
@@ -62,7 +62,7 @@ def test_convert_names_what_it_wrote(segtune_command: Any, tmp_path: Path, monke
         return Converted(model, Source("mmseg", {}, left_out={"the head": ["a", "b"]}), terms("mmseg", license=license))
 
     (tmp_path / "a.pth").touch()
-    monkeypatch.setattr("segtune.segformer.originals.convert.convert_original", convert)
+    monkeypatch.setattr("segtune.segformer.originals.convert_originals.convert_original", convert)
     arguments = (
         "convert",
         tmp_path / "a.pth",

@@ -79,7 +79,7 @@ def convert(
         raise DataError(f"{source}: no such file")
     if output.exists():
         raise UsageError(f"{output} exists already: name a folder that does not")
-    from segtune.segformer.originals.convert import convert_original
+    from segtune.segformer.originals.convert_originals import convert_original
 
     hide_bars_of_libraries()
     done = convert_original(source, output, layout, encoder_only=encoder_only, license=license)

@@ -23,7 +23,7 @@ from segtune.segformer.modeling_segformer import (
     SegformerForSemanticSegmentation,
     SegformerModel,
 )
-from segtune.segformer.originals.convert import convert_original, open_original, read_original
+from segtune.segformer.originals.convert_originals import convert_original, open_original, read_original
 from segtune.segformer.originals.hdf5 import read
 
 h5py = pytest.importorskip("h5py")

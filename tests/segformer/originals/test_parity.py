@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerBlock, SegformerForSemanticSegmentation, SegformerModel
-from segtune.segformer.originals.convert import convert_original, read_original
+from segtune.segformer.originals.convert_originals import convert_original, read_original
 
 ROOT = Path(__file__).resolve().parents[3]
 PYTHON = Path(os.environ.get("SEGTUNE_WEIGHTS_PYTHON", ROOT / ".venv-weights" / "bin" / "python"))

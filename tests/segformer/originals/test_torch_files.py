@@ -21,7 +21,7 @@ from segtune.segformer.modeling_segformer import (
     SegformerForSemanticSegmentation,
     SegformerModel,
 )
-from segtune.segformer.originals.convert import convert_original, open_original, read_original
+from segtune.segformer.originals.convert_originals import convert_original, open_original, read_original
 from segtune.segformer.parameter_names import name_in_transformers_5
 
 TINY = {

@@ -8,7 +8,7 @@ import torch
 from segtune.errors import DataError, UsageError
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
-from segtune.segformer.originals.convert import convert_original, open_original
+from segtune.segformer.originals.convert_originals import convert_original, open_original
 from segtune.segformer.originals.source import Source
 from segtune.segformer.parameter_names import name_in_transformers_5
 
@@ -32,7 +32,7 @@ def test_folder_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     def fail(*_: object, **__: object) -> None:
         raise OSError("no")
 
-    monkeypatch.setattr("segtune.segformer.originals.convert.SegformerImageProcessor.save_pretrained", fail)
+    monkeypatch.setattr("segtune.segformer.originals.convert_originals.SegformerImageProcessor.save_pretrained", fail)
     with pytest.raises(OSError, match="no"):
         convert_original(tmp_path / "a.pt", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
