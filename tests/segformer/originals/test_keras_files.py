@@ -180,7 +180,7 @@ def test_encoder_of_a_segmenter(tmp_path: Path) -> None:
     assert type(got) is SegformerModel
     expected = model.segformer.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in got.state_dict().items())
-    assert len(found.left_out["the head"]) == 4 * 2 + 1 + 5 + 2  # projections, fusion, batch norm, classifier
+    assert len(found.left_out["the head"]) == 4 * 2 + 1 + 4 + 2  # projections, fusion, batch norm, classifier
 
 
 def test_heads_and_depths_of_the_configuration_count(tmp_path: Path) -> None:
@@ -228,6 +228,34 @@ def test_preset_with_its_normalisation_and_licence(preset: Path, tmp_path: Path)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "The checkpoint itself states: 'MIT License'." in card and "not settled" in card
     assert 'license_name: "unsettled-mit-or-nvidia-source-code-license"' in card
+
+
+def test_preset_of_two_files_that_complete_each_other(preset: Path) -> None:
+    """As keras-hub saves it today: the head apart from the rest."""
+    arrays = segmenter_arrays(model := random_model())
+    inside = "layers/seg_former_backbone/"
+    write_h5(preset / "task.weights.h5", {key: value for key, value in arrays.items() if not key.startswith(inside)})
+    rest = {key.removeprefix(inside): value for key, value in arrays.items() if key.startswith(inside)}
+    write_h5(preset / "model.weights.h5", rest)
+    assert_same(read_original(preset), model)
+
+
+def test_preset_of_two_whole_files(preset: Path) -> None:
+    """As those of 2024 are: the file of the task counts, the other one is not read."""
+    inside = "layers/seg_former_backbone/"
+    rest = {
+        key.removeprefix(inside): value + 1
+        for key, value in segmenter_arrays(random_model()).items()
+        if key.startswith(inside)
+    }
+    write_h5(preset / "model.weights.h5", rest)
+    assert_same(read_original(preset), random_model())
+
+
+def test_what_needs_no_conversion(preset: Path, tmp_path: Path) -> None:
+    convert_original(preset, tmp_path / "out")
+    with pytest.raises(DataError, match=r"out needs no conversion: it is a checkpoint, for model\.name"):
+        convert_original(tmp_path / "out", tmp_path / "again")
 
 
 def test_older_converters_of_pictures(preset: Path) -> None:

@@ -61,6 +61,7 @@ _ASIDE = {  # what training has and the network has not
     "the optimizer": r"(?:^|/)optimizer(/|$)",
     "metrics": r"(?:^|/)(_?metrics|compile_metrics|_loss_tracker)(/|$)",
 }
+_STAGE_NORM = r"layer_norm\.\d+\.weight"
 Variables = dict[int, np.ndarray]  # of a layer, by number: kernel or gamma, bias or beta, moving mean, moving variance
 
 
@@ -95,12 +96,11 @@ def read_keras(path: Path, *, encoder_only: bool = False) -> Source:
     left = {key: value for key, value in layers.items() if not re.search("|".join(_ASIDE.values()), key)}
     about = next((found for value in described for found in _holding(value, "hidden_dims")), {})
     encoder = _encoder(path, left, _whole_numbers(about, "layerwise_depths", "depths"))
-    head = _head(left, [len(value) for key, value in encoder.items() if re.fullmatch(r"layer_norm\.\d+\.weight", key)])
     taken = {f"encoder.{key}": value for key, value in encoder.items()}
     if encoder_only:
-        aside["the head"] = [*sorted(head), *(name for key in left for name in _names(key, left[key]))]
+        aside["the head"] = [name for key in left for name in _names(key, left[key])]
         left.clear()
-    elif head:
+    elif head := _head(left, [len(encoder[key]) for key in sorted(encoder) if re.fullmatch(_STAGE_NORM, key)]):
         taken = {f"segformer.{key}": value for key, value in taken.items()} | head
     fields = {
         "hidden_act": "gelu_pytorch_tanh",
@@ -131,7 +131,10 @@ def _names(layer: str, variables: Variables) -> list[str]:
 
 
 def _layers(path: Path) -> dict[str, Variables]:
-    """The variables of every layer in a checkpoint, by the path of the layer."""
+    """The variables of every layer in a checkpoint, by the path of the layer.
+
+    Of a preset, the first file that has an encoder is the last one that is read: the presets of 2024 have all in both.
+    """
     layers: dict[str, Variables] = {}
     others: list[str] = []
     for name, content in _weights(path):
@@ -141,11 +144,17 @@ def _layers(path: Path) -> dict[str, Variables]:
                 if not number.isdigit():
                     others.append(place)
                     continue
-                layers.setdefault(layer.rstrip("/"), {}).setdefault(int(number), hdf5.read(name, place, dataset))
-    if not any(re.search(_BLOCK, layer) for layer in layers):
+                layers.setdefault(layer.rstrip("/"), {})[int(number)] = hdf5.read(name, place, dataset)
+        if _has_encoder(layers):
+            break
+    if not _has_encoder(layers):
         names = listed([*layers, *others], 3) or "nothing"
         raise DataError(f"{path} is no SegFormer of keras-hub: it holds {names}. If it is one, {_FIX}")
     return layers
+
+
+def _has_encoder(layers: Mapping[str, Variables]) -> bool:
+    return any(re.search(_BLOCK, layer) for layer in layers)
 
 
 def _weights(path: Path) -> Iterator[tuple[str, Any]]:
@@ -153,8 +162,9 @@ def _weights(path: Path) -> Iterator[tuple[str, Any]]:
     if path.is_dir():
         files = [path / name for name in WEIGHTS if (path / name).is_file()]
         if not files:
-            ours = ": it is a checkpoint as it is, for model.name" if (path / "model.safetensors").is_file() else ""
-            raise DataError(f"{path} is no preset of keras-hub: it holds neither {' nor '.join(WEIGHTS)}{ours}")
+            if (path / "model.safetensors").is_file():
+                raise DataError(f"{path} needs no conversion: it is a checkpoint, for model.name")
+            raise DataError(f"{path} is no preset of keras-hub: it holds neither {' nor '.join(WEIGHTS)}")
         yield from ((str(file), file.open("rb")) for file in files)
     elif path.suffix == ".keras":
         yield str(path), io.BytesIO(_member(path, WEIGHTS[1], _LARGEST_WEIGHTS))
