@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from segtune.errors import DataError, UsageError
 from segtune.segformer.configuration_segformer import SegformerConfig
@@ -161,6 +162,17 @@ def test_segmenter_as_archive_and_as_weights(tmp_path: Path) -> None:
     for name in ("mine.keras", "mine.weights.h5"):
         assert_same(read_original(tmp_path / name), model)
     assert read_original(tmp_path / "mine.keras").config.hidden_act == "gelu_pytorch_tanh"
+
+
+def test_converted_folder_is_read_by_transformers(tmp_path: Path) -> None:
+    """Its GELU included, which is not the usual one."""
+    model = random_model()
+    write_keras(tmp_path / "mine.keras", segmenter_arrays(model))
+    convert_original(tmp_path / "mine.keras", tmp_path / "out")
+    theirs = transformers.AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "out").eval()
+    pixels = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(pixels).logits, model(pixels).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_classifier(tmp_path: Path) -> None:
