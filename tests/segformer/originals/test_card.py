@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from segtune.errors import UsageError
-from segtune.hub.licenses import is_non_commercial
+from segtune.hub.licenses import Ancestor, inherit, is_non_commercial
 from segtune.hub.model_card import read_front_matter
 from segtune.segformer.originals import LAYOUTS
 from segtune.segformer.originals.card import card, terms
@@ -38,3 +38,12 @@ def test_licence_of_the_owner(license: str) -> None:
 def test_what_is_no_licence_is_refused(license: str) -> None:
     with pytest.raises(UsageError, match=r"an identifier such as apache-2\.0"):
         terms("mmseg", license=license)
+
+
+def test_model_that_starts_from_a_conversion_inherits_its_licence() -> None:
+    line = [Ancestor("checkpoints/keras", read_front_matter(card("a.keras", terms("keras"))))]
+    with pytest.raises(UsageError, match=r"started from checkpoints/keras, which is under .*unsettled-mit-or-nvidia"):
+        inherit(line, "mit")
+    assert inherit(line, None).is_non_commercial
+    own = [Ancestor("checkpoints/mine", read_front_matter(card("a.keras", terms("keras", license="mit"))))]
+    assert inherit(own, "mit").metadata == {"license": "mit"}
