@@ -79,6 +79,7 @@ def test_convert_names_what_it_wrote(segtune_command: Any, tmp_path: Path, monke
         [
             f"{tmp_path / 'out'}: SegformerForSemanticSegmentation, 3 labels, 0.4 million parameters",
             "left out: the head (2 tensors: a, b)",
+            "pictures: normalised as ImageNet's; the checkpoint does not say how",
             "licence: mit (README.md says why)",
             f"next: segtune train RECIPE model.name={tmp_path / 'out'}",
         ],

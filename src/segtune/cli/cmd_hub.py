@@ -88,5 +88,7 @@ def convert(
     say(f"{output}: {type(model).__name__}{labels}, {model.num_parameters() / 1e6:.1f} million parameters")
     for part in done.source.described_left_out():
         say(f"left out: {part}")
+    if not done.source.processor:
+        say("pictures: normalised as ImageNet's; the checkpoint does not say how")
     say(f"licence: {done.terms} (README.md says why)")
     say(f"next: segtune train RECIPE model.name={shlex.quote(str(output))}")

@@ -17,7 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
-from segtune.segformer.modeling_segformer import SegformerBlock, SegformerForSemanticSegmentation, SegformerModel
+from segtune.segformer.modeling_segformer import (
+    SegformerBlock,
+    SegformerForImageClassification,
+    SegformerForSemanticSegmentation,
+    SegformerModel,
+)
 from segtune.segformer.originals.convert_originals import convert_original, read_original
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -88,6 +93,16 @@ def test_encoder_of_keras_hub(keras_hub: Path, name: str, form: str) -> None:
         states = as_keras_hub(model)(channels_first(answers["pixels"]), output_hidden_states=True).hidden_states
     for i, state in enumerate(states):
         assert relative_difference(state, channels_first(answers[f"stage{i}"])) < 1e-5, i
+
+
+@pytest.mark.parametrize("name", ["b0", "b2"])
+def test_classifier_of_keras_hub(keras_hub: Path, name: str) -> None:
+    model = read_original(keras_hub / f"{name}_classifier.keras")
+    assert isinstance(model, SegformerForImageClassification)
+    answers = np.load(keras_hub / f"{name}.npz")
+    with torch.no_grad():
+        logits = model(channels_first(answers["pixels"])).logits
+    assert relative_difference(logits, torch.from_numpy(answers["classes"])) < 1e-5
 
 
 def test_pictures_are_normalised_as_by_keras_hub(keras_hub: Path, tmp_path: Path) -> None:

@@ -73,8 +73,12 @@ def main(folder: Path) -> None:
         pixels = np.asarray(keras.ops.convert_to_numpy(converter(pictures)))
         inner = keras.Model(segmenter.inputs, segmenter.output_segmentation_head.output)
         stages = keras.Model(mit.inputs, mit.pyramid_outputs).predict(pixels, verbose=0)
+        classifier = keras_hub.models.MiTImageClassifier(backbone=mit, num_classes=CLASSES)
+        randomise(classifier.output_dense, rng)
+        classify = keras.Model(classifier.inputs, classifier.outputs)
         np.savez(
             folder / f"{name}.npz",
+            classes=classify.predict(pixels, verbose=0),
             pictures=pictures,
             pixels=pixels,
             logits=inner.predict(pixels, verbose=0),
@@ -83,6 +87,7 @@ def main(folder: Path) -> None:
         segmenter.save(folder / f"{name}.keras")
         segmenter.save_weights(folder / f"{name}.weights.h5")
         segmenter.save_to_preset(str(folder / f"{name}_preset"))
+        classifier.save(folder / f"{name}_classifier.keras")
         mit.save_weights(folder / f"{name}_mit.weights.h5")
         mit.save_to_preset(str(folder / f"{name}_mit_preset"))
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from segtune.errors import DataError, UsageError
+from segtune.segformer.image_processing_segformer import IMAGENET_MEAN, IMAGENET_STD
 from segtune.segformer.originals.source import Source, label_fields
 from segtune.segformer.parameter_names import published_name
 
@@ -66,6 +67,7 @@ _LEFT_OUT = {  # parts that training has and the network has not; what each of t
     "copies that mmcv's EMA hook keeps": r"ema_\w+$",
     "counters of averaged weights": r"(n_averaged|steps)$",
 }
+_IMAGENET = {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD)}  # inside LibreYOLO's network
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "ema_state_dict", "encoder")
 # What torch.load raises, besides its refusal to run code, where bytes are missing, changed or of another format.
 _NOT_A_CHECKPOINT = (
@@ -111,7 +113,7 @@ def read_torch(path: Path, wanted: str = "auto", *, encoder_only: bool = False) 
         tensors=renamed,
         unknown=unknown,
         fields=_labels(content, renamed),
-        processor=_normalisation(tensors),
+        processor=_IMAGENET if layout == "libreyolo" else _normalisation(tensors),
         left_out={part: names for part, names in (left_out | parts).items() if names},
         stated=_stated(content),
     )
