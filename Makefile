@@ -1,7 +1,7 @@
 # `make` lists the targets. Everything runs in .venv, which is made when it is missing and renewed when
 # pyproject.toml or constraints.txt change.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all test-lowest faults transformers-suite lint format docs wheels build clean
+.PHONY: help setup demo test test-slow test-all test-lowest test-weights faults transformers-suite lint format docs wheels build clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime
 DEVELOPMENT := $(VENV)/.installed
 LOWEST := .venv-lowest
+WEIGHTS := .venv-weights
 # The lowest pydicom downloads pictures when it is imported for tests.
 DOWNLOADS := tests/imageio/test_medical.py tests/data/test_medical_sets.py
 SOURCES := src tests benchmarks scripts
@@ -58,6 +59,17 @@ $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 
 test-lowest: $(LOWEST)/.installed  ## run the tests of model, data, training and Hub with the lowest versions allowed
 	$(LOWEST)/bin/$(PYTEST) -m "not slow" tests/parity tests/segformer tests/labels tests/imageio tests/data tests/training/test_trainer.py tests/hub/test_push.py $(DOWNLOADS:%=--ignore=%)
+
+# keras-hub and LibreYOLO beside the packages of $(VENV), without what they would bring along: TensorFlow, torchvision.
+$(WEIGHTS)/.installed: $(DEVELOPMENT) tests/support/workers/weights.txt
+	$(BIN)/python -m venv $(WEIGHTS)
+	@site='import site; print(site.getsitepackages()[0])'; \
+	$(BIN)/python -c "$$site" > "$$($(WEIGHTS)/bin/python -c "$$site")/development.pth"
+	$(WEIGHTS)/bin/python $(PIP_INSTALL) --no-deps -r tests/support/workers/weights.txt
+	@touch $@
+
+test-weights: $(WEIGHTS)/.installed  ## compare converted weights with keras-hub and LibreYOLO themselves
+	$(BIN)/python -m pytest tests/segformer/originals/test_parity.py
 
 faults: setup  ## kill, fill disks, damage files, give hostile input (half an hour); write the table of docs/reliability.md
 	PYTHONPATH=src:tests $(BIN)/python -m faults.campaign --page docs/reliability.md

@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 
 import segtune
+from segtune.segformer.originals.card import terms
+from segtune.segformer.originals.convert_originals import Converted
+from segtune.segformer.originals.source import Source
 
 
 def test_push_passes_on_what_was_given_and_nothing_else(
@@ -52,18 +55,32 @@ def test_push_wants_a_run(segtune_command: Any, tmp_path: Path) -> None:
 
 
 def test_convert_names_what_it_wrote(segtune_command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def convert(path: Path, output: Path, layout: str, *, encoder_only: bool) -> Any:
-        assert (path, layout, encoder_only) == (tmp_path / "a.pth", "mmseg", True)
+    def convert(path: Path, output: Path, layout: str, *, encoder_only: bool, license: str | None) -> Any:
+        assert (path, layout, encoder_only, license) == (tmp_path / "a.pth", "mmseg", True, "mit")
         config = segtune.SegformerConfig(hidden_sizes=[8, 16, 40, 64], depths=[1, 1, 1, 1], num_labels=3)
-        return segtune.SegformerForSemanticSegmentation(config)
+        model = segtune.SegformerForSemanticSegmentation(config)
+        return Converted(model, Source("mmseg", {}, left_out={"the head": ["a", "b"]}), terms("mmseg", license=license))
 
-    monkeypatch.setattr("segtune.segformer.conversion_originals.convert_original", convert)
-    arguments = ("convert", tmp_path / "a.pth", tmp_path / "out", "--from", "mmseg", "--encoder-only")
+    (tmp_path / "a.pth").touch()
+    monkeypatch.setattr("segtune.segformer.originals.convert_originals.convert_original", convert)
+    arguments = (
+        "convert",
+        tmp_path / "a.pth",
+        tmp_path / "out",
+        "--from",
+        "mmseg",
+        "--encoder-only",
+        "--license",
+        "mit",
+    )
     code, out, _ = segtune_command(*arguments)
     assert (code, out.splitlines()) == (
         0,
         [
             f"{tmp_path / 'out'}: SegformerForSemanticSegmentation, 3 labels, 0.4 million parameters",
+            "left out: the head (2 tensors: a, b)",
+            "pictures: normalised as ImageNet's; the checkpoint does not say how",
+            "licence: mit (README.md says why)",
             f"next: segtune train RECIPE model.name={tmp_path / 'out'}",
         ],
     )
@@ -71,6 +88,11 @@ def test_convert_names_what_it_wrote(segtune_command: Any, tmp_path: Path, monke
 
 def test_convert_refuses(segtune_command: Any, tmp_path: Path) -> None:
     code, _, err = segtune_command("convert", tmp_path / "a.pth", tmp_path / "out", "--from", "timm")
-    assert (code, err) == (2, "error: --from timm: mmseg, nvlabs or auto\n")
+    assert (code, err) == (2, "error: --from timm: one of auto, keras, libreyolo, mmseg, nvlabs\n")
     code, _, err = segtune_command("convert", tmp_path / "a.pth", tmp_path / "out")
     assert (code, err) == (1, f"error: {tmp_path / 'a.pth'}: no such file\n")
+    (tmp_path / "a.pth").write_text("hello")
+    code, _, err = segtune_command("convert", tmp_path / "a.pth", tmp_path)
+    assert (code, err) == (2, f"error: {tmp_path} exists already: name a folder that does not\n")
+    code, _, err = segtune_command("convert", tmp_path / "a.pth", tmp_path / "out")
+    assert code == 1 and err.count("\n") == 1 and not (tmp_path / "out").exists()

@@ -171,6 +171,7 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
         ("report /nope", "checkpoint /nope does not exist"),
         ("doctor camvid", "data/camvid does not exist"),
         ("push /nope --repo nobody", "user/name"),
+        ("convert . .", ". exists already"),
     ],
 )
 def test_slips_are_told_before_torch_is_imported(tmp_path: Path, words: str, message: str) -> None:

@@ -50,6 +50,7 @@ FENCES = {
     "fastapi": {"webdemo.server"},
     "gradio": {"webdemo.blocks"},
     "fsspec": {"imageio.object_store"},
+    "h5py": {"segformer.originals.hdf5"},
     "huggingface_hub": {
         "hub",
         "hub_errors",
@@ -122,6 +123,7 @@ OPTIONAL = {  # of an extra; imported where it is used
     "coremltools",
     "fastapi",
     "gradio",
+    "h5py",
     "nibabel",
     "nncf",
     "onnx",

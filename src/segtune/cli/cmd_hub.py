@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import typer
 
 from segtune.cli.common import hide_bars_of_libraries, say
-from segtune.errors import UsageError
+from segtune.errors import DataError, UsageError
 
 
 def push(
@@ -58,18 +58,37 @@ def push(
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A checkpoint of mmseg or NVlabs/SegFormer.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A checkpoint of mmseg, NVlabs/SegFormer, LibreYOLO or keras-hub.")
+    ],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A folder that does not exist yet.")],
-    layout: Annotated[str, typer.Option("--from", help="mmseg, nvlabs, or auto: by the names in the file.")] = "auto",
+    layout: Annotated[
+        str, typer.Option("--from", help="keras, libreyolo, mmseg, nvlabs, or auto: by the names in the file.")
+    ] = "auto",
     encoder_only: Annotated[bool, typer.Option("--encoder-only", help="Leave the decode head out.")] = False,
+    license: Annotated[
+        str | None, typer.Option(help="Of weights that did not start from published ones, e.g. apache-2.0.")
+    ] = None,
 ) -> None:
     """Write a checkpoint of others as ours: weights, config, image processor and a card that states the licence."""
-    from segtune.segformer.conversion_originals import convert_original
+    from segtune.segformer.originals import LAYOUTS
+
+    if layout not in LAYOUTS:
+        raise UsageError(f"--from {layout}: one of {', '.join(LAYOUTS)}")
+    if not source.exists():
+        raise DataError(f"{source}: no such file")
+    if output.exists():
+        raise UsageError(f"{output} exists already: name a folder that does not")
+    from segtune.segformer.originals.convert_originals import convert_original
 
     hide_bars_of_libraries()
-    if layout not in ("auto", "mmseg", "nvlabs"):
-        raise UsageError(f"--from {layout}: mmseg, nvlabs or auto")
-    model = convert_original(source, output, cast(Any, layout), encoder_only=encoder_only)
+    done = convert_original(source, output, layout, encoder_only=encoder_only, license=license)
+    model = done.model
     labels = f", {model.config.num_labels} labels" if hasattr(model, "decode_head") else ""
     say(f"{output}: {type(model).__name__}{labels}, {model.num_parameters() / 1e6:.1f} million parameters")
+    for part in done.source.described_left_out():
+        say(f"left out: {part}")
+    if not done.source.processor:
+        say("pictures: normalised as ImageNet's; the checkpoint does not say how")
+    say(f"licence: {done.terms} (README.md says why)")
     say(f"next: segtune train RECIPE model.name={shlex.quote(str(output))}")

@@ -1,4 +1,4 @@
-"""Files of NVlabs' code and of mmsegmentation, written here name by name from our weights, and read back."""
+"""Files of NVlabs' code, mmsegmentation and LibreYOLO, written here name by name from our weights, and read back."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ import segtune
 from segtune.errors import DataError, UsageError
 from segtune.inference.processor import load_processor
 from segtune.segformer.configuration_segformer import SegformerConfig
-from segtune.segformer.conversion_originals import convert_original, read_original
 from segtune.segformer.modeling_segformer import (
     SegformerForImageClassification,
     SegformerForSemanticSegmentation,
     SegformerModel,
 )
+from segtune.segformer.originals.convert_originals import convert_original, open_original, read_original
+from segtune.segformer.parameter_names import name_in_transformers_5
 
 TINY = {
     "hidden_sizes": (8, 16, 40, 64),
@@ -196,6 +197,90 @@ def test_head_of_mmseg_is_refused_and_its_encoder_taken(tmp_path: Path) -> None:
     assert_same(read_original(tmp_path / "a.pth", encoder_only=True), model)
 
 
+def test_auxiliary_parts_of_mmseg_are_named_and_counted(tmp_path: Path) -> None:
+    """A training of mmengine: two heads, the preprocessor, and weights beside the averaged ones."""
+    model = random_model(SegformerModel)
+    encoder = mmseg_encoder(encoder_of(model), TINY["depths"])
+    tensors = {f"backbone.{name}": value for name, value in encoder.items()}
+    tensors |= {f"decode_head.convs.{i}.conv.weight": torch.rand(1) for i in range(4)}
+    tensors |= {"decode_head.fusion_conv.bn.bias": torch.rand(1), "decode_head.conv_seg.bias": torch.rand(1)}
+    tensors |= {"auxiliary_head.convs.0.conv.weight": torch.rand(1), "auxiliary_head.conv_seg.bias": torch.rand(1)}
+    tensors |= {"data_preprocessor.mean": torch.tensor([51.0, 102.0, 153.0, 0.0, 0.0]).view(-1, 1, 1)}
+    tensors |= {"data_preprocessor.std": torch.full((5, 1, 1), 25.5)}
+    trained = {f"module.{name}": torch.zeros_like(value) for name, value in tensors.items()}
+    torch.save({"state_dict": tensors, "ema_state_dict": trained | {"steps": torch.tensor(3)}}, tmp_path / "a.pth")
+    found = open_original(tmp_path / "a.pth", encoder_only=True)
+    assert_same(found.model("a.pth"), model)
+    assert {part: len(names) for part, names in found.left_out.items()} == {
+        "ema_state_dict, beside the weights": len(tensors) + 1,
+        "auxiliary_head": 2,
+        "data_preprocessor": 2,
+        "decode_head.conv_seg, which this head does not call": 1,
+        "the head": 5,
+    }
+    assert found.described_left_out()[1] == (
+        "auxiliary_head (2 tensors: auxiliary_head.convs.0.conv.weight, auxiliary_head.conv_seg.bias)"
+    )
+    assert found.processor == {"image_mean": [0.2, 0.4, 0.6, 0.0, 0.0], "image_std": [0.1] * 5}
+
+
+def test_average_that_is_alone_in_a_file_is_taken(tmp_path: Path) -> None:
+    model = random_model(SegformerModel)
+    encoder = mmseg_encoder(encoder_of(model), TINY["depths"])
+    average = {f"module.backbone.{name}": value for name, value in encoder.items()} | {"steps": torch.tensor(3)}
+    torch.save({"ema_state_dict": average}, tmp_path / "a.pth")
+    found = open_original(tmp_path / "a.pth")
+    assert_same(found.model("a.pth"), model)
+    assert found.left_out == {"counters of averaged weights": ["steps"]}
+
+
+def test_copies_of_the_older_ema_hook_are_left_out(tmp_path: Path) -> None:
+    """mmcv kept them as buffers of the model, dots replaced."""
+    model = random_model()
+    tensors = nvlabs_segmenter(model)
+    tensors |= {f"ema_{name.replace('.', '_')}": torch.zeros_like(value) for name, value in list(tensors.items())[:7]}
+    torch.save({"state_dict": tensors}, tmp_path / "a.pth")
+    found = open_original(tmp_path / "a.pth")
+    assert_same(found.model("a.pth"), model)
+    assert len(found.left_out["copies that mmcv's EMA hook keeps"]) == 7
+
+
+def test_head_of_the_authors_beside_the_encoder_of_mmseg(tmp_path: Path) -> None:
+    """Not mmseg's own head, but one whose layers the published layout has."""
+    model = random_model()
+    head = {name: value for name, value in nvlabs_segmenter(model).items() if name.startswith("decode_head.")}
+    encoder = mmseg_encoder(encoder_of(model), TINY["depths"])
+    torch.save(
+        {"state_dict": {f"backbone.{name}": value for name, value in encoder.items()} | head}, tmp_path / "a.pth"
+    )
+    assert_same(read_original(tmp_path / "a.pth"), model)
+
+
+def libreyolo_segmenter(model: Any) -> Tensors:
+    """LibreYOLO calls its modules as transformers 5 does in memory, and the encoder `encoder`."""
+    names = {key: name_in_transformers_5(key).replace("segformer.", "encoder.") for key in model.state_dict()}
+    return {names[key]: value for key, value in model.state_dict().items()}
+
+
+def test_segmenter_of_libreyolo(tmp_path: Path) -> None:
+    model = random_model()
+    content = {"model": libreyolo_segmenter(model), "names": {0: "sky", 1: "road", 2: "tree"}, "nc": 3, "size": "b0"}
+    assert "encoder.stages.0.blocks.0.attention.sequence_reduction.layer_norm.bias" in content["model"]
+    torch.save(content, tmp_path / "LibreSegformerb0-sem.pt")
+    got = read_original(tmp_path / "LibreSegformerb0-sem.pt")
+    assert_same(got, model)
+    assert segtune.LabelMap.from_config(got.config).names == ("sky", "road", "tree")
+    assert open_original(tmp_path / "LibreSegformerb0-sem.pt").layout == "libreyolo"
+
+
+def test_encoder_of_libreyolo(tmp_path: Path) -> None:
+    """As its pre-training saves it, to be given as `pretrained_encoder=`."""
+    model = random_model(SegformerModel)
+    state = {name_in_transformers_5(key).removeprefix("encoder."): value for key, value in model.state_dict().items()}
+    torch.save({"encoder": state, "size": "b0"}, tmp_path / "a.pt")
+    assert_same(read_original(tmp_path / "a.pt", "libreyolo"), model)
+
+
 # --- the folder that is written --------------------------------------------------------------------------------------
 
 
@@ -254,7 +339,7 @@ def test_every_tensor_must_have_its_place(tmp_path: Path) -> None:
 
 def test_other_networks_and_other_files(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.rand(2, 3)}, tmp_path / "resnet.pth")
-    with pytest.raises(DataError, match=r"no SegFormer of mmseg or NVlabs: it holds conv1\.weight"):
+    with pytest.raises(DataError, match=r"no SegFormer of mmseg, NVlabs or LibreYOLO: it holds conv1\.weight"):
         read_original(tmp_path / "resnet.pth")
     torch.save(nvlabs_segmenter(random_model()), tmp_path / "a.pth")
     with pytest.raises(DataError, match="no SegFormer of mmseg: it holds backbone"):
@@ -264,7 +349,7 @@ def test_other_networks_and_other_files(tmp_path: Path) -> None:
         read_original(tmp_path / "text.pth")
     with pytest.raises(DataError, match="no such file"):
         read_original(tmp_path / "none.pth")
-    with pytest.raises(DataError, match=r"is no checkpoint of PyTorch \(IsADirectoryError\)"):
+    with pytest.raises(DataError, match=r"is no preset of keras-hub: it holds neither"):
         read_original(tmp_path)
 
 

@@ -1,0 +1,3 @@
+"""Checkpoints of others read as ours: NVlabs' code, mmsegmentation, LibreYOLO, keras-hub."""
+
+LAYOUTS = ("auto", "keras", "libreyolo", "mmseg", "nvlabs")  # what `segtune convert --from` takes
