@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def read_labelstudio(folder: Path, names: list[str]) -> dict[str, Any]:
         coco = COCO(str(Path(out) / "result.json"))
     found = {}
     for image in coco.imgs.values():
-        stem = Path(image["file_name"]).stem
+        stem = Path(unquote(image["file_name"])).stem
         found[stem] = np.full((image["height"], image["width"]), 255, np.uint8)
         for annotation in coco.loadAnns(sorted(coco.getAnnIds(image["id"]))):
             category = coco.cats[annotation["category_id"]]["name"]

@@ -39,7 +39,7 @@ def test_uncertain_and_different() -> None:
     assert [(reason.name, reason.share) for reason in sign.reasons] == [("sign", 1)]
     assert choice.candidates == 4 and choice.scores == sorted(choice.scores, reverse=True)
     assert why(doubted) == ["score 0.302, rank 1 of the pool", "unsure of road 100 %", "the most uncertain of all"]
-    assert why(sign)[1] == "unsure of sign 100 % (rare: x2.0)"
+    assert why(sign)[1] == "unsure of sign 100 % (rare: ×2.0)"
     assert why(sign)[2].endswith("from the closest chosen before it, doubted.jpg")
 
 

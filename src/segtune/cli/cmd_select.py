@@ -35,7 +35,7 @@ def select(
     breadth: Annotated[
         int,
         typer.Option(min=1, help="Choose the most different among so many times --number; 1: by uncertainty alone."),
-    ] = 4,
+    ] = 2,
     window: options.WindowOption = None,
     stride: options.StrideOption = None,
     tta: options.TtaOption = False,

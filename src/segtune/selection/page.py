@@ -126,7 +126,7 @@ def figure(image: Chosen, raster: Raster, labels: np.ndarray, doubt: np.ndarray,
 def why(image: Chosen) -> list[str]:
     """Why an image was chosen, in words."""
     reasons = ", ".join(
-        f"{reason.name} {percent(reason.share)}" + (f" (rare: x{reason.weight:.1f})" if reason.weight >= 1.5 else "")
+        f"{reason.name} {percent(reason.share)}" + (f" (rare: ×{reason.weight:.1f})" if reason.weight >= 1.5 else "")
         for reason in image.reasons
     )
     found = [f"score {number(image.score)}, rank {image.rank:,} of the pool"]

@@ -54,7 +54,7 @@ def select_images(
     output: Path,
     number: int,
     *,
-    breadth: int = 4,
+    breadth: int = 2,
     form: Form | None = None,
     resume: bool = False,
     model: str = "",
