@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,25 @@ def test_select_is_deterministic_and_takes_windows(
         found.append(json.loads(text))
     assert found[0]["selected"] == found[1]["selected"]
     assert (found[0]["images"], found[0]["unreadable"], found[0]["annotations"]) == (5, {}, None)
+
+
+def test_slips_are_told_before_torch_is_imported(run_folder: Path, pool: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "cvat").mkdir(parents=True)
+    best = str(run_folder / "best")
+    slips = {
+        ("nowhere", str(pool)): "nowhere does not exist",
+        (best, str(tmp_path / "none")): "none: no such image",
+        (best, str(pool), "--to", "cvat", "-o", str(tmp_path / "out")): "may hold somebody's work",
+    }
+    for words, message in slips.items():
+        code = (
+            "import sys\nfrom segtune.cli.main import main\n"
+            f"try:\n    main(['select', *{words!r}])\nexcept SystemExit as left:\n    assert left.code == 2\n"
+            "assert 'torch' not in sys.modules"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert message in done.stderr
 
 
 @pytest.mark.parametrize(
