@@ -110,6 +110,10 @@ def test_it_goes_on_where_it_was_stopped(images: list[Path], tmp_path: Path, mon
     assert not same(survey(segmenter(1), images, 4, record), whole)  # anew
     with pytest.raises(UsageError, match="notes of images that were made with weights"):
         survey(segmenter(), images, 4, record, resume=True)
+    calibrated = segmenter(1)
+    calibrated.temperature = 1.5
+    with pytest.raises(UsageError, match=r"made with temperature 1\.0, now it is 1\.5"):
+        survey(calibrated, images, 4, record, resume=True)
     with pytest.raises(UsageError, match="made with protocol whole, now it is slide 32"):
         survey(segmenter(1, **WINDOWS), images, 4, record, resume=True)
 

@@ -92,6 +92,7 @@ def settings_of(segmenter: Segmenter) -> dict[str, Any]:
         "weights": weights_digest(network),
         "protocol": str(segmenter.protocol),
         "precision": segmenter.precision,
+        "temperature": segmenter.temperature,
         "cells": [CELLS, WIDTH, THIN],
     }
 
