@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-CELLS = 128  # along the longer side of an image
-WIDTH = 3  # cells that an uncertain place must be wide and high to count in full
+CELLS = 256  # along the longer side of an image, at most
+LEAST_SIDE = 4  # of a cell, pixels: the stride of the logits
+WIDTH = 5  # cells that an uncertain place must be wide and high to count in full
 THIN = 0.25  # what the rest counts: outlines, but poles and wires too
 LARGEST_WEIGHT = 10.0  # of a rare class
 
@@ -40,7 +41,7 @@ class UncertaintyGrid:
 
     def __init__(self, size: tuple[int, int], num_labels: int) -> None:
         self.num_labels = num_labels
-        self.side = max(1, -(-max(size) // CELLS))  # of a cell, pixels
+        self.side = max(LEAST_SIDE, -(-max(size) // CELLS))  # of a cell, pixels
         self.shape = (-(-size[0] // self.side), -(-size[1] // self.side))
         self.total = np.zeros(self.shape)
         self.pixels = np.zeros((*self.shape, num_labels), dtype=np.int32)
@@ -72,8 +73,9 @@ class UncertaintyGrid:
 
     def counted(self) -> np.ndarray:
         """The same as it counts: in full where it is wide, the rest by `THIN`; `(h, w)`."""
-        means = self.means()
-        wide = opened(means, WIDTH)
+        means, is_empty = self.means(), self.pixels.sum(axis=2) == 0
+        # Where there is nothing, there is nothing sure either: an empty cell must not make its neighbours look thin.
+        wide = np.where(is_empty, 0.0, opened(np.where(is_empty, np.inf, means), WIDTH))
         return wide + THIN * (means - wide)
 
     def result(self) -> Uncertainty:

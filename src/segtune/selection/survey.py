@@ -23,7 +23,7 @@ from segtune.files import read_json_lines
 from segtune.imageio.raster import ArrayRaster, FileRaster, Raster, read_ahead
 from segtune.inference.parallel.processes import refuse_other_settings, settings_note, weights_digest
 from segtune.inference.segmenter import Segmenter, eval_mode
-from segtune.selection.acquisition import CELLS, THIN, WIDTH, UncertaintyGrid
+from segtune.selection.acquisition import CELLS, LEAST_SIDE, THIN, WIDTH, UncertaintyGrid
 from segtune.selection.encoder_features import PooledFeatures
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def settings_of(segmenter: Segmenter) -> dict[str, Any]:
         "protocol": str(segmenter.protocol),
         "precision": segmenter.precision,
         "temperature": segmenter.temperature,
-        "cells": [CELLS, WIDTH, THIN],
+        "cells": [CELLS, LEAST_SIDE, WIDTH, THIN],
     }
 
 
