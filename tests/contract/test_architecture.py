@@ -31,7 +31,7 @@ LAYERS = [
     "viz",
     "inference",
     "training export",
-    "hub report",
+    "hub report selection",
     "recipe",
     "doctor finetune webdemo",
     "cli",

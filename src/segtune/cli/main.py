@@ -34,7 +34,7 @@ from segtune.cli import (
     cmd_predict,
     cmd_recipes,
     cmd_report,
-    cmd_sensitivity,
+    cmd_select,
     cmd_train,
 )
 from segtune.cli.common import QuietOption, VerboseOption, add_command, is_main_process, resumed, set_volume
@@ -112,13 +112,14 @@ def _application() -> typer.Typer:
         cmd_evaluate.compare,
         cmd_evaluate.calibrate,
         cmd_predict.predict,
+        cmd_select.select,
         cmd_demo.demo,
         cmd_doctor.doctor,
         cmd_export.export,
         cmd_hub.push,
         cmd_hub.convert,
         cmd_bench.bench,
-        cmd_sensitivity.sensitivity,
+        cmd_export.sensitivity,
         cmd_env.env,
     )
     for command in commands:
@@ -143,7 +144,7 @@ def _tell_stop(reason: str, words: Sequence[str]) -> None:
 def _leaves_masks(words: Sequence[str]) -> bool:
     """Whether a command was stopped among files, and the same command would be refused since some are there."""
     is_said = {"--resume", "--overwrite", "-"}.intersection(words)
-    return words[:1] == ["predict"] and not is_said and not any("://" in word for word in words)
+    return words[:1] in (["predict"], ["select"]) and not is_said and not any("://" in word for word in words)
 
 
 def _leave_quickly(code: int) -> NoReturn:

@@ -56,6 +56,14 @@ def trace(labels: np.ndarray, label_map: LabelMap, *, simplify: float = 0, min_r
     return found
 
 
+def outermost_first(regions: Sequence[Region]) -> list[Region]:
+    """The regions in the order in which tools without holes paint them: by the area that the outline encloses, largest
+    first, so that what lies in a hole is painted over what surrounds it.
+    """
+    shapely = _import_shapely()
+    return sorted(regions, key=lambda region: -float(shapely.Polygon(region.polygon.exterior).area))
+
+
 def geojson(regions: Sequence[Region], label_map: LabelMap, georeference: Georeference | None = None) -> dict[str, Any]:
     """A FeatureCollection: in the coordinates of the image's reference system, where it has one, else in pixels.
 
@@ -80,21 +88,18 @@ def labelme(
 ) -> dict[str, Any]:
     """The file that LabelMe opens beside an image of `size` (height, width).
 
-    LabelMe knows no holes and paints shapes in their order: they are sorted by the area of what their outline encloses,
-    largest first, so that what lies in a hole is painted over what surrounds it.
+    LabelMe knows no holes and paints shapes in their order: see `outermost_first`.
     """
-    shapely = _import_shapely()
-    outlines = sorted(regions, key=lambda region: -float(shapely.Polygon(region.polygon.exterior).area))
     shapes: list[dict[str, Any]] = [
         {
             "label": label_map.names[label],
-            "points": _points(polygon.exterior),
+            "points": outline_points(polygon.exterior),
             "group_id": None,
             "description": "",
             "shape_type": "polygon",
             "flags": {},
         }
-        for label, polygon in outlines
+        for label, polygon in outermost_first(regions)
     ]
     image = PurePath(image).as_posix()
     fields = {"imagePath": image, "imageData": None, "imageHeight": size[0], "imageWidth": size[1]}
@@ -171,14 +176,14 @@ def _crs_name(georeference: Georeference | None) -> str | None:
     return f"urn:ogc:def:crs:EPSG::{code}" if code else str(georeference.crs.to_wkt())
 
 
-def _points(ring: Any) -> list[list[float]]:
-    """The vertices of a ring, the first one once."""
+def outline_points(ring: Any) -> list[list[float]]:
+    """The vertices [x, y] of a ring, the first one once."""
     points: list[list[float]] = np.asarray(ring.coords)[:-1].tolist()
     return points
 
 
 def _flat(ring: Any) -> list[float]:
-    return [value for point in _points(ring) for value in point]
+    return [value for point in outline_points(ring) for value in point]
 
 
 def _runs(polygon: Any, size: tuple[int, int]) -> dict[str, Any]:
