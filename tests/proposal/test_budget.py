@@ -10,7 +10,7 @@ from segtune.proposal.pace import Pace
 from segtune.training.config import TrainingConfig
 
 ONE = np.ones(1)
-FACTS = DataFacts("folder", {"train": 200, "val": 50}, False, (64, 64), (64, 64), ("a",), ONE, ONE, ONE)
+FACTS = DataFacts("folder", {"train": 200, "val": 50}, False, (64, 64), (64, 64), ("a",), ONE, ONE, ONE, ONE)
 PACE = Pace(step=1.0, image=0.1, saving=1.0, training=TrainingConfig(batch_size=4, accumulation_steps=2))
 
 
@@ -30,7 +30,7 @@ def test_steps_by_hand() -> None:
 def test_few_evaluations_of_a_large_split_and_one_without() -> None:
     slow = steps_in("10m", 600, Spent(0, 0), Pace(1.0, 0.4, 1.0, PACE.training), FACTS)  # 20 s: three are 10 %
     assert slow.settings["training.eval_every"] == -(-slow.settings["training.max_steps"] // 3)
-    alone = DataFacts("folder", {"train": 200}, False, (64, 64), (64, 64), ("a",), ONE, ONE, ONE)
+    alone = DataFacts("folder", {"train": 200}, False, (64, 64), (64, 64), ("a",), ONE, ONE, ONE, ONE)
     made = steps_in("10m", 600, Spent(0, 0), PACE, alone).settings
     assert made["training.eval_every"] == made["training.max_steps"] == int((600 - 17) * 0.85)
 

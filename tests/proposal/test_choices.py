@@ -33,6 +33,7 @@ def facts(**fields: Any) -> DataFacts:
         "shares": np.array([0.5, 0.4, 0.01, 0.09]),
         "shown": np.array([1.0, 1.0, 0.9, 0.5]),
         "sides": np.array([200.0, 100.0, 20.0, 40.0]),
+        "small_sides": np.array([100.0, 50.0, 15.0, 20.0]),
     }
     return DataFacts(**plain | fields)
 
@@ -96,13 +97,23 @@ def test_crops_follow_the_images(size: tuple[int, int], machine: Machine, side: 
 
 def test_large_objects_alone_make_smaller_images() -> None:
     """A crop of 256 is to hold two sides of 640 pixels: a fifth of the size, at which the smallest keep 60."""
-    large = facts(size=(2000, 3000), largest=(2000, 3000), sides=np.array([900.0, 640.0, 640.0, 300.0]))
+    large = facts(
+        size=(2000, 3000),
+        largest=(2000, 3000),
+        sides=np.array([900.0, 640.0, 640.0, 300.0]),
+        small_sides=np.full(4, 300.0),
+    )
     made = settings(large)
     assert (
         made["transforms.short_side"] == made["evaluation.short_side"] == 384
     )  # 2000 · 256 / 1280 = 400, in steps of 32
     assert made["evaluation.window"] is None  # 384 x 576
-    with_small = facts(size=(2000, 3000), largest=(2000, 3000), sides=np.array([900.0, 640.0, 640.0, 15.0]))
+    with_small = facts(
+        size=(2000, 3000),
+        largest=(2000, 3000),
+        sides=np.array([900.0, 640.0, 640.0, 300.0]),
+        small_sides=np.full(4, 15.0),
+    )
     made = settings(with_small)
     assert "transforms.short_side" not in made and made["evaluation.window"] == 512
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from segtune.data.config import DatasetConfig
 from segtune.doctor.examine import examine
-from segtune.proposal.data_facts import DataFacts, gather_facts
+from segtune.proposal.data_facts import DataFacts, gather_facts, median_by_pixels
 from segtune.recipe.recipe import Recipe
 
 
@@ -50,8 +50,10 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
     houses, cars = 400 + 400 + 100 + 900, 36 + 4
     assert found.shares.tolist() == pytest.approx([1 - (houses + cars) / total, houses / total, cars / total])
     assert found.shown.tolist() == pytest.approx([1, 1, 1 / 3])
-    # Houses of 20, 20, 10 and 30 pixels; the car of 2 is a speck.
+    # Houses of 20, 20, 10 and 30 pixels a side: of 1800 pixels, the 900th is in one of 20. The car of 2 is a speck.
+    assert found.small_sides[1:].tolist() == [20, 6]
     assert found.sides[1:].tolist() == [20, 6]
+    assert median_by_pixels([1, 1, 1, 10]) == 10 and median_by_pixels([5]) == 5
 
 
 def test_a_drawn_split_is_told(tmp_path: Path) -> None:

@@ -186,10 +186,10 @@ print("PEAK", open("/proc/self/status").read().split("VmPeak:")[1].split()[0])
 @pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v is heeded by Linux")
 def test_two_limits_give_two_batches_and_one_loss(tmp_path: Path) -> None:
     """The statistics of a local batch norm, and dropout, would depend on the division of a step."""
-    fixed = ["transforms.crop_size=640", "training.max_steps=2", "training.log_every=1", "training.device=cpu"]
+    fixed = ["transforms.crop_size=512", "training.max_steps=2", "training.log_every=1", "training.device=cpu"]
     fixed += ["training.report=false", "training.batch_norm=frozen", "training.effective_batch_size=8"]
-    fixed += ["model.config={hidden_sizes: [8, 16, 20, 32], depths: [1, 1, 1, 1], decoder_hidden_size: 16, "
-              "drop_path_rate: 0.0, classifier_dropout_prob: 0.0}"]  # fmt: skip
+    network = "hidden_sizes: [32, 64, 80, 96], depths: [1, 1, 1, 1], decoder_hidden_size: 64"
+    fixed += [f"model.config={{{network}, drop_path_rate: 0.0, classifier_dropout_prob: 0.0}}"]
 
     def run(name: str, limit: int | None, *words: str) -> int:
         command = [sys.executable, "-c", CHILD, "train", "demo", *fixed, f"training.output_dir={tmp_path / name}"]

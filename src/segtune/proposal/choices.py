@@ -124,8 +124,9 @@ def crop(facts: DataFacts, machine: Machine) -> Choice:
     side = max(STEP, min(most, short // STEP * STEP))
     settings: dict[str, Any] = {"transforms.crop_size": side}
     sides = facts.sides[~np.isnan(facts.sides)]
-    typical, smallest = (float(np.median(sides)), float(sides.min())) if len(sides) else (0.0, 0.0)
-    held = f"the median object of a class has a side of {typical:.0f} pixels, of the smallest class {smallest:.0f}"
+    typical = float(np.median(sides)) if len(sides) else 0.0
+    smallest = float(np.nanmin(facts.small_sides)) if len(sides) else 0.0
+    held = f"objects of the median class have a side of {typical:.0f} pixels, small ones of {smallest:.0f}"
     shown = by((side, side))
     factor = max(side / (CONTEXT * max(typical, 1.0)), LEAST_SIDE / max(smallest, 1.0), side / short)
     if factor >= 0.8:  # below that, smaller images are worth an interpolation
