@@ -68,8 +68,8 @@ def test_errors_of_memory_are_told_from_others() -> None:
     assert not is_out_of_memory(other.value)
 
 
-def test_divisors_come_from_the_largest_on() -> None:
-    assert divisors(12) == [12, 6, 4, 3, 2, 1] and divisors(7) == [7, 1] and divisors(1) == [1]
+def test_divisors_come_from_the_smallest_on() -> None:
+    assert divisors(12) == [1, 2, 3, 4, 6, 12] and divisors(7) == [1, 7] and divisors(1) == [1]
 
 
 def test_trial_steps_leave_the_model_as_it_was(data: tuple[Any, Any]) -> None:
@@ -186,7 +186,7 @@ print("PEAK", open("/proc/self/status").read().split("VmPeak:")[1].split()[0])
 @pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v is heeded by Linux")
 def test_two_limits_give_two_batches_and_one_loss(tmp_path: Path) -> None:
     """The statistics of a local batch norm, and dropout, would depend on the division of a step."""
-    fixed = ["transforms.crop_size=512", "training.max_steps=2", "training.log_every=1", "training.device=cpu"]
+    fixed = ["transforms.crop_size=640", "training.max_steps=2", "training.log_every=1", "training.device=cpu"]
     fixed += ["training.report=false", "training.batch_norm=frozen", "training.effective_batch_size=8"]
     network = "hidden_sizes: [32, 64, 80, 96], depths: [1, 1, 1, 1], decoder_hidden_size: 64"
     fixed += [f"model.config={{{network}, drop_path_rate: 0.0, classifier_dropout_prob: 0.0}}"]
@@ -207,9 +207,9 @@ def test_two_limits_give_two_batches_and_one_loss(tmp_path: Path) -> None:
     )
     eight = run("eight", None, "training.batch_size=8", "training.effective_batch_size=null")
     spare = auto_batch.HEADROOM // 1024
-    assert eight - one > 2 * spare  # else the limits below would tell nothing
+    assert eight - one > spare  # else the limits below would tell nothing
     run("wide", eight + 2 * spare, "training.batch_size=auto")
-    run("narrow", (one + eight) // 2 + spare // 2, "training.batch_size=auto")
+    run("narrow", (one + eight) // 2 + spare, "training.batch_size=auto")
     assert batch("wide") == (8, 1)
     small, times = batch("narrow")
     assert small < 8 and small * times == 8

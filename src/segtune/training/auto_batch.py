@@ -95,8 +95,8 @@ def find_batch(
 
 
 def divisors(number: int) -> list[int]:
-    """Those of a number, the largest first."""
-    return [n for n in range(number, 0, -1) if number % n == 0]
+    """Those of a number, the smallest first."""
+    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 class TrialSteps:
@@ -143,12 +143,16 @@ class TrialSteps:
         return f"{height}x{width}"
 
     def largest(self, candidates: Sequence[int]) -> int:
-        """The first of the batches, given from the largest on, of which a step fits into the memory; 0 for none."""
+        """The last of the batches, given from the smallest on, up to which steps fit into the memory; 0 for none."""
+        # Upwards, since what follows a failure may fail for it: oneDNN keeps a primitive that it could not create, and
+        # some (reorders of weights) are the same for all batches. Those of a batch that fits are there already.
+        found = 0
         for batch in candidates:
-            if self.fits(batch):
-                return batch
-            logger.info("a micro-batch of %d does not fit", batch)
-        return 0
+            if not self.fits(batch):
+                logger.info("a micro-batch of %d does not fit", batch)
+                break
+            found = batch
+        return found
 
     def fits(self, batch_size: int) -> bool:
         """Whether one step of a micro-batch finds the memory that it needs; what it took is given back."""
