@@ -16,10 +16,12 @@ from segtune.data.streaming import is_stream
 from segtune.errors import SegtuneError, UsageError
 from segtune.hub.push import RunPush
 from segtune.inference.processor import processor_from_transforms
-from segtune.recipe.recipe import Recipe, refuse_another_run, resolved, with_channels
+from segtune.recipe.recipe import Recipe, refuse_another_run, resolved, with_channels, with_stored_batch
 from segtune.report.gather import of_training
 from segtune.report.page import write_report
 from segtune.segformer.loading import without_bars
+from segtune.training.auto_batch import find_batch
+from segtune.training.config import AUTO
 from segtune.training.distributed import check_device
 from segtune.training.interrupts import LIMIT, Interrupted, StopRequest, seconds
 from segtune.training.model import build_model
@@ -136,11 +138,16 @@ def _prepare(
         pixels = check_masks(_at_hand(recipe, dataset), label_map)
         if counted:
             recipe = recipe.with_changes("training", loss=loss.counted(pixels["train"][:, :-1], label_map.names))
-    recipe = with_channels(recipe, dataset["train"])
+    recipe = with_stored_batch(with_channels(recipe, dataset["train"]))
     if training.output_dir is not None:
         refuse_another_run(recipe)  # with what was counted
+    model = build_model(recipe.model, label_map, seed=recipe.training.seed)
+    if recipe.training.batch_size == AUTO:
+        options = {"shuffle_buffer": recipe.dataset.shuffle_buffer}
+        found = find_batch(model, recipe.training, dataset["train"], label_map, recipe.transforms, **options)
+        recipe = recipe.model_copy(update={"training": found})
     trainer = SegmentationTrainer(
-        build_model(recipe.model, label_map, seed=recipe.training.seed),
+        model,
         recipe.training,
         train_dataset=dataset["train"],
         eval_dataset=dataset.get("val"),

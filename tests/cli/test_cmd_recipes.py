@@ -59,3 +59,28 @@ def test_recipe_is_copied_and_never_overwritten_unasked(
     assert err == "error: new/mine.yaml exists already; name another file, or say --force to overwrite it\n"
     assert segtune_command("recipes", "copy", "demo", "new/mine.yaml", "--force").code == 0
     assert mine.read_text(encoding="utf-8") == (recipe_folder() / "demo.yaml").read_text(encoding="utf-8")
+
+
+def test_a_recipe_is_proposed_for_data(
+    segtune_command: Any, earth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, printed, _ = segtune_command("recipes", "propose", earth, "training.seed=7")
+    assert code == 0 and printed.startswith("# Proposed by segtune")
+    code, out, _ = segtune_command("recipes", "propose", earth, "training.seed=7", "-o", "new/mine.yaml")
+    assert code == 0
+    assert (tmp_path / "new" / "mine.yaml").read_text(encoding="utf-8") == printed
+    assert load_recipe("new/mine.yaml").training.seed == 7
+    topics = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
+    assert topics[:3] == ["data", "weights", "crop"] and topics[-2:] == ["recipe:", "next:"]
+    assert out.endswith("recipe: new/mine.yaml\nnext: segtune train new/mine.yaml\n")
+    assert segtune_command("recipes", "propose", earth, "-o", "new/mine.yaml").code == 2
+
+
+def test_proposals_are_for_data(segtune_command: Any, earth: Path) -> None:
+    code, _, err = segtune_command("recipes", "propose", "demo")
+    assert (code, err) == (2, "error: demo is a recipe already; a folder of data that has the name of one is ./demo\n")
+    assert "'demoo': no shipped recipe of this name" in segtune_command("recipes", "propose", "demoo").err
+    code, _, err = segtune_command("recipes", "propose", earth, "--budget", "2.5h")
+    assert (code, err) == (2, "error: --budget '2.5h' is no duration: write 90s, 30m, 8h30m or 1d\n")
+    assert "training.stepps = 3: no such key" in segtune_command("recipes", "propose", earth, "training.stepps=3").err

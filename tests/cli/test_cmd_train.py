@@ -97,3 +97,83 @@ def test_one_class_is_told_what_to_write(segtune_command: Any, tmp_path: Path) -
     assert fix in err
     code, out, _ = segtune_command("doctor", *words)
     assert code == 1 and "'crack' is the only class" in " ".join(out.split())
+
+
+NUMBERS = ("loss", "mean_iou", "lr", "grad_norm")
+DATA = [text for text in TINY if not text.startswith("training.batch_size")] + ["training.log_every=1"]
+
+
+def computed(run: Path) -> list[list[Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [[line.get(key) for key in NUMBERS] for line in lines]
+
+
+def test_data_is_enough_and_the_recipe_that_lies_in_the_run_trains_it_again(
+    segtune_command: Any, earth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = segtune_command("train", earth, *DATA)
+    assert code == 0, err
+    run = tmp_path / "runs" / "earth"
+    lines = out.splitlines()
+    assert lines[0].startswith("data           folder (pictures in images") and "94 train, 39 val, 37 test" in out
+    assert "recipe: runs/earth/proposal.yaml" in lines and f"run folder: {Path('runs/earth')}" in lines
+    assert {"weights", "crop", "batch", "rate", "copy-paste", "evaluation", "steps"} <= {
+        line.split()[0] for line in lines if line and not line.startswith(" ")
+    }
+    again = segtune_command("train", "runs/earth/proposal.yaml", "training.output_dir=runs/again")
+    assert again.code == 0 and "data  " not in again.out
+    assert computed(run) == computed(tmp_path / "runs" / "again")
+    first, second = ((tmp_path / "runs" / name / "recipe.yaml").read_text() for name in ("earth", "again"))
+    assert first.replace("runs/earth", "runs/again") == second
+    # The folder is known before the doctor looks at anything; going on takes the recipe that lies there.
+    code, out, err = segtune_command("train", earth, *DATA)
+    assert (code, out) == (2, "") and "runs/earth holds a run" in err
+    before = computed(run)
+    code, out, err = segtune_command("train", earth, *DATA, "training.resume=auto")
+    assert code == 0 and not out.startswith("data "), err  # neither doctor nor proposal
+    assert computed(run) == before
+
+
+def test_errors_of_the_doctor_stop_it_and_nothing_is_written(
+    segtune_command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pairs(tmp_path / "data", ["a", "b", "c"])
+    (tmp_path / "data" / "masks" / "b.png").unlink()
+    for words in (
+        ("train", "data"),
+        ("train", "data", "--budget", "5m"),
+        ("recipes", "propose", "data", "-o", "x.yaml"),
+    ):
+        code, out, _ = segtune_command(*words)
+        assert code == 1 and "error    unpaired" in out and "dataset.labels=" in out
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_a_budget_is_for_data(segtune_command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = segtune_command("train", "demo", "--budget", "10m")
+    assert (code, err) == (
+        2,
+        "error: --budget is for data without a recipe: demo takes training.time_limit=10m\n",
+    )
+    (tmp_path / "data").mkdir()
+    assert "'10' is no duration" in segtune_command("train", "data", "--budget", "10").err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = segtune_command("train", "data")
+    assert code == 2 and "segtune recipes propose data -o mine.yaml, and launch that" in err
+
+
+@pytest.mark.slow
+def test_a_run_ends_within_its_budget_and_goes_on(
+    segtune_command: Any, earth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process of its own, since the time counts from its start."""
+    words = [text for text in DATA if not text.startswith("training.max_steps")]
+    command = [sys.executable, "-m", "segtune", "train", str(earth), *words, "--budget", "60s"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "measured here" in " ".join(done.stdout.split())
+    recipe = (tmp_path / "runs" / "earth" / "proposal.yaml").read_text()
+    assert "time_limit: 60s" in recipe and "batch_size: 8" in recipe

@@ -25,8 +25,7 @@ LAYERS = [
     "bars config files hub_errors",
     "labels evaluation",
     "segformer",
-    "engines",
-    "imageio",
+    "engines imageio",
     "data",
     "viz",
     "inference",
@@ -34,6 +33,7 @@ LAYERS = [
     "hub report selection",
     "recipe",
     "doctor finetune webdemo",
+    "proposal",
     "cli",
     "__main__",
 ]

@@ -47,7 +47,7 @@ def doctor(
     if split_file:
         examine.refuse_split_file(split_file)
     diagnosis = examine.examine(settings, try_model=dry_run, checkpoint=checkpoint, device=device)
-    typer.echo(json.dumps(diagnosis.to_dict()) if as_json else "\n".join(_finding_lines(diagnosis)))
+    typer.echo(json.dumps(diagnosis.to_dict()) if as_json else "\n".join(finding_lines(diagnosis)))
     if html:
         write_doctor_page(diagnosis, html)
         say(f"page: {html}", err=as_json)
@@ -59,14 +59,19 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _finding_lines(diagnosis: Diagnosis, limit: int = 3) -> Iterator[str]:
-    """The findings as text, each with its first files and what fixes it."""
-    from segtune.doctor.findings import sentence
+def finding_lines(diagnosis: Diagnosis, least: str = "info", limit: int = 3) -> Iterator[str]:
+    """The findings as text, each with its first files and what fixes it.
+
+    Args:
+        least: the severity from which on findings are shown.
+    """
+    from segtune.doctor.findings import SEVERITIES, sentence
     from segtune.viz.numbers import count
 
     width = max(60, shutil.get_terminal_size((100, 24)).columns)
     colors = {"error": "red", "warning": "yellow", "info": "blue"}
-    for finding in diagnosis.findings:
+    shown = SEVERITIES[: SEVERITIES.index(least) + 1]
+    for finding in (each for each in diagnosis.findings if each.severity in shown):
         title = typer.style(f"{finding.severity:<9}", fg=colors[finding.severity], bold=True)
         yield title + typer.style(finding.code, bold=True)
         yield from _indented(sentence(finding.message), width)

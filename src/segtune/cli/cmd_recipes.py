@@ -1,27 +1,39 @@
-"""`segtune recipes`: list, show or copy the shipped ones; explain their keys."""
+"""`segtune recipes`: list, show or copy the shipped ones; propose one for data; explain their keys."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import textwrap
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segtune.cli.common import add_command, refuse_existing, say
-from segtune.cli.options import JsonOption
+from segtune.cli.cmd_doctor import finding_lines
+from segtune.cli.common import add_command, hide_bars_of_libraries, load_checked, refuse_existing, say
+from segtune.cli.options import BudgetOption, JsonOption, OverridesArgument
+from segtune.errors import UsageError, printable
 from segtune.recipe.shipped import RecipeInfo, find_recipe, list_recipes, recipe_name, recipe_table
+
+if TYPE_CHECKING:
+    from segtune.proposal.propose import Proposal
+
+TOPIC = 15  # columns of what is chosen, before the choice
 
 
 def application() -> typer.Typer:
     recipes = typer.Typer(rich_markup_mode=None)
-    recipes.callback(invoke_without_command=True, help="List, show or copy the shipped recipes; explain their keys.")(
-        _list
-    )
+    recipes.callback(
+        invoke_without_command=True,
+        help="List, show or copy recipes, propose one for data, explain keys.",
+    )(_list)
     add_command(recipes, show)
     add_command(recipes, copy)
+    add_command(recipes, propose)
     add_command(recipes, keys)
     add_command(recipes, schema)
     return recipes
@@ -55,6 +67,7 @@ def _hints(recipes: Sequence[RecipeInfo]) -> Iterator[str]:
     yield ""
     yield "segtune recipes show NAME             prints one: what to download, cost, result, sources of its facts"
     yield "segtune recipes copy NAME mine.yaml   makes it your own, to be edited"
+    yield "segtune recipes propose data/mine    writes one for data, with the reason for each choice"
     yield "segtune recipes keys training         explains the settings of a section; without a name, all of them"
     yield "segtune doctor mine.yaml              says whether the data is what the recipe takes it for"
     yield "segtune train mine.yaml"
@@ -105,3 +118,79 @@ def schema() -> None:
     from segtune.recipe.schema import json_schema
 
     typer.echo(json_schema(), nl=False)
+
+
+def propose(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="The folder or the file of a data set, or hub://…")],
+    overrides: OverridesArgument = None,
+    budget: BudgetOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", dir_okay=False, help="By default it is printed.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+) -> None:
+    """Write a recipe for data, with the reason for each choice. Exit code 1: the doctor has found errors in it."""
+    from segtune.recipe.recipe import is_data
+
+    if not is_data(path):
+        raise UsageError(f"{path} is a recipe already; a folder of data that has the name of one is ./{path}")
+    if output is not None:
+        refuse_existing(output, force)
+    proposal = propose_recipe(path, overrides, budget)
+    if output is None:
+        typer.echo(proposal.text(), nl=False)
+        return
+    from segtune.files import write_atomic
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(output, proposal.text())
+    typer.echo("\n".join(proposal_lines(proposal)))
+    say(f"recipe: {output}\nnext: {shlex.join(['segtune', 'train', str(output)])}")
+
+
+def propose_recipe(
+    path: str, overrides: Sequence[str] | None, budget: str | None, started: float | None = None
+) -> Proposal:
+    """A recipe for the data at a path; where the doctor finds errors in it, these are printed, and the command ends.
+
+    Args:
+        started: when the command began that also trains; None: another one will.
+
+    Raises:
+        typer.Exit: with 1, for errors in the data.
+        UsageError: see `load_checked` and `proposal.propose.propose`.
+    """
+    if budget is not None:
+        refuse_budget(budget)
+    settings = load_checked(path, overrides, or_data=True)
+    from segtune.doctor.examine import examine
+    from segtune.proposal.propose import propose as propose_settings
+
+    hide_bars_of_libraries()
+    began = time.monotonic()
+    diagnosis = examine(settings)
+    took = time.monotonic() - began
+    if diagnosis.count("error"):
+        typer.echo("\n".join(finding_lines(diagnosis, least="error")))
+        raise typer.Exit(1)
+    return propose_settings(settings, diagnosis, budget=budget, started=started, examining=took)
+
+
+def refuse_budget(budget: str) -> None:
+    """Raise UsageError where a budget is no duration."""
+    from segtune.training.interrupts import seconds
+
+    try:
+        seconds(budget)
+    except ValueError as error:
+        raise UsageError(f"--budget {error}") from None
+
+
+def proposal_lines(proposal: Proposal) -> Iterator[str]:
+    """What was recognised and chosen, and why: a few lines each."""
+    width = max(60, shutil.get_terminal_size((100, 24)).columns)
+    told = [("data", proposal.recognised), *((c.topic, f"{c.shown}: {c.reason}") for c in proposal.choices)]
+    for topic, text in told:
+        indent = " " * TOPIC
+        lines = textwrap.wrap(printable(text), width, initial_indent=indent, subsequent_indent=indent)
+        yield typer.style(f"{topic:<{TOPIC}}", bold=True) + "\n".join(lines)[TOPIC:]

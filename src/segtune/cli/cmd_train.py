@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from segtune.cli.common import hide_bars_of_libraries, is_main_process, load_checked, resumed, say
-from segtune.cli.options import OverridesArgument, RecipeArgument
+from segtune.cli.cmd_recipes import proposal_lines, propose_recipe, refuse_budget
+from segtune.cli.common import check_before_torch, hide_bars_of_libraries, is_main_process, load_checked, resumed, say
+from segtune.cli.options import BudgetOption, OverridesArgument, RecipeOrPathArgument
+from segtune.errors import UsageError
 from segtune.training.interrupts import StopRequest, process_start, seconds
 
+if TYPE_CHECKING:
+    from segtune.recipe.recipe import Recipe
 
-def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
-    """Fine-tune what a recipe describes; the run folder keeps the weights, the metrics and the resolved recipe.
+PROPOSAL_FILE = "proposal.yaml"  # of a run folder: the recipe that was made from data, with the reasons
 
+
+def train(recipe: RecipeOrPathArgument, overrides: OverridesArgument = None, budget: BudgetOption = None) -> None:
+    """Fine-tune what a recipe describes, or on the data at a path; the run folder keeps weights, metrics and recipe.
+
+    For data, the doctor looks at it first; then a recipe is made, said with its reasons, and kept as proposal.yaml.
     `segtune recipes keys [SECTION]` explains every key that may be changed, as in training.max_steps=100.
     Paths are relative to the current folder. Several processes: accelerate launch -m segtune train RECIPE …
     """
-    with StopRequest(_given_limit(overrides or ()), process_start(), importing=True):
-        settings = load_checked(recipe, overrides, trains=True)
+    with StopRequest(_given_limit(overrides or (), budget), process_start(), importing=True):
+        from segtune.recipe.recipe import is_data
+
+        if is_data(recipe):
+            settings = _proposed(recipe, overrides or (), budget)
+        elif budget is not None:
+            raise UsageError(f"--budget is for data without a recipe: {recipe} takes training.time_limit={budget}")
+        else:
+            settings = load_checked(recipe, overrides, trains=True)
         from segtune import finetune
 
         hide_bars_of_libraries()
@@ -30,15 +47,54 @@ def train(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     stopped = result.get("stopped")
     if is_main_process():
         is_done = not stopped or "left" in result
-        lines = _closing_lines(result) if is_done else _stopped_lines([recipe, *(overrides or ())], result)
+        words = [recipe, *(overrides or ()), *(["--budget", budget] if budget else [])]
+        lines = _closing_lines(result) if is_done else _stopped_lines(words, result)
         say("\n".join(lines))
     if stopped:
         raise typer.Exit(3)
 
 
-def _given_limit(overrides: Sequence[str]) -> int | None:
+def _proposed(path: str, overrides: Sequence[str], budget: str | None) -> Recipe:
+    """The recipe for data, which then lies in the run folder; of a run that goes on, the one that lies there."""
+    from segtune.recipe.recipe import load_recipe, look_over
+
+    if budget is not None:
+        refuse_budget(budget)
+    quick = look_over(path, overrides, or_data=True)
+    check_before_torch(quick, quick.model.name)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError(
+            f"{path} is data: several processes would each propose a recipe of their own. Write one first, segtune "
+            f"recipes propose {shlex.quote(path)} -o mine.yaml, and launch that"
+        )
+    from segtune.files import write_atomic
+    from segtune.training.run_folder import is_resuming, refuse_existing_run
+    from segtune.training.run_lock import locked
+
+    folder = Path(str(quick.training.output_dir))
+    stored = folder / PROPOSAL_FILE
+    with locked(folder):  # from now on, so that a second training does not look at its data in vain
+        refuse_existing_run(folder, quick.training.resume, quick.training.overwrite)
+        if not (stored.is_file() and is_resuming(folder, quick.training.resume)):
+            proposal = propose_recipe(path, overrides, budget, process_start())
+            typer.echo("\n".join(proposal_lines(proposal)))
+            say(f"recipe: {stored}")
+            write_atomic(stored, proposal.text())
+    # What was found stands in the recipe: a batch that is to be found must not come back.
+    kept = [
+        text
+        for text in overrides
+        if not text.startswith(("training.batch_size=auto", "training.effective_batch_size="))
+    ]
+    limit = [f"training.time_limit={budget}"] if budget else []
+    return load_recipe(stored, [*kept, f"training.output_dir={json.dumps(str(folder))}", *limit])
+
+
+def _given_limit(overrides: Sequence[str], budget: str | None = None) -> int | None:
     """Seconds of a time limit in the command itself; the recipe has its say when it is read."""
     with suppress(ValueError):
+        if budget is not None:
+            return seconds(budget)
         for text in reversed(overrides):
             if text.startswith("training.time_limit="):
                 return seconds(text.partition("=")[2])

@@ -43,3 +43,7 @@ WindowOption = Annotated[
 ]
 StrideOption = Annotated[int | None, typer.Option(min=1, help="From window to window; default: 3/4 of --window.")]
 TtaOption = Annotated[bool, typer.Option("--tta", help="Average over six scales and their mirror images: 12 passes.")]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="What the whole training of a data set's path may take: 30m, 2h."),
+]

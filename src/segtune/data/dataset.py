@@ -98,6 +98,7 @@ def scan_dataset(config: DatasetConfig) -> DatasetIndex:
     if not any(sample.split == "val" for sample in index.samples):
         train = [sample.id for sample in index.samples if sample.split == "train"]
         drawn = set(draw_val(train, config.val_fraction, config.split_seed))
+        index.val_is_drawn = bool(drawn)
         index.samples = [s._replace(split="val") if s.split == "train" and s.id in drawn else s for s in index.samples]
     remark_medical(index)
     choose_frames(index, config.frames)

@@ -92,6 +92,7 @@ class DatasetIndex:
         tables: data sets that `datasets` reads itself, by split; their samples are rows.
         rejected: samples with both files, of which one cannot be read or whose sizes differ.
         lossy: files of masks, stored as pictures, in a format that does not keep values.
+        val_is_drawn: the val split is a share of the training samples, since the data has none.
         tally: where the annotations of annotation files ended; None for masks that are stored as pictures.
     """
 
@@ -104,6 +105,7 @@ class DatasetIndex:
     tables: dict[str, datasets.Dataset] | None = None
     rejected: list[Sample] = field(default_factory=list)
     lossy: list[Path] = field(default_factory=list)
+    val_is_drawn: bool = False
     tally: Tally | None = None
 
     def report(self, kind: str, what: str, files: Mapping[str, str], fix: str) -> None:

@@ -41,6 +41,7 @@ from segtune.labels.label_map import LabelMap
 from segtune.labels.mask_values import show_value
 from segtune.recipe.recipe import Recipe, with_channels
 from segtune.segformer.loading import load_model
+from segtune.training.config import AUTO
 from segtune.training.losses.segmentation_loss import SegmentationLoss
 from segtune.training.model import build_model
 
@@ -183,7 +184,9 @@ def _try_model(recipe: Recipe, diagnosis: Diagnosis, device: str | None) -> list
         recipe.training.loss.counted(pixels, label_map.names), label_map.names, label_map.ignore_index
     )
     torch.manual_seed(recipe.training.seed)  # dropout
-    return dry_run(to_device(model, device), rows, label_map, recipe.transforms, loss, recipe.training.batch_size)
+    # Where the largest batch is yet to be found, one image is what must fit.
+    batch_size = 1 if recipe.training.batch_size == AUTO else recipe.training.micro_batch
+    return dry_run(to_device(model, device), rows, label_map, recipe.transforms, loss, batch_size)
 
 
 def _find_issues(checkpoint: str, model: Any, diagnosis: Diagnosis) -> list[Finding]:

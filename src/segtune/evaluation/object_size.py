@@ -62,6 +62,16 @@ def object_sizes(ids: np.ndarray, valid: np.ndarray) -> np.ndarray:
     return np.where(valid, sizes[objects][of_pixel].reshape(ids.shape), np.uint8(0))
 
 
+def object_areas(ids: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Class and number of pixels of every object of a map `(H, W)`, both `(objects,)`; none where it is not valid."""
+    starts, lengths, _ = _runs(ids, valid)
+    known = valid.reshape(-1)[starts]
+    objects = _joined(ids.reshape(-1)[starts], starts, lengths, ids.shape[1], known)
+    first = np.unique(objects, return_index=True)[1]  # the first run of each
+    areas = np.bincount(objects, weights=lengths).astype(np.int64)
+    return ids.reshape(-1)[starts[first]][known[first]], areas[known[first]]
+
+
 def _runs(ids: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The horizontal runs of one class: where each starts in the flat map, its length, and the run of every pixel."""
     first = np.ones(ids.shape, dtype=bool)

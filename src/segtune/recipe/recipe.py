@@ -6,6 +6,8 @@ What imports torch is imported where it is used, so that a slip in a recipe is t
 from __future__ import annotations
 
 import logging
+import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +25,7 @@ from segtune.inference.config import EvaluationConfig
 from segtune.recipe.shipped import find_recipe, recipe_name
 from segtune.recipe.validation import check, dotted, show
 from segtune.recipe.yaml_file import parse_yaml, read_yaml, whole
-from segtune.training.config import RECIPE_FILE, ModelConfig, TrainingConfig
+from segtune.training.config import AUTO, RECIPE_FILE, ModelConfig, TrainingConfig, scaled_rate
 
 if TYPE_CHECKING:
     import datasets
@@ -68,6 +70,21 @@ def load_recipe_or_data(ref: str | Path, overrides: Sequence[str] = ()) -> Recip
     return _load(ref, overrides, or_data=True)
 
 
+def is_data(ref: str | Path) -> bool:
+    """Whether a reference is no recipe but a path that exists, or an address such as hub://user/name.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    try:
+        find_recipe(ref)
+    except UsageError:
+        if Path(ref).expanduser().exists() or "://" in str(ref):
+            return True
+        raise
+    return False
+
+
 def look_over(ref: str | Path, overrides: Sequence[str] = (), *, or_data: bool = False) -> Recipe:
     """`load_recipe`, or `load_recipe_or_data`, without the checks that import torch: of `model.config` and
     `transforms.extra`.
@@ -76,13 +93,9 @@ def look_over(ref: str | Path, overrides: Sequence[str] = (), *, or_data: bool =
 
 
 def _load(ref: str | Path, overrides: Sequence[str], *, or_data: bool = False, without_torch: bool = False) -> Recipe:
-    try:
-        path = find_recipe(ref)
-    except UsageError:
-        path = Path(ref).expanduser()
-        if or_data and (path.exists() or "://" in str(ref)):
-            return _checked(path, {"dataset": {"path": str(ref)}}, overrides, without_torch)
-        raise
+    if or_data and is_data(ref):
+        return _checked(Path(ref).expanduser(), {"dataset": {"path": str(ref)}}, overrides, without_torch)
+    path = find_recipe(ref)
     recipe = _checked(path, read_yaml(path, Recipe.model_fields), overrides, without_torch)
     return _seen_from_here(recipe, path.absolute().parent) if path.name == RECIPE_FILE else recipe
 
@@ -157,6 +170,21 @@ def resolved(recipe: Recipe) -> Recipe:
         recipe = recipe.with_changes("dataset", split_file=f"{recipe.training.output_dir}/{SPLIT_FILE}")
     recipe = recipe.with_changes("hub", push=None)
     return recipe.with_changes("training", resume="never", overwrite=False)
+
+
+def with_stored_batch(recipe: Recipe) -> Recipe:
+    """The recipe with the micro-batch that the run it goes on with has found, where `training.batch_size` is auto."""
+    from segtune.training.run_folder import is_resuming
+
+    training = recipe.training
+    stored = Path(str(training.output_dir)) / RECIPE_FILE
+    if training.batch_size != AUTO or not stored.is_file() or not is_resuming(stored.parent, training.resume):
+        return recipe
+    before = read_yaml(stored, Recipe.model_fields)["training"]
+    found = {key: before[key] for key in ("batch_size", "accumulation_steps")}
+    images = math.prod(found.values()) * int(os.environ.get("WORLD_SIZE", "1"))
+    rate = scaled_rate(training.learning_rate, images, training.images_wanted)
+    return recipe.with_changes("training", **found, learning_rate=rate, effective_batch_size=None)
 
 
 def refuse_another_run(recipe: Recipe) -> None:

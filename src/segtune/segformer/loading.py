@@ -107,3 +107,17 @@ def split_revision(name: str | Path) -> tuple[str, str | None]:
         return text, None
     source, _, revision = text.rpartition("@")
     return source, revision
+
+
+def is_at_hand(name: str) -> bool:
+    """Whether config and weights of a checkpoint of the Hub lie in the cache of this machine; nothing is fetched."""
+    return _is_cached(name, CONFIG) and any(
+        _is_cached(name, file) for file in ("model.safetensors", "pytorch_model.bin")
+    )
+
+
+def _is_cached(name: str, file: str) -> bool:
+    try:
+        return cached_file(name, file, local_files_only=True) is not None
+    except OSError:
+        return False

@@ -5,6 +5,7 @@ No module of this file's imports loads torch, so that a recipe is checked before
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -12,15 +13,19 @@ import numpy as np
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from segtune.config import MAX_BATCH_SIZE, MayChangeOnResume, StrictModel, is_quick
+from segtune.errors import UsageError
 from segtune.training.class_weights import CountedWeights, counted_weights, named_weights
 from segtune.training.interrupts import seconds
 
+AUTO = "auto"  # of training.batch_size
+DEFAULT_IMAGES = 8  # of an optimizer step with it, where the recipe does not say
 RECIPE_FILE = "recipe.yaml"  # of a run folder; here, since commands look for it before they import torch
 
 ScheduleName = Literal["poly", "cosine", "constant", "wsd"]
 BatchNormMode = Literal["local", "sync", "frozen"]
 TrackerName = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Images = Annotated[int, Field(ge=1, le=MAX_BATCH_SIZE)]
 
 PIXEL_TERMS = ("focal", "ohem")  # need the probability that a pixel gives to its own class
 REGION_TERMS = ("dice", "tversky", "lovasz", "boundary")  # need the probability of one class at all pixels
@@ -188,10 +193,17 @@ class TrainingConfig(StrictModel):
 
     output_dir: MayChangeOnResume[str | None] = Field(None, description="Run folder; null = runs/<recipe name>.")
     max_steps: int = Field(1000, ge=1, description="Optimizer steps.")
-    batch_size: MayChangeOnResume[int] = Field(
-        8, ge=1, le=MAX_BATCH_SIZE, description="Images per micro-batch and process."
+    batch_size: MayChangeOnResume[Images | Literal["auto"]] = Field(
+        8,
+        description="Images per micro-batch and process; auto = the most that fit into the memory, found by trying "
+        "before the first step, with as many accumulation_steps as effective_batch_size takes.",
     )
     accumulation_steps: MayChangeOnResume[int] = Field(1, ge=1, description="Micro-batches per optimizer step.")
+    effective_batch_size: MayChangeOnResume[Images | None] = Field(
+        None,
+        description="With batch_size=auto, the images of an optimizer step, of all processes together; null = 8. Where "
+        "the processes cannot divide it evenly, each takes one more, and learning_rate grows by the square root.",
+    )
     num_workers: MayChangeOnResume[int | None] = Field(
         None,
         ge=0,
@@ -281,6 +293,16 @@ class TrainingConfig(StrictModel):
             raise ValueError(f"warmup_steps={self.warmup_steps} must be below max_steps={self.max_steps}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas} must lie in [0, 1)")
+        if self.batch_size == AUTO and self.accumulation_steps != 1:
+            raise ValueError(
+                f"accumulation_steps={self.accumulation_steps} follow from batch_size=auto: leave them out, and say "
+                "with effective_batch_size how many images a step takes"
+            )
+        if self.batch_size != AUTO and self.effective_batch_size is not None:
+            raise ValueError(
+                f"effective_batch_size={self.effective_batch_size} belongs to batch_size=auto; with a number, a step "
+                "takes batch_size x accumulation_steps images of each process"
+            )
         return self
 
     @field_validator("time_limit")
@@ -291,6 +313,22 @@ class TrainingConfig(StrictModel):
         return value
 
     @property
+    def micro_batch(self) -> int:
+        """`batch_size` as a number.
+
+        Raises:
+            UsageError: it is yet to be found.
+        """
+        if self.batch_size == AUTO:
+            raise UsageError("training.batch_size=auto stands for a number that segtune.train finds: here, give one")
+        return int(self.batch_size)
+
+    @property
+    def images_wanted(self) -> int:
+        """Images of an optimizer step of all processes that `batch_size=auto` aims at."""
+        return self.effective_batch_size or DEFAULT_IMAGES
+
+    @property
     def state_every(self) -> int | None:
         """Steps between training states, resolved; None for none."""
         return (max(1, self.max_steps // 10) if self.save_every is None else self.save_every) or None
@@ -299,3 +337,11 @@ class TrainingConfig(StrictModel):
     def warmup(self) -> int:
         """Warm-up steps, resolved."""
         return min(1500, self.max_steps // 20) if self.warmup_steps is None else self.warmup_steps
+
+
+def scaled_rate(rate: float, images: int, wanted: int) -> float:
+    """The learning rate for steps of `images`, where `rate` is meant for `wanted` of them.
+
+    rate · sqrt(images / wanted), the rule of adaptive optimisers (Malladi et al. 2022, arXiv 2205.10287).
+    """
+    return rate if images == wanted else float(f"{rate * math.sqrt(images / wanted):.6g}")

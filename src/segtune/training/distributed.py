@@ -29,6 +29,10 @@ from segtune.errors import UsageError
 from segtune.inference.device import Precision, best_device, choose_precision, refuse_gpu_without_kernels
 
 _UNKNOWN = {DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM}  # FSDP 2 is known
+_CGROUPS = (  # of version 2, then 1: where, the limit, what is used, and what of that is cache
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 _COMPILERS = ("g++", "clang++", "c++", "cl")
 
 
@@ -327,6 +331,21 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "threads": torch.get_num_threads(),
     }
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: of the machine or, where that has fewer, of its container (cgroup)."""
+    free = int(psutil.virtual_memory().available)
+    for folder, limit, used, cache in _CGROUPS:
+        try:
+            most = int((folder / limit).read_text())  # "max" where there is none
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            # Pages of files that were read lately count as used, and are given up before anything is refused.
+            taken = int((folder / used).read_text()) - int(statistics.get(cache, 0))
+        except (OSError, ValueError):
+            continue
+        free = min(free, max(most - taken, 0))
+    return free
 
 
 def peak_memory_mb(device: str | torch.device) -> float:

@@ -121,7 +121,7 @@ class SegmentationTrainer:
             label_map,
             transforms,
             config.seed,
-            batch_size=config.batch_size,
+            batch_size=config.micro_batch,
             accumulation_steps=config.accumulation_steps,
             process_index=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,

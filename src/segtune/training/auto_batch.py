@@ -1,0 +1,274 @@
+"""The largest micro-batch that fits, found by trying; and trial steps, which leave the model as it was.
+
+A step of G images is divided into n micro-batches of B images in each of P processes, B · n · P = G. What is computed
+does not depend on the division (apart from the statistics of a local batch norm, and from dropout), but memory grows
+with B alone, and so B is the largest divisor of G / P that every process has room for.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from segtune.data.config import TransformConfig
+from segtune.data.loader import TrainingBatches
+from segtune.errors import UsageError
+from segtune.labels.label_map import LabelMap
+from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+from segtune.training.config import TrainingConfig, scaled_rate
+from segtune.training.distributed import Upload, free_memory, is_sharded, make_accelerator, numerics
+from segtune.training.interrupts import ignore_interrupts
+from segtune.training.losses.segmentation_loss import SegmentationLoss
+from segtune.training.optim import adamw, freeze, parameter_groups, train_mode
+
+if TYPE_CHECKING:
+    import datasets
+
+logger = logging.getLogger(__name__)
+
+# Bytes that stay free beside a trial step: for decoding images, for evaluations, and for the gaps between allocations.
+HEADROOM = 2**28
+_OUT_OF_MEMORY = (  # what PyTorch and the libraries below it say where the system refuses memory
+    "not enough memory",
+    "can't allocate memory",
+    "out of memory",
+    "defaultcpuallocator",
+    "bad_alloc",
+    "could not create a memory",
+    "could not create a primitive",
+)
+
+
+def find_batch(
+    model: SegformerForSemanticSegmentation,
+    config: TrainingConfig,
+    rows: datasets.Dataset,
+    label_map: LabelMap,
+    transforms: TransformConfig,
+    *,
+    shuffle_buffer: int = 256,
+) -> TrainingConfig:
+    """The configuration with numbers in the place of `batch_size=auto`; all processes call this, and agree.
+
+    The images of a step stay `effective_batch_size`. Where the processes cannot divide it evenly, each takes one image
+    more, and the learning rate follows, see `scaled_rate`.
+
+    Args:
+        model: of the run, before it is wrapped; it moves to the run's device, and stays as it is.
+
+    Raises:
+        UsageError: one image is too much already, or the parameters are divided among the processes (FSDP).
+    """
+    accelerator = make_accelerator(config.device, config.mixed_precision)
+    trials = TrialSteps(model, config, rows, label_map, transforms, accelerator, shuffle_buffer=shuffle_buffer)
+    wanted, processes = config.images_wanted, accelerator.num_processes
+    share = math.ceil(wanted / processes)
+    batch = min(gather_object([trials.largest(divisors(share))]))
+    if batch == 0:
+        raise UsageError(
+            f"training.batch_size=auto: not even one image of {trials.shape} fits into the memory of "
+            f"{accelerator.device}: make transforms.crop_size smaller, or set training.gradient_checkpointing=true"
+        )
+    changes: dict[str, Any] = {"batch_size": batch, "accumulation_steps": share // batch, "effective_batch_size": None}
+    changes["learning_rate"] = scaled_rate(config.learning_rate, share * processes, wanted)
+    told = f"training.batch_size={batch} training.accumulation_steps={share // batch}"
+    logger.info("the largest micro-batch that fits: %s", told)
+    if share * processes != wanted:
+        logger.warning(
+            "%d processes cannot divide %d images evenly: a step takes %d, at training.learning_rate=%g",
+            processes, wanted, share * processes, changes["learning_rate"],
+        )  # fmt: skip
+    return config.model_copy(update=changes)
+
+
+def divisors(number: int) -> list[int]:
+    """Those of a number, the smallest first."""
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+class TrialSteps:
+    """Optimiser steps of the shape that a run will make, on its own samples, that leave the model as it was.
+
+    AdamW at a learning rate of 0 changes no weight, but computes and holds all that a real step does, gradients and
+    moments included. The running statistics of batch norm are put back.
+
+    Args:
+        model: moves to the device of `accelerator`.
+        config: of the training; its batch is not looked at.
+
+    Raises:
+        UsageError: the parameters are divided among processes, so that none can try alone.
+    """
+
+    def __init__(
+        self,
+        model: SegformerForSemanticSegmentation,
+        config: TrainingConfig,
+        rows: datasets.Dataset,
+        label_map: LabelMap,
+        transforms: TransformConfig,
+        accelerator: Accelerator,
+        *,
+        shuffle_buffer: int = 256,
+    ) -> None:
+        if is_sharded(accelerator):
+            raise UsageError("training.batch_size=auto does not go with FSDP: give a number")
+        self.config, self.accelerator, self.device = config, accelerator, accelerator.device
+        self.rows, self.label_map, self.transforms = rows, label_map, transforms
+        self.shuffle_buffer = shuffle_buffer
+        self.loss = SegmentationLoss(config.loss, label_map.names, label_map.ignore_index)
+        freeze(model, config.freeze)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model = model.to(self.device)
+
+    @property
+    def shape(self) -> str:
+        """Of an image in a batch, in words."""
+        size = self.transforms.crop_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return f"{height}x{width}"
+
+    def largest(self, candidates: Sequence[int]) -> int:
+        """The last of the batches, given from the smallest on, up to which steps fit into the memory; 0 for none."""
+        # Upwards, since what follows a failure may fail for it: oneDNN keeps a primitive that it could not create, and
+        # some (reorders of weights) are the same for all batches. Those of a batch that fits are there already.
+        found = 0
+        for batch in candidates:
+            if not self.fits(batch):
+                logger.info("a micro-batch of %d does not fit", batch)
+                break
+            found = batch
+        return found
+
+    def fits(self, batch_size: int) -> bool:
+        """Whether one step of a micro-batch finds the memory that it needs; what it took is given back."""
+        try:
+            with _no_more_than_there_is(self.device):
+                beside = self._beside()
+                self.seconds(batch_size)
+                del beside
+        except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one of the latter
+            if not is_out_of_memory(error):
+                raise
+            return False
+        finally:
+            self._give_back()
+        return True
+
+    def seconds(
+        self, batch_size: int, accumulation_steps: int = 1, steps: int = 1, num_workers: int = 0
+    ) -> list[float]:
+        """Make some steps; returns what each took, in seconds, with the loading of its samples.
+
+        Raises:
+            DataError: a sample cannot be read.
+            RuntimeError, MemoryError: there is too little memory.
+        """
+        config = self.config
+        batches = TrainingBatches(
+            self.rows,
+            self.label_map,
+            self.transforms,
+            config.seed,
+            batch_size=batch_size,
+            accumulation_steps=accumulation_steps,
+            process_index=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+            buffer=self.shuffle_buffer,
+            distances_from=int(self.model.config.num_labels == 1) if config.loss.uses("boundary") else None,
+        )
+        pin = self.device.type == "cuda"
+        loaded = batches.steps(0, steps, num_workers=num_workers, pin_memory=pin, worker_init_fn=ignore_interrupts)
+        groups = parameter_groups(self.model, 0.0, config.weight_decay, config.head_lr_multiplier)
+        optimizer = adamw(groups, config.betas)
+        train_mode(self.model, config.freeze, config.batch_norm)
+        took = []
+        with _buffers_kept(self.model), numerics(self.device, config.matmul_precision, config.deterministic):
+            uploaded = map(Upload(self.device), loaded)
+            for _ in range(steps):
+                began = time.perf_counter()
+                self._step(next(uploaded), optimizer)
+                took.append(time.perf_counter() - began)
+        return took
+
+    def _step(self, micro_batches: list[dict[str, Any]], optimizer: torch.optim.Optimizer) -> None:
+        counts = torch.stack([self.loss.count(batch["labels"]) for batch in micro_batches]).sum(0)
+        # The module itself, not what DDP made of it: this process may run out of memory while others do not, and would
+        # leave them waiting for its gradients.
+        for batch in micro_batches:
+            with self.accelerator.autocast():
+                logits = self.model(batch["pixel_values"]).logits  # (B, K, h/4, w/4)
+            self.loss(logits, batch["labels"], counts, batch.get("distances")).backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
+        if norm.isfinite():  # else 0 · inf would make weights that are no numbers; this waits for the device as well
+            optimizer.step()
+        optimizer.zero_grad()
+
+    def _beside(self) -> list[torch.Tensor]:
+        """Memory that the run takes and a trial does not: averaged weights, DDP's buckets, and some to spare."""
+        parameters = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        copies = (self.config.ema_decay is not None) + (self.accelerator.num_processes > 1)
+        return [torch.empty(n, dtype=torch.uint8, device=self.device) for n in (HEADROOM, copies * parameters)]
+
+    def _give_back(self) -> None:
+        self.model.zero_grad(set_to_none=True)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        elif self.device.type == "mps":
+            torch.mps.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory does not suffice, on whichever device."""
+    told = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in told for words in _OUT_OF_MEMORY)
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Inside, batch norm may count; afterwards its statistics are those of before."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(before[name])
+
+
+@contextmanager
+def _no_more_than_there_is(device: torch.device) -> Iterator[None]:
+    """Inside, on a CPU under Linux, memory that is not there is refused.
+
+    By itself Linux grants more than it has, and kills the process that uses it. The limit is one of addresses, which
+    a process maps a little more of than it uses, so that it errs towards smaller batches.
+    """
+    if device.type != "cpu" or sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = mapped + free_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    lowered = [limit, *(value for value in before if value != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_AS, (min(lowered), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from segtune.data.config import TransformConfig
+from segtune.data.dataset import DatasetConfig, find_label_map, load_segmentation_dataset
+from segtune.errors import UsageError
+from segtune.finetune import train
+from segtune.recipe.recipe import load_recipe
+from segtune.recipe.yaml_file import parse_yaml
+from segtune.training import auto_batch
+from segtune.training.auto_batch import TrialSteps, divisors, find_batch, is_out_of_memory
+from segtune.training.config import ModelConfig, TrainingConfig
+from segtune.training.distributed import make_accelerator
+from segtune.training.model import build_model
+from support.command_runs import TINY as SMALL
+from support.workers.common import TINY
+
+NO_MEMORY = "[enforce fail at alloc_cpu.cpp:114] err == 0. DefaultCPUAllocator: can't allocate memory: you tried …"
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[Any, Any]:
+    return load_segmentation_dataset("segtune://earth")["train"], find_label_map(DatasetConfig(path="segtune://earth"))
+
+
+def trials(data: tuple[Any, Any], **fields: Any) -> TrialSteps:
+    rows, label_map = data
+    config = TrainingConfig(device="cpu", **fields)
+    model = build_model(ModelConfig(config=TINY), label_map)
+    return TrialSteps(model, config, rows, label_map, TransformConfig(crop_size=64), make_accelerator("cpu"))
+
+
+def found(data: tuple[Any, Any], **fields: Any) -> TrainingConfig:
+    rows, label_map = data
+    config = TrainingConfig(device="cpu", batch_size="auto", **fields)
+    return find_batch(
+        build_model(ModelConfig(config=TINY), label_map), config, rows, label_map, TransformConfig(crop_size=64)
+    )
+
+
+def refuse_above(limit: int) -> Any:
+    def seconds(trial: TrialSteps, batch_size: int) -> list[float]:
+        if batch_size > limit:
+            raise RuntimeError(NO_MEMORY)
+        return [0.0]
+
+    return seconds
+
+
+def test_errors_of_memory_are_told_from_others() -> None:
+    for ask in (lambda: torch.empty(2**55), lambda: np.empty(2**55)):
+        with pytest.raises((RuntimeError, MemoryError)) as caught:
+            ask()
+        assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    with pytest.raises(RuntimeError) as other:
+        torch.ones(2, 3) @ torch.ones(2, 3)
+    assert not is_out_of_memory(other.value)
+
+
+def test_divisors_come_from_the_smallest_on() -> None:
+    assert divisors(12) == [1, 2, 3, 4, 6, 12] and divisors(7) == [1, 7] and divisors(1) == [1]
+
+
+def test_trial_steps_leave_the_model_as_it_was(data: tuple[Any, Any]) -> None:
+    trial = trials(data, ema_decay=0.9)
+    before = {name: value.clone() for name, value in trial.model.state_dict().items()}
+    took = trial.seconds(2, accumulation_steps=2, steps=2)
+    assert len(took) == 2 and min(took) > 0
+    assert trial.fits(3)
+    after = trial.model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert all(parameter.grad is None for parameter in trial.model.parameters())
+
+
+@pytest.mark.parametrize(("limit", "batch", "steps"), [(8, 8, 1), (7, 4, 2), (3, 2, 4), (1, 1, 8)])
+def test_the_largest_that_fits_and_the_images_of_a_step_stay(
+    data: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, limit: int, batch: int, steps: int
+) -> None:
+    monkeypatch.setattr(TrialSteps, "seconds", refuse_above(limit))
+    config = found(data, learning_rate=1e-3)
+    assert (config.batch_size, config.accumulation_steps, config.effective_batch_size) == (batch, steps, None)
+    assert config.learning_rate == 1e-3
+    twelve = found(data, effective_batch_size=12)
+    assert twelve.micro_batch == max(n for n in (1, 2, 3, 4, 6, 12) if n <= limit)
+    assert twelve.micro_batch * twelve.accumulation_steps == 12
+
+
+def test_processes_agree_and_the_rate_follows_the_images(
+    data: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three processes cannot divide 16 images: each takes 6, the second one has room for 2 at a time."""
+    accelerator = make_accelerator("cpu")
+    monkeypatch.setattr(type(accelerator), "num_processes", 3)
+    monkeypatch.setattr(auto_batch, "make_accelerator", lambda *_: accelerator)
+    monkeypatch.setattr(auto_batch, "gather_object", lambda own: [*own, 2, 3])
+    monkeypatch.setattr(TrialSteps, "seconds", refuse_above(6))
+    config = found(data, effective_batch_size=16, learning_rate=6e-5)
+    assert (config.micro_batch, config.accumulation_steps) == (2, 3)
+    assert config.learning_rate == pytest.approx(6e-5 * math.sqrt(18 / 16), rel=1e-5)
+    assert "3 processes cannot divide 16 images evenly: a step takes 18" in caplog.text
+
+
+def test_not_even_one_image(data: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrialSteps, "seconds", refuse_above(0))
+    with pytest.raises(UsageError, match=r"not even one image of 64x64 fits into the memory of cpu: make transforms"):
+        found(data)
+
+
+def test_other_errors_are_not_taken_for_it(data: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(TrialSteps, "seconds", fail)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        found(data)
+
+
+def test_sharded_parameters_are_refused(data: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto_batch, "is_sharded", lambda _: True)
+    with pytest.raises(UsageError, match=r"training\.batch_size=auto does not go with FSDP"):
+        found(data)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is one of Linux")
+def test_memory_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    monkeypatch.setattr(auto_batch, "free_memory", lambda: 2**26)
+    with (
+        auto_batch._no_more_than_there_is(torch.device("cpu")),
+        pytest.raises(RuntimeError, match="DefaultCPUAllocator"),
+    ):
+        torch.empty(2**30, dtype=torch.uint8)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+    assert torch.empty(2**30, dtype=torch.uint8).numel() == 2**30
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_a_run_is_that_of_the_number_that_was_found_and_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = [text for text in SMALL if "batch_size" not in text] + ["training.log_every=1", "training.save_every=1"]
+    plain = [*small, "training.batch_size=4", f"training.output_dir={tmp_path / 'plain'}"]
+    train(load_recipe("demo", plain))
+    auto = [*small, "training.batch_size=auto", "training.effective_batch_size=4"]
+    auto += [f"training.output_dir={tmp_path / 'auto'}"]
+    train(load_recipe("demo", auto))
+    assert losses(tmp_path / "auto") == losses(tmp_path / "plain")
+    kept = parse_yaml((tmp_path / "auto" / "recipe.yaml").read_text())["training"]
+    assert (kept["batch_size"], kept["accumulation_steps"], kept["effective_batch_size"]) == (4, 1, None)
+    # A run that goes on takes the stored number, whatever fits by then.
+    monkeypatch.setattr(TrialSteps, "seconds", refuse_above(1))
+    assert [path.name for path in (tmp_path / "auto" / "checkpoints").iterdir()] == ["step-000001"]
+    train(load_recipe("demo", [*auto, "training.resume=auto"]))
+    assert losses(tmp_path / "auto") == losses(tmp_path / "plain")
+
+
+CHILD = """
+import sys
+from segtune.cli.main import main
+try:
+    main(sys.argv[1:])
+except SystemExit as left:
+    assert not left.code, left.code
+print("PEAK", open("/proc/self/status").read().split("VmPeak:")[1].split()[0])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v is heeded by Linux")
+def test_two_limits_give_two_batches_and_one_loss(tmp_path: Path) -> None:
+    """The statistics of a local batch norm, and dropout, would depend on the division of a step."""
+    fixed = ["transforms.crop_size=640", "training.max_steps=2", "training.log_every=1", "training.device=cpu"]
+    fixed += ["training.report=false", "training.batch_norm=frozen", "training.effective_batch_size=8"]
+    network = "hidden_sizes: [32, 64, 80, 96], depths: [1, 1, 1, 1], decoder_hidden_size: 64"
+    fixed += [f"model.config={{{network}, drop_path_rate: 0.0, classifier_dropout_prob: 0.0}}"]
+
+    def run(name: str, limit: int | None, *words: str) -> int:
+        command = [sys.executable, "-c", CHILD, "train", "demo", *fixed, f"training.output_dir={tmp_path / name}"]
+        limited = f'ulimit -v {limit}; exec "$@"' if limit else 'exec "$@"'
+        done = subprocess.run(["bash", "-c", limited, "bash", *command, *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return int(done.stdout.split("PEAK")[1])  # KiB
+
+    def batch(name: str) -> tuple[int, int]:
+        training = parse_yaml((tmp_path / name / "recipe.yaml").read_text())["training"]
+        return training["batch_size"], training["accumulation_steps"]
+
+    one = run(
+        "one", None, "training.batch_size=1", "training.accumulation_steps=8", "training.effective_batch_size=null"
+    )
+    eight = run("eight", None, "training.batch_size=8", "training.effective_batch_size=null")
+    spare = auto_batch.HEADROOM // 1024
+    assert eight - one > spare  # else the limits below would tell nothing
+    run("wide", eight + 2 * spare, "training.batch_size=auto")
+    run("narrow", (one + eight) // 2 + spare, "training.batch_size=auto")
+    assert batch("wide") == (8, 1)
+    small, times = batch("narrow")
+    assert small < 8 and small * times == 8
+    first = {name: losses(tmp_path / name)[0] for name in ("one", "eight", "wide", "narrow")}
+    assert list(first.values()) == pytest.approx([first["eight"]] * 4, rel=1e-6)
