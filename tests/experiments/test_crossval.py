@@ -135,6 +135,9 @@ def test_a_fold_that_was_killed_goes_on_to_the_same_bits(
             results[name].pop(key)
     assert results["whole"] == results["killed"]
     first, second = (Evaluation.load(tmp_path / name / "evaluation-val.npz") for name in results)
-    assert all(np.array_equal(a, b) for a, b in zip(first.counts.arrays().values(), second.counts.arrays().values()))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(first.counts.arrays().values(), second.counts.arrays().values(), strict=True)
+    )
     weights = [(tmp_path / name / "folds/2/final/model.safetensors").read_bytes() for name in results]
     assert weights[0] == weights[1]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -144,7 +145,10 @@ def test_a_budget_ends_the_search_and_counts_earlier_commands(
     runs = fake(monkeypatch, curve_of)
     recipe = searched(tiny_recipe(eval_every=1))
     clock = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: clock.__setitem__(0, clock[0] + 5) or clock[0])
+    own = SimpleNamespace(
+        monotonic=lambda: clock.__setitem__(0, clock[0] + 5) or clock[0]
+    )  # the next look is 5 s later
+    monkeypatch.setattr(module, "time", own)
     tune(recipe, tmp_path / "study", trials=50, budget=200)
     first = len(runs)
     assert 1 <= first < 20
@@ -207,6 +211,6 @@ def test_what_matters_is_found(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
         trial, values = study.ask()
         study.tell(trial, -abs(values["training.learning_rate"] - 0.02))
     importance = study.importance()
-    assert importance["training.learning_rate"] > 0.8 and list(importance)[0] == "training.learning_rate"
+    assert importance["training.learning_rate"] > 0.8 and next(iter(importance)) == "training.learning_rate"
     best = study.best()
     assert best is not None and abs(best.values["training.learning_rate"] - 0.02) < 0.02

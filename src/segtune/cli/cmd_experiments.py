@@ -143,13 +143,14 @@ def tune(
     """
     limit = None if budget is None else _seconds(budget)
     _check_pattern(group_by)
-    settings = load_checked(recipe, overrides, trains=True)
+    if find_spec("optuna") is None:
+        raise UsageError("segtune tune needs Optuna: pip install 'segtune[tune]'")
     from segtune.experiments.search_space import check_values, space_of
     from segtune.recipe.recipe import look_over
 
-    if find_spec("optuna") is None:
-        raise UsageError("segtune tune needs Optuna: pip install 'segtune[tune]'")
-    check_values(space_of(settings), lambda changes: look_over(recipe, [*(overrides or ()), *changes]))
+    given = list(overrides or ())
+    check_values(space_of(look_over(recipe, given)), lambda changes: look_over(recipe, [*given, *changes]))
+    settings = load_checked(recipe, overrides, trains=True)
     folder = output or _beside(settings, "tune")
     from segtune.experiments.tune import tune as run
 

@@ -23,7 +23,6 @@ import typer
 
 import segtune
 from segtune.cli import (
-    cmd_bench,
     cmd_data,
     cmd_demo,
     cmd_doctor,
@@ -121,7 +120,7 @@ def _application() -> typer.Typer:
         cmd_export.export,
         cmd_hub.push,
         cmd_hub.convert,
-        cmd_bench.bench,
+        cmd_evaluate.bench,
         cmd_sensitivity.sensitivity,
         cmd_env.env,
     )

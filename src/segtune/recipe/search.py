@@ -57,8 +57,8 @@ class SearchConfig(StrictModel):
     space: MayChangeOnResume[dict[str, Any] | None] = Field(
         None,
         description="Settings by their dotted names, each with a list of choices or a range: {low: 1e-4, high: 1e-2, "
-        "log: true}, {low: 2, high: 8, step: 2}; null = learning rate, weight decay, scale of crops, drop path and loss, "
-        "around the recipe's own values.",
+        "log: true}, {low: 2, high: 8, step: 2}; null = learning rate, weight decay, scale of crops, drop path and "
+        "loss, around the recipe's own values.",
     )
     seed: MayChangeOnResume[int] = Field(0, ge=0, description="Seed of what the search draws.")
     warmup_trials: MayChangeOnResume[int] = Field(
