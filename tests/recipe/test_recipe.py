@@ -19,6 +19,7 @@ from segtune.errors import DataError, UsageError
 from segtune.finetune import train
 from segtune.hub.config import HubConfig
 from segtune.recipe.recipe import Recipe, load_recipe, load_recipe_or_data, refuse_another_run, resolved
+from segtune.recipe.search import SearchConfig
 from segtune.recipe.shipped import list_recipes, recipe_folder, recipe_table
 from segtune.training.class_weights import counted_weights
 from segtune.training.config import LoraConfig, LossConfig, ModelConfig, TrainingConfig
@@ -552,6 +553,7 @@ def test_every_setting_stays_on_resume_but_those_that_say_they_may_change(tmp_pa
     assert taken == {
         *(f"training.{name}" for name in of_training.split()),
         *(f"hub.{name}" for name in HubConfig.model_fields),
+        *(f"search.{name}" for name in SearchConfig.model_fields),
         *("dataset.check_masks", "dataset.split_file", "evaluation.batch_size"),
     }
 

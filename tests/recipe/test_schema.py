@@ -93,7 +93,7 @@ def test_settings_are_listed_by_section_and_by_key() -> None:
         ("trainin", "did you mean 'training'?"),
         ("training.max_step", "did you mean 'training.max_steps'?"),
         ("transforms.eval_window", "did you mean 'evaluation.window'?"),
-        ("zebra", "sections are dataset, transforms, model, training, evaluation, hub"),
+        ("zebra", "sections are dataset, transforms, model, training, evaluation, hub, search"),
     ],
 )
 def test_settings_that_there_are_not(prefix: str, hint: str) -> None:

@@ -13,6 +13,8 @@ TINY = "model.config={hidden_sizes: [8, 16, 24, 32], depths: [1, 1, 1, 1], num_a
 # what is added to a command, by a word in it
 SMALLER = {
     "train": ["training.max_steps=2", "training.batch_size=2", "training.eval_every=null", "model.name=null"],
+    "crossval": ["--folds=2", "training.max_steps=2", "training.batch_size=2", TINY],
+    "tune": ["--trials=1", "training.max_steps=2", "training.batch_size=2", TINY],
     "bench": ["--variants=b0", "--size=64", "--labels=3", "--repeats=1"],
     "benchmarks/compare_transformers.py": ["--size=64", "--repeats=1", "--variants=b0", "--plot-sizes=32,64"],
 }

@@ -1,4 +1,4 @@
-"""`segtune evaluate`, `compare` and `calibrate`."""
+"""`segtune evaluate`, `compare`, `calibrate` and `bench`: what is measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segtune.cli import options
-from segtune.cli.common import hide_bars_of_libraries, load_checked, say
+from segtune.cli.common import check_before_torch, hide_bars_of_libraries, leading_checkpoints, load_checked, say
 from segtune.errors import UsageError
 from segtune.files import write_atomic
 
@@ -51,19 +51,26 @@ def evaluate(
 ) -> None:
     """Score a checkpoint on one split of a recipe's dataset, at the masks' own size, with error bars.
 
+    Several checkpoints before the recipe are an ensemble: the mean of their probabilities counts.
     On the test split of a run's own data, the counts are kept in the run folder, for its card and `segtune compare`.
     Intervals are bootstrap intervals over images or, with --group-by, over groups of them.
     Processes that accelerate launch or torchrun starts divide the images; the one that ends last prints the result.
     """
+    more, words = leading_checkpoints([recipe, *(overrides or ())])
+    if not words:
+        raise UsageError(f"no RECIPE: {recipe} is the folder of a checkpoint; name the recipe whose data is looked at")
+    for each in more:
+        check_before_torch(checkpoint=each)
+    recipe, *overrides = words
     settings = load_checked(recipe, overrides, checkpoint)
-    kept = _file_to_save(save, split, Path(checkpoint).parent, resume)
+    kept = _file_to_save(save, split, None if more else Path(checkpoint).parent, resume)
     from segtune.inference.evaluate_checkpoint import evaluate_share
     from segtune.inference.parallel.count_blocks import SharedCount
     from segtune.inference.parallel.processes import Processes
     from segtune.viz import terminal
 
     is_whole = window is None and not stride and not tta
-    is_usual = is_whole and boundary_width == BOUNDARY_WIDTH and (precision, engine) == ("auto", "torch")
+    is_usual = not more and is_whole and boundary_width == BOUNDARY_WIDTH and (precision, engine) == ("auto", "torch")
     in_run = _place_in_run(checkpoint, settings, split) if kept is None and is_usual else None
     kept = kept or in_run
     processes, shared = Processes.launched(), None
@@ -73,7 +80,7 @@ def evaluate(
         shared = SharedCount(kept, processes, resume)
     hide_bars_of_libraries()
     found = evaluate_share(
-        checkpoint,
+        [checkpoint, *more],
         settings,
         shared,
         split=split,
@@ -130,14 +137,14 @@ def _place_in_run(checkpoint: str, settings: Recipe, split: str) -> Path | None:
     return run / file_name(split) if is_pushed and own == given else None
 
 
-def _file_to_save(save: Path | None, split: str, run: Path, resume: bool) -> Path | None:
+def _file_to_save(save: Path | None, split: str, run: Path | None, resume: bool) -> Path | None:
     """The file that --save names; refused before the work where it is there already, unless in the `run` itself."""
     from segtune.evaluation.evaluation import file_name
 
     if save is None:
         return None
     path = save if save.suffix == ".npz" else save / file_name(split)
-    if path.exists() and path != run / file_name(split) and not resume:
+    if path.exists() and (run is None or path != run / file_name(split)) and not resume:
         raise UsageError(f"--save {save}: {path} exists already; remove it or name another file")
     return path
 
@@ -203,3 +210,33 @@ def calibrate(
         else f"temperature {temperature} on {fit.pixels} pixels of {split}: negative log-likelihood "
         f"{result['nll_before']:.4f} before, {result['nll']:.4f} now; stored in {config}"
     )
+
+
+def bench(
+    checkpoint: Annotated[
+        str | None, typer.Argument(metavar="CHECKPOINT", help="Measure this one instead of --variants.")
+    ] = None,
+    engines: Annotated[bool, typer.Option("--engines", help="OpenVINO and ONNX Runtime as well.")] = False,
+    variants: Annotated[str, typer.Option(help="b0 to b5, with commas between them; random weights.")] = "b0",
+    size: Annotated[int, typer.Option(min=32, help="Side of the image, in pixels.")] = 512,
+    labels: Annotated[int, typer.Option(min=1, help="Of the networks of random weights.")] = 150,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; every round runs every way once.")] = 11,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Time the way from an image to its mask on this machine: transformers and segtune, in PyTorch and in engines.
+
+    All run in one process, one after the other in every round; ratios are medians of those of the rounds.
+    """
+    from segtune.engines.engine_bench import bench_engines
+    from segtune.viz import terminal
+
+    hide_bars_of_libraries()
+    names = [None] if checkpoint else [name.strip() for name in variants.split(",")]
+    results = []
+    for name in names:
+        result = bench_engines(name, checkpoint, size=size, labels=labels, repeats=repeats, engines=engines)
+        results.append(result)
+        if not as_json:
+            terminal.show(terminal.bench_table(result))
+    if as_json:
+        say(json.dumps(results))

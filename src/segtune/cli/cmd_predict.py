@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from segtune.cli import options
-from segtune.cli.common import check_before_torch, hide_bars_of_libraries, say
+from segtune.cli.common import check_before_torch, hide_bars_of_libraries, leading_checkpoints, say
 from segtune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ def predict(
     images: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGE", help="Image files, folders of them, quoted globs, videos, http(s) addresses; - is stdin."
+            metavar="[CHECKPOINT…] IMAGE",
+            help="Image files, folders of them, quoted globs, videos, http(s) addresses; - is stdin. Before them, "
+            "folders of further checkpoints: the mean of the probabilities of all counts.",
         ),
     ],
     output: Annotated[str, typer.Option(metavar="DIR", help="Where the masks go.")],
@@ -70,12 +72,18 @@ def predict(
     from segtune.imageio.incoming import as_files, is_incoming
     from segtune.inference import outputs
 
+    more, images = leading_checkpoints(images)
+    if more and not images:
+        raise UsageError(f"no images: {more[-1]} is the folder of a checkpoint")
     folder = Path(output) if ray is not None else _local_folder(output, images)
-    check_before_torch(checkpoint=checkpoint)
+    for each in (checkpoint, *more):
+        check_before_torch(checkpoint=each)
     wanted = outputs.Wanted(overlay, confidence, polygons, simplify, min_region)
     if ray is not None:
         if engine != "torch" or frames:
             raise UsageError("--engine and --frames do not go with --ray, whose workers run PyTorch on whole pictures")
+        if more:
+            raise UsageError(f"--ray runs one model, not {1 + len(more)}")
         protocol_options = (window, _stride(window, stride, overlap), tta)
         _predict_on_ray(
             ray, checkpoint, images, output, wanted, limit, protocol_options, overwrite, resume, as_json, batch_size,
@@ -87,7 +95,7 @@ def predict(
     if in_shares:
         _refuse_in_shares(found, overwrite)
     from segtune.imageio.raster import any_size
-    from segtune.inference.open_network import open_network, precision_of
+    from segtune.inference.open_network import open_networks, precision_of
     from segtune.inference.parallel.predict_share import predict_share
     from segtune.inference.parallel.processes import Processes
     from segtune.inference.predict_files import predict_files
@@ -102,7 +110,7 @@ def predict(
         fetched = {path for path, name in files.items() if is_incoming(name)}
         targets = outputs.plan_targets(paths, folder, wanted, overwrite or in_shares, fetched, parts)
         hide_bars_of_libraries()
-        model = open_network(checkpoint, processes.device(device), engine, precision)
+        model = open_networks([checkpoint, *more], processes.device(device), engine, precision)
         processor = load_processor(model)
         protocol = InferenceProtocol.choose(processor, window, _stride(window, stride, overlap), tta)
         computed = precision_of(model, precision)

@@ -94,6 +94,14 @@ def check_before_torch(settings: Recipe | None = None, checkpoint: str | None = 
         config.refuse_missing(settings.dataset.path)
 
 
+def leading_checkpoints(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words that are folders of checkpoints, as far as they come first, and the others."""
+    from segtune.segformer.checkpoint_files import is_checkpoint
+
+    count = next((place for place, word in enumerate(words) if not is_checkpoint(Path(word))), len(words))
+    return list(words[:count]), list(words[count:])
+
+
 def load_checked(
     ref: str,
     overrides: Sequence[str] | None,

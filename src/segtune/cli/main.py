@@ -23,12 +23,12 @@ import typer
 
 import segtune
 from segtune.cli import (
-    cmd_bench,
     cmd_data,
     cmd_demo,
     cmd_doctor,
     cmd_env,
     cmd_evaluate,
+    cmd_experiments,
     cmd_export,
     cmd_hub,
     cmd_predict,
@@ -113,12 +113,15 @@ def _application() -> typer.Typer:
         cmd_evaluate.calibrate,
         cmd_predict.predict,
         cmd_select.select,
+        cmd_experiments.crossval,
+        cmd_experiments.soup,
+        cmd_experiments.tune,
         cmd_demo.demo,
         cmd_doctor.doctor,
         cmd_export.export,
         cmd_hub.push,
         cmd_hub.convert,
-        cmd_bench.bench,
+        cmd_evaluate.bench,
         cmd_export.sensitivity,
         cmd_env.env,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from segtune.evaluation.evaluation import Evaluation
 from segtune.inference.config import EvaluationConfig
 from segtune.inference.device import Precision
 from segtune.inference.evaluate import evaluate_model
-from segtune.inference.open_network import engine_of, open_network, precision_of
+from segtune.inference.open_network import engine_of, open_networks, precision_of
 from segtune.inference.parallel.count_blocks import SharedCount, count_blocks
 from segtune.inference.parallel.processes import weights_digest
 from segtune.inference.processor import load_processor, processor_from_transforms
@@ -33,7 +33,11 @@ if TYPE_CHECKING:
     import datasets
 
     from segtune.engines.engine_network import EngineNetwork
+    from segtune.inference.ensemble import Ensemble
     from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+
+# a folder or Hub id; or several, whose probabilities are averaged
+Checkpoints = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 class DataSettings(Protocol):
@@ -54,7 +58,7 @@ class CheckpointEvaluation:
     """The scores of a checkpoint on a split, with error bars.
 
     Attributes:
-        checkpoint: its folder or Hub id.
+        checkpoint: its folder or Hub id; of an ensemble, those of all with " + " between.
         split: that was evaluated.
         protocol: how images were seen, such as "whole" or "slide 1024 stride 768".
         precision: in which the network ran: "fp32", "bf16", "fp16" or "int8".
@@ -89,13 +93,13 @@ class OpenedCheckpoint(NamedTuple):
     """A checkpoint, ready to run over a split of a data set whose classes are its own.
 
     Attributes:
-        name: its folder or Hub id.
+        name: its folder or Hub id; of an ensemble, those of all with " + " between.
         dataset: the rows of all splits; `rows` are those of `split`.
         split: None where the data has none to evaluate.
     """
 
     name: str
-    model: SegformerForSemanticSegmentation | EngineNetwork
+    model: SegformerForSemanticSegmentation | EngineNetwork | Ensemble
     processor: SegformerImageProcessor
     label_map: LabelMap
     dataset: Mapping[str, Any]
@@ -108,7 +112,7 @@ class OpenedCheckpoint(NamedTuple):
 
 
 def evaluate_checkpoint(
-    checkpoint: str | os.PathLike[str],
+    checkpoint: Checkpoints,
     data: str | os.PathLike[str] | DataSettings,
     *,
     split: str = "test",
@@ -129,7 +133,7 @@ def evaluate_checkpoint(
 
     Args:
         checkpoint: a folder such as "runs/demo/best", or a Hub id "user/name" or "user/name@revision". With an engine
-            also an exported folder or file.
+            also an exported folder or file. Of a list of them, the mean of the probabilities counts.
         data: a recipe, as `load_recipe` returns it; or the path of a data set whose masks hold what the checkpoint was
             trained on.
         split: "train", "val" or "test".
@@ -174,7 +178,7 @@ def evaluate_checkpoint(
 
 
 def evaluate_share(
-    checkpoint: str | os.PathLike[str],
+    checkpoint: Checkpoints,
     data: str | os.PathLike[str] | DataSettings,
     shared: SharedCount | None,
     *,
@@ -240,7 +244,7 @@ def evaluate_share(
 
 
 def open_checkpoint(
-    checkpoint: str | os.PathLike[str],
+    checkpoint: Checkpoints,
     data: str | os.PathLike[str] | DataSettings,
     *,
     split: str | None = "test",
@@ -259,9 +263,10 @@ def open_checkpoint(
     Raises:
         UsageError: see `evaluate_checkpoint`.
     """
-    name, model, default = os.fspath(checkpoint), None, None
+    names = [os.fspath(one) for one in ([checkpoint] if isinstance(checkpoint, (str, os.PathLike)) else checkpoint)]
+    name, model, default = " + ".join(names), None, None
     if isinstance(data, (str, os.PathLike)):
-        model = open_network(name, device, engine, precision)
+        model = open_networks(names, device, engine, precision)
         labels = LabelMap.from_config(model.config)
         config = DatasetConfig(path=os.fspath(data), labels=labels.to_dict(), ignore_index=labels.ignore_index)
     else:
@@ -270,7 +275,7 @@ def open_checkpoint(
     dataset, label_map = open_dataset(at_hand)
     split = choose_split(split, dataset, config.path)
     uncertainty.units_of(sample_ids(dataset[split]), group_by)
-    model = model or open_network(name, device, engine, precision)
+    model = model or open_networks(names, device, engine, precision, default=default)
     _check_same_labels(name, LabelMap.from_config(model.config), config.path, label_map)
     return OpenedCheckpoint(name, model, load_processor(model, default), label_map, dataset, split)
 

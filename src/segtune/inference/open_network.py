@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from torch import nn
 from segtune.engines.engine_network import Engine, EngineNetwork, open_engine, refuse_graph
 from segtune.errors import UsageError
 from segtune.inference.device import Precision, choose_precision, to_device
+from segtune.inference.ensemble import Ensemble, first_member
+from segtune.inference.processor import load_processor
+from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.loading import load_model
 
 
@@ -40,6 +44,26 @@ def open_network(
     return open_engine(checkpoint, engine, precision)
 
 
+def open_networks(
+    checkpoints: Sequence[str | os.PathLike[str]],
+    *options: Any,
+    default: Callable[[], SegformerImageProcessor] | None = None,
+) -> Any:
+    """The network of one checkpoint, or the ensemble of several.
+
+    Args:
+        options: device, engine and precision, see `open_network`.
+        default: see `load_processor`; for the members of an ensemble.
+
+    Raises:
+        UsageError, DataError: see `open_network`; or the classes of two checkpoints differ.
+    """
+    networks = [open_network(checkpoint, *options) for checkpoint in checkpoints]
+    if len(networks) == 1:
+        return networks[0]
+    return Ensemble(networks, [load_processor(network, default) for network in networks])
+
+
 def refuse_device(engine: str, device: str | torch.device | None, option: str) -> None:
     """Raise UsageError where an engine is to run elsewhere than on a CPU."""
     if device is not None and torch.device(device).type != "cpu":
@@ -48,10 +72,12 @@ def refuse_device(engine: str, device: str | torch.device | None, option: str) -
 
 def precision_of(network: nn.Module, precision: Precision) -> str:
     """What a network computes in: an engine has its own, PyTorch's is chosen by `choose_precision`."""
+    network = first_member(network)
     if isinstance(network, EngineNetwork):
         return network.precision
     return choose_precision(precision, next(network.parameters()).device)
 
 
 def engine_of(network: nn.Module) -> str:
+    network = first_member(network)
     return network.engine if isinstance(network, EngineNetwork) else "torch"

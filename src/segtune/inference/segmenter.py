@@ -18,6 +18,7 @@ from segtune.errors import UsageError
 from segtune.imageio.raster import Raster, open_raster, read_ahead, resized
 from segtune.imageio.read import ImageLike
 from segtune.inference.device import Precision, autocast, choose_precision
+from segtune.inference.ensemble import Ensemble
 from segtune.inference.protocol import LOGIT_STRIDE, InferenceProtocol
 from segtune.inference.sliding_window import Span, UpsampledRows, blend_across, blend_down, spans
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
@@ -47,8 +48,9 @@ class Segmenter:
     """A model, its processor and a protocol: from images to predictions.
 
     Args:
-        model: anything whose output has `.logits` `(B, K, h/4, w/4)`, in evaluation mode (see `eval_mode`).
-        processor: prepares the images.
+        model: anything whose output has `.logits` `(B, K, h/4, w/4)`, in evaluation mode (see `eval_mode`); or an
+            `Ensemble`, whose members see images one by one.
+        processor: prepares the images; those of an ensemble have their own.
         protocol: default is the one that the processor carries.
         batch_size: images of one size, or windows of one image, in a forward pass.
         num_labels: UsageError where the model tells another number of classes apart; None does not check.
@@ -72,6 +74,18 @@ class Segmenter:
         self.form = form_of(processor)
         # fitted on held-out images and stored with the model; confidences are those of logits divided by it
         self.temperature = getattr(getattr(model, "config", None), "calibration_temperature", 1.0)
+        self.members = self._members(model) if isinstance(model, Ensemble) else [self]
+
+    def _members(self, ensemble: Ensemble) -> list[Segmenter]:
+        """One for each network; the protocol is that of all."""
+        options = (self.protocol, self.batch_size, self.num_labels, self.precision)
+        pairs = zip(ensemble.members, ensemble.processors, strict=True)
+        members = [Segmenter(model, processor, *options) for model, processor in pairs]
+        if unlike := [member for member in members if member.form != self.form]:
+            raise UsageError(
+                f"{unlike[0].model.name_or_path} takes other channels or values of images than {ensemble.name_or_path}"
+            )
+        return members
 
     def __call__(self, image: ImageLike, confidence: bool = False) -> Prediction:
         """The prediction of one image, in memory, at its own size."""
@@ -89,7 +103,7 @@ class Segmenter:
         Images of one size are joined to batches where the protocol sees them whole; their order is then that of
         finished batches.
         """
-        if not self.protocol.is_plain:
+        if not self.protocol.is_plain or len(self.members) > 1:
             yield from ((key, self.strips(raster, confidence)) for key, raster in images)
             return
         prepared = ((key, (raster.height, raster.width), self._prepared(raster)) for key, raster in images)
@@ -109,14 +123,15 @@ class Segmenter:
     @torch.inference_mode()
     def strips(self, raster: Raster, confidence: bool = False) -> Iterator[Prediction]:
         """The prediction of an image from top to bottom, 256 rows at a time, its logits never in memory as a whole."""
-        views = [self._view(raster, scale) for scale in self.protocol.scales]
+        views = [member._view(raster, scale) for member in self.members for scale in self.protocol.scales]
+        temperatures = [member.temperature for member in self.members for _ in self.protocol.scales]
         first = views[0].read(0, 1)  # (flips, K, 1, w)
         step = min(STRIP, strip_rows(first.numel() * len(views), first.device))
         for top in range(0, raster.height, STRIP):
             bottom = min(top + STRIP, raster.height)
             parts = ((row, min(row + step, bottom)) for row in range(top, bottom, step))
             maps = ([view.read(*part) for view in views] for part in parts)
-            yield joined(_decide(rows, raster.width, self._temperature(confidence)) for rows in maps)
+            yield joined(_decide(rows, raster.width, temperatures if confidence else None) for rows in maps)
 
     @torch.inference_mode()
     def logits(self, raster: Raster) -> Tensor:
@@ -266,11 +281,11 @@ def _groups(across: Sequence[Span], size: int) -> Iterator[list[Span]]:
         yield from (remaining[i : i + size] for i in range(0, len(remaining), size))
 
 
-def _decide(maps: Sequence[Tensor], width: int, temperature: float | None) -> Prediction:
-    """A few rows' prediction from the logits `(flips, K, rows, w)` of every view."""
+def _decide(maps: Sequence[Tensor], width: int, temperatures: Sequence[float] | None) -> Prediction:
+    """A few rows' prediction from the logits `(flips, K, rows, w)` of every view, each of which has a temperature."""
     if len(maps) == 1 and len(maps[0]) == 1:
-        return _predict_map(maps[0], (maps[0].shape[2], width), temperature)
-    return _predict_mean(maps, width, temperature)
+        return _predict_map(maps[0], (maps[0].shape[2], width), temperatures[0] if temperatures else None)
+    return _predict_mean(maps, width, temperatures)
 
 
 def joined(strips: Iterable[Prediction]) -> Prediction:
@@ -308,20 +323,23 @@ def _queued(logits: Tensor, size: Sequence[int], temperature: float | None) -> C
     return wait
 
 
-def _predict_mean(views: Sequence[Tensor], width: int, temperature: float | None) -> Prediction:
-    """Of the mean of all views' probabilities, each `(flips, K, rows, w)`; as mmseg's `SegTTAModel.merge_preds`."""
-    best, ids = _mean_probabilities(views, width, 1.0).max(0)
-    if temperature is None:
+def _predict_mean(views: Sequence[Tensor], width: int, temperatures: Sequence[float] | None) -> Prediction:
+    """Of the mean of all views' probabilities, each `(flips, K, rows, w)`; as mmseg's `SegTTAModel.merge_preds`.
+
+    The temperature that a model was calibrated with changes the confidences and not the decision, as for one view.
+    """
+    best, ids = _mean_probabilities(views, width, [1.0] * len(views)).max(0)
+    if temperatures is None:
         return _as_arrays(ids, None, views[0].shape[1])
-    if temperature != 1:
-        best = _mean_probabilities(views, width, temperature).gather(0, ids[None])[0]
+    if any(temperature != 1 for temperature in temperatures):
+        best = _mean_probabilities(views, width, temperatures).gather(0, ids[None])[0]
     return _as_arrays(ids, best, views[0].shape[1])
 
 
-def _mean_probabilities(views: Sequence[Tensor], width: int, temperature: float) -> Tensor:
+def _mean_probabilities(views: Sequence[Tensor], width: int, temperatures: Sequence[float]) -> Tensor:
     """`(K, rows, W)`; of one logit, of both classes that it tells apart."""
     total: Any = 0
-    for view in views:
+    for view, temperature in zip(views, temperatures, strict=True):
         full = upsample(view / temperature, (view.shape[2], width))  # (flips, K, rows, W)
         total = total + (full.softmax(1) if full.shape[1] > 1 else full.sigmoid()).sum(0)
     mean: Tensor = total / sum(map(len, views))

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from segtune.data.config import DatasetConfig, TransformConfig
 from segtune.errors import UsageError
 from segtune.hub.config import HubConfig
 from segtune.inference.config import EvaluationConfig
+from segtune.recipe.search import SearchConfig
 from segtune.recipe.shipped import find_recipe, recipe_name
 from segtune.recipe.validation import check, dotted, show
 from segtune.recipe.yaml_file import parse_yaml, read_yaml, whole
@@ -42,6 +43,7 @@ class Recipe(StrictModel):
     training: TrainingConfig = Field(TrainingConfig(), description="Steps, loss, optimizer, and what a run writes.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="How images are segmented when it counts.")
     hub: HubConfig = Field(HubConfig(), description="When and where the run is pushed.")
+    search: SearchConfig = Field(SearchConfig(), description="What segtune tune searches; training does without it.")
 
     def to_yaml(self) -> str:
         """The recipe with every field written out, so that it keeps its meaning when a default changes."""
@@ -205,7 +207,7 @@ def refuse_another_run(recipe: Recipe) -> None:
     differing = [
         f"{key}: {show(before.get(key))} then, {show(now.get(key))} now"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in changeable
+        if before.get(key) != now.get(key) and not _is_below(key, changeable)
     ]
     if differing and is_resuming(folder, resume):
         raise UsageError(
@@ -214,6 +216,12 @@ def refuse_another_run(recipe: Recipe) -> None:
         )
     if differing:
         logger.warning("a new run from %s with other settings: %s", resume, "; ".join(differing))
+
+
+def _is_below(key: str, settings: Collection[str]) -> bool:
+    """Whether a dotted key is one of the settings, or stands in the mapping that one of them holds."""
+    parts = key.split(".")
+    return any(".".join(parts[:length]) in settings for length in range(1, len(parts) + 1))
 
 
 def _override(data: dict[Any, Any], text: str) -> Keys:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import datasets
 
 WORST, BEST, RANDOM, SUSPECTS = 6, 3, 3, 6  # images that are shown
+
+Look = Callable[[Collection[str]], Iterator[EvaluatedImage]]  # at the images of these ids, with confidences
 
 
 class Picture(NamedTuple):
@@ -86,11 +88,33 @@ def examine(
     Raises:
         DataError, UsageError: see `evaluated_images`.
     """
-    started = time.perf_counter()
     options: dict[str, Any] = {"confidence": True, "batch_size": batch_size, "progress": progress}
+    ids = sample_ids(dataset)
+
+    def look(images: Collection[str]) -> Iterator[EvaluatedImage]:
+        places = [place for place, image in enumerate(ids) if image in images]
+        return evaluated_images(model, dataset, label_map, processor, indices=places, **options)
+
+    return examine_by(look, ids, label_map, counted=counted, at_most=at_most)
+
+
+def examine_by(
+    look: Look,
+    ids: Sequence[str],
+    label_map: LabelMap,
+    *,
+    counted: Evaluation | None = None,
+    at_most: int | None = None,
+) -> Examination:
+    """`examine`, whichever model looks at which image.
+
+    Args:
+        look: is called twice, for the images that are looked at and for those that are shown.
+        ids: of all images.
+    """
+    started = time.perf_counter()
     evaluation, doubts = Evaluation(label_map.names, label_map.ignore_index, detailed=True), {}
-    looked_at = evenly_spaced(range(len(dataset)), len(dataset) if at_most is None else at_most)
-    for found in evaluated_images(model, dataset, label_map, processor, indices=looked_at, **options):
+    for found in look(set(evenly_spaced(ids, len(ids) if at_most is None else at_most))):
         assert found.confidence is not None
         evaluation.add(found.id, found.labels, found.prediction, found.confidence)
         doubts[found.id] = label_issue(found.labels, found.prediction, found.confidence, label_map.ignore_index)
@@ -100,11 +124,7 @@ def examine(
     iou = dict(zip(whole.counts.ids, whole.image_iou().tolist(), strict=True))
     chosen, standing_out = _choose(iou, doubts)
     shown = {image for images in chosen.values() for image in images}
-    again = [index for index, image in enumerate(sample_ids(dataset)) if image in shown]
-    pictures = {
-        found.id: _picture(found, iou[found.id], label_map)
-        for found in evaluated_images(model, dataset, label_map, processor, indices=again, **options)
-    }
+    pictures = {found.id: _picture(found, iou[found.id], label_map) for found in look(shown)}
     seconds = time.perf_counter() - started
     return Examination(evaluation, doubts, chosen, standing_out, pictures, seconds)
 

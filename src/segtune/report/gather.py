@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +25,7 @@ from segtune.report.examples import Examination, examine
 from segtune.segformer.loading import load_model
 from segtune.training.distributed import versions
 from segtune.training.run_folder import FINAL, METRICS_FILE, RECIPE_FILE, REPORT_FILE, find_checkpoint
+from segtune.viz.charts import LineChart
 
 if TYPE_CHECKING:
     import datasets
@@ -46,6 +47,23 @@ class Subject(NamedTuple):
         return (self.run or Path()) / REPORT_FILE
 
 
+class Part(NamedTuple):
+    """A part of a page that only some kinds of reports have: a table under a sentence, and charts.
+
+    Attributes:
+        anchor: by which links lead there.
+        heads: of the columns, the first of which names the rows.
+        rows: cells as they are shown.
+    """
+
+    anchor: str
+    title: str
+    text: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    charts: Sequence[LineChart] = ()
+
+
 @dataclass
 class Facts:
     """Everything that the page shows.
@@ -62,6 +80,7 @@ class Facts:
         pixels: of each class in each split, `(K + 1,)`, ignored pixels last.
         recipe: its text.
         environment: of the training or, where there is none, of the report.
+        parts: that come before all others.
     """
 
     subject: Subject
@@ -80,6 +99,7 @@ class Facts:
     images: dict[str, int | None] = field(default_factory=dict)
     pixels: dict[str, np.ndarray] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    parts: Sequence[Part] = ()
     written: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M"))
 
 

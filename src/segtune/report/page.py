@@ -57,6 +57,7 @@ def page(facts: Facts) -> str:
         name=name,
         facts=facts,
         sections={
+            **{part.anchor: part.title for part in facts.parts},
             **(SECTIONS_OF_EVALUATION if facts.scores else {}),
             **({"training": "Training"} if trained else {}),
             "data": "Data",

@@ -80,6 +80,12 @@ def check_config(path: Path) -> None:
         raise DataError(f"{path}: {error}") from error
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a path is the folder of a checkpoint, or of what was exported of one."""
+    exported = any((folder / name).is_dir() for name in ("onnx", "openvino"))
+    return (folder / CONFIG).is_file() and (exported or has_weights(folder))
+
+
 def has_weights(folder: Path) -> bool:
     """Whether a folder holds a file of weights, whole or not."""
     return any(next(folder.glob(pattern), None) is not None for pattern in _WEIGHTS)

@@ -26,11 +26,19 @@ WEIGHTS_FILE = "model.safetensors"
 MODEL_FILES = ("config.json", WEIGHTS_FILE, "preprocessor_config.json")  # in best/ and final/
 
 
-def save_model(folder: Path, model: SegformerForSemanticSegmentation, processor: SegformerImageProcessor) -> None:
+def save_model(
+    folder: Path,
+    model: SegformerForSemanticSegmentation,
+    processor: SegformerImageProcessor,
+    texts: Mapping[str, str] | None = None,
+) -> None:
     """Write what `from_pretrained` needs, all at once: a reader sees the old folder or the new one.
 
     A hidden manifest has the checksums (`check_model`). Of a model with adapters: the merged network, and the adapters
     with the head in `adapter/`.
+
+    Args:
+        texts: further files, by name; by default none.
     """
     adapted = hasattr(model, "peft_config")
 
@@ -39,6 +47,8 @@ def save_model(folder: Path, model: SegformerForSemanticSegmentation, processor:
         if adapted:
             save_adapter(model, target / "adapter")
         processor.save_pretrained(target)
+        for name, text in (texts or {}).items():
+            (target / name).write_text(text, encoding="utf-8")
         write_manifest(target, MODEL_MANIFEST)
 
     write_folder(folder, write)

@@ -17,6 +17,7 @@ from segtune.data.formats.pairing import (
     BESIDE,
     Files,
     Pairs,
+    files_of,
     further_mask,
     join_further,
     keep_same_sizes,
@@ -158,8 +159,7 @@ def _ids_of_splits(
     own = Counter((split if split in files else "train", i) for split, members in ids.items() for i in members)
     twice = {i: i for (_, i), count in own.items() if count > 1}
     index.report("id_twice", f"{config.split_file} lists ids more than once", twice, "A sample belongs to one split")
-    masks = (files.get("test") or files.get("train") or ({}, {}))[1]
-    if ids.get("test") and not masks.keys() & set(ids["test"]):
+    if ids.get("test") and not any(files_of(files, "test", i)[1] for i in ids["test"]):
         logger.warning("%s: no masks for the %d samples of test: it is left out", index.root, len(ids.pop("test")))
     return ids
 

@@ -126,15 +126,14 @@ def join_further(files: Pairs) -> tuple[Pairs, dict[Path, list[Path]]]:
 
 
 def pair_up(index: DatasetIndex, files: Pairs, ids: Mapping[str, Sequence[str]]) -> list[Sample]:
-    """The samples with both files; a split without folders of its own takes its files from train."""
+    """The samples with both files, see `files_of`."""
     samples = []
     found: dict[str, dict[str, str]] = {kind: {} for kind in PAIR_PROBLEMS}
     for split, wanted in ids.items():
-        images, masks = files.get(split) or files.get("train") or ({}, {})
         if not wanted:
             found["empty_split"][split] = split
         for i in wanted:
-            here = images.get(i, []), masks.get(i, [])
+            here = files_of(files, split, i)
             if all(here):
                 samples.append(Sample(i, split, here[0][0], here[1][0]))
             if len(here[0]) == len(here[1]) == 1:
@@ -155,6 +154,16 @@ def pair_up(index: DatasetIndex, files: Pairs, ids: Mapping[str, Sequence[str]])
     for kind, what in PAIR_PROBLEMS.items():
         index.report(kind, what, found[kind], LISTED if kind == "id_without_files" else fix)
     return samples
+
+
+def files_of(files: Pairs, split: str, i: str) -> tuple[list[Path], list[Path]]:
+    """The images and masks of an id: of the split's own folders, else of train's, else of any that have the id.
+
+    So a split file may divide the samples anew, whichever folders they lie in.
+    """
+    own = files.get(split) or files.get("train") or ({}, {})
+    images, masks = next((pair for pair in (own, *files.values()) if i in pair[0] or i in pair[1]), own)
+    return images.get(i, []), masks.get(i, [])
 
 
 def keep_same_sizes(index: DatasetIndex, samples: Sequence[Sample], resize_images: bool = False) -> None:
