@@ -123,6 +123,11 @@ class DatasetConfig(StrictModel):
         description="What a GeoTIFF mask calls its nodata value: ignored, or a value like any other; null = ignored, "
         "and an error where labels name it as a class.",
     )
+    unlabelled: str | None = Field(
+        None,
+        description="A folder of pictures without labels, which training.semi learns from; those that are in the "
+        "labelled data, by their pixels or their id, are left out.",
+    )
     allow_outside: bool = Field(
         False,
         description="Read files outside path that annotation files, tables or parquet cells name; only for those that "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 import segtune
 from segtune.config import Keys, StrictModel, flatten, may_change_on_resume, walk_fields
@@ -40,6 +40,15 @@ class Recipe(StrictModel):
     training: TrainingConfig = Field(TrainingConfig(), description="Steps, loss, optimizer, and what a run writes.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="How images are segmented when it counts.")
     hub: HubConfig = Field(HubConfig(), description="When and where the run is pushed.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if (self.dataset.unlabelled is None) != (self.training.semi is None):
+            raise ValueError(
+                "dataset.unlabelled and training.semi go together: the first names the pictures, the second says how "
+                "they are learned from, as in dataset.unlabelled=PATH training.semi='{}' training.ema_decay=0.99"
+            )
+        return self
 
     def to_yaml(self) -> str:
         """The recipe with every field written out, so that it keeps its meaning when a default changes."""
@@ -118,6 +127,7 @@ def _seen_from_here(recipe: Recipe, run: Path) -> Recipe:
     found = {
         "path": home / recipe.dataset.path,
         "labels": home / str(recipe.dataset.labels),
+        "unlabelled": home / str(recipe.dataset.unlabelled),
         "split_file": run / Path(recipe.dataset.split_file or "").name,
     }
     given = {key: getattr(recipe.dataset, key) for key in found}
