@@ -112,6 +112,7 @@ def _application() -> typer.Typer:
         cmd_evaluate.compare,
         cmd_evaluate.calibrate,
         cmd_predict.predict,
+        cmd_predict.label,
         cmd_demo.demo,
         cmd_doctor.doctor,
         cmd_export.export,
