@@ -17,7 +17,7 @@ def evaluation(seed: int, right: float) -> Evaluation:
     for number in range(12):
         labels = np.random.default_rng(number).integers(0, 2, (20, 20)).astype(np.uint8)
         wrong = np.random.default_rng((seed, number)).random((20, 20)) > right
-        found.add(np.where(wrong, 1 - labels, labels).astype(np.uint8), labels, str(number))
+        found.add(str(number), labels, np.where(wrong, 1 - labels, labels).astype(np.uint8))
     return found
 
 
@@ -35,7 +35,7 @@ def test_of_several_seeds_it_is_the_mean_difference() -> None:
     assert found.estimate == pytest.approx(np.mean(each)) and found.low < found.estimate < found.high
     with pytest.raises(ValueError, match="different images"):
         other = Evaluation(("a", "b"))
-        other.add(np.zeros((2, 2), np.uint8), np.zeros((2, 2), np.uint8), "x")
+        other.add("x", np.zeros((2, 2), np.uint8), np.zeros((2, 2), np.uint8))
         difference([(pairs[0][0], other)])
 
 

@@ -21,7 +21,7 @@ from segtune.hub.config import HubConfig
 from segtune.recipe.recipe import Recipe, load_recipe, load_recipe_or_data, refuse_another_run, resolved
 from segtune.recipe.shipped import list_recipes, recipe_folder, recipe_table
 from segtune.training.class_weights import counted_weights
-from segtune.training.config import LoraConfig, LossConfig, ModelConfig, TrainingConfig
+from segtune.training.config import DistillConfig, LoraConfig, LossConfig, ModelConfig, SemiConfig, TrainingConfig
 
 DATASET = "dataset: {path: data/x}\n"
 TINY = {"hidden_sizes": [8, 16, 20, 32], "depths": [1, 1, 1, 1], "decoder_hidden_size": 16}
@@ -529,9 +529,15 @@ def test_a_file_that_was_cut_is_told_from_one_with_fewer_settings(write: Any) ->
 
 def test_every_setting_stays_on_resume_but_those_that_say_they_may_change(tmp_path: Path) -> None:
     recipe = Recipe(
-        dataset=DatasetConfig(path="x"),
+        dataset=DatasetConfig(path="x", unlabelled="z"),
         model=ModelConfig(name="user/name", lora=LoraConfig()),
-        training=TrainingConfig(output_dir=str(tmp_path), resume="auto"),
+        training=TrainingConfig(
+            output_dir=str(tmp_path),
+            resume="auto",
+            distill=DistillConfig(teacher="y"),
+            semi=SemiConfig(),
+            ema_decay=0.9,
+        ),
     )
     taken = set()
     for keys, field in walk_fields(Recipe):
@@ -552,7 +558,7 @@ def test_every_setting_stays_on_resume_but_those_that_say_they_may_change(tmp_pa
     assert taken == {
         *(f"training.{name}" for name in of_training.split()),
         *(f"hub.{name}" for name in HubConfig.model_fields),
-        *("dataset.check_masks", "dataset.split_file", "evaluation.batch_size"),
+        *("dataset.check_masks", "dataset.split_file", "evaluation.batch_size", "training.distill.cache"),
     }
 
 
