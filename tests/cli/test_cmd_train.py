@@ -97,3 +97,20 @@ def test_one_class_is_told_what_to_write(segtune_command: Any, tmp_path: Path) -
     assert fix in err
     code, out, _ = segtune_command("doctor", *words)
     assert code == 1 and "'crack' is the only class" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("training.distill={teacher: runs/none/best}", "runs/none/best"),
+        ("dataset.unlabelled=pictures/none", "dataset.unlabelled=pictures/none: there is no such folder"),
+    ],
+)
+def test_a_teacher_or_pictures_that_are_not_there_are_told_before_torch_is_imported(
+    change: str, message: str, tmp_path: Path
+) -> None:
+    code = "import sys; from segtune.cli import main; sys.modules['torch'] = None; main.main(sys.argv[1:])"
+    words = ["train", "demo", change, "training.ema_decay=0.9", f"training.output_dir={tmp_path / 'run'}"]
+    words += ["training.semi={}"] if "unlabelled" in change else []
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "") and message in done.stderr

@@ -37,6 +37,14 @@ def refuse_missing(path: str | Path) -> None:
     )
 
 
+def refuse_missing_folder(unlabelled: str) -> Path:
+    """The folder that `dataset.unlabelled` names; UsageError where there is none."""
+    folder = Path(unlabelled).expanduser().absolute()
+    if not folder.is_dir():
+        raise UsageError(f"dataset.unlabelled={unlabelled}: there is no such folder")
+    return folder
+
+
 class DatasetConfig(StrictModel):
     """The `dataset` section of a recipe; docs/data.md shows each format."""
 

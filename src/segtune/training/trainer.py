@@ -371,8 +371,9 @@ class SegmentationTrainer:
         """Evaluate the weights of this step, and keep them as best/ where none were better."""
         self.progress.flush()  # weights that a loss of NaN has spoiled are neither evaluated nor saved
         with self._averaged():
-            with at_once():
-                self.guidance.calibrate(self._full_model())
+            if self.guidance.semi is not None:
+                with at_once():
+                    self.guidance.calibrate(self._full_model())
             scores = self.validation.evaluate(self._full_model(), self.step, self.progress, at_once)
         if self.after_evaluation is not None:
             self.after_evaluation(self.validation.best.get("step") == self.step)

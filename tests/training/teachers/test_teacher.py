@@ -64,7 +64,14 @@ def test_a_model_of_transformers_is_a_teacher_and_gets_its_own_normalisation(tmp
 
 def test_checkpoints_that_are_no_teachers_are_refused(tmp_path: Path) -> None:
     transformers.ViTConfig(hidden_size=8).save_pretrained(tmp_path)
-    for name, message in ((tmp_path, "cannot be loaded"), (tmp_path / "none", "cannot be loaded|no such")):
+    with pytest.raises(UsageError, match="cannot be loaded"):
+        load_teacher(str(tmp_path), CLASSES, PROCESSOR, (64, 64), CPU)
+    config = transformers.SegformerConfig(architectures=["SegformerForImageClassification"])
+    config.save_pretrained(tmp_path)
+    for name, message in (
+        (tmp_path, "is a SegformerForImageClassification, without a head"),
+        (tmp_path / "none", "cannot be loaded|no such"),
+    ):
         with pytest.raises(UsageError, match=message):
             load_teacher(str(name), CLASSES, PROCESSOR, (64, 64), CPU)
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from segtune.data.config import DatasetConfig
+from segtune.data.config import DatasetConfig, refuse_missing_folder
 from segtune.data.containment import RENAME
 from segtune.data.index import DatasetIndex, Sample, in_threads
 from segtune.data.lazy_rows import Reader, decoded, sample_ids, to_dataset, undecoded
 from segtune.data.splits import all_names, split_names
 from segtune.data.streaming import is_stream
 from segtune.data.tiles import without_tile
-from segtune.errors import DataError, UsageError, listed
+from segtune.errors import DataError, listed
 from segtune.files import name_fault
 from segtune.imageio.read import ReadError, is_picture, stem_of, try_header
 from segtune.imageio.walk import walk_files
@@ -44,9 +44,7 @@ def open_unlabelled(config: DatasetConfig, splits: Mapping[str, Any]) -> Dataset
             unreadable ones (with `config.on_error` these are left out).
     """
     assert config.unlabelled is not None
-    root = Path(config.unlabelled).expanduser().absolute()
-    if not root.is_dir():
-        raise UsageError(f"dataset.unlabelled={config.unlabelled}: there is no such folder")
+    root = refuse_missing_folder(config.unlabelled)
     index = _scan(root)
     index.raise_or_skip(config.on_error)
     rows = to_dataset(index.samples, Reader()).select_columns(["id", "image"])

@@ -195,17 +195,17 @@ class Guidance:
         return valid & torch.isin(labels, torch.tensor(self.teacher.classes.student, device=labels.device))
 
     def calibrate(self, model: nn.Module) -> None:
-        """Fit the temperature of confidences, in the main process; all processes call this.
+        """Fit the temperature of confidences; all processes call this, and take that of the main one.
 
-        Before the first unlabelled picture is seen, and again at each evaluation.
+        Before the first unlabelled picture is seen, and again at each evaluation. Each process sees the whole split:
+        where parameters are divided, none could do so alone.
 
         Args:
             model: with the averaged weights.
         """
         if self.semi is None or self.semi.eval_dataset is None:
             return
-        if self.accelerator.is_main_process:
-            self.semi.calibrate(model)
+        self.semi.calibrate(model)
         self.semi.temperature = float(broadcast_object_list([self.semi.temperature])[0])
 
     def state_dict(self) -> dict[str, Any]:

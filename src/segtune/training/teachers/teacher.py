@@ -171,7 +171,14 @@ def _load(name: str) -> nn.Module:
     try:
         if Path(source).exists() and not Path(source).is_dir():
             raise UsageError(f"training.distill.teacher={name} is a file: name the folder of a checkpoint")
-        if AutoConfig.from_pretrained(source, **options).model_type == "segformer":
+        config = AutoConfig.from_pretrained(source, **options)
+        heads = config.architectures or []
+        if heads and not any("SemanticSegmentation" in head for head in heads):
+            raise UsageError(
+                f"training.distill.teacher={name} is a {heads[0]}, without a head for semantic segmentation: name one "
+                "that was trained to segment"
+            )
+        if config.model_type == "segformer":
             return load_model(name)
         with without_bars():
             network: nn.Module = AutoModelForSemanticSegmentation.from_pretrained(source, **options)
