@@ -68,7 +68,7 @@ def test_masks_hold_the_sure_pixels_and_train_as_they_are(
         code == 0
         and f"{result['images']} pictures in {out}, {result['labelled_share']:.1%} of the pixels labelled" in text
     )
-    assert f"next: segtune train {out}" in err and "not calibrated" not in err
+    assert f"next: segtune train RECIPE dataset.path={out}" in err and "not calibrated" not in err
 
 
 def test_pictures_without_a_sure_pixel_are_left_out(
@@ -77,7 +77,7 @@ def test_pictures_without_a_sure_pixel_are_left_out(
     """Nothing is sure at the temperature of 1; with nothing at all, nothing is written."""
     out = tmp_path / "labelled"
     code, _, err = segtune_command("label", run_folder / "best", pictures, "-o", out)
-    assert code == 1 and "no pixel of 3 pictures reaches a confidence of 0.9: lower --min-confidence" in err
+    assert code == 1 and "no pixel of 3 pictures reaches a confidence of 0.9, the highest is 0.2" in err
     assert not out.exists() and not list(tmp_path.glob(".labelled*"))
     code, _, err = segtune_command("label", run_folder / "best", pictures, "-o", out, "--min-confidence", "0.2")
     assert code == 0 and "the confidences are not calibrated: segtune calibrate" in err

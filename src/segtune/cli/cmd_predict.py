@@ -194,7 +194,7 @@ def label(
         say(f"  {name}: {row['labelled']} of {row['predicted']} pixels ({share:.1%})")
     if segmenter.temperature == 1.0:
         say(f"the confidences are not calibrated: segtune calibrate {checkpoint} RECIPE, then label again", err=True)
-    say(f"next: segtune train {folder}", err=True)
+    say(f"next: segtune train RECIPE dataset.path={folder}", err=True)
 
 
 def _local_folder(output: str, images: Sequence[str]) -> Path:

@@ -34,6 +34,7 @@ class LabelledShare:
         labelled: the sure pixels of each class, int64 `(K,)`.
         predicted: all pixels that the model gives a class, sure or not, of all pictures, `(K,)`.
         pixels: of all pictures.
+        highest: confidence of a pixel.
     """
 
     labelled: np.ndarray
@@ -41,6 +42,7 @@ class LabelledShare:
     images: int = 0
     left_out: list[str] = field(default_factory=list)
     pixels: int = 0
+    highest: float = 0.0
 
     @property
     def share(self) -> float:
@@ -92,7 +94,9 @@ def write_pseudo_labels(
     counted = LabelledShare(*np.zeros((2, classes.num_labels), dtype=np.int64))
 
     def write(folder: Path) -> None:
-        for source, target, labels, sure in _predicted(segmenter, sources, targets, min_confidence):
+        for source, target, labels, confidence in _predicted(segmenter, sources, targets):
+            sure = (confidence >= min_confidence) & (confidence > 0)  # 0: the file has no data there
+            counted.highest = max(counted.highest, float(confidence.max()))
             counted.pixels += labels.size
             counted.predicted += classes.count_pixels(labels)[:-1]
             if not sure.any():
@@ -111,7 +115,9 @@ def write_pseudo_labels(
                 write_rows(kept.astype(np.uint16 if classes.num_labels > 256 else np.uint8))
         if not counted.images:
             raise DataError(
-                f"no pixel of {len(sources)} pictures reaches a confidence of {min_confidence}: lower --min-confidence"
+                f"no pixel of {len(sources)} pictures reaches a confidence of {min_confidence}, the highest is "
+                f"{counted.highest:.3f}: lower --min-confidence, or fit the checkpoint's temperature first "
+                "(segtune calibrate)"
             )
         write_atomic(folder / LABELS, json.dumps(classes.to_dict(), indent=1, ensure_ascii=False) + "\n")
 
@@ -120,9 +126,9 @@ def write_pseudo_labels(
 
 
 def _predicted(
-    segmenter: Segmenter, sources: Sequence[Path], targets: Sequence[Targets], min_confidence: float
+    segmenter: Segmenter, sources: Sequence[Path], targets: Sequence[Targets]
 ) -> Iterator[tuple[Path, Targets, np.ndarray, np.ndarray]]:
-    """Each picture with the model's labels `(H, W)`, and where they are sure `(H, W)`."""
+    """Each picture with the model's labels `(H, W)` and their confidence `(H, W)`, 0 where the file has no data."""
 
     def opened() -> Iterator[tuple[tuple[Path, Targets, Raster], Raster]]:
         for source, target in zip(sources, targets, strict=True):
@@ -134,7 +140,7 @@ def _predicted(
         for (source, target, raster), strips in segmenter.segment(read_ahead(opened()), confidence=True):
             found = joined(strips)
             assert found.confidence is not None
-            sure = found.confidence >= min_confidence
             missing = raster.file.missing(0, raster.height) if isinstance(raster, FileRaster) else None
-            yield source, target, found.labels, sure if missing is None else sure & ~missing
+            confidence = found.confidence if missing is None else np.where(missing, 0.0, found.confidence)
+            yield source, target, found.labels, confidence
             bar.update()
