@@ -13,6 +13,7 @@ from segtune.data.checks import check_masks
 from segtune.data.class_names import refuse_one_class
 from segtune.data.dataset import open_dataset
 from segtune.data.streaming import is_stream
+from segtune.data.unlabelled.pictures import open_unlabelled
 from segtune.errors import SegtuneError, UsageError
 from segtune.hub.push import RunPush
 from segtune.inference.processor import processor_from_transforms
@@ -139,6 +140,7 @@ def _prepare(
         if counted:
             recipe = recipe.with_changes("training", loss=loss.counted(pixels["train"][:, :-1], label_map.names))
     recipe = with_stored_batch(with_channels(recipe, dataset["train"]))
+    unlabelled = None if recipe.dataset.unlabelled is None else open_unlabelled(recipe.dataset, dataset)
     if training.output_dir is not None:
         refuse_another_run(recipe)  # with what was counted
     model = build_model(recipe.model, label_map, seed=recipe.training.seed)
@@ -159,6 +161,7 @@ def _prepare(
         splits=None if recipe.dataset.streaming else dataset,
         shuffle_buffer=recipe.dataset.shuffle_buffer,
         eval_batch_size=recipe.evaluation.batch_size,
+        unlabelled=unlabelled,
     )
     return trainer, dataset, pixels
 

@@ -177,3 +177,20 @@ def test_a_run_ends_within_its_budget_and_goes_on(
     assert "measured here" in " ".join(done.stdout.split())
     recipe = (tmp_path / "runs" / "earth" / "proposal.yaml").read_text()
     assert "time_limit: 60s" in recipe and "batch_size: 8" in recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("training.distill={teacher: runs/none/best}", "runs/none/best"),
+        ("dataset.unlabelled=pictures/none", "dataset.unlabelled=pictures/none: there is no such folder"),
+    ],
+)
+def test_a_teacher_or_pictures_that_are_not_there_are_told_before_torch_is_imported(
+    change: str, message: str, tmp_path: Path
+) -> None:
+    code = "import sys; from segtune.cli import main; sys.modules['torch'] = None; main.main(sys.argv[1:])"
+    words = ["train", "demo", change, "training.ema_decay=0.9", f"training.output_dir={tmp_path / 'run'}"]
+    words += ["training.semi={}"] if "unlabelled" in change else []
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "") and message in done.stderr

@@ -22,7 +22,7 @@ from segtune.recipe.recipe import Recipe, load_recipe, load_recipe_or_data, refu
 from segtune.recipe.search import SearchConfig
 from segtune.recipe.shipped import list_recipes, recipe_folder, recipe_table
 from segtune.training.class_weights import counted_weights
-from segtune.training.config import LoraConfig, LossConfig, ModelConfig, TrainingConfig
+from segtune.training.config import DistillConfig, LoraConfig, LossConfig, ModelConfig, SemiConfig, TrainingConfig
 
 DATASET = "dataset: {path: data/x}\n"
 TINY = {"hidden_sizes": [8, 16, 20, 32], "depths": [1, 1, 1, 1], "decoder_hidden_size": 16}
@@ -530,9 +530,15 @@ def test_a_file_that_was_cut_is_told_from_one_with_fewer_settings(write: Any) ->
 
 def test_every_setting_stays_on_resume_but_those_that_say_they_may_change(tmp_path: Path) -> None:
     recipe = Recipe(
-        dataset=DatasetConfig(path="x"),
+        dataset=DatasetConfig(path="x", unlabelled="z"),
         model=ModelConfig(name="user/name", lora=LoraConfig()),
-        training=TrainingConfig(output_dir=str(tmp_path), resume="auto"),
+        training=TrainingConfig(
+            output_dir=str(tmp_path),
+            resume="auto",
+            distill=DistillConfig(teacher="y"),
+            semi=SemiConfig(),
+            ema_decay=0.9,
+        ),
     )
     taken = set()
     for keys, field in walk_fields(Recipe):
@@ -549,12 +555,13 @@ def test_every_setting_stays_on_resume_but_those_that_say_they_may_change(tmp_pa
             with pytest.raises(UsageError, match=rf"(?m)^  {re.escape(key)}: \"another\" then, "):
                 refuse_another_run(recipe)
     of_training = "output_dir batch_size accumulation_steps effective_batch_size num_workers gradient_checkpointing "
-    of_training += "early_stopping_patience overlays report trackers save_every keep_last log_every device time_limit resume overwrite"
+    of_training += "early_stopping_patience overlays report trackers save_every keep_last log_every device time_limit "
+    of_training += "resume overwrite"
     assert taken == {
         *(f"training.{name}" for name in of_training.split()),
         *(f"hub.{name}" for name in HubConfig.model_fields),
         *(f"search.{name}" for name in SearchConfig.model_fields),
-        *("dataset.check_masks", "dataset.split_file", "evaluation.batch_size"),
+        *("dataset.check_masks", "dataset.split_file", "evaluation.batch_size", "training.distill.cache"),
     }
 
 

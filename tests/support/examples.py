@@ -15,6 +15,7 @@ SMALLER = {
     "train": ["training.max_steps=2", "training.batch_size=2", "training.eval_every=null", "model.name=null"],
     "crossval": ["--folds=2", "training.max_steps=2", "training.batch_size=2", TINY],
     "tune": ["--trials=1", "training.max_steps=2", "training.batch_size=2", TINY],
+    "label": ["--min-confidence=0"],
     "bench": ["--variants=b0", "--size=64", "--labels=3", "--repeats=1"],
     "benchmarks/compare_transformers.py": ["--size=64", "--repeats=1", "--variants=b0", "--plot-sizes=32,64"],
 }
@@ -48,7 +49,7 @@ def smaller(command: str) -> list[str]:
 
 
 def make_workplace(folder: Path) -> None:
-    """`data/mine`, a few satellite tiles in the layout of the README, and the recipes beside it."""
+    """`data/mine`, a few satellite tiles in the layout of the README, `data/more` without labels, and the recipes."""
     earth = ROOT / "src" / "segtune" / "data" / "earth"
     for split, count in (("train", 6), ("val", 2), ("test", 2)):
         for kind, suffix in (("images", "jpg"), ("masks", "png")):
@@ -56,6 +57,9 @@ def make_workplace(folder: Path) -> None:
             target.mkdir(parents=True)
             for number, file in enumerate(sorted((earth / kind / split).glob(f"*.{suffix}"))[:count]):
                 shutil.copy(file, target / f"Seq{number}_{file.name}")
+    (folder / "data" / "more").mkdir()
+    for file in sorted((earth / "images" / "train").glob("*.jpg"))[6:9]:
+        shutil.copy(file, folder / "data" / "more" / file.name)
     classes = {"0": "ocean", "1": "land", "2": "land", "3": "land"}  # two ids of one name are merged
     (folder / "data" / "mine" / "classes.json").write_text(json.dumps({"classes": classes, "ignore_id": 255}))
     shutil.copytree(ROOT / "recipes", folder / "recipes")

@@ -1,4 +1,4 @@
-"""`segtune predict`."""
+"""`segtune predict` and `segtune label`."""
 
 from __future__ import annotations
 
@@ -137,6 +137,72 @@ def predict(
         how = f", computed{by} in {computed}" if by or computed != "fp32" else ""
         there = f"; {before} of {len(targets)} images were done before" if resume and processes.count == 1 else ""
         say(f"{masks} mask{'s' if masks > 1 else ''} in {folder}{how}{there}")
+
+
+def label(
+    checkpoint: options.CheckpointArgument,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files, folders of them, quoted globs.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="A new folder, which training reads.")],
+    min_confidence: Annotated[
+        float, typer.Option(min=0, max=1, help="Pixels below this are ignored; calibrate the checkpoint first.")
+    ] = 0.9,
+    window: options.WindowOption = None,
+    stride: options.StrideOption = None,
+    tta: options.TtaOption = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+    as_json: options.JsonOption = False,
+    batch_size: options.BatchOption = 1,
+    device: options.DeviceOption = None,
+    precision: options.PrecisionOption = "auto",
+) -> None:
+    """Label pictures where a checkpoint is sure, for training: images/, masks/ and classes.json, ignored elsewhere.
+
+    Confidences are taken of logits divided by the checkpoint's temperature, which `segtune calibrate` fits.
+    """
+    from segtune.inference import outputs
+
+    folder = _local_folder(output, images)
+    if folder.exists() and not overwrite:
+        raise UsageError(f"{folder} exists already; name another folder, or say --overwrite to replace it")
+    check_before_torch(checkpoint=checkpoint)
+    found = [path for path in outputs.find_images(images) if isinstance(path, Path)]
+    if len(found) < len(outputs.find_images(images)):
+        raise UsageError(
+            "segtune label takes files, which it copies: save images of the web or of stdin to files first"
+        )
+    from segtune.imageio.raster import any_size
+    from segtune.inference import pseudo_labels
+    from segtune.inference.open_network import open_network
+    from segtune.inference.processor import load_processor
+    from segtune.inference.protocol import InferenceProtocol
+    from segtune.inference.segmenter import Segmenter
+    from segtune.labels.label_map import LabelMap
+
+    with any_size():
+        pseudo_labels.refuse_unfit(found)
+        targets = outputs.plan_targets(found, folder / pseudo_labels.MASKS, outputs.Wanted(), overwrite=True)
+        hide_bars_of_libraries()
+        model = open_network(checkpoint, device, "torch", precision)
+        processor = load_processor(model)
+        protocol = InferenceProtocol.choose(processor, window, stride, tta)
+        segmenter = Segmenter(model, processor, protocol, batch_size, precision=precision)
+        label_map = LabelMap.from_config(model.config)
+        counted = pseudo_labels.write_pseudo_labels(segmenter, label_map, found, targets, folder, min_confidence)
+    rows = zip(label_map.names, counted.labelled.tolist(), counted.predicted.tolist(), strict=True)
+    classes = {name: {"labelled": sure, "predicted": all_} for name, sure, all_ in rows}
+    if as_json:
+        result = {"output": str(folder), "images": counted.images, "left_out": counted.left_out}
+        result |= {"labelled_share": counted.share, "min_confidence": min_confidence}
+        say(json.dumps(result | {"temperature": segmenter.temperature, "per_class": classes}))
+        return
+    without = f"; {len(counted.left_out)} without a sure pixel left out" if counted.left_out else ""
+    say(f"{counted.images} pictures in {folder}, {counted.share:.1%} of the pixels labelled{without}")
+    for name, row in classes.items():
+        share = row["labelled"] / max(row["predicted"], 1)
+        say(f"  {name}: {row['labelled']} of {row['predicted']} pixels ({share:.1%})")
+    if segmenter.temperature == 1.0:
+        say(f"the confidences are not calibrated: segtune calibrate {checkpoint} RECIPE, then label again", err=True)
+    say(f"next: segtune train RECIPE dataset.path={folder}", err=True)
 
 
 def _local_folder(output: str, images: Sequence[str]) -> Path:

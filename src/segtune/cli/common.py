@@ -124,7 +124,20 @@ def load_checked(
 
     quick = look_over(ref, overrides or (), or_data=or_data)
     check_before_torch(quick, quick.model.name if trains else checkpoint)
+    if trains:
+        _check_sources(quick)
     return (load_recipe_or_data if or_data else load_recipe)(ref, overrides or ())
+
+
+def _check_sources(settings: Recipe) -> None:
+    """Tell at once of a teacher, or a folder of unlabelled pictures, that is not there."""
+    from segtune.data import config
+    from segtune.segformer import checkpoint_files
+
+    if settings.training.distill is not None:
+        checkpoint_files.refuse_missing(settings.training.distill.teacher)
+    if settings.dataset.unlabelled is not None:
+        config.refuse_missing_folder(settings.dataset.unlabelled)
 
 
 def refuse_existing(path: Path, force: bool) -> None:

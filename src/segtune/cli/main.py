@@ -112,6 +112,7 @@ def _application() -> typer.Typer:
         cmd_evaluate.compare,
         cmd_evaluate.calibrate,
         cmd_predict.predict,
+        cmd_predict.label,
         cmd_select.select,
         cmd_experiments.crossval,
         cmd_experiments.soup,

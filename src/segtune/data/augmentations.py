@@ -101,6 +101,17 @@ def photometric_distortion() -> list[A.BasicTransform]:
     ]
 
 
+def strong_colors() -> list[A.BasicTransform]:
+    """The colour changes of a strong view, for uint8 RGB images: jitter, grey and blur, as in FixMatch's descendants
+    for segmentation (Yang et al. 2023, arXiv 2208.09910).
+    """
+    return [
+        A.ColorJitter((0.5, 1.5), (0.5, 1.5), (0.5, 1.5), (-0.25, 0.25), p=0.8),
+        A.ToGray(p=0.2),
+        A.GaussianBlur(sigma_limit=(0.1, 2.0), p=0.5),
+    ]
+
+
 def flips(horizontal: float, vertical: float) -> list[A.BasicTransform]:
     """Mirror with these probabilities."""
     return [A.HorizontalFlip(p=horizontal), A.VerticalFlip(p=vertical)]

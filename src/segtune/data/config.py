@@ -37,6 +37,14 @@ def refuse_missing(path: str | Path) -> None:
     )
 
 
+def refuse_missing_folder(unlabelled: str) -> Path:
+    """The folder that `dataset.unlabelled` names; UsageError where there is none."""
+    folder = Path(unlabelled).expanduser().absolute()
+    if not folder.is_dir():
+        raise UsageError(f"dataset.unlabelled={unlabelled}: there is no such folder")
+    return folder
+
+
 class DatasetConfig(StrictModel):
     """The `dataset` section of a recipe; docs/data.md shows each format."""
 
@@ -122,6 +130,11 @@ class DatasetConfig(StrictModel):
         None,
         description="What a GeoTIFF mask calls its nodata value: ignored, or a value like any other; null = ignored, "
         "and an error where labels name it as a class.",
+    )
+    unlabelled: str | None = Field(
+        None,
+        description="A folder of pictures without labels, which training.semi learns from; those that are in the "
+        "labelled data, by their pixels or their id, are left out.",
     )
     allow_outside: bool = Field(
         False,

@@ -96,7 +96,7 @@ class TrainingBatches:
         self.sampler = self._sampler(start_step, max_steps)
         loader = iter(
             DataLoader(
-                _ErrorsAsValues(self.samples),
+                ErrorsAsValues(self.samples),
                 batch_sampler=self.sampler,
                 collate_fn=collate,
                 num_workers=num_workers,
@@ -159,14 +159,14 @@ class TrainingBatches:
         return StepSampler(len(self.samples), self.batch_size, seed=self.seed, **steps, **processes)
 
 
-class _ErrorsAsValues(Dataset):
+class ErrorsAsValues(Dataset):
     """Batches of samples, or the error of one, to be raised where it arrives.
 
     A DataLoader would put the traceback of its worker into the message of what a worker raises: right for a bug, but a
     fault of the data is to be one line.
     """
 
-    def __init__(self, samples: SegmentationSamples) -> None:
+    def __init__(self, samples: Any) -> None:
         self.samples = samples
 
     def __getitems__(self, keys: Sequence[Any]) -> dict[str, Any] | SegtuneError:

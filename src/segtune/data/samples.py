@@ -76,7 +76,7 @@ def open_pair(
         raise DataError(f"the image is {shape} (height, width), its mask {mask.shape[:2]}")
 
     def image_of(area: Area) -> np.ndarray:
-        return read_image(_cut(picture, area), channels, raw)
+        return read_image(cut(picture, area), channels, raw)
 
     def labels_of(area: Area) -> np.ndarray:
         try:
@@ -92,7 +92,8 @@ def open_pair(
     return CroppedReader(shape, image_of), CroppedReader(shape, labels_of)
 
 
-def _cut(picture: Pixels, area: Area) -> Pixels:
+def cut(picture: Pixels, area: Area) -> Pixels:
+    """A window of a picture or an array (H, W) or (H, W, C)."""
     if not isinstance(picture, PIL.Image.Image):
         return picture[area]
     top, bottom, row_step = area[0].indices(picture.height)

@@ -106,7 +106,7 @@ class TrainTransform:
             pasted = self._mirrored(*self._cropped(*pair, rng, colors, around_rare=True), rng)
             pixels, mask = paste(pixels, mask, *pasted, self.crop.rare_ids, rng)
         sample = apply(self.others, {"image": pixels, "mask": mask}, geometry)
-        self._finish(sample["image"], sample["mask"], pixel_values, target)
+        self.finish(sample["image"], sample["mask"], pixel_values, target)
 
     def _cropped(
         self, image: Readable, labels: Readable, rng: random.Random, colors: Stream, around_rare: bool
@@ -139,7 +139,7 @@ class TrainTransform:
             image, mask = image[::-1], mask[::-1]
         return image, mask
 
-    def _finish(self, image: np.ndarray, mask: np.ndarray, pixel_values: np.ndarray, target: np.ndarray) -> None:
+    def finish(self, image: np.ndarray, mask: np.ndarray, pixel_values: np.ndarray, target: np.ndarray) -> None:
         """Normalise and pad to the crop's size; what is larger is cut off evenly."""
         if image.dtype not in (np.uint8, np.float32) or image.shape != (*mask.shape, self.channels):
             raise UsageError(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 import segtune
 from segtune.config import Keys, StrictModel, flatten, may_change_on_resume, walk_fields
@@ -44,6 +44,15 @@ class Recipe(StrictModel):
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="How images are segmented when it counts.")
     hub: HubConfig = Field(HubConfig(), description="When and where the run is pushed.")
     search: SearchConfig = Field(SearchConfig(), description="What segtune tune searches; training does without it.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if (self.dataset.unlabelled is None) != (self.training.semi is None):
+            raise ValueError(
+                "dataset.unlabelled and training.semi go together: the first names the pictures, the second says how "
+                "they are learned from, as in dataset.unlabelled=PATH training.semi='{}' training.ema_decay=0.99"
+            )
+        return self
 
     def to_yaml(self) -> str:
         """The recipe with every field written out, so that it keeps its meaning when a default changes."""
@@ -133,6 +142,7 @@ def _seen_from_here(recipe: Recipe, run: Path) -> Recipe:
     found = {
         "path": home / recipe.dataset.path,
         "labels": home / str(recipe.dataset.labels),
+        "unlabelled": home / str(recipe.dataset.unlabelled),
         "split_file": run / Path(recipe.dataset.split_file or "").name,
     }
     given = {key: getattr(recipe.dataset, key) for key in found}

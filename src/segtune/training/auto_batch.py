@@ -70,8 +70,15 @@ def find_batch(
         model: of the run, before it is wrapped; it moves to the run's device, and stays as it is.
 
     Raises:
-        UsageError: one image is too much already, or the parameters are divided among the processes (FSDP).
+        UsageError: one image is too much already, the parameters are divided among the processes (FSDP), or a teacher
+            takes memory as well, which the trials do not see.
     """
+    for section in ("distill", "semi"):
+        if getattr(config, section) is not None:
+            raise UsageError(
+                f"training.batch_size=auto does not know what training.{section} takes: give a number, and "
+                "training.accumulation_steps"
+            )
     accelerator = make_accelerator(config.device, config.mixed_precision)
     trials = TrialSteps(model, config, rows, label_map, transforms, accelerator, shuffle_buffer=shuffle_buffer)
     wanted, processes = config.images_wanted, accelerator.num_processes

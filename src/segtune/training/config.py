@@ -188,6 +188,50 @@ class ModelConfig(StrictModel):
         return self
 
 
+class DistillConfig(StrictModel):
+    """The `training.distill` of a recipe: a teacher whose probabilities are learned beside the labels."""
+
+    teacher: str = Field(
+        description="Checkpoint folder or Hub id (user/name, or user/name@revision), of segtune or of any model for "
+        "semantic segmentation of transformers; its classes are matched by name."
+    )
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="Weight of the divergence beside the loss.")
+    temperature: float = Field(
+        2.0, gt=0, allow_inf_nan=False, description="What the logits of both are divided by before the softmax."
+    )
+    cache: MayChangeOnResume[str | None] = Field(
+        None,
+        description="Folder that keeps the teacher's logits of each crop, for crops that come again: fixed ones, or "
+        "another run with the same data, transforms and seed; null = none.",
+    )
+
+
+class SemiConfig(StrictModel):
+    """The `training.semi` of a recipe: the averaged weights label unlabelled pictures, where they are sure."""
+
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="Weight of the term after its ramp.")
+    min_confidence: float = Field(
+        0.9,
+        ge=0,
+        lt=1,
+        description="Pixels count where the averaged weights' probability, calibrated on the validation split, is at "
+        "least this.",
+    )
+    ratio: int = Field(1, ge=1, le=64, description="Unlabelled pictures for each labelled one of a step.")
+    cutmix: float = Field(
+        0.5, ge=0, le=1, description="Probability that a strong view gets a box of another unlabelled picture."
+    )
+    start_step: int | None = Field(
+        None, ge=0, description="Step from which on unlabelled pictures are seen; null = a tenth of max_steps."
+    )
+    ramp_steps: int | None = Field(
+        None,
+        ge=0,
+        description="Steps in which the weight rises to its full size, as exp(-5 (1 - t)^2); null = a fifth of "
+        "max_steps.",
+    )
+
+
 class TrainingConfig(StrictModel):
     """The `training` section of a recipe. Batch size is per process; steps are optimizer steps."""
 
@@ -212,6 +256,10 @@ class TrainingConfig(StrictModel):
         "one, at most 8, elsewhere none: there the cores compute.",
     )
     loss: LossConfig = Field(LossConfig(), description="What is minimised; by default the cross-entropy.")
+    distill: DistillConfig | None = Field(None, description="Learn from a larger network as well; null = none.")
+    semi: SemiConfig | None = Field(
+        None, description="Learn from the pictures of dataset.unlabelled as well; needs ema_decay; null = not."
+    )
     learning_rate: float = Field(6e-5, gt=0, description="Peak learning rate of the encoder.")
     head_lr_multiplier: float = Field(10.0, gt=0, description="The head learns at this many times the rate.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay; norms and biases have none.")
@@ -291,6 +339,8 @@ class TrainingConfig(StrictModel):
     def _check(self) -> TrainingConfig:
         if self.warmup_steps is not None and self.warmup_steps >= self.max_steps:
             raise ValueError(f"warmup_steps={self.warmup_steps} must be below max_steps={self.max_steps}")
+        if self.semi is not None and self.ema_decay is None:
+            raise ValueError("semi needs averaged weights, which label the pictures: set ema_decay, such as 0.99")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas} must lie in [0, 1)")
         if self.batch_size == AUTO and self.accumulation_steps != 1:

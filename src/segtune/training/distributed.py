@@ -258,6 +258,7 @@ class Upload:
         for batch in moved:
             distances = batch.get("distances")
             tensors = [batch["pixel_values"], batch["labels"], *([distances.of, distances.maps] if distances else [])]
+            tensors += [value for value in batch.get("unlabelled", {}).values() if isinstance(value, torch.Tensor)]
             for tensor in tensors:
                 tensor.record_stream(computing)
         return moved

@@ -58,6 +58,7 @@ class TrainingProgress:
         self.scalars = DeferredScalars(run.accelerator.device)
         self.throughput = Throughput()
         self.table: LiveTable | None = None
+        self.terms: dict[str, list[Tensor]] = {}
         self.step = 0
         self.skipped = 0  # steps in a row that the loss scaler skipped
         self.warned = False
@@ -90,8 +91,18 @@ class TrainingProgress:
             self.waited = 0.0 if is_busy else time.perf_counter() - self.step_started
             yield micro_batches
 
-    def add(self, loss: Tensor, norm: Tensor, learning_rate: float, micro_batches: MicroBatches) -> None:
+    def add(
+        self,
+        loss: Tensor,
+        norm: Tensor,
+        learning_rate: float,
+        micro_batches: MicroBatches,
+        terms: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Log a step: its loss, its gradient's norm before clipping, the encoder's learning rate, its samples.
+
+        Args:
+            terms: further numbers of the step by name, whose mean over the steps of a line is written beside the loss.
 
         Raises:
             SegtuneError: a loss or gradient is not finite: on a CPU that of this step, else that of the one before, so
@@ -101,6 +112,8 @@ class TrainingProgress:
         self.step += 1
         self._check(self.scalars.put(torch.stack((loss, norm.to(loss.dtype))), (self.step, micro_batches)))
         self.throughput.add(loss, time.perf_counter() - self.step_started, self.waited)
+        for name, value in (terms or {}).items():
+            self.terms.setdefault(name, []).append(value)
         self.bar.update()
         if self.step % self.config.log_every == 0 or self.step == self.config.max_steps:
             self.flush()
@@ -152,12 +165,14 @@ class TrainingProgress:
             "step": self.step,
             "epoch": round(self.batches.epoch(self.step), 4),
             "loss": loss,
+            **{name: torch.stack(values).mean().item() for name, values in self.terms.items()},
             "lr": learning_rate,
             "grad_norm": norm if math.isfinite(norm) else None,  # of a step that the loss scaler skips
             "images_per_second": round(rate, 3),
             "waiting_for_data": round(share, 3),
             "peak_memory_mb": round(peak_memory_mb(self.accelerator.device), 1),
         }
+        self.terms.clear()
         if self.accelerator.scaler is not None:
             record["loss_scale"] = self.accelerator.scaler.get_scale()
         self.run.write(record)

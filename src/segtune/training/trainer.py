@@ -44,6 +44,7 @@ from segtune.training.losses.segmentation_loss import SegmentationLoss
 from segtune.training.optim import adamw, freeze, parameter_groups, schedule_factor, set_learning_rate, train_mode
 from segtune.training.progress import TrainingProgress
 from segtune.training.run_folder import BEST, FINAL, RunFolder
+from segtune.training.teachers.guidance import Guidance
 
 if TYPE_CHECKING:
     import datasets
@@ -69,6 +70,7 @@ class SegmentationTrainer:
         splits: are all splits of the data, whose ids are kept in the run folder.
         shuffle_buffer: is the number of rows of a streamed `train_dataset` that are shuffled together.
         eval_batch_size: is the number of images of one size that are evaluated together.
+        unlabelled: is rows with `id` and `image` that `config.semi` learns from, see `open_unlabelled`.
 
     Attributes:
         after_evaluation: is called, where it is set, after each evaluation, with whether best/ was written.
@@ -93,6 +95,7 @@ class SegmentationTrainer:
         splits: datasets.DatasetDict | None = None,
         shuffle_buffer: int = 256,
         eval_batch_size: int = 1,
+        unlabelled: datasets.Dataset | None = None,
     ) -> None:
         output_dir = config.output_dir
         if output_dir is None:
@@ -128,10 +131,13 @@ class SegmentationTrainer:
             buffer=shuffle_buffer,
             distances_from=int(model.config.num_labels == 1) if config.loss.uses("boundary") else None,
         )
+        self.guidance = Guidance(config, label_map, processor, self.accelerator, self.ema)
+        self.guidance.find_sources(transforms, self.batches.layout, unlabelled, eval_dataset)
         settings = {"training": config.model_dump()} if settings is None else settings
         self.progress = TrainingProgress(self.run, config, self.batches, settings)
         self.step = self.lines_written = 0  # the state that is gone on from, and the lines of metrics.jsonl before it
         self.last: dict[str, Any] = {}
+        self.terms: dict[str, torch.Tensor] = {}  # of the last step's loss, see `Guidance`
         self.evaluation_due = False  # of this step; a run that was stopped in an evaluation goes on with it
         self.durations = Durations()
         # Seconds, before anything was saved: weights and two moments of AdamW, at the pace of a slow disk.
@@ -236,7 +242,7 @@ class SegmentationTrainer:
         steps = progress.timed(self._batches()) if ended is None and self.step < config.max_steps else ()
         for micro_batches in steps:
             loss, norm = self._optimizer_step(micro_batches)
-            progress.add(loss, norm, self.optimizer.param_groups[0]["lr"], micro_batches)
+            progress.add(loss, norm, self.optimizer.param_groups[0]["lr"], micro_batches, self.terms)
             self.durations.add("step", time.perf_counter() - progress.step_started)
             self.evaluation_due = self._due(config.eval_every) and self.eval_dataset is not None
             if self.evaluation_due and (ended := self._evaluate(request)):
@@ -301,14 +307,20 @@ class SegmentationTrainer:
         # and processes. A mean of their means is another number where they differ in valid pixels, so that the divisor
         # is counted before the first forward pass.
         counts = torch.stack([self.loss.count(batch["labels"]) for batch in micro_batches]).sum(0)
-        counts = accelerator.reduce(counts, "sum")
-        total = torch.zeros((), device=accelerator.device)
+        # What teachers say is asked for at once, since how many pixels they speak of belongs to the divisor as well.
+        guided = self.guidance.prepare(micro_batches, self.step, accelerator.unwrap_model(self.model))
+        counts, guided = accelerator.reduce(torch.cat((counts, guided)), "sum").split((len(counts), len(guided)))
+        total, shares = torch.zeros((), device=accelerator.device), torch.zeros_like(guided)
         for index, batch in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
             # Gradients of the micro-batches add up locally; they cross the network once, in the last backward pass.
             with nullcontext() if is_last else accelerator.no_sync(self.model):
-                logits = self.network(batch["pixel_values"]).logits  # (B, K, h/4, w/4)
-                loss = self.loss(logits, batch["labels"], counts, batch.get("distances"))
+                logits = self.network(self.guidance.pixel_values(batch)).logits  # (B + U, K, h/4, w/4)
+                own = logits[: len(batch["labels"])]
+                loss = self.loss(own, batch["labels"], counts, batch.get("distances"))
+                if self.guidance.names:
+                    extra, share = self.guidance(logits, batch, guided)
+                    loss, shares = loss + extra, shares + share
                 # DDP and FSDP average gradients over n processes; shares of the loss must be summed: sum = n · mean.
                 accelerator.backward(loss * accelerator.num_processes)
             total += loss.detach()
@@ -321,6 +333,8 @@ class SegmentationTrainer:
         self.step += 1
         if self.ema is not None:
             self.ema.update(accelerator.unwrap_model(self.model))
+        if self.guidance.names:
+            self.terms = dict(zip(self.guidance.names, accelerator.reduce(shares, "sum"), strict=True))
         return accelerator.reduce(total, "sum"), gather_full(norm)
 
     def _batches(self) -> Iterator[list[dict[str, Any]]]:
@@ -333,7 +347,7 @@ class SegmentationTrainer:
             pin_memory=device.type == "cuda",
             worker_init_fn=ignore_interrupts,
         )
-        return map(Upload(device), steps)
+        return map(Upload(device), self.guidance.with_unlabelled(steps, self.step))
 
     def _due(self, every: int | None, at_end: bool = True, step: int | None = None) -> bool:
         step = self.step if step is None else step
@@ -357,6 +371,9 @@ class SegmentationTrainer:
         """Evaluate the weights of this step, and keep them as best/ where none were better."""
         self.progress.flush()  # weights that a loss of NaN has spoiled are neither evaluated nor saved
         with self._averaged():
+            if self.guidance.semi is not None:
+                with at_once():
+                    self.guidance.calibrate(self._full_model())
             scores = self.validation.evaluate(self._full_model(), self.step, self.progress, at_once)
         if self.after_evaluation is not None:
             self.after_evaluation(self.validation.best.get("step") == self.step)
@@ -395,6 +412,7 @@ class SegmentationTrainer:
         self.durations.longest = dict(state.get("durations", {}))
         self.lines_written = state.get("lines_written", 0)
         self.batches.restore(state.get("stream_states"))
+        self.guidance.load_state_dict(state)
         if self.run.is_resuming:  # best/ of another run stays there
             self.validation.load_state_dict(state)
             self._mend_best(folder)
@@ -436,7 +454,7 @@ class SegmentationTrainer:
         state: dict[str, Any] = {"step": self.step, "batch_layout": self.batches.layout}
         state |= {"evaluation_due": self.evaluation_due, "durations": dict(self.durations.longest)}
         state |= {"lines_written": self.run.lines}
-        state |= self.validation.state_dict()
+        state |= self.validation.state_dict() | self.guidance.state_dict()
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
         if self.batches.streamed:

@@ -25,7 +25,7 @@ TINY = {
 
 
 def make_trainer(folder: Path, settings: dict[str, Any]) -> SegmentationTrainer:
-    """Twelve satellite tiles to train on and seven to evaluate."""
+    """Twelve satellite tiles to train on and seven to evaluate; with `semi`, twenty more without their labels."""
     splits = load_segmentation_dataset("segtune://earth")
     label_map = find_label_map(DatasetConfig(path="segtune://earth"))
     transforms = TransformConfig(crop_size=64)
@@ -37,6 +37,7 @@ def make_trainer(folder: Path, settings: dict[str, Any]) -> SegmentationTrainer:
         label_map=label_map,
         transforms=transforms,
         processor=processor_from_transforms(transforms),
+        unlabelled=splits["train"].select(range(12, 32)).remove_columns("mask") if settings.get("semi") else None,
     )
 
 

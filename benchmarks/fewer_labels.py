@@ -1,0 +1,280 @@
+"""Whether what promises better models from fewer labels keeps that promise: arms of one budget, compared on CamVid.
+
+    python benchmarks/fewer_labels.py --data ../shared/data/camvid --steps 300 --seeds 0 1 2 --arms a b
+
+Every arm is trained by `segtune train camvid` from random weights of B0's shape (but for teachers), with the same
+number of steps, crops of 224², batches of 8 and averaged weights, and scored on the test split. The arms of a
+comparison have the same seeds, and so the same labelled images. Their difference is the mean over the seeds of the
+difference in test mIoU; its interval is that of a paired bootstrap over the test images, in which all runs see the same
+resample. It does not hold the spread of seeds, which stands beside it.
+
+What is done lies in `--folder`, and is not done again. The result is `fewer-labels.json` there and, with `--page`, the
+table between the markers of that page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segtune.data.config import DatasetConfig
+from segtune.data.dataset import load_segmentation_dataset
+from segtune.data.lazy_rows import sample_ids
+from segtune.evaluation.bootstrap import LEVEL, bootstrap
+from segtune.evaluation.evaluation import PIXELS, Evaluation
+from segtune.evaluation.scores import mean, ratio
+from segtune.evaluation.uncertainty import expanded_level
+from segtune.files import write_atomic
+
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+EVALUATION = "evaluation-test.npz"
+COMMON = (
+    "model.name=null",
+    "transforms.crop_size=224",
+    "training.batch_size=8",
+    "training.learning_rate=6e-4",
+    "training.head_lr_multiplier=1",
+    "training.ema_decay=0.99",
+    "training.eval_every=null",
+    "training.report=false",
+    "training.overlays=0",
+    "training.save_every=0",
+    "training.device=cpu",
+)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all runs have in common: the data, where runs lie, and how long they train."""
+
+    data: Path
+    folder: Path
+    steps: int
+    recipe: str = "camvid"
+    changes: tuple[str, ...] = ()
+    teacher: str = "b2"
+    teacher_steps: int = 0
+
+    def run_folder(self, name: str, seed: int) -> Path:
+        """Where the run of an arm lies."""
+        return self.folder / f"{name}-{self.steps}-{seed}"
+
+    def eighth(self, seed: int) -> list[str]:
+        """A split file in which an eighth of the training images, drawn by the seed, is all of train."""
+        path = self.folder / f"eighth-{seed}.json"
+        if not path.is_file():
+            config = DatasetConfig(path=str(self.data))
+            splits = {split: sample_ids(rows) for split, rows in load_segmentation_dataset(config.path).items()}
+            train = splits["train"]
+            drawn = np.random.default_rng(seed).permutation(len(train))[: max(1, round(len(train) / 8))]
+            write_atomic(path, json.dumps(splits | {"train": sorted(train[number] for number in drawn)}))
+        return [f"dataset.split_file={path.absolute()}"]
+
+    def train(self, name: str, seed: int, changes: Sequence[str], steps: int | None = None) -> Path:
+        """Train a run and score its weights on the test split, unless that is done; returns its folder."""
+        run = self.run_folder(name, seed)
+        if (run / EVALUATION).is_file():
+            return run
+        base = [self.recipe, f"dataset.path={self.data.absolute()}", *COMMON, *self.changes, *changes]
+        options = [f"training.max_steps={steps or self.steps}", f"training.seed={seed}"]
+        segtune("train", *base, *options, f"training.output_dir={run}", "training.overwrite=true")
+        segtune(
+            "evaluate", str(run / "final"), str(run / "recipe.yaml"), "--split", "test", "--save", str(run / EVALUATION)
+        )
+        return run
+
+
+def segtune(*words: str) -> None:
+    """Run a command of segtune; what it says goes to stderr."""
+    print("segtune", *words, file=sys.stderr, flush=True)
+    subprocess.run([sys.executable, "-m", "segtune", "-q", *words], check=True, stdout=sys.stderr.fileno())
+
+
+# --- the arms: name them here to add one ------------------------------------------------------------------------------
+
+
+def few(bench: Bench, seed: int) -> Path:
+    """An eighth of the labels."""
+    return bench.train("few", seed, bench.eighth(seed))
+
+
+def few_and_unlabelled(bench: Bench, seed: int) -> Path:
+    """The same eighth, and the folder of all training images without the labels of the others."""
+    images = bench.data.absolute() / "images" / "train"
+    return bench.train(
+        "few-and-unlabelled", seed, [*bench.eighth(seed), f"dataset.unlabelled={images}", "training.semi={}"]
+    )
+
+
+def small(bench: Bench, seed: int) -> Path:
+    """B0 on all labels."""
+    return bench.train("small", seed, [])
+
+
+def small_with_teacher(bench: Bench, seed: int) -> Path:
+    """B0 on all labels and a teacher, which was trained on the same labels."""
+    larger = [f"model.variant={bench.teacher}"]
+    teacher = bench.train(f"teacher-{bench.teacher}", seed, larger, bench.teacher_steps or bench.steps)
+    return bench.train("small-with-teacher", seed, [f"training.distill={{teacher: {(teacher / 'final').absolute()}}}"])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two ways of training, of which the second is to be better.
+
+    Attributes:
+        arms: each makes the run of a seed, and returns its folder, which holds `evaluation-test.npz`.
+    """
+
+    what: str
+    names: tuple[str, str]
+    arms: tuple[Callable[[Bench, int], Path], Callable[[Bench, int], Path]]
+
+
+COMPARISONS: dict[str, Comparison] = {
+    "a": Comparison(
+        "unlabelled pictures (`training.semi`)",
+        ("1/8 of the labels", "and the other 7/8 without labels"),
+        (few, few_and_unlabelled),
+    ),
+    "b": Comparison(
+        "a larger teacher (`training.distill`)", ("B0 alone", "B0 with a teacher"), (small, small_with_teacher)
+    ),
+}
+
+
+# --- the result -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of the runs of several seeds on the same images: the mean difference in mIoU and its interval."""
+
+    first: list[float]
+    second: list[float]
+    estimate: float
+    low: float
+    high: float
+    images: int
+    names: tuple[str, str] = field(default=("", ""))
+
+
+def difference(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> Difference:
+    """The paired bootstrap over test images of the mean difference over seeds.
+
+    Raises:
+        ValueError: the evaluations are of different images.
+    """
+    evaluations = [evaluation for pair in pairs for evaluation in pair]
+    ids = sorted(evaluations[0].counts.ids)
+    if any(sorted(evaluation.counts.ids) != ids for evaluation in evaluations):
+        raise ValueError("the runs were scored on different images")
+    counts = np.concatenate([iou_counts(evaluation, ids) for evaluation in evaluations], axis=1)  # (N, 2 · seeds · 2 K)
+
+    def statistic(sums: np.ndarray) -> np.ndarray:
+        scores = [mean(ratio(*np.split(part, 2, axis=-1))) for part in np.split(sums, len(evaluations), axis=-1)]
+        return np.mean([second - first for first, second in zip(scores[::2], scores[1::2], strict=True)], axis=0)[
+            ..., None
+        ]
+
+    found = bootstrap(counts, statistic, level=expanded_level(LEVEL, len(ids)))
+    low, high = found.bca[0].tolist()
+    first, second = ([float(pair[side].scores()["mean_iou"]) for pair in pairs] for side in (0, 1))
+    return Difference(first, second, float(found.estimate[0]), low, high, len(ids))
+
+
+def iou_counts(evaluation: Evaluation, ids: Sequence[str]) -> np.ndarray:
+    """Intersection, then union, of each class in each image, `(N, 2 K)`, the images in the order of `ids`."""
+    place = {name: number for number, name in enumerate(ids)}
+    units = np.array([place[name] for name in evaluation.counts.ids])
+    image, classes, correct, reference, prediction = evaluation.counts.rows(*PIXELS)
+    num_labels = len(evaluation.names)
+    counts = np.zeros((len(ids), 2 * num_labels))
+    np.add.at(counts, (units[image], classes), correct)
+    np.add.at(counts, (units[image], num_labels + classes), reference + prediction - correct)
+    return counts
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """What the interval says."""
+    return "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "no difference shown"
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The table of a result, with what it was made by."""
+    lines = [
+        f"`{result['command']}`",
+        "",
+        "| | | first: test mIoU by seed | second | difference | 95 % interval | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for key, row in result["comparisons"].items():
+        first, second = (", ".join(f"{100 * value:.1f}" for value in row[side]) for side in ("first", "second"))
+        lines.append(
+            f"| ({key}) {row['what']} | {row['names'][0]}; {row['names'][1]} | {first} | {second} | "
+            f"{100 * row['estimate']:+.2f} | {100 * row['low']:+.2f} to {100 * row['high']:+.2f} | {verdict(row)} |"
+        )
+    return "\n".join(lines)
+
+
+def write_page(page: Path, table: str) -> None:
+    """Put a table between the markers of a page."""
+    text = page.read_text(encoding="utf-8")
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", flags=re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"{page} has no {BEGIN} … {END}")
+    write_atomic(page, pattern.sub(lambda _: f"{BEGIN}\n\n{table}\n\n{END}", text))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="the folder of CamVid, or of another data set of --recipe")
+    add("--folder", type=Path, default=Path("runs/fewer-labels"), help="where runs and result lie")
+    add("--steps", type=int, default=300, help="of every arm")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    add("--arms", nargs="+", choices=sorted(COMPARISONS), default=sorted(COMPARISONS))
+    add("--teacher", default="b2", help="shape of the teacher of (b)")
+    add("--teacher-steps", type=int, default=0, help="of the teacher; 0 = as every arm")
+    add("--threads", type=int, default=2)
+    add("--recipe", default="camvid")
+    add("--page", type=Path, help="a page whose table is replaced")
+    add("--changes", nargs="*", default=[], help="further section.key=value of all runs")
+    options = parser.parse_args(arguments)
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    bench = Bench(
+        options.data, options.folder, options.steps, options.recipe, tuple(options.changes), options.teacher,
+        options.teacher_steps,
+    )  # fmt: skip
+    seeds = " ".join(map(str, options.seeds))
+    command = f"python benchmarks/fewer_labels.py --data {options.data} --steps {options.steps} --seeds {seeds}"
+    command += f" --teacher {options.teacher}" + (
+        f" --teacher-steps {options.teacher_steps}" * bool(bench.teacher_steps)
+    )
+    result: dict[str, Any] = {"command": f"{command} --arms {' '.join(options.arms)}", "comparisons": {}}
+    for key in options.arms:
+        comparison, pairs = COMPARISONS[key], []
+        for seed in options.seeds:
+            runs = [arm(bench, seed) for arm in comparison.arms]
+            pairs.append((Evaluation.load(runs[0] / EVALUATION), Evaluation.load(runs[1] / EVALUATION)))
+        found = vars(difference(pairs)) | {"what": comparison.what, "names": comparison.names}
+        result["comparisons"][key] = found
+        write_atomic(options.folder / "fewer-labels.json", json.dumps(result, indent=1) + "\n")
+    print(markdown(result))
+    if options.page is not None:
+        write_page(options.page, markdown(result))
+
+
+if __name__ == "__main__":
+    main()
