@@ -364,8 +364,8 @@ def test_class_weights_of_unknown_classes_are_refused_before_masks_are_read(
 ) -> None:
     monkeypatch.setattr("segtune.finetune.check_masks", lambda *_: pytest.fail("masks were read"))
     recipe = tiny(few, tmp_path / "run")
-    training = recipe.training.model_copy(update={"loss": LossConfig(class_weights={"acean": 2.0})})
-    with pytest.raises(UsageError, match="names 'acean', which is no class: did you mean 'water'"):
+    training = recipe.training.model_copy(update={"loss": LossConfig(class_weights={"watr": 2.0})})
+    with pytest.raises(UsageError, match="names 'watr', which is no class: did you mean 'water'"):
         train(recipe.model_copy(update={"training": training}))
     assert not (tmp_path / "run").exists()
 

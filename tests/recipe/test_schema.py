@@ -24,7 +24,7 @@ SCHEMA: dict[str, Any] = json.loads(SHIPPED.read_text(encoding="utf-8"))
 KEYS = {".".join(keys) for keys, _ in walk_fields(Recipe)}
 # A dotted name that begins with a section: `training.max_steps`, `training.loss={…}`; no file, function or module.
 MENTION = re.compile(rf"(?<![\w./])(?:{'|'.join(Recipe.model_fields)})(?:\.[a-z_][a-z_0-9]*)+(?![\w(/])")
-FILES = (".md", ".yaml", ".zip", ".safetensors")
+FILES = (".md", ".yaml", ".zip", ".safetensors", ".h5")
 
 
 def test_every_section_and_setting_has_a_description() -> None:

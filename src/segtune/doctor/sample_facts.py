@@ -55,6 +55,7 @@ class ValueFacts(NamedTuple):
         steps: places where the value jumps by 2 or more from one pixel to the next.
         rims: pixels whose value lies between those of their two neighbours, as smoothing leaves them.
         rim_values: how many different values `rims` have.
+        meetings: pixels whose value and those of two neighbours, beside or above and below, are three.
         specks: pixels that differ from all four neighbours.
     """
 
@@ -65,12 +66,18 @@ class ValueFacts(NamedTuple):
     steps: int
     rims: int
     rim_values: int
+    meetings: int
     specks: int
 
     @property
     def rim_share(self) -> float:
         """The part of the boundaries that has a rim; 0 where there are none."""
         return self.rims / max(self.rims + self.steps, 1)
+
+    @property
+    def ordered_share(self) -> float:
+        """Where three values meet in a row, how often the second lies between the others; 0 where none do."""
+        return self.rims / max(self.meetings, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,7 +241,7 @@ def value_facts(codes: np.ndarray, is_color: bool = False) -> ValueFacts:
     found, counts = np.unique(codes, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:MOST_VALUES]
     frequent = zip(found[order].tolist(), counts[order].tolist(), strict=True)
-    steps, rims = _rims(_brightness(codes) if is_color else codes)
+    steps, rims, meetings = _rims(_brightness(codes) if is_color else codes)
     return ValueFacts(
         counts={decode_value(code, is_color): number for code, number in frequent},
         distinct=len(found),
@@ -243,6 +250,7 @@ def value_facts(codes: np.ndarray, is_color: bool = False) -> ValueFacts:
         steps=steps,
         rims=int(rims.sum()),
         rim_values=len(np.unique(codes[rims])),
+        meetings=meetings,
         specks=_specks(codes),
     )
 
@@ -251,16 +259,19 @@ def _brightness(codes: np.ndarray) -> np.ndarray:
     return (codes >> 16 & 255) + (codes >> 8 & 255) + (codes & 255)  # (H, W)
 
 
-def _rims(codes: np.ndarray) -> tuple[int, np.ndarray]:
-    """How often neighbours differ by 2 or more, and which pixels lie strictly between the two beside or above/below."""
+def _rims(codes: np.ndarray) -> tuple[int, np.ndarray, int]:
+    """How often neighbours differ by 2 or more; which pixels lie strictly between the two beside or above and below;
+    and how many differ from these two, which differ as well."""
     levels = codes.astype(np.float32 if codes.dtype.kind == "f" else np.int32)
-    rims = np.zeros(codes.shape, dtype=bool)
+    rims, meetings = np.zeros(codes.shape, dtype=bool), np.zeros(codes.shape, dtype=bool)
     steps = 0
-    for lines, found in ((levels, rims), (levels.T, rims.T)):
+    for lines, between, met in ((levels, rims, meetings), (levels.T, rims.T, meetings.T)):
         change = np.diff(lines, axis=1)
         steps += int((np.abs(change) >= 2).sum())
-        found[:, 1:-1] |= (change[:, :-1] > 0) & (change[:, 1:] > 0) | (change[:, :-1] < 0) & (change[:, 1:] < 0)
-    return steps, rims
+        first, second = change[:, :-1], change[:, 1:]
+        between[:, 1:-1] |= (first > 0) & (second > 0) | (first < 0) & (second < 0)
+        met[:, 1:-1] |= (first != 0) & (second != 0) & (lines[:, :-2] != lines[:, 2:])
+    return steps, rims, int(meetings.sum())
 
 
 def _specks(codes: np.ndarray) -> int:
