@@ -16,7 +16,7 @@ from segtune.report.gather import AT_MOST, Facts, Part, Subject, gather
 from segtune.report.page import write_report
 from segtune.training.run_folder import RECIPE_FILE, REPORT_FILE
 from segtune.viz.charts import Axis, LineChart, Series, line_chart
-from segtune.viz.numbers import duration, interval, number, percent
+from segtune.viz.numbers import count, duration, interval, number, percent
 
 MOST_TRIALS = 200  # rows of the table
 
@@ -61,12 +61,12 @@ def _trials(result: Mapping[str, Any]) -> Part:
         ]
         for trial in ordered
     ]
+    test = result["test"]
     text = (
-        f"{len(result['trials'])} trials in {duration(result['seconds'])}. Trial {best['number']} has the best "
-        f"{result['metric']} on the validation split, {number(best['value'], 4)}. That number is too high, since the "
-        f"search chose by it; on {result['test']['num_images']} images that it did not see, the mean IoU is "
-        f"{number(result['test']['mean_iou'], 4)}{_over_own(result['over_own'])}. Pages below are of this trial on "
-        "those images."
+        f"{count(len(result['trials']), 'trial')} in {duration(result['seconds'])}. Trial {best['number']} has the "
+        f"best {result['metric']} on the validation split, {number(best['value'], 4)}. That number is too high, since "
+        f"the search chose by it; on {test['num_images']} images that it did not see, the mean IoU is "
+        f"{number(test['mean_iou'], 4)}{_over_own(result['over_own'])}. What follows is of this trial on those images."
     )
     heads = ["trial", "state", result["metric"], *(name.partition(".")[2] for name in names)]
     chart = _chart(trials, result["metric"])
