@@ -44,7 +44,8 @@ def final_score(best: Path, recipe: Recipe, own: Path | None) -> tuple[Facts, di
 def write_tune_report(facts: Facts, result: Mapping[str, Any], folder: Path) -> None:
     """Write the page of a search into its folder."""
     parts = [_trials(result), *([_importance(result)] if result["importance"] else [])]
-    write_report(replace(facts, parts=parts), folder / REPORT_FILE)
+    subject = Subject(folder, facts.subject.checkpoint)  # the page bears the name of the search, not of a trial
+    write_report(replace(facts, subject=subject, parts=parts), folder / REPORT_FILE)
 
 
 def _trials(result: Mapping[str, Any]) -> Part:
@@ -82,6 +83,8 @@ def _over_own(compared: Mapping[str, Any] | None) -> str:
 
 def _chart(trials: list[dict[str, Any]], metric: str) -> LineChart | None:
     complete = [(float(trial["number"]), float(trial["value"])) for trial in trials if trial["state"] == "complete"]
+    if len(complete) < 2:
+        return None
     series = [Series(metric, complete, "blue", [3.0] * len(complete))]
     return line_chart("Value of each complete trial", series, Axis("trial"), Axis(metric, None))
 
