@@ -58,6 +58,8 @@ def test_a_folder_of_something_else_is_refused(
     with pytest.raises(UsageError, match="holds something else than a cross-validation"):
         crossval(tiny_recipe(), folder, folds=2)
     (folder / "mine").rmdir()
+    (folder / "folds").mkdir()  # a command was killed before it had a plan: a new one is made
+    (folder / "folds" / "1.json").write_text("{}")
     monkeypatch.setattr(module, "_train", lambda *given: pytest.fail("no training yet"))
     monkeypatch.setattr(module, "range", lambda *given: [], raising=False)
     monkeypatch.setattr(module, "_together", lambda *given: {})

@@ -43,7 +43,7 @@ def test_a_search_scores_its_best_on_images_that_no_trial_has_seen(
     assert best.search.space is None and Path(str(best.dataset.split_file)) == folder / "split.json"
     assert best.training.output_dir == str(tmp_path / "run")
     page = (folder / "report.html").read_text()
-    assert 'id="search"' in page and "that it did not see" in page
+    assert "<title>study: mIoU 0." in page and 'id="search"' in page and "that it did not see" in page
     # states of trainings are removed, weights of all but two as well
     kept = {path.parent.name for path in (folder / "trials").glob("*/best")}
     assert kept == {result["best"]["run"], first["run"]}

@@ -177,10 +177,10 @@ def _soup_lines(result: dict[str, Any]) -> Iterator[str]:
 def _tune_lines(result: dict[str, Any]) -> Iterator[str]:
     from segtune.experiments.search_space import as_text
     from segtune.experiments.tune import progress_of
-    from segtune.viz.numbers import duration, interval, percent
+    from segtune.viz.numbers import count, duration, interval, percent
 
     best, test = result["best"], result["test"]
-    yield f"{len(result['trials'])} trials in {duration(result['seconds'])}: {progress_of(result)}"
+    yield f"{count(len(result['trials']), 'trial')} in {duration(result['seconds'])}: {progress_of(result)}"
     for name, value in best["values"].items():
         share = result["importance"].get(name)
         yield f"  {name} = {as_text(value)}" + (f"  ({percent(share)} of what mattered)" if share is not None else "")

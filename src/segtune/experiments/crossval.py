@@ -119,7 +119,8 @@ def _planned(recipe: Recipe, folder: Path, settings: dict[str, Any]) -> Plan:
     recipe = _of_folds(recipe, folder)
     stored = folder / RECIPE_FILE
     is_new = not (folder / FOLDS_FILE).exists()
-    if is_new and folder.is_dir() and any(path.name != ".lock" and path.name[0] != "." for path in folder.iterdir()):
+    begun = {RECIPE_FILE, FOLDS}  # of a command that was killed before its plan was whole
+    if is_new and any(path.name[0] != "." and path.name not in begun for path in folder.iterdir()):
         raise UsageError(f"{folder} holds something else than a cross-validation: name another folder by --output")
     if not is_new:
         _refuse_another(stored, recipe, folder, settings)

@@ -16,7 +16,7 @@ from segtune.report.gather import AT_MOST, Facts, Part, Subject, gather
 from segtune.report.page import write_report
 from segtune.training.run_folder import RECIPE_FILE, REPORT_FILE
 from segtune.viz.charts import Axis, LineChart, Series, line_chart
-from segtune.viz.numbers import duration, interval, number, percent
+from segtune.viz.numbers import count, duration, interval, number, percent
 
 MOST_TRIALS = 200  # rows of the table
 
@@ -44,7 +44,8 @@ def final_score(best: Path, recipe: Recipe, own: Path | None) -> tuple[Facts, di
 def write_tune_report(facts: Facts, result: Mapping[str, Any], folder: Path) -> None:
     """Write the page of a search into its folder."""
     parts = [_trials(result), *([_importance(result)] if result["importance"] else [])]
-    write_report(replace(facts, parts=parts), folder / REPORT_FILE)
+    subject = Subject(folder, facts.subject.checkpoint)  # the page bears the name of the search, not of a trial
+    write_report(replace(facts, subject=subject, parts=parts), folder / REPORT_FILE)
 
 
 def _trials(result: Mapping[str, Any]) -> Part:
@@ -61,12 +62,12 @@ def _trials(result: Mapping[str, Any]) -> Part:
         ]
         for trial in ordered
     ]
+    test = result["test"]
     text = (
-        f"{len(result['trials'])} trials in {duration(result['seconds'])}. Trial {best['number']} has the best "
-        f"{result['metric']} on the validation split, {number(best['value'], 4)}. That number is too high, since the "
-        f"search chose by it; on {result['test']['num_images']} images that it did not see, the mean IoU is "
-        f"{number(result['test']['mean_iou'], 4)}{_over_own(result['over_own'])}. Pages below are of this trial on "
-        "those images."
+        f"{count(len(result['trials']), 'trial')} in {duration(result['seconds'])}. Trial {best['number']} has the "
+        f"best {result['metric']} on the validation split, {number(best['value'], 4)}. That number is too high, since "
+        f"the search chose by it; on {test['num_images']} images that it did not see, the mean IoU is "
+        f"{number(test['mean_iou'], 4)}{_over_own(result['over_own'])}. What follows is of this trial on those images."
     )
     heads = ["trial", "state", result["metric"], *(name.partition(".")[2] for name in names)]
     chart = _chart(trials, result["metric"])
@@ -82,6 +83,8 @@ def _over_own(compared: Mapping[str, Any] | None) -> str:
 
 def _chart(trials: list[dict[str, Any]], metric: str) -> LineChart | None:
     complete = [(float(trial["number"]), float(trial["value"])) for trial in trials if trial["state"] == "complete"]
+    if len(complete) < 2:
+        return None
     series = [Series(metric, complete, "blue", [3.0] * len(complete))]
     return line_chart("Value of each complete trial", series, Axis("trial"), Axis(metric, None))
 

@@ -176,6 +176,27 @@ def test_split_lists_beside_patterns(tmp_path: Path) -> None:
         ids_of(tmp_path, **options | {"split_file": "lists/{split}.txt"})
 
 
+def test_a_split_file_divides_folders_of_splits_anew(tmp_path: Path) -> None:
+    """Of an id that two splits have, each takes its own; others come from wherever they lie."""
+    for split, names in (("train", "abx"), ("val", "cx"), ("test", "d")):
+        write(tmp_path, *(f"images/{split}/{name}.png" for name in names))
+        write(tmp_path, *(f"masks/{split}/{name}.png" for name in names))
+    (tmp_path / "split.json").write_text('{"train": ["a", "c", "x"], "val": ["b", "d", "x"]}')
+    options = {"val_fraction": 0, "split_file": "split.json"}
+    dataset = load_segmentation_dataset(tmp_path, **options)
+    found = {split: [Path(row["image"].filename) for row in rows] for split, rows in dataset.items()}
+    below = {
+        split: [path.relative_to(tmp_path / "images").as_posix() for path in paths] for split, paths in found.items()
+    }
+    assert below == {
+        "train": ["train/a.png", "val/c.png", "train/x.png"],
+        "val": ["train/b.png", "test/d.png", "val/x.png"],
+    }
+    (tmp_path / "split.json").write_text('{"train": ["a"], "val": ["e"]}')
+    with pytest.raises(DataError, match=r"ids of the split file without files \(1\): e"):
+        load_segmentation_dataset(tmp_path, **options)
+
+
 def test_numbers_with_and_without_zeros_and_a_mask_for_each_class(tmp_path: Path) -> None:
     """CelebAMask-HQ: 0.jpg, and 00000_hair.png, 00000_l_brow.png, … as far as there are any."""
     write(tmp_path, "CelebA-HQ-img/0.jpg", "CelebA-HQ-img/12.jpg")
