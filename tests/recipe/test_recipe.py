@@ -548,7 +548,8 @@ def test_every_setting_stays_on_resume_but_those_that_say_they_may_change(tmp_pa
             with pytest.raises(UsageError, match=rf"(?m)^  {re.escape(key)}: \"another\" then, "):
                 refuse_another_run(recipe)
     of_training = "output_dir batch_size accumulation_steps effective_batch_size num_workers gradient_checkpointing "
-    of_training += "early_stopping_patience overlays report trackers save_every keep_last log_every device time_limit resume overwrite"
+    of_training += "early_stopping_patience overlays report trackers save_every keep_last log_every device time_limit "
+    of_training += "resume overwrite"
     assert taken == {
         *(f"training.{name}" for name in of_training.split()),
         *(f"hub.{name}" for name in HubConfig.model_fields),
