@@ -22,7 +22,7 @@ def test_a_step_and_an_image_are_measured_with_the_batch_that_fits(monkeypatch: 
     weighted = "training.loss={class_weights: median_frequency}"
     recipe = load_recipe("demo", [*TINY, "training.batch_size=auto", "training.effective_batch_size=4", weighted])
     pace = measure(recipe)
-    assert asked == [(1,), (2,), (4,), (2, 2, 5, 0)]  # 5 steps, the first of which is not timed
+    assert asked == [(1, 2), (2, 2), (4, 1), (2, 2, 5, 0)]  # 5 steps, the first of which is not timed
     assert (pace.training.batch_size, pace.training.accumulation_steps) == (2, 2)
     assert pace.training.loss.class_weights == "median_frequency"
     assert 0 < pace.image < pace.step + 10 and pace.step > 0 and pace.saving > 0.5

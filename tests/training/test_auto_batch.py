@@ -49,7 +49,8 @@ def found(data: tuple[Any, Any], **fields: Any) -> TrainingConfig:
 
 
 def refuse_above(limit: int) -> Any:
-    def seconds(trial: TrialSteps, batch_size: int) -> list[float]:
+    def seconds(trial: TrialSteps, batch_size: int, accumulation_steps: int) -> list[float]:
+        assert accumulation_steps in (1, 2)
         if batch_size > limit:
             raise RuntimeError(NO_MEMORY)
         return [0.0]

@@ -29,7 +29,7 @@ def application() -> typer.Typer:
     recipes = typer.Typer(rich_markup_mode=None)
     recipes.callback(
         invoke_without_command=True,
-        help="List, show or copy recipes, propose one for data, explain keys.",
+        help="List, show, copy or propose recipes; explain their keys.",
     )(_list)
     add_command(recipes, show)
     add_command(recipes, copy)

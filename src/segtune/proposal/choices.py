@@ -12,6 +12,7 @@ import numpy as np
 from segtune.data.rare_classes import RARE_SHARE
 from segtune.errors import listed
 from segtune.proposal.data_facts import DataFacts
+from segtune.recipe.validation import show
 from segtune.segformer.loading import is_at_hand
 from segtune.training.config import AUTO, DEFAULT_IMAGES, scaled_rate
 from segtune.viz.numbers import by, count
@@ -58,7 +59,7 @@ class Choice:
         """The same choice where the user has said some of it already."""
         if not (said := {key: value for key, value in given.items() if key in self.settings}):
             return self
-        shown = ", ".join(f"{key}={value}" for key, value in said.items())
+        shown = ", ".join(f"{key}={show(value)}" for key, value in said.items())
         return Choice(self.topic, shown, "as you say", {**self.settings, **said})
 
 

@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Bytes that stay free beside a trial step: for decoding images, for evaluations, and for the gaps between allocations.
-HEADROOM = 2**28
+# Bytes that stay free beside a trial step: for decoding images, for evaluations, for the gaps between allocations that
+# earlier trials have left and, where addresses are limited, for what the C library reserves for each thread.
+HEADROOM = 2**29
 _OUT_OF_MEMORY = (  # what PyTorch and the libraries below it say where the system refuses memory
     "not enough memory",
     "can't allocate memory",
@@ -83,7 +84,7 @@ def find_batch(
     trials = TrialSteps(model, config, rows, label_map, transforms, accelerator, shuffle_buffer=shuffle_buffer)
     wanted, processes = config.images_wanted, accelerator.num_processes
     share = math.ceil(wanted / processes)
-    batch = min(gather_object([trials.largest(divisors(share))]))
+    batch = min(gather_object([trials.largest(share)]))
     if batch == 0:
         raise UsageError(
             f"training.batch_size=auto: not even one image of {trials.shape} fits into the memory of "
@@ -149,24 +150,25 @@ class TrialSteps:
         height, width = (size, size) if isinstance(size, int) else size
         return f"{height}x{width}"
 
-    def largest(self, candidates: Sequence[int]) -> int:
-        """The last of the batches, given from the smallest on, up to which steps fit into the memory; 0 for none."""
+    def largest(self, images: int) -> int:
+        """The largest divisor of `images` that fits into the memory as a micro-batch; 0 where not even 1 does."""
         # Upwards, since what follows a failure may fail for it: oneDNN keeps a primitive that it could not create, and
         # some (reorders of weights) are the same for all batches. Those of a batch that fits are there already.
         found = 0
-        for batch in candidates:
-            if not self.fits(batch):
+        for batch in divisors(images):
+            # Two are enough: the memory of one is given back before the third, but both are loaded at once.
+            if not self.fits(batch, min(2, images // batch)):
                 logger.info("a micro-batch of %d does not fit", batch)
                 break
             found = batch
         return found
 
-    def fits(self, batch_size: int) -> bool:
-        """Whether one step of a micro-batch finds the memory that it needs; what it took is given back."""
+    def fits(self, batch_size: int, accumulation_steps: int = 1) -> bool:
+        """Whether one step of micro-batches finds the memory that it needs; what it took is given back."""
         try:
             with _no_more_than_there_is(self.device):
                 beside = self._beside()
-                self.seconds(batch_size)
+                self.seconds(batch_size, accumulation_steps)
                 del beside
         except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one of the latter
             if not is_out_of_memory(error):
