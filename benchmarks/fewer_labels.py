@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -123,9 +124,10 @@ def small(bench: Bench, seed: int) -> Path:
 
 def small_with_teacher(bench: Bench, seed: int) -> Path:
     """B0 on all labels and a teacher, which was trained on the same labels."""
-    larger = [f"model.variant={bench.teacher}"]
-    teacher = bench.train(f"teacher-{bench.teacher}", seed, larger, bench.teacher_steps or bench.steps)
-    return bench.train("small-with-teacher", seed, [f"training.distill={{teacher: {(teacher / 'final').absolute()}}}"])
+    steps, larger = bench.teacher_steps or bench.steps, [f"model.variant={bench.teacher}"]
+    name = f"teacher-{bench.teacher}-{steps}"
+    teacher = bench.train(name, seed, larger, steps) / "final"
+    return bench.train(f"small-with-{name}", seed, [f"training.distill={{teacher: {teacher.absolute()}}}"])
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,14 @@ def write_page(page: Path, table: str) -> None:
     write_atomic(page, pattern.sub(lambda _: f"{BEGIN}\n\n{table}\n\n{END}", text))
 
 
+def refuse_another(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Runs of other settings are no runs of these: stop where the folder holds such."""
+    path = folder / "settings.json"
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != settings:
+        sys.exit(f"{folder} holds runs of other settings ({path}): name another --folder")
+    write_atomic(path, json.dumps(settings) + "\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -257,11 +267,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.data, options.folder, options.steps, options.recipe, tuple(options.changes), options.teacher,
         options.teacher_steps,
     )  # fmt: skip
+    refuse_another(options.folder, {"recipe": bench.recipe, "data": str(bench.data), "changes": list(bench.changes)})
     seeds = " ".join(map(str, options.seeds))
     command = f"python benchmarks/fewer_labels.py --data {options.data} --steps {options.steps} --seeds {seeds}"
     command += f" --teacher {options.teacher}" + (
         f" --teacher-steps {options.teacher_steps}" * bool(bench.teacher_steps)
     )
+    command += f" --changes {shlex.join(bench.changes)}" if bench.changes else ""
     result: dict[str, Any] = {"command": f"{command} --arms {' '.join(options.arms)}", "comparisons": {}}
     for key in options.arms:
         comparison, pairs = COMPARISONS[key], []

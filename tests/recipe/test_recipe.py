@@ -590,3 +590,14 @@ def test_a_run_goes_on_with_its_own_settings_only(few: Path, tmp_path: Path, cap
     new = {"resume": str(state), "output_dir": str(tmp_path / "new"), "max_steps": 3}
     assert train(changed(**new))["step"] == 3
     assert f"a new run from {state} with other settings: training.max_steps: 2 then, 3 now" in caplog.text
+
+
+@pytest.mark.parametrize("override", ["dataset.unlabelled=pictures", "training.semi={}"])
+def test_unlabelled_pictures_and_what_learns_from_them_go_together(write: Any, override: str) -> None:
+    recipe = write(DATASET)
+    with pytest.raises(UsageError, match=r"dataset\.unlabelled and training\.semi go together"):
+        load_recipe(recipe, [override, "training.ema_decay=0.9"])
+    both = ["dataset.unlabelled=pictures", "training.semi={}"]
+    with pytest.raises(UsageError, match="set ema_decay"):
+        load_recipe(recipe, both)
+    assert load_recipe(recipe, [*both, "training.ema_decay=0.9"]).training.semi is not None
