@@ -223,7 +223,8 @@ def stray_id(copy: Copy) -> Iterable[Path]:
 
 
 def ids_from_one(copy: Copy) -> Iterable[Path]:
-    return copy.change_masks(1, lambda mask: mask + 1)
+    """Of a mask that holds the last class: of another, all ids would have names still."""
+    return copy.change_masks(1, lambda mask: mask + 1, least_values=min(copy.classes + 1, 8))
 
 
 def most_frequent(mask: np.ndarray, number: int) -> np.ndarray:

@@ -22,7 +22,7 @@ MANY_TIMES = 3  # as often as at its own index must a colour stand at another, f
 
 
 def check_masks(case: Case) -> Iterator[Finding]:
-    """All findings about odd masks; untrusted ones are passed over."""
+    """All findings about odd masks; untrusted ones are passed over, but for colours, which may be why they are."""
     trusted = [s not in case.untrusted and s.split in case.trusted_splits for s, _ in case.masks]
     if any(trusted):
         samples = [sample for (sample, _), is_trusted in zip(case.masks, trusted, strict=True) if is_trusted]
@@ -32,7 +32,7 @@ def check_masks(case: Case) -> Iterator[Finding]:
         yield from _one_class(case, samples, rows)
         yield from _much_ignored(case, samples, rows)
         yield from _specks(case, samples, facts)
-        yield from _palettes(case, samples, facts)
+    yield from _palettes(case)
 
 
 def much_ignored(case: Case) -> frozenset[Sample]:
@@ -117,12 +117,12 @@ def _specks(case: Case, samples: list[Sample], facts: list[MaskFacts]) -> Iterat
         )
 
 
-def _palettes(case: Case, samples: list[Sample], facts: list[MaskFacts]) -> Iterator[Finding]:
+def _palettes(case: Case) -> Iterator[Finding]:
     """Palette pictures whose indices were numbered anew: their colours belong to other ids in the rest of the set."""
     if case.label_map.mask_colors is not None:
         return
     votes: dict[Color, Counter[int]] = defaultdict(Counter)
-    for mask in facts:
+    for _, mask in case.masks:
         for index, color in mask.palette.items():
             votes[color][index] += 1
     classes = {color: number for number, color in enumerate(case.label_map.colors)}
@@ -134,7 +134,7 @@ def _palettes(case: Case, samples: list[Sample], facts: list[MaskFacts]) -> Iter
 
     odd = [
         sample
-        for sample, mask in zip(samples, facts, strict=True)
+        for sample, mask in case.masks
         if sum(is_wrong(index, color) for index, color in mask.palette.items()) >= 2
     ]
     if odd:

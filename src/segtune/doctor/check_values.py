@@ -25,9 +25,8 @@ RIM_SHARE = 0.15
 # (earth: on up to half of the boundaries). But three classes meet there in any order, the middle id in the middle at
 # 0.61 of the places at most (CamVid: 0.45); interpolation makes no other order than that one (CamVid: 0.62 and more).
 ORDERED_SHARE = 0.62
-USUAL_RIM_SHARE = (
-    0.2  # of the median mask, above which all are smoothed (clean: 0.04, reduced with interpolation: 0.27)
-)
+JPEG_RIM_SHARE, MANY_UNKNOWN = 0.1, 6  # the former suffices where so many values have no name
+USUAL_RIM_SHARE = 0.2  # of the median mask, from which on all are smoothed (clean: 0.04, smoothed: 0.27)
 LEAST_RIMS = 50  # pixels
 FEW_RIMS = 0.03  # of the boundaries of the median mask, for a rim of one value to be no class of contours
 BINARY_VALUES = ({0, 255}, {0, 128, 255}, {0, 127, 255})
@@ -70,10 +69,13 @@ def cause_of(case: Case, mask: MaskFacts) -> str | None:
 def is_smoothed(case: Case, mask: MaskFacts) -> bool:
     """Values lie between those of their neighbours; only one such value, everywhere, is a class of contours."""
     values = mask.values
-    if values.rim_share < RIM_SHARE or values.rims < LEAST_RIMS:
+    if values.rims < LEAST_RIMS:
         return False
-    in_any_order = values.ordered_share < ORDERED_SHARE and case.usual_rim_share < USUAL_RIM_SHARE
-    if in_any_order and not case.unknown(mask):
+    if len(case.unknown(mask)) >= MANY_UNKNOWN:  # classes have ids of their own
+        return values.rim_share >= JPEG_RIM_SHARE
+    if values.rim_share < RIM_SHARE:
+        return False
+    if values.ordered_share < ORDERED_SHARE and case.usual_rim_share < USUAL_RIM_SHARE:
         return False
     return values.rim_values >= 2 or case.usual_rim_share <= FEW_RIMS
 
