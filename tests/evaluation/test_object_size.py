@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from segtune.evaluation.object_size import COLUMNS, SIZES, object_sizes, size_counts, size_scores
+from segtune.evaluation.object_size import COLUMNS, SIZES, object_areas, object_sizes, size_counts, size_scores
 
 LIMITS = [limit for limit in SIZES.values() if limit]
 
@@ -41,6 +41,15 @@ def test_sizes_equal_those_of_scipy(shape, cell):
     np.testing.assert_array_equal(found, sizes_by_scipy(ids, ids != 255))
     if min(shape) > 100:
         assert len(np.unique(found)) > 1
+
+
+def test_areas_equal_those_of_scipy():
+    _, ids = blocks(1, 3, (90, 77), 9)
+    classes, areas = object_areas(ids, ids != 255)
+    for k in range(3):
+        components, _ = scipy.ndimage.label(ids == k, np.ones((3, 3)))
+        assert sorted(areas[classes == k]) == sorted(np.bincount(components.ravel())[1:])
+    assert set(classes) == {0, 1, 2} and areas.sum() == (ids != 255).sum()
 
 
 def test_objects_touch_at_corners_and_not_around_the_edge():

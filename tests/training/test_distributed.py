@@ -32,6 +32,7 @@ from segtune.training.distributed import (
     check_device,
     compiled,
     environment,
+    free_memory,
     gather_full,
     loading_processes,
     local_part,
@@ -184,6 +185,20 @@ def test_rule_of_loading_processes(
     monkeypatch.setattr("segtune.training.distributed.cores", lambda: cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(beside))
     assert loading_processes(torch.device(device)) == expected
+
+
+def test_free_memory_is_that_of_the_container_where_it_has_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr("segtune.training.distributed._CGROUPS", ((tmp_path, "memory.max", "memory.current", "cache"),))
+    assert free_memory() == 1000
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 300\ncache 400\n")
+    assert free_memory() == 1000
+    (tmp_path / "memory.max").write_text("900\n")
+    assert free_memory() == 900 - (700 - 400)  # what is only cached is given up
 
 
 # --- beside the step -------------------------------------------------------------------------------------------------
