@@ -128,7 +128,7 @@ def test_an_unreadable_picture_is_one_line_and_a_bug_in_a_transform_shows_its_tr
             PIL.Image.fromarray(pixels).save(tmp_path / kind / f"{i}.png")
     monkeypatch.delenv("SEGTUNE_TRACEBACK", raising=False)
     with monkeypatch.context() as planted:
-        planted.setattr(TrainTransform, "_finish", lambda self, *rest: None + 1)
+        planted.setattr(TrainTransform, "finish", lambda self, *rest: None + 1)
         code, err = train("bug")
     assert code == 1
     assert "Traceback" in err and "planted.setattr(TrainTransform" in err and "TypeError: unsupported operand" in err
