@@ -47,7 +47,9 @@ def test_named_tests_exist() -> None:
 
 def test_named_scripts_exist() -> None:
     named = re.findall(r"`?python ((?:benchmarks|scripts)/\S+\.py)", README)
-    assert {f"benchmarks/{name}.py" for name in ("check_gpu", "compare_transformers", "metrics")} == set(named)
+    assert {f"benchmarks/{name}.py" for name in ("check_gpu", "compare_transformers", "end_to_end", "metrics")} == set(
+        named
+    )
     assert [name for name in named if not exists(name)] == []
 
 

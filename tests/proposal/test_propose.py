@@ -39,7 +39,7 @@ def test_the_file_says_what_was_chosen_and_why(base: Recipe, diagnosis: Diagnosi
     assert recipe.training.output_dir == "runs/mine"  # that of the run is no part of the proposal
     assert recipe.training.batch_size == "auto" and recipe.transforms.crop_size == 160
     text = proposal.text()
-    assert "94 train, 39 val, 37 test; images of 180x180; 4 classes: ocean, humid, arid, polar" in " ".join(
+    assert "94 train, 39 val, 37 test; images of 180x180; 4 classes: water, vegetation, bare, ice" in " ".join(
         text.replace("#", "").split()
     )
     for choice in proposal.choices:
