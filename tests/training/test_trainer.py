@@ -392,7 +392,14 @@ def test_it_learns(data: tuple[Any, LabelMap], tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_labels", [pytest.param(1, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize(
     "loss",
-    [{"focal": 1}, {"ohem": 1}, {"dice": 1}, {"tversky": 1}, {"lovasz": 1}, {"cross_entropy": 1, "boundary": 0.02}],
+    [
+        {"focal": 1},
+        {"ohem": 1, "ohem_min_kept": 0.8},
+        {"dice": 1},
+        {"tversky": 1},
+        {"lovasz": 1},
+        {"cross_entropy": 1, "boundary": 0.02},
+    ],
 )
 def test_it_learns_with_other_losses(
     data: tuple[Any, LabelMap], tmp_path: Path, num_labels: int, loss: dict[str, float]
@@ -400,9 +407,8 @@ def test_it_learns_with_other_losses(
     splits, label_map = data
     if num_labels == 1:
         label_map = LabelMap.from_ids({0: "sea", 1: "land", 2: "land", 3: "land", 255: None})
-    steps, rate = (60, 2e-3) if num_labels == 1 else (20, 5e-3)  # the hardest pixels of two classes get easier slowly
     config = TrainingConfig(
-        output_dir=str(tmp_path / "run"), max_steps=steps, batch_size=4, log_every=1, learning_rate=rate, loss=loss
+        output_dir=str(tmp_path / "run"), max_steps=20, batch_size=4, log_every=1, learning_rate=5e-3, loss=loss
     )
     SegmentationTrainer(
         build_model(ModelConfig(config=TINY, num_labels=1 if num_labels == 1 else None), label_map),
@@ -414,8 +420,8 @@ def test_it_learns_with_other_losses(
         processor=processor_from_transforms(TRANSFORMS),
     ).train()
     values = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line]
-    assert len(values) == steps
-    assert sum(values[-10:]) / 10 < 0.95 * sum(values[:5]) / 5
+    assert len(values) == 20
+    assert sum(values[-5:]) < 0.95 * sum(values[:5])
 
 
 def test_the_boundary_loss_is_computed_of_distances_that_were_loaded(
