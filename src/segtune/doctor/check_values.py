@@ -28,7 +28,7 @@ ORDERED_SHARE = 0.62
 JPEG_RIM_SHARE, MANY_UNKNOWN = 0.1, 6  # the former suffices where so many values have no name
 USUAL_RIM_SHARE = 0.2  # of the median mask, from which on all are smoothed (clean: 0.04, smoothed: 0.27)
 LEAST_RIMS = 50  # pixels
-FEW_RIMS = 0.03  # of the boundaries of the median mask, for a rim of one value to be no class of contours
+FEW_RIMS = 0.03  # of the boundaries of the median mask: more, and rims are in the nature of these classes
 BINARY_VALUES = ({0, 255}, {0, 128, 255}, {0, 127, 255})
 IGNORED_LIKE_A_CLASS = 0.2  # share of value 255 in a 0/255 mask, above which it is no rim of ignored pixels
 NEAR_COLOR = 48  # sum over three channels, up to which an unknown colour is taken for a named one
@@ -75,9 +75,10 @@ def is_smoothed(case: Case, mask: MaskFacts) -> bool:
         return values.rim_share >= JPEG_RIM_SHARE
     if values.rim_share < RIM_SHARE:
         return False
-    if values.ordered_share < ORDERED_SHARE and case.usual_rim_share < USUAL_RIM_SHARE:
+    usual = case.usual_rim_share
+    if values.ordered_share < ORDERED_SHARE and FEW_RIMS < usual < USUAL_RIM_SHARE:
         return False
-    return values.rim_values >= 2 or case.usual_rim_share <= FEW_RIMS
+    return values.rim_values >= 2 or usual <= FEW_RIMS
 
 
 def is_binary(case: Case, mask: MaskFacts) -> bool:
