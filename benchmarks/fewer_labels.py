@@ -98,7 +98,7 @@ class Bench:
 def segtune(*words: str) -> None:
     """Run a command of segtune; what it says goes to stderr."""
     print("segtune", *words, file=sys.stderr, flush=True)
-    subprocess.run([sys.executable, "-m", "segtune", "-q", *words], check=True, stdout=sys.stderr.fileno())
+    subprocess.run([sys.executable, "-m", "segtune", "-q", *words], check=True, stdout=2)
 
 
 # --- the arms: name them here to add one ------------------------------------------------------------------------------
