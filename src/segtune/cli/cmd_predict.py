@@ -165,8 +165,9 @@ def label(
     if folder.exists() and not overwrite:
         raise UsageError(f"{folder} exists already; name another folder, or say --overwrite to replace it")
     check_before_torch(checkpoint=checkpoint)
-    found = [path for path in outputs.find_images(images) if isinstance(path, Path)]
-    if len(found) < len(outputs.find_images(images)):
+    sources = outputs.find_images(images)
+    found = [path for path in sources if isinstance(path, Path)]
+    if len(found) < len(sources):
         raise UsageError(
             "segtune label takes files, which it copies: save images of the web or of stdin to files first"
         )

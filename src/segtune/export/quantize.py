@@ -20,6 +20,7 @@ import numpy as np
 from segtune.engines.onnx_model import INPUT
 from segtune.errors import UsageError
 from segtune.evaluation.confusion import count_pairs
+from segtune.evaluation.scores import of_confusion, overall_scores
 from segtune.export.layer_kinds import KINDS, Layer, layers_of
 from segtune.export.sessions import Runtime
 from segtune.export.targets import write_openvino
@@ -227,13 +228,8 @@ def _agreement(compiled: Any, pairs: Iterable[tuple[np.ndarray, np.ndarray]]) ->
         counts.append(count_pairs(found, reference, num_labels, ignore_index=-1))
     most = max(len(one) for one in counts)
     whole = np.sum([np.pad(one, (0, most - len(one))) for one in counts], axis=0)
-    return _mean_iou(whole), [_mean_iou(one) for one in counts]
-
-
-def _mean_iou(counts: np.ndarray) -> float:
-    """Of a table (K, K) of pairs, over the classes that occur."""
-    union = counts.sum(0) + counts.sum(1) - counts.diagonal()
-    return float((counts.diagonal()[union > 0] / union[union > 0]).mean())
+    mean_iou, *each = (float(overall_scores(*of_confusion(one))["mean_iou"]) for one in (whole, *counts))
+    return mean_iou, each
 
 
 def _import_nncf() -> Any:

@@ -20,6 +20,7 @@ from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentatio
 from segtune.training.auto_batch import TrialSteps, find_batch
 from segtune.training.config import AUTO, TrainingConfig
 from segtune.training.distributed import loading_processes, make_accelerator
+from segtune.training.interrupts import seconds_of_saving
 from segtune.training.model import build_model
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def measure(recipe: Recipe) -> Pace:
     found = recipe.training.model_copy(
         update={key: getattr(training, key) for key in ("batch_size", "accumulation_steps", "learning_rate")}
     )
-    return Pace(statistics.mean(took), image, _saving(model), found.model_copy(update={"effective_batch_size": None}))
+    found = found.model_copy(update={"effective_batch_size": None})
+    return Pace(statistics.mean(took), image, seconds_of_saving(model), found)
 
 
 def _evaluation(
@@ -106,8 +108,3 @@ def _evaluation(
         )
         timed = (time.perf_counter() - began) / min(count, len(rows))
     return timed
-
-
-def _saving(model: SegformerForSemanticSegmentation) -> float:
-    """Seconds, at the pace of a slow disk, as the trainer assumes them before anything was saved."""
-    return 0.5 + 3e-8 * sum(p.numel() * p.element_size() for p in model.parameters())

@@ -11,7 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -197,6 +200,11 @@ def ignore_interrupts(worker: int) -> None:
 
 def _ignore_once(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)
+
+
+def seconds_of_saving(model: nn.Module) -> float:
+    """Of saving, before anything was saved: weights and two moments of AdamW, at the pace of a slow disk."""
+    return 0.5 + 3e-8 * sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 class Durations:

@@ -39,7 +39,14 @@ from segtune.training.distributed import (
 )
 from segtune.training.ema import ExponentialMovingAverage
 from segtune.training.evaluation_loop import Validation
-from segtune.training.interrupts import Durations, Interrupted, StopRequest, ignore_interrupts, seconds
+from segtune.training.interrupts import (
+    Durations,
+    Interrupted,
+    StopRequest,
+    ignore_interrupts,
+    seconds,
+    seconds_of_saving,
+)
 from segtune.training.losses.segmentation_loss import SegmentationLoss
 from segtune.training.optim import adamw, freeze, parameter_groups, schedule_factor, set_learning_rate, train_mode
 from segtune.training.progress import TrainingProgress
@@ -140,8 +147,7 @@ class SegmentationTrainer:
         self.terms: dict[str, torch.Tensor] = {}  # of the last step's loss, see `Guidance`
         self.evaluation_due = False  # of this step; a run that was stopped in an evaluation goes on with it
         self.durations = Durations()
-        # Seconds, before anything was saved: weights and two moments of AdamW, at the pace of a slow disk.
-        self.first_saving = 0.5 + 3e-8 * sum(p.numel() * p.element_size() for p in self.model.parameters())
+        self.first_saving = seconds_of_saving(self.model)
         self.stop_flag = DeferredScalars(self.accelerator.device)
         self.after_evaluation: Callable[[bool], None] | None = None
 
