@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 
-from segtune.data.config import DatasetConfig
 from segtune.data.dataset import load_segmentation_dataset
 from segtune.data.lazy_rows import sample_ids
 from segtune.evaluation.bootstrap import LEVEL, bootstrap
@@ -65,34 +64,56 @@ class Bench:
     changes: tuple[str, ...] = ()
     teacher: str = "b2"
     teacher_steps: int = 0
+    more: int = 50  # images that are chosen
+
+    @property
+    def images(self) -> Path:
+        """The folder of the training images."""
+        return self.data.absolute() / "images" / "train"
 
     def run_folder(self, name: str, seed: int) -> Path:
         """Where the run of an arm lies."""
         return self.folder / f"{name}-{self.steps}-{seed}"
 
+    def splits(self) -> dict[str, list[str]]:
+        """Split -> ids, as the data has them."""
+        return {split: sample_ids(rows) for split, rows in load_segmentation_dataset(str(self.data)).items()}
+
     def eighth(self, seed: int) -> list[str]:
-        """A split file in which an eighth of the training images, drawn by the seed, is all of train."""
-        path = self.folder / f"eighth-{seed}.json"
-        if not path.is_file():
-            config = DatasetConfig(path=str(self.data))
-            splits = {split: sample_ids(rows) for split, rows in load_segmentation_dataset(config.path).items()}
-            train = splits["train"]
-            drawn = np.random.default_rng(seed).permutation(len(train))[: max(1, round(len(train) / 8))]
-            write_atomic(path, json.dumps(splits | {"train": sorted(train[number] for number in drawn)}))
+        """The ids of an eighth of the training images, drawn by the seed."""
+        train = self.splits()["train"]
+        drawn = np.random.default_rng(seed).permutation(len(train))[: max(1, round(len(train) / 8))]
+        return sorted(train[number] for number in drawn)
+
+    def only(self, name: str, seed: int, train: Sequence[str], *, val: bool = True) -> list[str]:
+        """The setting by which these ids are all of train; val and test are those of the data, or val is left out."""
+        path = self.folder / f"{name}-{seed}.json"
+        splits = {split: ids for split, ids in self.splits().items() if val or split != "val"}
+        write_atomic(path, json.dumps(splits | {"train": sorted(train)}))
         return [f"dataset.split_file={path.absolute()}"]
 
-    def train(self, name: str, seed: int, changes: Sequence[str], steps: int | None = None) -> Path:
-        """Train a run and score its weights on the test split, unless that is done; returns its folder."""
-        run = self.run_folder(name, seed)
-        if (run / EVALUATION).is_file():
-            return run
+    def settings(self, seed: int, changes: Sequence[str], steps: int | None = None) -> list[str]:
+        """Recipe and changes of a training."""
         base = [self.recipe, f"dataset.path={self.data.absolute()}", *COMMON, *self.changes, *changes]
-        options = [f"training.max_steps={steps or self.steps}", f"training.seed={seed}"]
-        segtune("train", *base, *options, f"training.output_dir={run}", "training.overwrite=true")
-        segtune(
-            "evaluate", str(run / "final"), str(run / "recipe.yaml"), "--split", "test", "--save", str(run / EVALUATION)
-        )
+        return [*base, f"training.max_steps={steps or self.steps}", f"training.seed={seed}"]
+
+    def train(self, name: str, seed: int, changes: Sequence[str], steps: int | None = None, order: int = 0) -> Path:
+        """Train a run and score its weights on the test split, unless that is done; returns its folder.
+
+        Args:
+            order: another one sees the images in another order.
+        """
+        run = self.run_folder(name, seed)
+        if not (run / EVALUATION).is_file():
+            settings = self.settings(seed + 1000 * order, changes, steps)
+            segtune("train", *settings, f"training.output_dir={run}", "training.overwrite=true")
+            self.score([run / "final"], run / "recipe.yaml", run)
         return run
+
+    def score(self, checkpoints: Sequence[Path], recipe: Path, folder: Path) -> None:
+        """Score one checkpoint, or several as an ensemble, on the test split; `folder` gets the evaluation."""
+        words = [*map(str, checkpoints), str(recipe), "--split", "test", "--save", str(folder / EVALUATION)]
+        segtune("evaluate", *words)
 
 
 def segtune(*words: str) -> None:
@@ -106,15 +127,13 @@ def segtune(*words: str) -> None:
 
 def few(bench: Bench, seed: int) -> Path:
     """An eighth of the labels."""
-    return bench.train("few", seed, bench.eighth(seed))
+    return bench.train("few", seed, bench.only("few", seed, bench.eighth(seed)))
 
 
 def few_and_unlabelled(bench: Bench, seed: int) -> Path:
     """The same eighth, and the folder of all training images without the labels of the others."""
-    images = bench.data.absolute() / "images" / "train"
-    return bench.train(
-        "few-and-unlabelled", seed, [*bench.eighth(seed), f"dataset.unlabelled={images}", "training.semi={}"]
-    )
+    changes = [f"dataset.unlabelled={bench.images}", "training.semi={}"]
+    return bench.train("few-and-unlabelled", seed, [*bench.only("few", seed, bench.eighth(seed)), *changes])
 
 
 def small(bench: Bench, seed: int) -> Path:
@@ -128,6 +147,62 @@ def small_with_teacher(bench: Bench, seed: int) -> Path:
     name = f"teacher-{bench.teacher}-{steps}"
     teacher = bench.train(name, seed, larger, steps) / "final"
     return bench.train(f"small-with-{name}", seed, [f"training.distill={{teacher: {teacher.absolute()}}}"])
+
+
+def ensemble(bench: Bench, seed: int) -> Path:
+    """Five folds of the same eighth; the mean of the five models decides."""
+    folder = bench.run_folder("folds", seed)
+    if not (folder / EVALUATION).is_file():
+        settings = bench.settings(seed, bench.only("folds", seed, bench.eighth(seed), val=False))
+        segtune("crossval", *settings, "--folds", "5", "--output", str(folder))
+        bench.score(sorted(folder.glob("folds/*/final")), folder / "recipe.yaml", folder)
+    return folder
+
+
+def further(bench: Bench, seed: int, number: int = 0) -> Path:
+    """The model of the same eighth trained for a third of the steps more, in one of several orders of the images."""
+    start = ["model.name=" + str((few(bench, seed) / "final").absolute()), "training.learning_rate=2e-4"]
+    splits, steps = bench.only("few", seed, bench.eighth(seed)), max(1, bench.steps // 3)
+    return bench.train(f"further-{number}", seed, [*splits, *start], steps, number)
+
+
+def soup(bench: Bench, seed: int) -> Path:
+    """The weights of four such models, averaged where that is better on the validation split."""
+    runs = [further(bench, seed, number) for number in range(4)]
+    folder = bench.run_folder("soup", seed)
+    if not (folder / EVALUATION).is_file():
+        words = [*(str(run / "final") for run in runs), str(runs[0] / "recipe.yaml")]
+        segtune("soup", *words, "--output", str(folder), "--force")
+        bench.score([folder], runs[0] / "recipe.yaml", folder)
+    return folder
+
+
+def pool(bench: Bench, seed: int) -> dict[str, Path]:
+    """Id -> image, of the training images that are not in the eighth."""
+    taken = set(bench.eighth(seed))
+    files = sorted(path for path in bench.images.rglob("*") if path.is_file())
+    ids = {path.relative_to(bench.images).with_suffix("").as_posix(): path for path in files}
+    return {name: ids[name] for name in bench.splits()["train"] if name not in taken}
+
+
+def chosen_at_random(bench: Bench, seed: int) -> Path:
+    """The same eighth and 50 more images, drawn by the seed."""
+    names = sorted(pool(bench, seed))
+    drawn = np.random.default_rng(1000 + seed).permutation(len(names))[: bench.more]
+    train = bench.eighth(seed) + [names[number] for number in drawn]
+    return bench.train("random", seed, bench.only("random", seed, train))
+
+
+def chosen(bench: Bench, seed: int) -> Path:
+    """The same eighth and 50 more images, which `segtune select` chose by the model of the eighth."""
+    folder, images = bench.folder / f"selection-{bench.steps}-{seed}", pool(bench, seed)
+    if not (folder / "selection.json").is_file():
+        words = ["--number", str(bench.more), "--output", str(folder), "--overwrite"]
+        segtune("select", str(few(bench, seed) / "final"), *map(str, images.values()), *words)
+    selection = json.loads((folder / "selection.json").read_text(encoding="utf-8"))
+    taken = {Path(row["image"]).resolve() for row in selection["selected"]}
+    train = bench.eighth(seed) + [name for name, path in images.items() if path.resolve() in taken]
+    return bench.train("selected", seed, bench.only("selected", seed, train))
 
 
 @dataclass(frozen=True)
@@ -151,6 +226,17 @@ COMPARISONS: dict[str, Comparison] = {
     ),
     "b": Comparison(
         "a larger teacher (`training.distill`)", ("B0 alone", "B0 with a teacher"), (small, small_with_teacher)
+    ),
+    "c": Comparison(
+        "an ensemble (`segtune crossval`)", ("1/8 of the labels", "five folds of it together"), (few, ensemble)
+    ),
+    "soup": Comparison(
+        "a soup (`segtune soup`)", ("1/8 of the labels, a third more steps", "four such, averaged"), (further, soup)
+    ),
+    "d": Comparison(
+        "what to label next (`segtune select`)",
+        ("1/8 of the labels and 50 at random", "and 50 that were selected"),
+        (chosen_at_random, chosen),
     ),
 }
 
@@ -256,6 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--arms", nargs="+", choices=sorted(COMPARISONS), default=sorted(COMPARISONS))
     add("--teacher", default="b2", help="shape of the teacher of (b)")
     add("--teacher-steps", type=int, default=0, help="of the teacher; 0 = as every arm")
+    add("--more", type=int, default=50, help="images that are labelled next, in (d)")
     add("--threads", type=int, default=2)
     add("--recipe", default="camvid")
     add("--page", type=Path, help="a page whose table is replaced")
@@ -265,14 +352,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(
         options.data, options.folder, options.steps, options.recipe, tuple(options.changes), options.teacher,
-        options.teacher_steps,
+        options.teacher_steps, options.more,
     )  # fmt: skip
-    refuse_another(options.folder, {"recipe": bench.recipe, "data": str(bench.data), "changes": list(bench.changes)})
+    settings = {"recipe": bench.recipe, "data": str(bench.data), "changes": list(bench.changes), "more": bench.more}
+    refuse_another(options.folder, settings)
     seeds = " ".join(map(str, options.seeds))
     command = f"python benchmarks/fewer_labels.py --data {options.data} --steps {options.steps} --seeds {seeds}"
-    command += f" --teacher {options.teacher}" + (
-        f" --teacher-steps {options.teacher_steps}" * bool(bench.teacher_steps)
-    )
+    command += f" --teacher {bench.teacher}"
+    command += f" --teacher-steps {bench.teacher_steps}" * bool(bench.teacher_steps)
+    command += f" --more {bench.more}" * (bench.more != Bench.more)
     command += f" --changes {shlex.join(bench.changes)}" if bench.changes else ""
     result: dict[str, Any] = {"command": f"{command} --arms {' '.join(options.arms)}", "comparisons": {}}
     for key in options.arms:

@@ -53,12 +53,16 @@ def test_the_page_has_the_table_between_its_markers(tmp_path: Path) -> None:
 def test_arms_run_once_and_are_compared(earth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny = '{"hidden_sizes": [8, 16, 24, 32], "num_attention_heads": [1, 2, 3, 4], "decoder_hidden_size": 16}'
     arguments = ["--data", str(earth), "--recipe", "demo", "--folder", str(tmp_path), "--steps", "10", "--seeds", "0"]
-    arguments += ["--teacher", "b0", "--threads", "1", "--changes", f"model.config={tiny}", "transforms.crop_size=64"]
-    main(arguments)
+    arguments += ["--more", "5", "--threads", "1", "--changes", f"model.config={tiny}", "transforms.crop_size=64"]
+    main([*arguments, "--arms", "a", "d"])
     result = json.loads((tmp_path / "fewer-labels.json").read_text())
-    assert list(result["comparisons"]) == ["a", "b"] and result["comparisons"]["a"]["images"] == 37
+    assert list(result["comparisons"]) == ["a", "d"] and result["comparisons"]["a"]["images"] == 37
     runs = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("evaluation-test.npz")}
-    assert len(runs) == 5
+    assert len(runs) == 4
+    few, random, selected = (
+        set(json.loads((tmp_path / f"{name}-0.json").read_text())["train"]) for name in ("few", "random", "selected")
+    )
+    assert len(few) == 12 and few < random and few < selected and len(random) == len(selected) == 17
     capsys.readouterr()
     main([*arguments, "--arms", "a"])
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("evaluation-test.npz")} == runs
