@@ -64,6 +64,7 @@ class Bench:
     changes: tuple[str, ...] = ()
     teacher: str = "b2"
     teacher_steps: int = 0
+    pretrain_steps: int = 0
     more: int = 50  # images that are chosen
 
     @property
@@ -134,6 +135,19 @@ def few_and_unlabelled(bench: Bench, seed: int) -> Path:
     """The same eighth, and the folder of all training images without the labels of the others."""
     changes = [f"dataset.unlabelled={bench.images}", "training.semi={}"]
     return bench.train("few-and-unlabelled", seed, [*bench.only("few", seed, bench.eighth(seed)), *changes])
+
+
+def few_from_pretrained(bench: Bench, seed: int) -> Path:
+    """The same eighth, and an encoder that was pretrained on all training images."""
+    steps = bench.pretrain_steps or bench.steps
+    encoder = bench.folder.absolute() / f"pretrained-{steps}-{seed}"
+    if not (encoder / "final").is_dir():
+        shared = [text for text in bench.changes if text.startswith(("model.config=", "transforms.crop_size="))]
+        shared = ["transforms.crop_size=224", *shared]
+        own = [f"training.seed={seed}", "training.device=cpu", "training.save_every=0", "training.overwrite=true"]
+        segtune("pretrain", str(bench.images), "--steps", str(steps), "--output", str(encoder), *shared, *own)
+    changes = [*bench.only("few", seed, bench.eighth(seed)), f"model.name={encoder / 'final'}"]
+    return bench.train(f"few-from-pretrained-{steps}", seed, changes)
 
 
 def small(bench: Bench, seed: int) -> Path:
@@ -237,6 +251,11 @@ COMPARISONS: dict[str, Comparison] = {
         "what to label next (`segtune select`)",
         ("1/8 of the labels and 50 at random", "and 50 that were selected"),
         (chosen_at_random, chosen),
+    ),
+    "e": Comparison(
+        "a pretrained encoder (`segtune pretrain`)",
+        ("1/8 of the labels", "from an encoder of all training images without labels"),
+        (few, few_from_pretrained),
     ),
 }
 
@@ -342,6 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--arms", nargs="+", choices=sorted(COMPARISONS), default=sorted(COMPARISONS))
     add("--teacher", default="b2", help="shape of the teacher of (b)")
     add("--teacher-steps", type=int, default=0, help="of the teacher; 0 = as every arm")
+    add("--pretrain-steps", type=int, default=0, help="of the encoder of (e); 0 = as every arm")
     add("--more", type=int, default=50, help="images that are labelled next, in (d)")
     add("--threads", type=int, default=2)
     add("--recipe", default="camvid")
@@ -352,7 +372,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(
         options.data, options.folder, options.steps, options.recipe, tuple(options.changes), options.teacher,
-        options.teacher_steps, options.more,
+        options.teacher_steps, options.pretrain_steps, options.more,
     )  # fmt: skip
     settings = {"recipe": bench.recipe, "data": str(bench.data), "changes": list(bench.changes), "more": bench.more}
     refuse_another(options.folder, settings)
@@ -360,6 +380,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = f"python benchmarks/fewer_labels.py --data {options.data} --steps {options.steps} --seeds {seeds}"
     command += f" --teacher {bench.teacher}"
     command += f" --teacher-steps {bench.teacher_steps}" * bool(bench.teacher_steps)
+    command += f" --pretrain-steps {bench.pretrain_steps}" * bool(bench.pretrain_steps)
     command += f" --more {bench.more}" * (bench.more != Bench.more)
     command += f" --changes {shlex.join(bench.changes)}" if bench.changes else ""
     result: dict[str, Any] = {"command": f"{command} --arms {' '.join(options.arms)}", "comparisons": {}}

@@ -11,7 +11,15 @@ from torch.nn import functional as F
 
 from segtune.segformer import cpu_products
 from segtune.segformer.configuration_segformer import SegformerConfig
-from segtune.segformer.cpu_products import attends_by_onednn, attention, linear, linear_into, prefers_onednn
+from segtune.segformer.cpu_products import (
+    attends_by_onednn,
+    attention,
+    linear,
+    linear_into,
+    prefers_onednn,
+    weight_gradient,
+)
+from segtune.segformer.fused import product
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 from support import networks
 
@@ -75,6 +83,56 @@ def test_products_of_autograd_autocast_and_other_types_are_left_to_torch(calls: 
         assert linear(x.double(), weight.double()).dtype == torch.float64
         assert linear(x.to("meta"), weight.to("meta")).is_meta
     assert not calls
+
+
+@needs_onednn
+@torch.no_grad()
+@pytest.mark.parametrize(("wide", "narrow"), [(130, 40), (40, 130)])
+@pytest.mark.parametrize("rows", [0, 7, 512, 1300])
+def test_gradients_of_weights_equal_the_plain_product(
+    rows: int, wide: int, narrow: int, calls: list[tuple[int, ...]]
+) -> None:
+    grad, x = random(rows, wide), random(2 * rows, narrow)[::2]
+    torch.testing.assert_close(weight_gradient(grad, x), grad.t() @ x, atol=2e-4, rtol=1e-5)
+    assert [shape[0] for shape in calls] == [40] * -(-rows // 512)
+    assert sum(shape[1] for shape in calls) == rows
+
+
+@needs_onednn
+@torch.no_grad()
+def test_few_weights_and_other_types_are_left_to_torch(calls: list[tuple[int, ...]]) -> None:
+    grad, x = random(50, 16), random(50, 256)
+    torch.testing.assert_close(weight_gradient(grad, x), grad.t() @ x)
+    assert weight_gradient(grad.double(), x.double()).dtype == torch.float64
+    assert not calls
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_has_the_gradients_of_the_linear_layer(bias: bool, calls: list[tuple[int, ...]]) -> None:
+    given = [random(3, 40, 64), random(80, 64), random(80) if bias else None]
+    ours, theirs = (
+        [None if each is None else each.clone().requires_grad_() for each in given] for _ in ("ours", "theirs")
+    )
+    towards = random(3, 40, 80)
+    out, expected = product(*ours), F.linear(*theirs)  # type: ignore[arg-type]
+    torch.testing.assert_close(out, expected)
+    (out * towards).sum().backward()
+    (expected * towards).sum().backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        if mine is not None and other is not None:
+            torch.testing.assert_close(mine.grad, other.grad, atol=1e-4, rtol=1e-5)
+    assert len(calls) == 3  # y, dx and dW
+    with pytest.raises(RuntimeError, match="second derivative"):
+        torch.autograd.grad(product(*ours).sum(), ours[:1], create_graph=True)
+
+
+@needs_onednn
+def test_a_product_computes_no_gradient_that_nobody_asks_for(calls: list[tuple[int, ...]]) -> None:
+    x, weight = random(40, 64), random(80, 64).requires_grad_()
+    product(x, weight).sum().backward()
+    torch.testing.assert_close(weight.grad, x.sum(0).expand(80, 64))
+    assert len(calls) == 2  # y and dW
 
 
 # --- attention -------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_ROWS, _FEWEST = 512, 4096  # rows whose transpose stays in the cache; weights above which oneDNN is the faster one
 _CHUNK, _FEWEST_QUERIES = 2**18, 128  # attention weights that stay in the cache; of at least so many queries
 
 
@@ -42,6 +43,24 @@ def linear_into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = No
         torch.addmm(bias, x, weight.t(), out=out)
 
 
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """`dyᵀ x`, the gradient of a linear layer's weight: `(M, E)` and `(M, C)` to `(E, C)`.
+
+    oneDNN is given the narrower of the two as its input, and rows in parts: it packs the transpose of the wider one
+    again for each call, and of many thousands of rows that leaves the cache.
+    """
+    many = grad.shape[1] * x.shape[1] > _FEWEST and len(x) > 0  # it has no kernel for sums of nothing
+    if not (many and grad.dtype == x.dtype and _by_onednn(x)):
+        return grad.t() @ x
+    narrow, wide = (grad, x) if grad.shape[1] <= x.shape[1] else (x, grad)
+    total: Tensor | None = None
+    for some, others in zip(narrow.split(_ROWS), wide.split(_ROWS), strict=True):
+        part: Tensor = torch.ops.mkldnn._linear_pointwise(some.t(), others.t(), None, "none", [], "")
+        total = part if total is None else total.add_(part)
+    assert total is not None  # split gives one part at least
+    return total if narrow is grad else total.t()
+
+
 def attends_by_onednn(query: Tensor, dropout: float) -> bool:
     """Whether `attention` is faster than PyTorch's, and may be used: no dropout, no gradient."""
     return dropout == 0 and not torch.is_grad_enabled() and _by_onednn(query)
@@ -60,11 +79,17 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return out
 
 
-def _by_onednn(x: Tensor) -> bool:
-    """Its products know neither autograd nor autocast, and a compiler chooses its own."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+def suits_onednn(x: Tensor) -> bool:
+    """Whether oneDNN's product of `x` is the faster one, where autograd does not look: it knows neither that nor
+    autocast, and a compiler chooses its own.
+    """
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     return x.dtype == torch.float32 and x.device.type == "cpu" and prefers_onednn()
+
+
+def _by_onednn(x: Tensor) -> bool:
+    return not torch.is_grad_enabled() and suits_onednn(x)
 
 
 @cache

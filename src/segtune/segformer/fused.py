@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import GELUActivation
 
-from .cpu_products import linear, linear_into
+from .cpu_products import linear, linear_into, suits_onednn, weight_gradient
 from .upsampling import strip_rows
 
 _NETWORK = f"{__name__.rpartition('.')[0]}.modeling_segformer"  # imports this file, so that it is not imported here
@@ -186,13 +186,13 @@ class JointKeyValue:
 
 
 class DirectLinear:
-    """A linear layer on its own, without autograd, by `cpu_products.linear`."""
+    """A linear layer on its own by `cpu_products`, whose products are the faster ones for these shapes."""
 
     @staticmethod
     def applies(config: Any, layer: Any, x: Tensor) -> bool:
-        """Whether nothing is recorded, and the layer is the plain one."""
+        """Whether the layer is the plain one, and nothing is recorded but what `LinearProduct` has a gradient for."""
         return (
-            not torch.is_grad_enabled()
+            (not torch.is_grad_enabled() or suits_onednn(x))
             and may_fuse(config, x)
             and keeps_to_cache(x)
             and is_eager()
@@ -202,7 +202,37 @@ class DirectLinear:
     @staticmethod
     def run(layer: Any, x: Tensor) -> Tensor:
         """`(…, C)` to `(…, E)`."""
-        return linear(x, layer.weight, layer.bias)
+        return product(x, layer.weight, layer.bias)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`, with a gradient where one is recorded: `(…, C)` times `(E, C)` transposed to `(…, E)`."""
+    if not torch.is_grad_enabled():
+        return linear(x, weight, bias)
+    if not suits_onednn(x):
+        return F.linear(x, weight, bias)
+    out: Tensor = LinearProduct.apply(x, weight, bias)
+    return out
+
+
+class LinearProduct(torch.autograd.Function):
+    """`y = W x + b` and its gradients, all by `cpu_products`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """`(…, C)`, `(E, C)` and `(E,)` to `(…, E)`."""
+        ctx.save_for_backward(x, weight)
+        return linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        refuse_second_derivative("a linear layer")
+        x, weight = ctx.saved_tensors
+        flat = grad.reshape(-1, grad.shape[-1])  # (M, E)
+        # dx = dy W, dW = dyᵀ x, db = Σ dy
+        grad_x = linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
+        grad_weight = weight_gradient(flat, x.reshape(-1, x.shape[-1])) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_weight, flat.sum(0) if ctx.needs_input_grad[2] else None
 
 
 class FusedProjections:
@@ -321,8 +351,8 @@ class NormQueryKeyValue(torch.autograd.Function):
             grad_normed.to(x.dtype), x, [c], mean, rstd, w.norm_weight, w.norm_bias, [True, True, True]
         )
         # of a linear layer dW = dyᵀ x and db = Σ dy
-        query = (grad_query.t() @ values.view(-1, c), grad_query.sum(0))
-        key_value = (grad_key_value.t() @ reduced, grad_key_value.sum(0))
+        query = (weight_gradient(grad_query, values.view(-1, c)), grad_query.sum(0))
+        key_value = (weight_gradient(grad_key_value, reduced), grad_key_value.sum(0))
         grads = ProjectionWeights(grad_norm_weight, grad_norm_bias, *query, *key_value, *grads_reduction)
         return grad_x.to(ctx.dtype), None, None, None, *grads
 
@@ -346,7 +376,7 @@ def _reduction_backward(
     )
     # dWs = dzᵀ p, dbs = Σ dz; dp = dz Ws goes back to where each patch lies in n
     grad_before = grad_before.to(dtype).view(-1, c)
-    grad_weight = grad_before.t() @ patches.view(len(grad_before), -1)
+    grad_weight = weight_gradient(grad_before, patches.view(len(grad_before), -1))
     del patches
     add_patches(grad_normed, linear(grad_before, w.reduction_weight.to(dtype).t()), ratio)
     return reduced.to(dtype).view(-1, c), (grad_weight, grad_before.sum(0), grad_norm_weight, grad_norm_bias)
@@ -474,7 +504,7 @@ class MixFFN(torch.autograd.Function):
 
             # y = W2 g + b2 with g = gelu(u): dW2 = dyᵀ g, dg = dy W2
             grad_out = grad[part].to(dtype).reshape(-1, c)  # (M, C)
-            grad_weight2 = grad_out.t() @ F.gelu(wide).reshape(-1, width) if train else None
+            grad_weight2 = weight_gradient(grad_out, F.gelu(wide).reshape(-1, width)) if train else None
             grad_wide = linear(grad_out, w.weight2.t()).view_as(wide)
             # du = dg ⊙ gelu'(u), with gelu'(u) = Φ(u) + u φ(u)
             grad_wide = torch.ops.aten.gelu_backward(grad_wide, wide)
@@ -503,7 +533,7 @@ class MixFFN(torch.autograd.Function):
             # dW1 = dvᵀ n, and of each bias the sum over pixels; parts of the batch add up
             if train:
                 grad_conv_weight = grad_conv_weight.flatten(1).view(w.conv_weight.shape)  # in the strides of the weight
-                linear1 = (grad_before.t() @ normed.view(-1, c), grad_before.sum(0))
+                linear1 = (weight_gradient(grad_before, normed.view(-1, c)), grad_before.sum(0))
                 linear2 = (grad_weight2, grad_out.sum(0))
                 sums = _add(sums, *grads_norm, *linear1, grad_conv_weight, grad_conv_bias, *linear2)
         return grad_x.to(ctx.dtype), None, *(sums if train else [None] * len(w))

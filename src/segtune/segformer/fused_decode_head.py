@@ -24,8 +24,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cpu_products import linear, linear_into
-from .fused import is_eager, is_idle, is_plain, is_plain_convolution, keeps_to_cache, may_fuse, refuse_second_derivative
+from .cpu_products import linear, linear_into, weight_gradient
+from .fused import (
+    is_eager,
+    is_idle,
+    is_plain,
+    is_plain_convolution,
+    keeps_to_cache,
+    may_fuse,
+    product,
+    refuse_second_derivative,
+)
 from .upsampling import full_precision, linear_weights, strip_rows, upsample, upsample_backward, upsampled_strip
 
 # --- composed projections --------------------------------------------------------------------------------------------
@@ -221,7 +230,7 @@ class FusedDecodeHead:
         norm = head.batch_norm
         first, *others = features
         (weight, *weights), bias = compose(head, fold=False)
-        maps = [F.linear(x, other) for x, other in zip(others, weights, strict=True)]  # (B, H_i, W_i, D)
+        maps = [product(x, other) for x, other in zip(others, weights, strict=True)]  # (B, H_i, W_i, D)
         idle = is_idle(head.dropout, nn.Dropout2d)
         noise = None if idle else _channel_noise(head.dropout, bias, len(first), len(bias))
         if norm.num_batches_tracked is not None:
@@ -317,7 +326,7 @@ class SumNormClassify(torch.autograd.Function):
             active = torch.addcmul(beta, normed, gamma).relu_()
             grad_strip = grad[i, strip].flatten(0, 1)  # (N, K)
             # dWc = Σ dlogitsᵀ (noise ⊙ a): the noise is one for all pixels of an image
-            grad_classify += _dropped(grad_strip.t() @ active.to(dtype).flatten(0, 1), noise, i)
+            grad_classify += _dropped(weight_gradient(grad_strip, active.to(dtype).flatten(0, 1)), noise, i)
             # da = dlogits (Wc ⊙ noise), and dz = da where a > 0
             out = grad_total[i, strip]
             linear_into(out.flatten(0, 1), grad_strip, _dropped(w.classify_weight, noise, i).to(dtype).t())
@@ -343,7 +352,7 @@ class SumNormClassify(torch.autograd.Function):
             out = grad_total[i, strip]
             out.copy_(torch.addcmul(torch.addcmul(offset, total[i, strip], slope), out, scale))
             flat = out.flatten(0, 1)  # (N, D)
-            grad_weight += flat.t() @ first[i, strip].to(dtype).flatten(0, 1)
+            grad_weight += weight_gradient(flat, first[i, strip].to(dtype).flatten(0, 1))
             grad_bias += flat.sum(0)
             if grad_first is not None:
                 grad_first[i, strip] = linear(out, w.weight.to(dtype).t()).to(first.dtype)
