@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from segtune.cli.cmd_recipes import proposal_lines, propose_recipe, refuse_budget
-from segtune.cli.common import check_before_torch, hide_bars_of_libraries, is_main_process, load_checked, resumed, say
+from segtune.cli.common import (
+    check_before_torch,
+    hide_bars_of_libraries,
+    is_main_process,
+    load_checked,
+    resumed,
+    say,
+    settle_threads,
+)
 from segtune.cli.options import BudgetOption, OverridesArgument, RecipeOrPathArgument
 from segtune.errors import UsageError
 from segtune.training.interrupts import StopRequest, process_start, seconds
@@ -62,6 +70,7 @@ def _proposed(path: str, overrides: Sequence[str], budget: str | None) -> Recipe
         refuse_budget(budget)
     quick = look_over(path, overrides, or_data=True)
     check_before_torch(quick, quick.model.name)
+    settle_threads(quick)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UsageError(
             f"{path} is data: several processes would each propose a recipe of their own. Write one first, segtune "

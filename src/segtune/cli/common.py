@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from segtune import bars
+from segtune.engines import cpu_threads
 from segtune.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -126,7 +127,16 @@ def load_checked(
     check_before_torch(quick, quick.model.name if trains else checkpoint)
     if trains:
         _check_sources(quick)
+        settle_threads(quick)
     return (load_recipe_or_data if or_data else load_recipe)(ref, overrides or ())
+
+
+def settle_threads(settings: Recipe) -> None:
+    """Have threads sleep while they wait, where a training will start loading processes that want their cores."""
+    training = settings.training
+    # By the rule of num_workers there are some where PyTorch finds a GPU, which it is not asked before it is loaded.
+    gpu = training.device in ("auto", "cuda") and any(map(os.path.exists, ("/dev/nvidiactl", "/dev/kfd")))
+    cpu_threads.settle(loading=int(gpu) if training.num_workers is None else training.num_workers)
 
 
 def _check_sources(settings: Recipe) -> None:
