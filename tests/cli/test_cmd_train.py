@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segtune.cli.cmd_train import _stopped_lines
 from segtune.evaluation.evaluation import Evaluation
 from segtune.recipe.shipped import recipe_folder
 from segtune.recipe.yaml_file import parse_yaml
@@ -180,6 +181,34 @@ def test_with_a_budget_the_numbers_that_were_found_stand_in_the_recipe(
         training = parse_yaml((tmp_path / "runs" / "earth" / f"{name}.yaml").read_text())["training"]
         assert (training["batch_size"], training["accumulation_steps"], training["max_steps"]) == (8, 1, 2)
         assert training["time_limit"] == "9d" and training.get("effective_batch_size") is None
+
+
+@pytest.mark.parametrize(
+    ("best", "weights", "splits", "told"),
+    [
+        ({"step": 2, "mean_iou": 0.5}, None, ["train", "val"], []),
+        ({}, None, ["train", "val"], ["no best/ yet, which the first evaluation writes"]),
+        (
+            {},
+            "run/checkpoints/step-000003/model",
+            ["train", "val"],
+            [
+                "no best/ yet, which the first evaluation writes; the weights of this step, not evaluated: "
+                "run/checkpoints/step-000003/model"
+            ],
+        ),
+        ({}, None, ["train"], ["no best/ yet, which the end of the run, without a val split, writes"]),
+    ],
+)
+def test_a_run_that_was_stopped_says_what_there_is_and_how_to_go_on(
+    best: dict[str, Any], weights: str | None, splits: list[str], told: list[str]
+) -> None:
+    result = {"step": 3, "stopped": "training.time_limit is reached", "best": best, "weights": weights}
+    assert list(_stopped_lines(["demo", "training.resume=never"], result | {"splits": splits})) == [
+        "stopped at step 3, everything saved: training.time_limit is reached",
+        *told,
+        "next: segtune train demo training.resume=auto",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,11 +110,13 @@ def _given_limit(overrides: Sequence[str], budget: str | None = None) -> int | N
     return None
 
 
-def _stopped_lines(words: Sequence[str], result: dict[str, Any]) -> list[str]:
-    return [
-        f"stopped at step {result['step']}, everything saved: {result['stopped']}",
-        f"next: {shlex.join(['segtune', 'train', *resumed(words)])}",
-    ]
+def _stopped_lines(words: Sequence[str], result: dict[str, Any]) -> Iterator[str]:
+    yield f"stopped at step {result['step']}, everything saved: {result['stopped']}"
+    if not result["best"]:
+        writer = "the first evaluation" if "val" in result["splits"] else "the end of the run, without a val split,"
+        weights = f"; the weights of this step, not evaluated: {result['weights']}" if result["weights"] else ""
+        yield f"no best/ yet, which {writer} writes{weights}"
+    yield f"next: {shlex.join(['segtune', 'train', *resumed(words)])}"
 
 
 def _closing_lines(result: dict[str, Any]) -> list[str]:

@@ -35,6 +35,7 @@ SPLIT_FILE, METRICS_FILE, REPORT_FILE = "split.json", "metrics.jsonl", "report.h
 STATES, BEST, FINAL, OVERLAYS, TENSORBOARD = "checkpoints", "best", "final", "overlays", "tensorboard"  # folders
 RUN_FILES = (RECIPE_FILE, SPLIT_FILE, METRICS_FILE)  # pushed beside the weights
 NON_FINITE = "non_finite"  # a folder: the samples of a step whose loss or gradient was not finite
+UNSCORED = "model"  # a folder of a training state: its weights as a checkpoint, where there was no best/ yet
 
 
 class RunFolder:
@@ -267,6 +268,15 @@ class RunFolder:
         """Save the model as `best/` or `final/`."""
         if self.accelerator.is_main_process:
             checkpoint.save_model(self.path / name, model, processor)
+
+    def save_unscored(
+        self, step: int, model: SegformerForSemanticSegmentation, processor: SegformerImageProcessor
+    ) -> Path:
+        """Save a model in the training state of its step; returns its folder."""
+        folder = self._state_folder(step) / UNSCORED
+        if self.accelerator.is_main_process:
+            checkpoint.save_model(folder, model, processor)
+        return folder
 
     def save_evaluation(self, evaluation: Evaluation, split: str, step: int) -> None:
         """Keep what was counted with the weights of best/."""
