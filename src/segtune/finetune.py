@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 from segtune.data.checks import check_masks
@@ -35,11 +36,12 @@ logger = logging.getLogger(__name__)
 PUSH_GRACE = 5.0  # seconds that a push has to end in once the run was stopped
 
 
-def train(recipe: Recipe, started: float | None = None) -> dict[str, Any]:
+def train(recipe: Recipe, started: float | None = None, source: Path | None = None) -> dict[str, Any]:
     """Builds what the recipe names, checks the data, trains, and pushes the run where the recipe says so.
 
     Args:
         started: since when `training.time_limit` counts, by `time.monotonic`; by default from now.
+        source: the file that the recipe was read from; `training.overwrite` leaves it, should it lie in the run folder.
 
     Returns:
         What `SegmentationTrainer.train` returns and, under "splits", the names of the data's splits; under "report",
@@ -55,6 +57,7 @@ def train(recipe: Recipe, started: float | None = None) -> dict[str, Any]:
     with without_bars(), _locked(training.output_dir), StopRequest(limit, started) as request:
         try:
             trainer, dataset, pixels = _prepare(recipe)
+            trainer.run.source = source
             push = _push_beside(recipe, trainer)
         except Interrupted as interruption:
             if interruption.reason == LIMIT:

@@ -137,6 +137,12 @@ def test_data_is_enough_and_the_recipe_that_lies_in_the_run_trains_it_again(
     code, out, err = segtune_command("train", earth, *DATA, "training.resume=auto")
     assert code == 0 and not out.startswith("data "), err  # neither doctor nor proposal
     assert computed(run) == before
+    # A run from another recipe that takes its place takes its proposal away as well; that of the next data is its own.
+    replacing = ["training.output_dir=runs/earth", "training.overwrite=true"]
+    assert segtune_command("train", "demo", *TINY, *replacing).code == 0
+    assert not (run / "proposal.yaml").exists() and (run / "recipe.yaml").is_file()
+    assert segtune_command("train", earth, *DATA, *replacing).code == 0
+    assert (run / "proposal.yaml").is_file()
 
 
 def test_errors_of_the_doctor_stop_it_and_nothing_is_written(

@@ -24,12 +24,11 @@ from segtune.cli.common import (
 )
 from segtune.cli.options import BudgetOption, OverridesArgument, RecipeOrPathArgument
 from segtune.errors import UsageError
+from segtune.recipe.shipped import find_recipe
 from segtune.training.interrupts import StopRequest, process_start, seconds
 
 if TYPE_CHECKING:
     from segtune.recipe.recipe import Recipe
-
-PROPOSAL_FILE = "proposal.yaml"  # of a run folder: the recipe that was made from data, with the reasons
 
 
 def train(recipe: RecipeOrPathArgument, overrides: OverridesArgument = None, budget: BudgetOption = None) -> None:
@@ -43,15 +42,15 @@ def train(recipe: RecipeOrPathArgument, overrides: OverridesArgument = None, bud
         from segtune.recipe.recipe import is_data
 
         if is_data(recipe):
-            settings = _proposed(recipe, overrides or (), budget)
+            settings, source = _proposed(recipe, overrides or (), budget)
         elif budget is not None:
             raise UsageError(f"--budget is for data without a recipe: {recipe} takes training.time_limit={budget}")
         else:
-            settings = load_checked(recipe, overrides, trains=True)
+            settings, source = load_checked(recipe, overrides, trains=True), find_recipe(recipe)
         from segtune import finetune
 
         hide_bars_of_libraries()
-    result = finetune.train(settings, started=process_start())
+    result = finetune.train(settings, started=process_start(), source=source)
     stopped = result.get("stopped")
     if is_main_process():
         is_done = not stopped or "left" in result
@@ -62,8 +61,8 @@ def train(recipe: RecipeOrPathArgument, overrides: OverridesArgument = None, bud
         raise typer.Exit(3)
 
 
-def _proposed(path: str, overrides: Sequence[str], budget: str | None) -> Recipe:
-    """The recipe for data, which then lies in the run folder; of a run that goes on, the one that lies there."""
+def _proposed(path: str, overrides: Sequence[str], budget: str | None) -> tuple[Recipe, Path]:
+    """The recipe for data, and its file in the run folder; of a run that goes on, the one that lies there."""
     from segtune.recipe.recipe import load_recipe, look_over
 
     if budget is not None:
@@ -77,7 +76,7 @@ def _proposed(path: str, overrides: Sequence[str], budget: str | None) -> Recipe
             f"recipes propose {shlex.quote(path)} -o mine.yaml, and launch that"
         )
     from segtune.files import write_atomic
-    from segtune.training.run_folder import is_resuming, refuse_existing_run
+    from segtune.training.run_folder import PROPOSAL_FILE, is_resuming, refuse_existing_run
     from segtune.training.run_lock import locked
 
     folder = Path(str(quick.training.output_dir))
@@ -96,7 +95,7 @@ def _proposed(path: str, overrides: Sequence[str], budget: str | None) -> Recipe
         if not text.startswith(("training.batch_size=auto", "training.effective_batch_size="))
     ]
     limit = [f"training.time_limit={budget}"] if budget else []
-    return load_recipe(stored, [*kept, f"training.output_dir={json.dumps(str(folder))}", *limit])
+    return load_recipe(stored, [*kept, f"training.output_dir={json.dumps(str(folder))}", *limit]), stored
 
 
 def _given_limit(overrides: Sequence[str], budget: str | None = None) -> int | None:
