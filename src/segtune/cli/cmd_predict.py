@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -178,6 +179,7 @@ def label(
     from segtune.inference.protocol import InferenceProtocol
     from segtune.inference.segmenter import Segmenter
     from segtune.labels.label_map import LabelMap
+    from segtune.recipe.recipe import is_data
 
     with any_size():
         pseudo_labels.refuse_unfit(found)
@@ -202,8 +204,10 @@ def label(
         share = row["labelled"] / max(row["predicted"], 1)
         say(f"  {name}: {row['labelled']} of {row['predicted']} pixels ({share:.1%})")
     if segmenter.temperature == 1.0:
-        say(f"the confidences are not calibrated: segtune calibrate {checkpoint} RECIPE, then label again", err=True)
-    say(f"next: segtune train RECIPE dataset.path={folder}", err=True)
+        named = shlex.quote(checkpoint)
+        say(f"the confidences are not calibrated: segtune calibrate {named} RECIPE, then label again", err=True)
+    data = str(folder) if is_data(folder) else f"./{folder}"  # else a shipped recipe has its name
+    say(f"next: {shlex.join(['segtune', 'train', data])}", err=True)
 
 
 def _local_folder(output: str, images: Sequence[str]) -> Path:
