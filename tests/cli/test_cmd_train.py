@@ -232,3 +232,14 @@ def test_a_teacher_or_pictures_that_are_not_there_are_told_before_torch_is_impor
     words += ["training.semi={}"] if "unlabelled" in change else []
     done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "") and message in done.stderr
+
+
+def test_an_archive_is_told_with_the_command_that_unpacks_it_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "data.zip").write_bytes(b"PK")
+    code = "import sys; from segtune.cli import main; sys.modules['torch'] = None; main.main(sys.argv[1:])"
+    for words in (("train",), ("train", "demo", "dataset.path=data.zip"), ("doctor",), ("recipes", "propose")):
+        named = [*words, "data.zip"] if "demo" not in words else words
+        done = subprocess.run([sys.executable, "-c", code, *named], cwd=tmp_path, capture_output=True, text=True)
+        told = "unpack it: python -m zipfile -e 'data.zip' 'data', and name the folder in its place"
+        assert (done.returncode, done.stderr) == (2, f"error: data.zip is an archive: {told}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["data.zip"]
