@@ -173,7 +173,8 @@ def _push_beside(recipe: Recipe, trainer: SegmentationTrainer) -> RunPush | None
     """What pushes the run of the main process while it goes on, where the recipe says so."""
     if recipe.hub.push is None or not trainer.accelerator.is_main_process:
         return None
-    push = RunPush(trainer.run.path, recipe.hub, recipe.model.name)
+    distill = recipe.training.distill
+    push = RunPush(trainer.run.path, recipe.hub, recipe.model.name, distill and distill.teacher)
     push.check()
     trainer.after_evaluation = push.after_evaluation
     return push

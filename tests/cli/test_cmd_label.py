@@ -11,6 +11,7 @@ from PIL import Image
 
 import segtune
 from segtune.data.config import DatasetConfig
+from segtune.data.convert.dataset_card import Origin
 from segtune.data.dataset import open_dataset
 from segtune.inference.calibrate import store_temperature
 from segtune.labels.label_map import LabelMap
@@ -48,6 +49,8 @@ def test_masks_hold_the_sure_pixels_and_train_as_they_are(
     assert 0 < result["labelled_share"] < 1
     label_map = LabelMap.from_file(out / "classes.json")
     assert label_map == LabelMap.from_names(["water", "vegetation", "bare", "ice"], label_map.colors)
+    named = f"{tmp_path.name}/best"
+    assert Origin.of(str(out)).source == f"masks of the pixels that {named} is sure of (segtune label)"
     labelled = np.zeros(4, dtype=int)
     kept = [file for file in sorted(pictures.iterdir()) if str(file) not in result["left_out"]]
     assert sorted(file.name for file in (out / "images").iterdir()) == [file.name for file in kept]

@@ -172,6 +172,7 @@ def label(
         raise UsageError(
             "segtune label takes files, which it copies: save images of the web or of stdin to files first"
         )
+    from segtune.hub.privacy import public_name
     from segtune.imageio.raster import any_size
     from segtune.inference import pseudo_labels
     from segtune.inference.open_network import open_network
@@ -190,7 +191,9 @@ def label(
         protocol = InferenceProtocol.choose(processor, window, stride, tta)
         segmenter = Segmenter(model, processor, protocol, batch_size, precision=precision)
         label_map = LabelMap.from_config(model.config)
-        counted = pseudo_labels.write_pseudo_labels(segmenter, label_map, found, targets, folder, min_confidence)
+        counted = pseudo_labels.write_pseudo_labels(
+            segmenter, label_map, found, targets, folder, min_confidence, public_name(checkpoint)
+        )
     rows = zip(label_map.names, counted.labelled.tolist(), counted.predicted.tolist(), strict=True)
     classes = {name: {"labelled": sure, "predicted": all_} for name, sure, all_ in rows}
     if as_json:
