@@ -147,9 +147,10 @@ def _prepare(
     if training.output_dir is not None:
         refuse_another_run(recipe)  # with what was counted
     model = build_model(recipe.model, label_map, seed=recipe.training.seed)
+    processor = processor_from_transforms(recipe.transforms, recipe.evaluation)
     if recipe.training.batch_size == AUTO:
         options = {"shuffle_buffer": recipe.dataset.shuffle_buffer}
-        found = find_batch(model, recipe.training, dataset["train"], label_map, recipe.transforms, **options)
+        found = find_batch(model, recipe.training, dataset["train"], label_map, recipe.transforms, processor, **options)
         recipe = recipe.model_copy(update={"training": found})
     trainer = SegmentationTrainer(
         model,
@@ -158,7 +159,7 @@ def _prepare(
         eval_dataset=dataset.get("val"),
         label_map=label_map,
         transforms=recipe.transforms,
-        processor=processor_from_transforms(recipe.transforms, recipe.evaluation),
+        processor=processor,
         recipe=resolved(recipe).to_yaml(),
         settings=recipe.model_dump(),
         splits=None if recipe.dataset.streaming else dataset,
@@ -174,7 +175,7 @@ def _push_beside(recipe: Recipe, trainer: SegmentationTrainer) -> RunPush | None
     if recipe.hub.push is None or not trainer.accelerator.is_main_process:
         return None
     distill = recipe.training.distill
-    push = RunPush(trainer.run.path, recipe.hub, recipe.model.name, distill and distill.teacher)
+    push = RunPush(trainer.run.path, recipe.hub, recipe.model.name, None if distill is None else distill.teacher)
     push.check()
     trainer.after_evaluation = push.after_evaluation
     return push
