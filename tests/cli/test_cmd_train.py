@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -235,11 +236,33 @@ def test_a_teacher_or_pictures_that_are_not_there_are_told_before_torch_is_impor
 
 
 def test_an_archive_is_told_with_the_command_that_unpacks_it_before_torch_is_imported(tmp_path: Path) -> None:
-    (tmp_path / "data.zip").write_bytes(b"PK")
     code = "import sys; from segtune.cli import main; sys.modules['torch'] = None; main.main(sys.argv[1:])"
-    for words in (("train",), ("train", "demo", "dataset.path=data.zip"), ("doctor",), ("recipes", "propose")):
-        named = [*words, "data.zip"] if "demo" not in words else words
-        done = subprocess.run([sys.executable, "-c", code, *named], cwd=tmp_path, capture_output=True, text=True)
-        told = "unpack it: python -m zipfile -e 'data.zip' 'data', and name the folder in its place"
-        assert (done.returncode, done.stderr) == (2, f"error: data.zip is an archive: {told}\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["data.zip"]
+    for name, module, *words in (
+        ("data.tgz", "tarfile", "train", "data.tgz"),
+        ("data.zip", "zipfile", "train", "demo", "dataset.path=data.zip"),
+        ("data.tgz", "tarfile", "doctor", "data.tgz"),
+    ):
+        (tmp_path / name).write_bytes(b"PK")
+        done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
+        told = f"unpack it: python -m {module} -e '{name}' 'data', and name the folder in its place"
+        assert (done.returncode, done.stderr) == (2, f"error: {name} is an archive: {told}\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.tgz", "data.zip"]
+
+
+def test_a_zip_is_unpacked_once_beside_it(
+    segtune_command: Any, earth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile("tiles.zip", "w") as archive:
+        for path in sorted(earth.rglob("*.*")):
+            archive.write(path, f"earth-v2/{path.relative_to(earth)}")
+    code, out, err = segtune_command("train", "tiles.zip", *DATA)
+    assert code == 0, err
+    assert "tiles.zip is unpacked into tiles: " in err and "94 train, 39 val, 37 test" in " ".join(out.split())
+    assert parse_yaml(Path("runs/tiles/proposal.yaml").read_text())["dataset"]["path"] == "tiles"
+    code, out, err = segtune_command("doctor", "tiles.zip")
+    assert code == 0 and "unpacked" not in err
+    assert segtune_command("recipes", "propose", "tiles.zip", "-o", "x.yaml").code == 0
+    (tmp_path / "tiles.zip").write_bytes(b"another")
+    code, _, err = segtune_command("doctor", "tiles.zip")
+    assert code == 2 and "tiles.zip would be unpacked into tiles, which is there and does not come of it" in err

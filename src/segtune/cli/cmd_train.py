@@ -21,6 +21,7 @@ from segtune.cli.common import (
     resumed,
     say,
     settle_threads,
+    unpacked,
 )
 from segtune.cli.options import BudgetOption, OverridesArgument, RecipeOrPathArgument
 from segtune.errors import UsageError
@@ -67,14 +68,15 @@ def _proposed(path: str, overrides: Sequence[str], budget: str | None) -> tuple[
 
     if budget is not None:
         refuse_budget(budget)
-    quick = look_over(path, overrides, or_data=True)
-    check_before_torch(quick, quick.model.name)
-    settle_threads(quick)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UsageError(
             f"{path} is data: several processes would each propose a recipe of their own. Write one first, segtune "
             f"recipes propose {shlex.quote(path)} -o mine.yaml, and launch that"
         )
+    path = unpacked(path)
+    quick = look_over(path, overrides, or_data=True)
+    check_before_torch(quick, quick.model.name)
+    settle_threads(quick)
     from segtune.files import write_atomic
     from segtune.training.run_folder import PROPOSAL_FILE, is_resuming, refuse_existing_run
     from segtune.training.run_lock import locked
