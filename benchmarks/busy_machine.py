@@ -158,6 +158,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if "OMP_WAIT_POLICY" not in os.environ:  # read when torch is imported: waiting threads sleep, as in commands
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # It is read when torch is imported: waiting threads sleep, as in commands on a busy machine.
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"OMP_WAIT_POLICY": "PASSIVE"})
     main()

@@ -268,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("changes", nargs="*", metavar="section.key=value", help="further changes to the recipe")
     add("--job", help=argparse.SUPPRESS)  # JSON, of a fresh process that this one starts
     options = parser.parse_args(arguments)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as segtune's commands set it, here for both sides
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as segtune's commands do on a busy machine; here both sides
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
         torch.set_num_threads(options.threads)

@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 from segtune.data.checks import check_masks
@@ -35,11 +36,12 @@ logger = logging.getLogger(__name__)
 PUSH_GRACE = 5.0  # seconds that a push has to end in once the run was stopped
 
 
-def train(recipe: Recipe, started: float | None = None) -> dict[str, Any]:
+def train(recipe: Recipe, started: float | None = None, source: Path | None = None) -> dict[str, Any]:
     """Builds what the recipe names, checks the data, trains, and pushes the run where the recipe says so.
 
     Args:
         started: since when `training.time_limit` counts, by `time.monotonic`; by default from now.
+        source: the file that the recipe was read from; `training.overwrite` leaves it, should it lie in the run folder.
 
     Returns:
         What `SegmentationTrainer.train` returns and, under "splits", the names of the data's splits; under "report",
@@ -55,6 +57,7 @@ def train(recipe: Recipe, started: float | None = None) -> dict[str, Any]:
     with without_bars(), _locked(training.output_dir), StopRequest(limit, started) as request:
         try:
             trainer, dataset, pixels = _prepare(recipe)
+            trainer.run.source = source
             push = _push_beside(recipe, trainer)
         except Interrupted as interruption:
             if interruption.reason == LIMIT:
@@ -144,9 +147,10 @@ def _prepare(
     if training.output_dir is not None:
         refuse_another_run(recipe)  # with what was counted
     model = build_model(recipe.model, label_map, seed=recipe.training.seed)
+    processor = processor_from_transforms(recipe.transforms, recipe.evaluation)
     if recipe.training.batch_size == AUTO:
         options = {"shuffle_buffer": recipe.dataset.shuffle_buffer}
-        found = find_batch(model, recipe.training, dataset["train"], label_map, recipe.transforms, **options)
+        found = find_batch(model, recipe.training, dataset["train"], label_map, recipe.transforms, processor, **options)
         recipe = recipe.model_copy(update={"training": found})
     trainer = SegmentationTrainer(
         model,
@@ -155,7 +159,7 @@ def _prepare(
         eval_dataset=dataset.get("val"),
         label_map=label_map,
         transforms=recipe.transforms,
-        processor=processor_from_transforms(recipe.transforms, recipe.evaluation),
+        processor=processor,
         recipe=resolved(recipe).to_yaml(),
         settings=recipe.model_dump(),
         splits=None if recipe.dataset.streaming else dataset,
@@ -170,7 +174,8 @@ def _push_beside(recipe: Recipe, trainer: SegmentationTrainer) -> RunPush | None
     """What pushes the run of the main process while it goes on, where the recipe says so."""
     if recipe.hub.push is None or not trainer.accelerator.is_main_process:
         return None
-    push = RunPush(trainer.run.path, recipe.hub, recipe.model.name)
+    distill = recipe.training.distill
+    push = RunPush(trainer.run.path, recipe.hub, recipe.model.name, None if distill is None else distill.teacher)
     push.check()
     trainer.after_evaluation = push.after_evaluation
     return push

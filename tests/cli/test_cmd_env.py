@@ -15,6 +15,7 @@ import torch
 
 import segtune
 from segtune.cli import cmd_env
+from segtune.engines import cpu_threads
 
 
 def test_names_versions_and_processors(segtune_command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,11 +83,31 @@ def test_accelerators_are_named(segtune_command: Any, monkeypatch: pytest.Monkey
     assert "NVIDIA T4, 15 GiB, 7.5; NVIDIA T4, 15 GiB, 7.5" in out and "CUDA 12.8" in out
 
 
-def test_waiting_threads_leave_their_cores_to_others() -> None:
-    """Said before PyTorch is loaded; what the environment says itself stands."""
-    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
-        variables = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-        variables |= {} if given is None else {"OMP_WAIT_POLICY": given}
-        words = [sys.executable, "-m", "segtune", "env", "--json"]
-        done = subprocess.run(words, env=variables, capture_output=True, text=True, check=True)
-        assert json.loads(done.stdout)["variables"]["OMP_WAIT_POLICY"] == expected
+def waiting_threads(**variables: str) -> tuple[str, str | None]:
+    """What a command says of its threads, and the variable, which is read when PyTorch is loaded."""
+    named = ("OMP_WAIT_POLICY", "SEGTUNE_OMP_WAIT_POLICY", "LOCAL_WORLD_SIZE")
+    kept = {name: value for name, value in os.environ.items() if name not in named}
+    words = [sys.executable, "-m", "segtune", "env", "--json"]
+    done = subprocess.run(words, env=kept | variables, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    return found["waiting_threads"], found["variables"].get("OMP_WAIT_POLICY")
+
+
+def test_threads_that_wait_sleep_where_there_are_more_of_them_than_cores() -> None:
+    threads = cpu_threads.cores() + 1
+    told, value = waiting_threads(OMP_NUM_THREADS=str(threads))
+    assert told == f"asleep: {threads} threads share {threads - 1} cores" and value == "PASSIVE"
+    assert waiting_threads(OMP_NUM_THREADS="1") == ("spinning: a single thread waits for no other", None)
+    told, value = waiting_threads(OMP_NUM_THREADS="2", LOCAL_WORLD_SIZE=str(threads))
+    assert told.startswith(f"asleep: {threads} processes of 2 threads share") and value == "PASSIVE"
+
+
+def test_what_the_user_says_of_waiting_threads_stays() -> None:
+    for given, shown in (("ACTIVE", "spinning"), ("PASSIVE", "asleep")):
+        told = f"{shown}: OMP_WAIT_POLICY={given} was set"
+        assert waiting_threads(OMP_NUM_THREADS="1", OMP_WAIT_POLICY=given) == (told, given)
+
+
+def test_the_page_says_how_threads_wait(segtune_command: Any) -> None:
+    lines = segtune_command("env").out.splitlines()
+    assert sum(line.startswith("waiting threads ") for line in lines) == 1

@@ -11,9 +11,11 @@ from PIL import Image
 
 import segtune
 from segtune.data.config import DatasetConfig
+from segtune.data.convert.dataset_card import Origin
 from segtune.data.dataset import open_dataset
 from segtune.inference.calibrate import store_temperature
 from segtune.labels.label_map import LabelMap
+from support.command_runs import TINY
 
 
 @pytest.fixture
@@ -47,6 +49,8 @@ def test_masks_hold_the_sure_pixels_and_train_as_they_are(
     assert 0 < result["labelled_share"] < 1
     label_map = LabelMap.from_file(out / "classes.json")
     assert label_map == LabelMap.from_names(["water", "vegetation", "bare", "ice"], label_map.colors)
+    named = f"{tmp_path.name}/best"
+    assert Origin.of(str(out)).source == f"masks of the pixels that {named} is sure of (segtune label)"
     labelled = np.zeros(4, dtype=int)
     kept = [file for file in sorted(pictures.iterdir()) if str(file) not in result["left_out"]]
     assert sorted(file.name for file in (out / "images").iterdir()) == [file.name for file in kept]
@@ -68,7 +72,18 @@ def test_masks_hold_the_sure_pixels_and_train_as_they_are(
         code == 0
         and f"{result['images']} pictures in {out}, {result['labelled_share']:.1%} of the pixels labelled" in text
     )
-    assert f"next: segtune train RECIPE dataset.path={out}" in err and "not calibrated" not in err
+    assert "not calibrated" not in err and f"next: segtune train {out}" == err.splitlines()[-1]
+    code, text, err = segtune_command("train", out, *TINY, f"training.output_dir={tmp_path / 'run'}")
+    assert code == 0 and (tmp_path / "run" / "best" / "config.json").is_file(), text + err
+
+
+def test_the_next_command_trains_what_lies_in_a_folder_named_as_a_recipe(
+    segtune_command: Any, checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, named in (("demo", "./demo"), ("my labels", "'my labels'")):
+        code, _, err = segtune_command("label", checkpoint, pictures, "--min-confidence", "0.6", "-o", folder)
+        assert code == 0 and err.splitlines()[-1] == f"next: segtune train {named}"
 
 
 def test_pictures_without_a_sure_pixel_are_left_out(

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segtune.cli.cmd_train import _stopped_lines
 from segtune.evaluation.evaluation import Evaluation
 from segtune.recipe.shipped import recipe_folder
 from segtune.recipe.yaml_file import parse_yaml
@@ -136,6 +138,12 @@ def test_data_is_enough_and_the_recipe_that_lies_in_the_run_trains_it_again(
     code, out, err = segtune_command("train", earth, *DATA, "training.resume=auto")
     assert code == 0 and not out.startswith("data "), err  # neither doctor nor proposal
     assert computed(run) == before
+    # A run from another recipe that takes its place takes its proposal away as well; that of the next data is its own.
+    replacing = ["training.output_dir=runs/earth", "training.overwrite=true"]
+    assert segtune_command("train", "demo", *TINY, *replacing).code == 0
+    assert not (run / "proposal.yaml").exists() and (run / "recipe.yaml").is_file()
+    assert segtune_command("train", earth, *DATA, *replacing).code == 0
+    assert (run / "proposal.yaml").is_file()
 
 
 def test_errors_of_the_doctor_stop_it_and_nothing_is_written(
@@ -183,6 +191,34 @@ def test_with_a_budget_the_numbers_that_were_found_stand_in_the_recipe(
 
 
 @pytest.mark.parametrize(
+    ("best", "weights", "splits", "told"),
+    [
+        ({"step": 2, "mean_iou": 0.5}, None, ["train", "val"], []),
+        ({}, None, ["train", "val"], ["no best/ yet, which the first evaluation writes"]),
+        (
+            {},
+            "run/checkpoints/step-000003/model",
+            ["train", "val"],
+            [
+                "no best/ yet, which the first evaluation writes; the weights of this step, not evaluated: "
+                "run/checkpoints/step-000003/model"
+            ],
+        ),
+        ({}, None, ["train"], ["no best/ yet, which the end of the run, without a val split, writes"]),
+    ],
+)
+def test_a_run_that_was_stopped_says_what_there_is_and_how_to_go_on(
+    best: dict[str, Any], weights: str | None, splits: list[str], told: list[str]
+) -> None:
+    result = {"step": 3, "stopped": "training.time_limit is reached", "best": best, "weights": weights}
+    assert list(_stopped_lines(["demo", "training.resume=never"], result | {"splits": splits})) == [
+        "stopped at step 3, everything saved: training.time_limit is reached",
+        *told,
+        "next: segtune train demo training.resume=auto",
+    ]
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ("training.distill={teacher: runs/none/best}", "runs/none/best"),
@@ -197,3 +233,36 @@ def test_a_teacher_or_pictures_that_are_not_there_are_told_before_torch_is_impor
     words += ["training.semi={}"] if "unlabelled" in change else []
     done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "") and message in done.stderr
+
+
+def test_an_archive_is_told_with_the_command_that_unpacks_it_before_torch_is_imported(tmp_path: Path) -> None:
+    code = "import sys; from segtune.cli import main; sys.modules['torch'] = None; main.main(sys.argv[1:])"
+    for name, module, *words in (
+        ("data.tgz", "tarfile", "train", "data.tgz"),
+        ("data.zip", "zipfile", "train", "demo", "dataset.path=data.zip"),
+        ("data.tgz", "tarfile", "doctor", "data.tgz"),
+    ):
+        (tmp_path / name).write_bytes(b"PK")
+        done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
+        told = f"unpack it: python -m {module} -e '{name}' 'data', and name the folder in its place"
+        assert (done.returncode, done.stderr) == (2, f"error: {name} is an archive: {told}\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.tgz", "data.zip"]
+
+
+def test_a_zip_is_unpacked_once_beside_it(
+    segtune_command: Any, earth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile("tiles.zip", "w") as archive:
+        for path in sorted(earth.rglob("*.*")):
+            archive.write(path, f"earth-v2/{path.relative_to(earth)}")
+    code, out, err = segtune_command("train", "tiles.zip", *DATA)
+    assert code == 0, err
+    assert "tiles.zip is unpacked into tiles: " in err and "94 train, 39 val, 37 test" in " ".join(out.split())
+    assert parse_yaml(Path("runs/tiles/proposal.yaml").read_text())["dataset"]["path"] == "tiles"
+    code, out, err = segtune_command("doctor", "tiles.zip")
+    assert code == 0 and "unpacked" not in err
+    assert segtune_command("recipes", "propose", "tiles.zip", "-o", "x.yaml").code == 0
+    (tmp_path / "tiles.zip").write_bytes(b"another")
+    code, _, err = segtune_command("doctor", "tiles.zip")
+    assert code == 2 and "tiles.zip would be unpacked into tiles, which is there and does not come of it" in err

@@ -172,6 +172,38 @@ def test_non_commercial_use_is_loud() -> None:
     assert "not for commercial" not in str(card()).lower()
 
 
+def test_a_teacher_is_named_with_its_licence() -> None:
+    line = [Ancestor("you/large", {}), Ancestor("nvidia/mit-b5", {})]
+    one = card(teacher=line, license=License({"license": "mit"}), data=DataFacts("Roads", is_non_commercial=True))
+    nvidia = "[other (nvidia-source-code-license)](https://github.com/NVlabs/SegFormer/blob/master/LICENSE)"
+    assert (
+        f"> **The teacher is not for commercial use:** these weights learned from you/large, which is under {nvidia}, "
+        in str(one)
+    )
+    assert (
+        "on Roads, with segtune. It learned from the answers of a teacher as well, you/large (distillation).\n"
+        in str(one)
+    )
+    assert f"- Learned from the teacher you/large: {nvidia}, inherited from nvidia/mit-b5." in section(one, "Licence")
+    assert "- Weights: mit, chosen by the owner." in section(one, "Licence") and metadata(one)["license"] == "mit"
+    quoted = str(one).split("# roads\n\n")[1].split("\n\n")[0].splitlines()
+    assert len(quoted) == 3 and all(part.startswith(">") for part in quoted)  # a paragraph of each
+    free = card(teacher=[Ancestor("/home/someone/runs/big/best", {"license": "mit"})])
+    assert "- Learned from the teacher big/best: mit." in section(free, "Licence")
+    assert "someone" not in str(free) and "not for commercial" not in str(free)
+    unknown = card(teacher=[Ancestor("you/large", {})])
+    assert "- Learned from the teacher you/large: not stated." in section(unknown, "Licence")
+    assert "eacher" not in str(card())
+
+
+def test_pictures_without_labels_are_told() -> None:
+    one = card(unlabelled="more|drives")
+    assert "It learned from pictures without labels as well, those of more&#124;drives, which" in str(one)
+    assert "Pictures without labels: more&#124;drives. Their licence is not known here." in section(one, "Data")
+    assert "- Pictures without labels (more&#124;drives): not stated." in section(one, "Licence").splitlines()
+    assert "without labels" not in str(card())
+
+
 def test_licenses_of_weights_and_data() -> None:
     assert "the owner has not stated a licence" in section(card(), "Licence")
     chosen = card(license=License({"license": "apache-2.0"}))
@@ -263,6 +295,19 @@ def test_weights_and_data_of_a_folder_are_named_without_the_way_to_them(tmp_path
     assert "inherited from first/best." in text and "someone" not in text
     run = write_run(tmp_path / "run", str(tmp_path / "roads"))
     assert str(tmp_path) not in str(card_of(run, target))
+
+
+def test_teacher_and_unlabelled_pictures_are_those_of_the_recipe(run: Path, target: Path) -> None:
+    recipe = (
+        (run / "recipe.yaml")
+        .read_text()
+        .replace("training: {}", "training: {distill: {teacher: you/large@v2, weight: 1.0}, semi: {weight: 1.0}}")
+    )
+    (run / "recipe.yaml").write_text(recipe.replace("path: data", f"path: data, unlabelled: '{PRIVATE}/more/'"))
+    cards = {"you/large": {"license": "cc-by-nc-4.0"}}
+    one = card_of(run, target, lambda name, kind: cards.get(name, {}))
+    assert "learned from you/large@v2, which is under cc-by-nc-4.0." in str(one)
+    assert "those of more, which" in str(one) and "someone" not in str(one)
 
 
 @pytest.mark.parametrize(("number", "text"), [(3_714_658, "3.7 million"), (51_234, "51,234")])

@@ -15,16 +15,20 @@ from segtune.data.config import TransformConfig
 from segtune.data.dataset import DatasetConfig, find_label_map, load_segmentation_dataset
 from segtune.errors import UsageError
 from segtune.finetune import train
+from segtune.inference.processor import processor_from_transforms
 from segtune.recipe.recipe import load_recipe
 from segtune.recipe.yaml_file import parse_yaml
 from segtune.training import auto_batch
 from segtune.training.auto_batch import TrialSteps, divisors, find_batch, is_out_of_memory
+from segtune.training.checkpoint import save_model
 from segtune.training.config import ModelConfig, TrainingConfig
 from segtune.training.distributed import make_accelerator
 from segtune.training.model import build_model
+from segtune.training.teachers.teacher import Teacher
 from support.command_runs import TINY as SMALL
 from support.workers.common import TINY
 
+TRANSFORMS = TransformConfig(crop_size=64)
 NO_MEMORY = "[enforce fail at alloc_cpu.cpp:114] err == 0. DefaultCPUAllocator: can't allocate memory: you tried …"
 
 
@@ -37,15 +41,15 @@ def trials(data: tuple[Any, Any], **fields: Any) -> TrialSteps:
     rows, label_map = data
     config = TrainingConfig(device="cpu", **fields)
     model = build_model(ModelConfig(config=TINY), label_map)
-    return TrialSteps(model, config, rows, label_map, TransformConfig(crop_size=64), make_accelerator("cpu"))
+    accelerator = make_accelerator("cpu")
+    return TrialSteps(model, config, rows, label_map, TRANSFORMS, processor_from_transforms(TRANSFORMS), accelerator)
 
 
 def found(data: tuple[Any, Any], **fields: Any) -> TrainingConfig:
     rows, label_map = data
     config = TrainingConfig(device="cpu", batch_size="auto", **fields)
-    return find_batch(
-        build_model(ModelConfig(config=TINY), label_map), config, rows, label_map, TransformConfig(crop_size=64)
-    )
+    model, processor = build_model(ModelConfig(config=TINY), label_map), processor_from_transforms(TRANSFORMS)
+    return find_batch(model, config, rows, label_map, TRANSFORMS, processor)
 
 
 def refuse_above(limit: int) -> Any:
@@ -95,6 +99,43 @@ def test_the_largest_that_fits_and_the_images_of_a_step_stay(
     twelve = found(data, effective_batch_size=12)
     assert twelve.micro_batch == max(n for n in (1, 2, 3, 4, 6, 12) if n <= limit)
     assert twelve.micro_batch * twelve.accumulation_steps == 12
+
+
+@pytest.fixture
+def teacher(data: tuple[Any, Any], tmp_path: Path) -> Path:
+    model = build_model(ModelConfig(config=TINY | {"decoder_hidden_size": 24}), data[1], seed=7)
+    save_model(tmp_path / "best", model, processor_from_transforms(TRANSFORMS))
+    return tmp_path / "best"
+
+
+def test_a_teacher_answers_in_every_trial_and_takes_its_memory(
+    data: tuple[Any, Any], teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def answer(self: Teacher, pixel_values: torch.Tensor) -> torch.Tensor:
+        asked.append(len(pixel_values))
+        if len(pixel_values) > 2:
+            raise RuntimeError(NO_MEMORY)
+        return torch.zeros(len(pixel_values), 4, 16, 16)
+
+    distill = {"teacher": str(teacher), "cache": str(tmp_path / "cache")}
+    trial = trials(data, distill=distill)
+    before = {name: value.clone() for name, value in trial.model.state_dict().items()}
+    monkeypatch.setattr(Teacher, "forward", answer)
+    trial.seconds(2, accumulation_steps=3, steps=2)
+    assert asked == [2] * 6
+    assert all(torch.equal(before[name], value) for name, value in trial.model.state_dict().items())
+    assert trial.fits(2) and not trial.fits(3)
+    config = found(data, distill=distill)
+    assert (config.batch_size, config.accumulation_steps) == (2, 4)
+    assert config.distill is not None and config.distill.cache == distill["cache"]
+    assert not (tmp_path / "cache").exists()  # what lies there would be read in the place of an answer
+
+
+def test_unlabelled_pictures_are_refused(data: tuple[Any, Any]) -> None:
+    with pytest.raises(UsageError, match=r"training\.batch_size=auto does not know what training\.semi takes"):
+        found(data, semi={}, ema_decay=0.9)
 
 
 def test_processes_agree_and_the_rate_follows_the_images(

@@ -296,6 +296,21 @@ def test_a_run_is_never_removed_unasked(accelerator: Accelerator, tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt"]
 
 
+def test_a_proposal_goes_with_the_run_that_it_began_and_stays_where_it_begins_another(
+    accelerator: Accelerator, tmp_path: Path
+) -> None:
+    proposal = tmp_path / "proposal.yaml"
+    proposal.write_text("model: {}\n")
+    folder(tmp_path, accelerator).open(None, None)  # it alone is no run
+    assert proposal.is_file()
+    for source, stays in ((proposal, True), (tmp_path / "mine.yaml", False)):
+        folder(tmp_path, accelerator, resume="auto").begin(0, {})
+        run = folder(tmp_path, accelerator, overwrite=True)
+        run.source = source
+        run.open(None, None)
+        assert proposal.is_file() == stays and not (tmp_path / "metrics.jsonl").exists()
+
+
 def test_the_images_of_a_step_must_be_as_many_as_before(
     accelerator: Accelerator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

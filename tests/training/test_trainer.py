@@ -24,11 +24,12 @@ from segtune.errors import SegtuneError, UsageError
 from segtune.evaluation.evaluation import Evaluation
 from segtune.inference.processor import processor_from_transforms
 from segtune.labels.label_map import LabelMap
+from segtune.segformer.checkpoint_files import refuse_missing
 from segtune.segformer.loading import load_model
 from segtune.training.checkpoint import check_model
 from segtune.training.config import LossConfig, ModelConfig, TrainingConfig
 from segtune.training.distributed import make_accelerator
-from segtune.training.interrupts import StopRequest
+from segtune.training.interrupts import LIMIT, StopRequest
 from segtune.training.lora import load_adapter
 from segtune.training.losses import image_terms
 from segtune.training.model import build_model
@@ -256,6 +257,47 @@ def test_a_time_limit_that_leaves_no_step_is_told_and_kept(
     assert (result["step"], result["stopped"]) == (0, "training.time_limit is reached")
     assert "training.time_limit=1s cannot suffice for one step and saving" in caplog.text
     assert trainer(data, tmp_path / "run", resume="auto").train()["step"] == 4
+
+
+def stop_at(planted: pytest.MonkeyPatch, run: SegmentationTrainer, step: int, reason: str) -> None:
+    planted.setattr(StopRequest, "reason", property(lambda self: reason if run.step == step else None))
+
+
+@pytest.mark.parametrize("fields", [{}, {"ema_decay": 0.5}])
+def test_a_time_limit_before_the_first_evaluation_leaves_the_weights(
+    data: tuple[Any, LabelMap], tmp_path: Path, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a checkpoint in the training state; what follows is as if it was not there."""
+    trainer(data, tmp_path / "whole", **fields).train()
+    run = trainer(data, tmp_path / "run", **fields)
+    with monkeypatch.context() as planted:
+        stop_at(planted, run, 2, LIMIT)
+        result = run.train()
+    folder = tmp_path / "run" / "checkpoints" / "step-000002" / "model"
+    assert (result["step"], result["stopped"], result["best"], result["weights"]) == (2, LIMIT, {}, str(folder))
+    saved, state = weights(folder), weights(folder.parent)
+    expected = state if run.ema is None else state | run.ema.averages
+    assert all(torch.equal(saved[name], value) for name, value in expected.items()) and saved.keys() == state.keys()
+    assert load_model(folder).config.id2label == dict(enumerate(data[1].names))
+    with pytest.raises(UsageError, match=r"did you mean .*step-000002/model?"):
+        refuse_missing(tmp_path / "run")
+    assert not any((tmp_path / "run" / name).exists() for name in ("best", "final"))
+    trainer(data, tmp_path / "run", resume="auto", keep_last=1, **fields).train()
+    for name in ("best", "final"):
+        a, b = ((tmp_path / side / name / "model.safetensors").read_bytes() for side in ("whole", "run"))
+        assert a == b
+
+
+def test_weights_are_left_by_a_limit_alone_and_before_a_best_alone(
+    data: tuple[Any, LabelMap], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for reason, step, every in (("SIGTERM was received", 2, None), (LIMIT, 3, 2)):
+        run = trainer(data, tmp_path / reason, eval_every=every)
+        with monkeypatch.context() as planted:
+            stop_at(planted, run, step, reason)
+            result = run.train()
+        assert (result["stopped"], result["weights"]) == (reason, None)
+        assert not list((tmp_path / reason).glob("checkpoints/*/model"))
 
 
 @pytest.mark.slow
@@ -578,6 +620,7 @@ def test_a_signal_saves_everything_and_exits_with_3(tmp_path: Path, number: sign
     stdout, stderr = run.communicate(timeout=300)
     assert run.returncode == 3, stderr
     assert f"everything saved: {number.name} was received" in stdout
+    assert stdout.splitlines()[-2] == "no best/ yet, which the first evaluation writes"
     assert "training.resume=auto" in stdout.splitlines()[-1]
     assert "Traceback" not in stderr
     assert len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) == 1

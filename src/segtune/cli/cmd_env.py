@@ -16,6 +16,7 @@ import typer
 
 import segtune
 from segtune.cli.options import JsonOption
+from segtune.engines import cpu_threads
 
 DEVELOPMENT = {"dev", "docs", "test"}  # extras that no user's run depends on
 VARIABLES = (  # their values are numbers and switches; never a token, an address or a folder
@@ -48,6 +49,7 @@ def describe_environment() -> dict[str, Any]:
         "packages": {name: _version(name) for name in packages},
         "extras": {extra: {name: _version(name) for name in names} for extra, names in extras.items()},
         "processors": _processors(),
+        "waiting_threads": str(cpu_threads.settled[-1]) if cpu_threads.settled else None,
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
 
@@ -90,7 +92,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     rows = {name: facts[name] for name in ("segtune", "python", "platform")} | facts["packages"]
     for extra, versions in facts["extras"].items():
         rows |= {f"{name} [{extra}]": version for name, version in versions.items()}
-    rows |= _processor_rows(facts["processors"]) | facts["variables"]
+    rows |= _processor_rows(facts["processors"]) | {"waiting threads": facts["waiting_threads"]} | facts["variables"]
     width = max(map(len, rows))
     return [f"{name:<{width}}  {'not installed' if value is None else value}" for name, value in rows.items()]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -171,6 +172,7 @@ def label(
         raise UsageError(
             "segtune label takes files, which it copies: save images of the web or of stdin to files first"
         )
+    from segtune.hub.privacy import public_name
     from segtune.imageio.raster import any_size
     from segtune.inference import pseudo_labels
     from segtune.inference.open_network import open_network
@@ -178,6 +180,7 @@ def label(
     from segtune.inference.protocol import InferenceProtocol
     from segtune.inference.segmenter import Segmenter
     from segtune.labels.label_map import LabelMap
+    from segtune.recipe.recipe import is_data
 
     with any_size():
         pseudo_labels.refuse_unfit(found)
@@ -188,7 +191,9 @@ def label(
         protocol = InferenceProtocol.choose(processor, window, stride, tta)
         segmenter = Segmenter(model, processor, protocol, batch_size, precision=precision)
         label_map = LabelMap.from_config(model.config)
-        counted = pseudo_labels.write_pseudo_labels(segmenter, label_map, found, targets, folder, min_confidence)
+        counted = pseudo_labels.write_pseudo_labels(
+            segmenter, label_map, found, targets, folder, min_confidence, public_name(checkpoint)
+        )
     rows = zip(label_map.names, counted.labelled.tolist(), counted.predicted.tolist(), strict=True)
     classes = {name: {"labelled": sure, "predicted": all_} for name, sure, all_ in rows}
     if as_json:
@@ -202,8 +207,10 @@ def label(
         share = row["labelled"] / max(row["predicted"], 1)
         say(f"  {name}: {row['labelled']} of {row['predicted']} pixels ({share:.1%})")
     if segmenter.temperature == 1.0:
-        say(f"the confidences are not calibrated: segtune calibrate {checkpoint} RECIPE, then label again", err=True)
-    say(f"next: segtune train RECIPE dataset.path={folder}", err=True)
+        named = shlex.quote(checkpoint)
+        say(f"the confidences are not calibrated: segtune calibrate {named} RECIPE, then label again", err=True)
+    data = str(folder) if is_data(folder) else f"./{folder}"  # else a shipped recipe has its name
+    say(f"next: {shlex.join(['segtune', 'train', data])}", err=True)
 
 
 def _local_folder(output: str, images: Sequence[str]) -> Path:

@@ -121,7 +121,7 @@ def schema() -> None:
 
 
 def propose(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="The folder or the file of a data set, or hub://…")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="The folder, file or zip of a data set, or hub://…")],
     overrides: OverridesArgument = None,
     budget: BudgetOption = None,
     output: Annotated[

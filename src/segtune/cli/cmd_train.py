@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +13,23 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from segtune.cli.cmd_recipes import proposal_lines, propose_recipe, refuse_budget
-from segtune.cli.common import check_before_torch, hide_bars_of_libraries, is_main_process, load_checked, resumed, say
+from segtune.cli.common import (
+    check_before_torch,
+    hide_bars_of_libraries,
+    is_main_process,
+    load_checked,
+    resumed,
+    say,
+    settle_threads,
+    unpacked,
+)
 from segtune.cli.options import BudgetOption, OverridesArgument, RecipeOrPathArgument
 from segtune.errors import UsageError
+from segtune.recipe.shipped import find_recipe
 from segtune.training.interrupts import StopRequest, process_start, seconds
 
 if TYPE_CHECKING:
     from segtune.recipe.recipe import Recipe
-
-PROPOSAL_FILE = "proposal.yaml"  # of a run folder: the recipe that was made from data, with the reasons
 
 
 def train(recipe: RecipeOrPathArgument, overrides: OverridesArgument = None, budget: BudgetOption = None) -> None:
@@ -35,15 +43,15 @@ def train(recipe: RecipeOrPathArgument, overrides: OverridesArgument = None, bud
         from segtune.recipe.recipe import is_data
 
         if is_data(recipe):
-            settings = _proposed(recipe, overrides or (), budget)
+            settings, source = _proposed(recipe, overrides or (), budget)
         elif budget is not None:
             raise UsageError(f"--budget is for data without a recipe: {recipe} takes training.time_limit={budget}")
         else:
-            settings = load_checked(recipe, overrides, trains=True)
+            settings, source = load_checked(recipe, overrides, trains=True), find_recipe(recipe)
         from segtune import finetune
 
         hide_bars_of_libraries()
-    result = finetune.train(settings, started=process_start())
+    result = finetune.train(settings, started=process_start(), source=source)
     stopped = result.get("stopped")
     if is_main_process():
         is_done = not stopped or "left" in result
@@ -54,21 +62,23 @@ def train(recipe: RecipeOrPathArgument, overrides: OverridesArgument = None, bud
         raise typer.Exit(3)
 
 
-def _proposed(path: str, overrides: Sequence[str], budget: str | None) -> Recipe:
-    """The recipe for data, which then lies in the run folder; of a run that goes on, the one that lies there."""
+def _proposed(path: str, overrides: Sequence[str], budget: str | None) -> tuple[Recipe, Path]:
+    """The recipe for data, and its file in the run folder; of a run that goes on, the one that lies there."""
     from segtune.recipe.recipe import load_recipe, look_over
 
     if budget is not None:
         refuse_budget(budget)
-    quick = look_over(path, overrides, or_data=True)
-    check_before_torch(quick, quick.model.name)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UsageError(
             f"{path} is data: several processes would each propose a recipe of their own. Write one first, segtune "
             f"recipes propose {shlex.quote(path)} -o mine.yaml, and launch that"
         )
+    path = unpacked(path)
+    quick = look_over(path, overrides, or_data=True)
+    check_before_torch(quick, quick.model.name)
+    settle_threads(quick)
     from segtune.files import write_atomic
-    from segtune.training.run_folder import is_resuming, refuse_existing_run
+    from segtune.training.run_folder import PROPOSAL_FILE, is_resuming, refuse_existing_run
     from segtune.training.run_lock import locked
 
     folder = Path(str(quick.training.output_dir))
@@ -87,7 +97,7 @@ def _proposed(path: str, overrides: Sequence[str], budget: str | None) -> Recipe
         if not text.startswith(("training.batch_size=auto", "training.effective_batch_size="))
     ]
     limit = [f"training.time_limit={budget}"] if budget else []
-    return load_recipe(stored, [*kept, f"training.output_dir={json.dumps(str(folder))}", *limit])
+    return load_recipe(stored, [*kept, f"training.output_dir={json.dumps(str(folder))}", *limit]), stored
 
 
 def _given_limit(overrides: Sequence[str], budget: str | None = None) -> int | None:
@@ -101,11 +111,13 @@ def _given_limit(overrides: Sequence[str], budget: str | None = None) -> int | N
     return None
 
 
-def _stopped_lines(words: Sequence[str], result: dict[str, Any]) -> list[str]:
-    return [
-        f"stopped at step {result['step']}, everything saved: {result['stopped']}",
-        f"next: {shlex.join(['segtune', 'train', *resumed(words)])}",
-    ]
+def _stopped_lines(words: Sequence[str], result: dict[str, Any]) -> Iterator[str]:
+    yield f"stopped at step {result['step']}, everything saved: {result['stopped']}"
+    if not result["best"]:
+        writer = "the first evaluation" if "val" in result["splits"] else "the end of the run, without a val split,"
+        weights = f"; the weights of this step, not evaluated: {result['weights']}" if result["weights"] else ""
+        yield f"no best/ yet, which {writer} writes{weights}"
+    yield f"next: {shlex.join(['segtune', 'train', *resumed(words)])}"
 
 
 def _closing_lines(result: dict[str, Any]) -> list[str]:

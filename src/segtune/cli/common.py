@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from segtune import bars
+from segtune.engines import cpu_threads
 from segtune.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -114,19 +115,47 @@ def load_checked(
 
     Args:
         checkpoint: that the command names.
-        or_data: the reference may name a data set as well.
+        or_data: the reference may name a data set as well, see `unpacked`.
         trains: the checkpoint that the recipe starts from is needed.
 
     Raises:
-        UsageError: see `load_recipe` and `check_before_torch`.
+        UsageError: see `load_recipe`, `check_before_torch` and `unpacked`.
     """
     from segtune.recipe.recipe import load_recipe, load_recipe_or_data, look_over
 
+    ref = unpacked(ref) if or_data else ref
     quick = look_over(ref, overrides or (), or_data=or_data)
     check_before_torch(quick, quick.model.name if trains else checkpoint)
     if trains:
         _check_sources(quick)
+        settle_threads(quick)
     return (load_recipe_or_data if or_data else load_recipe)(ref, overrides or ())
+
+
+def unpacked(ref: str) -> str:
+    """Data as a command names it; in the place of a zip the folder beside it, which it is unpacked into.
+
+    Raises:
+        UsageError, DataError: see `unpack_beside`.
+    """
+    archive = Path(ref).expanduser()
+    if archive.suffix.lower() != ".zip" or not archive.is_file():
+        return ref
+    from segtune.imageio.archives import unpack_beside
+
+    found = unpack_beside(archive)
+    if found.files is not None and found.bytes is not None:
+        told = f"{found.files:,} files, {found.bytes / 2**20:,.1f} MiB"
+        say(f"{archive} is unpacked into {found.folder}: {told}", err=True)
+    return str(found.folder)
+
+
+def settle_threads(settings: Recipe) -> None:
+    """Have threads sleep while they wait, where a training will start loading processes that want their cores."""
+    training = settings.training
+    # By the rule of num_workers there are some where PyTorch finds a GPU, which it is not asked before it is loaded.
+    gpu = training.device in ("auto", "cuda") and any(map(os.path.exists, ("/dev/nvidiactl", "/dev/kfd")))
+    cpu_threads.settle(loading=int(gpu) if training.num_workers is None else training.num_workers)
 
 
 def _check_sources(settings: Recipe) -> None:

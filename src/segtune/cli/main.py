@@ -38,6 +38,7 @@ from segtune.cli import (
     cmd_train,
 )
 from segtune.cli.common import QuietOption, VerboseOption, add_command, is_main_process, resumed, set_volume
+from segtune.engines import cpu_threads
 from segtune.errors import SegtuneError, causes, printable
 from segtune.files import is_full_disk
 from segtune.imageio.object_store import fault_of_store
@@ -54,9 +55,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a pipe of Windows has no → and no ×
-    # Threads of OpenMP that wait for their next work spin, and so keep cores from other processes and from each other:
-    # on a busy machine that costs an order of magnitude. It is read when PyTorch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     interrupts.last_resort = partial(_leave_at_once, words)
     try:
         _run(words)
@@ -198,6 +196,7 @@ def _configure(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
+    cpu_threads.settle()
     if os.environ.get("NO_COLOR"):  # https://no-color.org; rich heeds it by itself
         context.color = False
     handler = logging.StreamHandler(sys.stderr)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 RecipeOrPathArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE|PATH", help="A recipe, or the folder of a data set.")
+    str, typer.Argument(metavar="RECIPE|PATH", help="A recipe, or the folder (or zip) of a data set.")
 ]
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file or a shipped recipe's name.")]
 OverridesArgument = Annotated[

@@ -24,17 +24,34 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 HUB, PACKAGED = "hub://", "segtune://"  # of a data set on the Hub, and of the one inside the package
+ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 
 
 def refuse_missing(path: str | Path) -> None:
-    """Raise UsageError where a data set is to be on this machine, and is not; that is told before torch is imported."""
+    """Raise UsageError where a data set is to be on this machine, and is not, or is still packed.
+
+    That is told before torch is imported.
+    """
     folder = Path(path).expanduser().absolute()
-    if str(path).startswith((HUB, PACKAGED)) or is_stored(str(path)) or folder.exists():
+    if str(path).startswith((HUB, PACKAGED)) or is_stored(str(path)):
+        return
+    if folder.is_file() and folder.name.lower().endswith(ARCHIVES):
+        raise UsageError(f"{path} is an archive: {how_to_unpack(Path(path))}, and name the folder in its place")
+    if folder.exists():
         return
     hint = f" (a data set of the Hub is {HUB}{path})" if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) else ""
     raise UsageError(
         f"the data set folder {folder} does not exist: put the data there, or set dataset.path to where it is{hint}"
     )
+
+
+def how_to_unpack(path: Path) -> str:
+    """The command that unpacks an archive into a folder of its name."""
+    suffix = max((suffix for suffix in ARCHIVES if path.name.lower().endswith(suffix)), key=len)
+    folder = path.with_name(path.name[: -len(suffix)])
+    if suffix in (".7z", ".rar"):
+        return f"unpack it: 7z x '{path}' -o'{folder}'"
+    return f"unpack it: python -m {'zipfile' if suffix == '.zip' else 'tarfile'} -e '{path}' '{folder}'"
 
 
 def refuse_missing_folder(unlabelled: str) -> Path:

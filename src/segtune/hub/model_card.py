@@ -22,7 +22,7 @@ from segtune.errors import SegtuneError
 from segtune.evaluation.evaluation import Evaluation, file_name
 from segtune.evaluation.uncertainty import intervals
 from segtune.files import read_json, read_json_lines
-from segtune.hub.licenses import Ancestor, License, describe, hub_id, is_non_commercial, trace
+from segtune.hub.licenses import Ancestor, License, describe, hub_id, inherit, is_non_commercial, trace
 from segtune.hub.privacy import public_name, without_local_paths
 from segtune.hub.stage import CODE_FILES, EXAMPLE, find_overlays, read_recipe
 from segtune.labels.label_map import LabelMap
@@ -75,6 +75,8 @@ class Card:
         repo: `user/name`.
         parameters: how many the model has.
         line: the weights that it started from.
+        teacher: of `training.distill`, and the weights that this started from; empty where there was none.
+        unlabelled: the name of the folder of `dataset.unlabelled`.
         pictures, example: names in the repository; the example is for the Hub's widget.
         exports: the certificates of `segtune export`.
     """
@@ -94,6 +96,8 @@ class Card:
     example: str | None = None
     with_code: bool = False
     exports: Sequence[Mapping[str, Any]] = ()
+    teacher: Sequence[Ancestor] = ()
+    unlabelled: str | None = None
 
     def __str__(self) -> str:
         found = dict(self.results.scores["per_class"]) if self.results else {}
@@ -108,6 +112,7 @@ class Card:
             parameters=f"{self.parameters / 1e6:.1f} million" if self.parameters >= 1e6 else f"{self.parameters:,}",
             line=[(public_name(ancestor.name), describe(ancestor.license)) for ancestor in self.line],
             origin=self.license.origin and public_name(self.license.origin),
+            teacher=self._teacher(),
             images_of_results=self._images_of_results(),
             score=partial(number, undefined="absent"),
             channels=self.config.get("num_channels", 3),
@@ -120,6 +125,14 @@ class Card:
             **self._labels(),
         )
         return str(ModelCard(re.sub(r"\n{3,}", "\n\n", text)))
+
+    def _teacher(self) -> dict[str, Any] | None:
+        """Name and licence of the teacher; `origin` is what it has the licence from, where that is another name."""
+        if not self.teacher:
+            return None
+        name, license = self.teacher[0].name, inherit(self.teacher, None)
+        origin = public_name(license.origin) if license.origin not in (None, name) else None
+        return {"name": public_name(name), "license": license, "origin": origin}
 
     def metadata(self) -> ModelCardData:
         """What the Hub reads, see https://huggingface.co/docs/hub/model-cards."""
@@ -209,6 +222,12 @@ def read_front_matter(text: str) -> dict[str, Any]:
     return metadata if isinstance(metadata, dict) else {}
 
 
+def teacher_of(recipe: Mapping[str, Any]) -> str | None:
+    """The checkpoint that a run's recipe names as the teacher of a distillation."""
+    distill = recipe.get("training", {}).get("distill") or {}
+    return distill.get("teacher")
+
+
 def lineage(base: str | None, read: ReadCard) -> list[Ancestor]:
     """The weights that a model started from: `base`, a folder, Hub id or None, and what that started from.
 
@@ -228,6 +247,7 @@ def describe_run(
         read: see `lineage`.
     """
     recipe = read_recipe(staged)
+    unlabelled = recipe["dataset"].get("unlabelled")
     metrics = staged / METRICS_FILE
     records = read_json_lines(metrics) if metrics.is_file() else []
     environments = [record["environment"] for record in records if "environment" in record]
@@ -247,6 +267,8 @@ def describe_run(
         example=EXAMPLE if (staged / EXAMPLE).is_file() else None,
         with_code=(staged / CODE_FILES[0]).is_file(),
         exports=[read_json(path) for path in sorted(staged.glob("certificate-*.json"))],
+        teacher=lineage(teacher_of(recipe), read),
+        unlabelled=unlabelled and re.split(r"[/\\]", unlabelled.rstrip("/\\"))[-1],
     )
 
 

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,7 +19,7 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 
 from segtune.errors import SegtuneError
 from segtune.hub.config import HubConfig
-from segtune.hub.licenses import License, inherit
+from segtune.hub.licenses import Ancestor, License, inherit
 from segtune.hub.model_card import describe_run, lineage, read_front_matter
 from segtune.hub.privacy import make_public
 from segtune.hub.retries import FailedError, Patience, retried
@@ -103,10 +103,11 @@ class RunPush:
 
     Args:
         base: the checkpoint that the run starts from; None for random weights.
+        teacher: of a distillation; None without.
     """
 
-    def __init__(self, run: str | Path, config: HubConfig, base: str | None) -> None:
-        self.run, self.config, self.base = Path(run), config, base
+    def __init__(self, run: str | Path, config: HubConfig, base: str | None, teacher: str | None = None) -> None:
+        self.run, self.config, self.base, self.teacher = Path(run), config, base, teacher
         self._lock = threading.Lock()
         self._waiting: Staged | None = None
         self._thread: threading.Thread | None = None
@@ -126,6 +127,7 @@ class RunPush:
         repo = self.config.repo or self.run.resolve().name
         try:
             _tell(inherit(lineage(self.base, _read_card), self.config.license), repo)
+            _tell_teacher(lineage(self.teacher, _read_card), repo)
             huggingface_hub.HfApi().create_repo(repo, private=self.config.private, exist_ok=True)
         except SegtuneError:
             raise
@@ -245,6 +247,8 @@ def _push(
                 (folder / EXAMPLE).write_bytes(picture)
             about = (url.repo_id, line, license, _read_card)
             card = retried(lambda: describe_run(folder, checkpoint, *about), repo, patience)
+            if staged is None:
+                _tell_teacher(card.teacher, repo)
             (folder / "README.md").write_text(str(card), encoding="utf-8")
             make_public(folder)  # at last: card and example look for the data where it lies
             commit = retried(
@@ -270,6 +274,12 @@ def _tell(license: License, repo: str) -> None:
         logger.warning("the card of %s states no licence: hub.license or --license states one", repo)
     elif license.is_non_commercial:
         logger.warning("%s is not for commercial use: %s", repo, license)
+
+
+def _tell_teacher(line: Sequence[Ancestor], repo: str) -> None:
+    license = inherit(line, None)
+    if license.is_non_commercial:
+        logger.warning("%s learned from %s, which is not for commercial use: %s", repo, line[0].name, license)
 
 
 def _command(run: Path, config: HubConfig, create_pr: bool) -> str:

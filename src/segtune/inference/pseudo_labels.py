@@ -74,6 +74,7 @@ def write_pseudo_labels(
     targets: Sequence[Targets],
     output: Path,
     min_confidence: float,
+    model: str,
 ) -> LabelledShare:
     """Write `images/`, `masks/` and `classes.json` into a new folder, all of it or nothing.
 
@@ -83,6 +84,7 @@ def write_pseudo_labels(
     Args:
         targets: of each source, the name below `masks/`, see `plan_targets`.
         output: a folder that is not there, or is to be replaced.
+        model: its name, which the label file states as the source of the masks.
 
     Raises:
         DataError: a picture cannot be read, or there is no sure pixel in any.
@@ -119,7 +121,8 @@ def write_pseudo_labels(
                 f"{counted.highest:.3f}: lower --min-confidence, or fit the checkpoint's temperature first "
                 "(segtune calibrate)"
             )
-        write_atomic(folder / LABELS, json.dumps(classes.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        stated = classes.to_dict() | {"source": f"masks of the pixels that {model} is sure of (segtune label)"}
+        write_atomic(folder / LABELS, json.dumps(stated, indent=1, ensure_ascii=False) + "\n")
 
     write_folder(output, write)
     return counted

@@ -15,6 +15,7 @@ from segtune.inference.evaluate import evaluate_model
 from segtune.inference.processor import processor_from_transforms
 from segtune.labels.label_map import LabelMap
 from segtune.recipe.recipe import Recipe, with_channels
+from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.loading import without_bars
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 from segtune.training.auto_batch import TrialSteps, find_batch
@@ -62,19 +63,19 @@ def measure(recipe: Recipe) -> Pace:
         if isinstance(training.loss.class_weights, str):  # numbers of them take no other time
             training = training.model_copy(update={"loss": training.loss.model_copy(update={"class_weights": None})})
         model = build_model(recipe.model, label_map, seed=training.seed)
-        buffer = recipe.dataset.shuffle_buffer
+        processor = processor_from_transforms(recipe.transforms, recipe.evaluation)
+        options = {"shuffle_buffer": recipe.dataset.shuffle_buffer}
         if training.batch_size == AUTO:
-            options = {"shuffle_buffer": buffer}
-            training = find_batch(model, training, rows["train"], label_map, recipe.transforms, **options)
+            training = find_batch(model, training, rows["train"], label_map, recipe.transforms, processor, **options)
         accelerator = make_accelerator(training.device, training.mixed_precision)
         trials = TrialSteps(
-            model, training, rows["train"], label_map, recipe.transforms, accelerator, shuffle_buffer=buffer
+            model, training, rows["train"], label_map, recipe.transforms, processor, accelerator, **options
         )
         workers = loading_processes(accelerator.device) if training.num_workers is None else training.num_workers
         took = trials.seconds(training.micro_batch, training.accumulation_steps, 1 + TIMED, workers)[1:]
         image = 0.0
         if "val" in rows:
-            image = _evaluation(recipe, model, rows["val"], label_map, accelerator.device)
+            image = _evaluation(recipe, model, rows["val"], label_map, processor, accelerator.device)
     logger.debug("steps took %s s, an image of val %.3f s", took, image)
     found = recipe.training.model_copy(
         update={key: getattr(training, key) for key in ("batch_size", "accumulation_steps", "learning_rate")}
@@ -88,10 +89,10 @@ def _evaluation(
     model: SegformerForSemanticSegmentation,
     rows: datasets.Dataset,
     label_map: LabelMap,
+    processor: SegformerImageProcessor,
     device: torch.device,
 ) -> float:
     """Seconds of an image in an evaluation."""
-    processor = processor_from_transforms(recipe.transforms, recipe.evaluation)
     batch = recipe.evaluation.batch_size
     timed = 0.0
     for count in (batch, min(IMAGES * batch, len(rows))):  # the first one is not timed

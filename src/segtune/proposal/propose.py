@@ -12,6 +12,7 @@ import torch
 
 import segtune
 from segtune.doctor.examine import Diagnosis
+from segtune.engines.cpu_threads import cores
 from segtune.errors import UsageError, listed, printable
 from segtune.inference.device import choose_precision
 from segtune.proposal.budget import Spent, steps_in
@@ -22,7 +23,7 @@ from segtune.recipe.recipe import Recipe
 from segtune.recipe.validation import check
 from segtune.recipe.yaml_file import dump_yaml
 from segtune.training.config import AUTO
-from segtune.training.distributed import check_device, cores
+from segtune.training.distributed import check_device
 from segtune.training.interrupts import seconds
 from segtune.viz.numbers import by, count
 

@@ -29,7 +29,8 @@ def refuse_missing(name: str | Path) -> None:
     """
     path = Path(name)
     if path.is_dir() and not os.path.lexists(path / CONFIG):
-        inside = [f"{path / sub}" for sub in ("best", "final") if (path / sub / CONFIG).is_file()]
+        unscored = sorted(path.glob("checkpoints/*/model"), reverse=True)  # of a run that was stopped early
+        inside = [f"{sub}" for sub in (path / "best", path / "final", *unscored) if (sub / CONFIG).is_file()]
         hint = f"did you mean {inside[0]}?" if inside else "a checkpoint folder has a config.json and model.safetensors"
         raise UsageError(f"{path} is not a checkpoint: {hint}")
     if not path.exists() and (path.is_absolute() or str(name).count("/") != 1 or str(name).startswith(".")):

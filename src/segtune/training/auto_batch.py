@@ -27,12 +27,14 @@ from segtune.data.config import TransformConfig
 from segtune.data.loader import TrainingBatches
 from segtune.errors import UsageError
 from segtune.labels.label_map import LabelMap
+from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 from segtune.training.config import TrainingConfig, scaled_rate
 from segtune.training.distributed import Upload, free_memory, is_sharded, make_accelerator, numerics
 from segtune.training.interrupts import ignore_interrupts
 from segtune.training.losses.segmentation_loss import SegmentationLoss
 from segtune.training.optim import adamw, freeze, parameter_groups, train_mode
+from segtune.training.teachers.guidance import Guidance
 
 if TYPE_CHECKING:
     import datasets
@@ -59,6 +61,7 @@ def find_batch(
     rows: datasets.Dataset,
     label_map: LabelMap,
     transforms: TransformConfig,
+    processor: SegformerImageProcessor,
     *,
     shuffle_buffer: int = 256,
 ) -> TrainingConfig:
@@ -71,17 +74,17 @@ def find_batch(
         model: of the run, before it is wrapped; it moves to the run's device, and stays as it is.
 
     Raises:
-        UsageError: one image is too much already, the parameters are divided among the processes (FSDP), or a teacher
-            takes memory as well, which the trials do not see.
+        UsageError: one image is too much already, the parameters are divided among the processes (FSDP), unlabelled
+            pictures take memory as well, which the trials do not see; or the teacher cannot be loaded.
     """
-    for section in ("distill", "semi"):
-        if getattr(config, section) is not None:
-            raise UsageError(
-                f"training.batch_size=auto does not know what training.{section} takes: give a number, and "
-                "training.accumulation_steps"
-            )
+    if config.semi is not None:
+        raise UsageError(
+            "training.batch_size=auto does not know what training.semi takes: give a number, and "
+            "training.accumulation_steps"
+        )
     accelerator = make_accelerator(config.device, config.mixed_precision)
-    trials = TrialSteps(model, config, rows, label_map, transforms, accelerator, shuffle_buffer=shuffle_buffer)
+    options = {"shuffle_buffer": shuffle_buffer}
+    trials = TrialSteps(model, config, rows, label_map, transforms, processor, accelerator, **options)
     wanted, processes = config.images_wanted, accelerator.num_processes
     share = math.ceil(wanted / processes)
     batch = min(gather_object([trials.largest(share)]))
@@ -115,10 +118,12 @@ class TrialSteps:
 
     Args:
         model: moves to the device of `accelerator`.
-        config: of the training; its batch is not looked at.
+        config: of the training; its batch is not looked at. A teacher of `distill` answers in every step, without its
+            cache, as in a run that sees each crop for the first time; of `semi` nothing is tried.
+        processor: says what pixel values the network sees, from which the teacher's are made.
 
     Raises:
-        UsageError: the parameters are divided among processes, so that none can try alone.
+        UsageError: the parameters are divided among processes, so that none can try alone; or see `load_teacher`.
     """
 
     def __init__(
@@ -128,6 +133,7 @@ class TrialSteps:
         rows: datasets.Dataset,
         label_map: LabelMap,
         transforms: TransformConfig,
+        processor: SegformerImageProcessor,
         accelerator: Accelerator,
         *,
         shuffle_buffer: int = 256,
@@ -142,6 +148,10 @@ class TrialSteps:
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model = model.to(self.device)
+        distill = config.distill and config.distill.model_copy(update={"cache": None})
+        seen = config.model_copy(update={"distill": distill, "semi": None})
+        self.guidance = Guidance(seen, label_map, processor, accelerator, None)
+        self.guidance.find_sources(transforms, (1, 1, accelerator.num_processes), None, None)
 
     @property
     def shape(self) -> str:
@@ -216,12 +226,16 @@ class TrialSteps:
 
     def _step(self, micro_batches: list[dict[str, Any]], optimizer: torch.optim.Optimizer) -> None:
         counts = torch.stack([self.loss.count(batch["labels"]) for batch in micro_batches]).sum(0)
+        guided = self.guidance.prepare(micro_batches, 0, self.model)
         # The module itself, not what DDP made of it: this process may run out of memory while others do not, and would
         # leave them waiting for its gradients.
         for batch in micro_batches:
             with self.accelerator.autocast():
                 logits = self.model(batch["pixel_values"]).logits  # (B, K, h/4, w/4)
-            self.loss(logits, batch["labels"], counts, batch.get("distances")).backward()
+            loss = self.loss(logits, batch["labels"], counts, batch.get("distances"))
+            if self.guidance.names:
+                loss = loss + self.guidance(logits, batch, guided)[0]
+            loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm or math.inf)
         if norm.isfinite():  # else 0 · inf would make weights that are no numbers; this waits for the device as well
             optimizer.step()

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 import segtune
+from segtune.engines.cpu_threads import cores
 from segtune.errors import UsageError
 from segtune.inference.device import Precision, best_device, choose_precision, refuse_gpu_without_kernels
 
@@ -173,11 +174,6 @@ def loading_processes(device: torch.device) -> int:
         return 0
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # training processes on this machine
     return max(1, min(8, cores() // beside - 1))
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _leave() -> None:

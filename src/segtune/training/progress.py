@@ -16,9 +16,10 @@ from torch import Tensor
 
 from segtune.bars import is_quiet, notebook, progress_bar
 from segtune.data.loader import TrainingBatches
+from segtune.engines.cpu_threads import cores
 from segtune.errors import SegtuneError
 from segtune.training.config import TrainingConfig
-from segtune.training.distributed import DeferredScalars, cores, peak_memory_mb
+from segtune.training.distributed import DeferredScalars, peak_memory_mb
 from segtune.training.run_folder import NON_FINITE, RunFolder
 from segtune.training.trackers import Trackers
 from segtune.viz.comparisons import Comparisons

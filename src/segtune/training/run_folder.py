@@ -32,9 +32,11 @@ logger = logging.getLogger(__name__)
 
 # What lies in a run folder; no other module spells these names. Evaluations are named by `evaluation.file_name`.
 SPLIT_FILE, METRICS_FILE, REPORT_FILE = "split.json", "metrics.jsonl", "report.html"  # beside RECIPE_FILE
+PROPOSAL_FILE = "proposal.yaml"  # the recipe that was made from data, with the reasons; a run may begin from it
 STATES, BEST, FINAL, OVERLAYS, TENSORBOARD = "checkpoints", "best", "final", "overlays", "tensorboard"  # folders
 RUN_FILES = (RECIPE_FILE, SPLIT_FILE, METRICS_FILE)  # pushed beside the weights
 NON_FINITE = "non_finite"  # a folder: the samples of a step whose loss or gradient was not finite
+UNSCORED = "model"  # a folder of a training state: its weights as a checkpoint, where there was no best/ yet
 
 
 class RunFolder:
@@ -46,6 +48,9 @@ class RunFolder:
         resume: `never`, `auto` (from the newest complete state in the folder) or the path of a state.
         overwrite: whether the run that the folder holds is removed.
         keep_last: how many training states stay.
+
+    Attributes:
+        source: the file that the recipe was read from, which is not removed with what the folder holds.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class RunFolder:
         self.overwrite = overwrite
         self.keep_last = keep_last
         self.recipe: str | None = None
+        self.source: Path | None = None
         self.lines = 0  # of metrics.jsonl
 
     @property
@@ -167,9 +173,12 @@ class RunFolder:
 
     def _make_room(self) -> None:
         if not self.is_resuming:
-            for name in run_content(self.path):
-                path = self.path / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            # A proposal alone is no run that is in the way, but goes with the run that is removed.
+            paths = [self.path / name for name in run_content(self.path)]
+            proposal = self.path / PROPOSAL_FILE
+            for path in [*paths, *([proposal] if self.overwrite and proposal.is_file() else [])]:
+                if self.source is None or path.resolve() != self.source.resolve():
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.path.mkdir(parents=True, exist_ok=True)
 
     def _save_split(self, splits: datasets.DatasetDict) -> None:
@@ -267,6 +276,15 @@ class RunFolder:
         """Save the model as `best/` or `final/`."""
         if self.accelerator.is_main_process:
             checkpoint.save_model(self.path / name, model, processor)
+
+    def save_unscored(
+        self, step: int, model: SegformerForSemanticSegmentation, processor: SegformerImageProcessor
+    ) -> Path:
+        """Save a model in the training state of its step; returns its folder."""
+        folder = self._state_folder(step) / UNSCORED
+        if self.accelerator.is_main_process:
+            checkpoint.save_model(folder, model, processor)
+        return folder
 
     def save_evaluation(self, evaluation: Evaluation, split: str, step: int) -> None:
         """Keep what was counted with the weights of best/."""

@@ -40,6 +40,7 @@ from segtune.training.distributed import (
 from segtune.training.ema import ExponentialMovingAverage
 from segtune.training.evaluation_loop import Validation
 from segtune.training.interrupts import (
+    LIMIT,
     Durations,
     Interrupted,
     StopRequest,
@@ -193,7 +194,8 @@ class SegmentationTrainer:
         """Train to `max_steps`; returns the run folder, the last step, the best and the last evaluation.
 
         A signal or `time_limit` ends the training after the step in progress, or in an evaluation, with a training
-        state saved; "stopped" of the result then says why.
+        state saved; "stopped" of the result then says why. Where the limit ends it before there is a best/, the weights
+        lie beside that state as a checkpoint, not evaluated: "weights" of the result names its folder, else it is None.
 
         Args:
             request: hears signals and the time limit of the whole command; by default, those of the training.
@@ -209,14 +211,14 @@ class SegmentationTrainer:
                 try:
                     self._steps(request)
                 except Interrupted as interruption:
-                    stopped: str | None = interruption.reason
                     self._save_state()
+                    ended = {"stopped": interruption.reason, "weights": self._save_unscored(interruption.reason)}
                     self.progress.finish(interruption.reason)
                 else:
-                    stopped = None
+                    ended = {}
                     self._save_final()
         result = {"output_dir": str(self.run.path), "step": self.step, "best": self.validation.best, "last": self.last}
-        return {**result, "stopped": stopped} if stopped else result
+        return result | ended
 
     def _request(self) -> StopRequest:
         limit = self.config.time_limit
@@ -277,7 +279,8 @@ class SegmentationTrainer:
 
     def _reserve(self, request: StopRequest, step: int | None) -> float:
         """Seconds before the end of the time limit at which to stop: what making `step` and then saving takes."""
-        saving = 1.5 * self.durations.of("saving", self.first_saving)
+        # Without a best/ the weights are saved once more, see `_save_unscored`: a third of a state.
+        saving = (1.5 if self.validation.best else 2.0) * self.durations.of("saving", self.first_saving)
         seconds = request.to_leave + saving
         if step is not None:
             seconds += self.durations.of("step")
@@ -467,6 +470,23 @@ class SegmentationTrainer:
             state["stream_states"] = gather_object([self.batches.state_after(self.step)])
         with self.durations.timed("saving"):
             self.run.save_state(self.step, self.model, self.optimizer, state)
+
+    def _save_unscored(self, reason: str) -> str | None:
+        """Where the time limit ends a run that has no best/, save the weights of its last step as a checkpoint.
+
+        Who has set the limit wants what there is then. It is not final/, which says that a run is done, and it goes
+        with the training state that it lies in. After a signal there may be no time for it.
+
+        Returns:
+            The folder, or None where nothing was saved.
+        """
+        # The processes' clocks differ, and all must take part: one that was only told to stop has another reason.
+        if not any(gather_object([reason == LIMIT])) or self.validation.best or self.step == 0:
+            return None
+        with self._averaged():
+            folder = self.run.save_unscored(self.step, self._full_model(), self.processor)
+        self.accelerator.wait_for_everyone()
+        return str(folder)
 
     def _save_final(self) -> None:
         """Save the weights of the last step as final/ and, where nothing was evaluated, as best/."""

@@ -73,7 +73,7 @@ def test_folders(tmp_path: Path, name: str, content: str, message: str) -> None:
         (
             "data.zip",
             "",
-            r"data\.zip is an archive: unpack it: python -m zipfile -e .*, then set dataset\.path=.*/data$",
+            r"data\.zip is an archive: unpack it: python -m zipfile -e '.*data\.zip' '.*/data', and name the folder",
         ),
         ("a.mha", "", r"a\.mha looks like ITK volumes"),
         ("a.json", VIA3, "looks like a project of VIA 3"),

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from segtune.data.config import ARCHIVES, how_to_unpack
 from segtune.data.formats.sniff import NOT_MASKS, json_keys
 from segtune.errors import UsageError
 from segtune.files import decode_text, read_json
@@ -27,7 +28,6 @@ class Foreign(NamedTuple):
     advice: str
 
 
-ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 BY_SUFFIX: dict[tuple[str, ...], Foreign] = {
     (".mha", ".mhd", ".nrrd"): Foreign(
         "ITK volumes", "write them as NIfTI: SimpleITK.WriteImage(SimpleITK.ReadImage('a.mha'), 'a.nii.gz')"
@@ -87,8 +87,6 @@ def refuse_foreign(path: Path) -> None:
     Raises:
         UsageError: what it is, and what to do.
     """
-    if path.name.lower().endswith(ARCHIVES):
-        raise UsageError(f"{path} is an archive: {_unpack(path)}, then set dataset.path={_bare(path)}")
     if found := _of_suffix(path) or (_of_json(path) if path.suffix.lower() == ".json" else _of_text(path)):
         raise UsageError(f"{path} looks like {found.what}: {found.advice}")
 
@@ -98,7 +96,7 @@ def looks_like(root: Path) -> str:
     files = list(islice(walk_files(root, depth=3), LOOK_AT))
     archives = [path for path in files if path.name.lower().endswith(ARCHIVES)]
     if archives and not any(path.suffix.lower() in SUFFIXES for path in files):
-        return f"{archives[0].relative_to(root)} is an archive: {_unpack(archives[0])}"
+        return f"{archives[0].relative_to(root)} is an archive: {how_to_unpack(archives[0])}"
     for found in _kinds(files):
         return f"This looks like {found.what}: {found.advice}"
     return _unread(files) or _broken_json(files)
@@ -204,16 +202,3 @@ def _of_text(path: Path) -> Foreign | None:
 
 def _are_numbers(words: list[str]) -> bool:
     return all(re.fullmatch(r"-?\d+(\.\d*)?(e[+-]?\d+)?", word, re.IGNORECASE) for word in words)
-
-
-def _bare(path: Path) -> Path:
-    suffix = next(suffix for suffix in sorted(ARCHIVES, key=len, reverse=True) if path.name.lower().endswith(suffix))
-    return path.with_name(path.name[: -len(suffix)])
-
-
-def _unpack(path: Path) -> str:
-    """The command that unpacks an archive into a folder of its name."""
-    if path.suffix.lower() in (".7z", ".rar"):
-        return f"unpack it: 7z x '{path}' -o'{_bare(path)}'"
-    module = "zipfile" if path.suffix.lower() == ".zip" else "tarfile"
-    return f"unpack it: python -m {module} -e '{path}' '{_bare(path)}'"
