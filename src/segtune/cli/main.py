@@ -39,6 +39,7 @@ from segtune.cli import (
 )
 from segtune.cli.common import QuietOption, VerboseOption, add_command, is_main_process, resumed, set_volume
 from segtune.engines import cpu_threads
+from segtune.engines.freed_memory import keep_freed_memory
 from segtune.errors import SegtuneError, causes, printable
 from segtune.files import is_full_disk
 from segtune.imageio.object_store import fault_of_store
@@ -197,6 +198,7 @@ def _configure(
     verbose: VerboseOption = False,
 ) -> None:
     cpu_threads.settle()
+    keep_freed_memory()
     if os.environ.get("NO_COLOR"):  # https://no-color.org; rich heeds it by itself
         context.color = False
     handler = logging.StreamHandler(sys.stderr)
