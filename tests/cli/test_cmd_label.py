@@ -95,3 +95,22 @@ def test_slips_are_told(segtune_command: Any, checkpoint: Path, pictures: Path, 
         code, _, err = segtune_command("label", checkpoint_, images, "-o", tmp_path / "out")
         assert code == 2 and message in err, err
         assert not (tmp_path / "out").exists()
+
+
+def test_overwriting_replaces_labelled_pictures_and_nothing_else(
+    segtune_command: Any, checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the pictures themselves, nor the folder that they are in, nor what somebody keeps elsewhere."""
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "thesis.tex").touch()
+    monkeypatch.chdir(tmp_path / "kept")
+    before = sorted(path for path in tmp_path.rglob("*"))
+    for output, message in (
+        (pictures, "which would go with it"),
+        (tmp_path, "which would go with it"),
+        (tmp_path / "kept", "it holds thesis.tex, which this command did not write"),
+        (".", "it holds thesis.tex, which this command did not write"),
+    ):
+        code, _, err = segtune_command("label", checkpoint, pictures, "-o", output, "--overwrite")
+        assert code == 2 and message in err and len(err.splitlines()) == 1, err
+    assert sorted(path for path in tmp_path.rglob("*")) == before

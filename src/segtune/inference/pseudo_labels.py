@@ -12,7 +12,7 @@ import numpy as np
 
 from segtune.bars import progress_bar
 from segtune.errors import DataError, UsageError
-from segtune.files import write_atomic, write_folder
+from segtune.files import refuse_foreign, write_atomic, write_folder
 from segtune.imageio.raster import FileRaster, Raster, read_ahead
 from segtune.imageio.read import suffix_of, try_header
 from segtune.imageio.video import is_video
@@ -50,13 +50,15 @@ class LabelledShare:
         return float(self.labelled.sum() / max(self.pixels, 1))
 
 
-def refuse_unfit(sources: Sequence[Path]) -> None:
-    """Refuse what no picture of a training can come from.
+def refuse_unfit(sources: Sequence[Path], output: Path) -> None:
+    """Refuse what no picture of a training can come from, and a folder that is not to be replaced.
 
     Raises:
-        UsageError: a video, or a file of several pages.
+        UsageError: a video, a file of several pages, or `output` holds something else than pictures that were
+            labelled: the sources, say.
         DataError: a file cannot be read.
     """
+    refuse_foreign(output, (IMAGES, MASKS, LABELS), "--output", sources)
     for source in sources:
         if is_video(source):
             raise UsageError(f"{source} is a video: save its frames as pictures first")

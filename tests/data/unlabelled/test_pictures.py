@@ -88,3 +88,11 @@ def test_what_cannot_be_learned_from_is_told(labelled: Path, tmp_path: Path) -> 
     pages[0].save(folder / "pages.tif", save_all=True, append_images=pages[1:])
     with pytest.raises(DataError, match=r"several pages or frames \(1\): pages.tif"):
         opened(labelled, folder, on_error="skip")
+
+
+def test_masks_are_no_pictures(labelled: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The whole data set is named, in which the masks lie beside the pictures."""
+    caplog.set_level("INFO", "segtune")
+    picture(labelled / "new" / "n.png", 70)
+    assert opened(labelled, labelled) == ["new/n"]
+    assert "4 that are masks" in caplog.text

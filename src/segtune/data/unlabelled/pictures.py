@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,9 @@ FRAMES = "Unlabelled files hold one picture each: save their pages to files of t
 def open_unlabelled(config: DatasetConfig, splits: Mapping[str, Any]) -> Dataset:
     """The pictures below `config.unlabelled` as rows "id" and "image", sorted by id.
 
-    Left out, and counted in the log, are copies of labelled pictures of all splits, by their pixels or their id, and
-    copies of each other: what is measured on val and test must not be learned, labelled or not. Pictures that were
-    compressed again are no copies in this sense.
+    Left out, and counted in the log, are copies of labelled pictures of all splits, by their pixels or their id, their
+    masks, and copies of each other: what is measured on val and test must not be learned, labelled or not. Pictures
+    that were compressed again are no copies in this sense.
 
     Args:
         splits: the labelled rows. Those of a stream cannot be compared, which is told.
@@ -45,13 +46,15 @@ def open_unlabelled(config: DatasetConfig, splits: Mapping[str, Any]) -> Dataset
     """
     assert config.unlabelled is not None
     root = refuse_missing_folder(config.unlabelled)
-    index = _scan(root)
+    compared = {split: found for split, found in splits.items() if not is_stream(found)}
+    masks = {path for found in compared.values() for path in _mask_files(found)}
+    index, left = _scan(root, masks)
     index.raise_or_skip(config.on_error)
     rows = to_dataset(index.samples, Reader()).select_columns(["id", "image"])
-    compared = {split: found for split, found in splits.items() if not is_stream(found)}
     if len(compared) < len(splits):
         logger.warning("dataset.unlabelled: a streamed split is not compared with the unlabelled pictures")
     kept, reasons = _not_labelled(rows, compared, config)
+    reasons |= {"that are masks": left}
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
     if not kept:
         raise DataError(f"{root} holds no picture to learn from without labels ({told or 'there is none'})")
@@ -59,9 +62,11 @@ def open_unlabelled(config: DatasetConfig, splits: Mapping[str, Any]) -> Dataset
     return rows.select(kept)
 
 
-def _scan(root: Path) -> DatasetIndex:
+def _scan(root: Path, masks: set[str]) -> tuple[DatasetIndex, int]:
+    """The pictures below a folder, and how many of them are masks of labelled ones."""
     index = DatasetIndex(root, "unlabelled")
-    paths = [path for path in walk_files(root) if is_picture(path.name)]
+    pictures = [path for path in walk_files(root) if is_picture(path.name)]
+    paths = [path for path in pictures if os.path.realpath(path) not in masks]
     headers = in_threads(try_header, paths, "read headers")
     unsafe, several, unreadable = {}, {}, {}
     for path, header in zip(paths, headers, strict=True):
@@ -78,7 +83,14 @@ def _scan(root: Path) -> DatasetIndex:
     index.report("several_frames", "files with several pages or frames", several, FRAMES)
     index.report("unreadable", "pictures that cannot be read", unreadable, "Replace or remove these files")
     index.samples.sort(key=lambda sample: (sample.id, str(sample.image)))
-    return index
+    return index, len(pictures) - len(paths)
+
+
+def _mask_files(rows: Dataset) -> Iterator[str]:
+    """The real paths of the masks of labelled rows, where they are files."""
+    if len(rows):
+        column = undecoded(rows.select_columns("mask")).with_format("arrow")[:]["mask"]
+        yield from map(os.path.realpath, filter(None, column.combine_chunks().field("path").to_pylist()))
 
 
 def _not_labelled(
