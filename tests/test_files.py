@@ -225,15 +225,18 @@ def test_a_folder_without_a_name_is_written(tmp_path: Path, monkeypatch: pytest.
 
 def test_only_what_a_command_wrote_is_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    refuse_foreign(folder, ("masks",), "--output")  # nothing is there
+    refuse_foreign(folder, "note", ("masks",), "--output")  # nothing is there
     (folder / "masks").mkdir(parents=True)
     (folder / ".hidden").touch()
-    refuse_foreign(folder, ("masks",), "--output", [tmp_path / "elsewhere.png"])
+    with pytest.raises(UsageError, match=r"it holds masks, which this command did not write"):
+        refuse_foreign(folder, "note", ("masks",), "--output")  # somebody else has made it
+    (folder / "note").touch()
+    refuse_foreign(folder, "note", ("masks",), "--output", [tmp_path / "elsewhere.png"])
     with pytest.raises(UsageError, match=rf"--output {folder}: it holds .*in\.png, which would go with it"):
-        refuse_foreign(folder, ("masks",), "--output", [tmp_path / "out" / "masks" / ".." / "masks" / "in.png"])
+        refuse_foreign(folder, "note", ("masks",), "--output", [tmp_path / "out" / "masks" / ".." / "masks" / "in.png"])
     (folder / "thesis.tex").touch()
     with pytest.raises(UsageError, match=r"it holds thesis\.tex, which this command did not write"):
-        refuse_foreign(folder, ("masks",), "--output")
+        refuse_foreign(folder, "note", ("masks",), "--output")
 
 
 def test_several_processes_may_write_one_file(tmp_path: Path) -> None:

@@ -141,11 +141,12 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     _sync(place.parent)
 
 
-def refuse_foreign(folder: Path, own: Iterable[str], option: str, inputs: Iterable[Path] = ()) -> None:
+def refuse_foreign(folder: Path, mark: str, own: Iterable[str], option: str, inputs: Iterable[Path] = ()) -> None:
     """Refuse to let a folder be replaced that holds anything but what the same command writes into one.
 
     Args:
-        own: names of what it writes.
+        mark: the file that says that the command has written the folder.
+        own: names of what else it writes.
         option: by which the folder was named, for the message.
         inputs: what the command reads, none of which may lie in the folder.
 
@@ -157,8 +158,9 @@ def refuse_foreign(folder: Path, own: Iterable[str], option: str, inputs: Iterab
     real = Path(os.path.realpath(folder))
     if within := next((path for path in inputs if Path(os.path.realpath(path)).is_relative_to(real)), None):
         raise UsageError(f"{option} {folder}: it holds {within}, which would go with it: name another folder")
-    known = set(own)
-    if foreign := sorted(path.name for path in folder.iterdir() if path.name not in known and path.name[0] != "."):
+    found = sorted(path.name for path in folder.iterdir())
+    known = {mark, *own} if mark in found else set()
+    if foreign := [name for name in found if name not in known and name[0] != "."]:
         raise UsageError(
             f"{option} {folder}: it holds {listed(foreign)}, which this command did not write and would remove: name "
             "another folder"

@@ -79,8 +79,8 @@ def greedy_soup(
 
 
 def refuse_output(output: Path, checkpoints: Sequence[str]) -> None:
-    """Raise UsageError where a folder that a soup would replace holds an ingredient, or what is no checkpoint."""
-    refuse_foreign(output, (*MODEL_FILES, RESULT_FILE, CARD), "--output", map(Path, checkpoints))
+    """Raise UsageError where a folder that a soup would replace holds an ingredient, or is none that one has made."""
+    refuse_foreign(output, RESULT_FILE, (*MODEL_FILES, CARD), "--output", map(Path, checkpoints))
 
 
 def average(states: Sequence[Mapping[str, Tensor]]) -> Weights:

@@ -58,6 +58,8 @@ def load_model(name: str | Path, *, whole: bool = False, **kwargs: Any) -> Segfo
             names the file.
     """
     refuse_missing(name)
+    if Path(name).is_file():
+        raise UsageError(f"checkpoint {name} is a file: give the folder that holds config.json and model.safetensors")
     source, revision = split_revision(name)
     kwargs |= {"revision": revision} if revision else {}
     try:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segtune.data.config import DatasetConfig
+from segtune.data.config import DatasetConfig, TransformConfig
 from segtune.data.dataset import open_dataset
 from segtune.data.lazy_rows import sample_ids
 from segtune.data.unlabelled.pictures import open_unlabelled
@@ -96,3 +96,18 @@ def test_masks_are_no_pictures(labelled: Path, caplog: pytest.LogCaptureFixture)
     picture(labelled / "new" / "n.png", 70)
     assert opened(labelled, labelled) == ["new/n"]
     assert "4 that are masks" in caplog.text
+
+
+def test_a_picture_that_cannot_be_decoded_is_refused_or_left_out(labelled: Path, tmp_path: Path) -> None:
+    """Its header is whole; and one of other channels than the network reads."""
+    folder = tmp_path / "more"
+    picture(folder / "new.png", 80)
+    picture(folder / "torn.png", 81)
+    (folder / "torn.png").write_bytes((folder / "torn.png").read_bytes()[:-60])
+    np.save(folder / "deep.npy", np.zeros((8, 10, 12), np.uint8))
+    config = DatasetConfig(path=str(labelled), unlabelled=str(folder))
+    rows, transforms = open_dataset(config)[0], TransformConfig()
+    with pytest.raises(DataError, match=r"cannot be learned from \(2\): .*deep.npy: .*12.*torn.png.*on_error=skip"):
+        open_unlabelled(config, rows, transforms)
+    found = open_unlabelled(config.model_copy(update={"on_error": "skip"}), rows, transforms)
+    assert sample_ids(found) == ["new"]
