@@ -78,7 +78,8 @@ def load_model(name: str | Path, *, whole: bool = False, **kwargs: Any) -> Segfo
             "(a folder must hold config.json and model.safetensors; a Hub id needs the network or a filled cache; "
             "model.name=null starts from random weights)"
         ) from error
-    if whole and (fresh := [str(key) for key in (*info["missing_keys"], *info["mismatched_keys"])]):
+    missing = [str(key) for key in (*info["missing_keys"], *info["mismatched_keys"])] if whole else []
+    if fresh := [key for key in missing if not key.endswith("num_batches_tracked")]:  # which computes nothing
         raise UsageError(
             f"checkpoint {name} does not hold all weights of a network that segments: without "
             f"{listed(sorted(fresh), 3)} it would answer at random. Fine-tune it first"

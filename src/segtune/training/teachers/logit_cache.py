@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from segtune.errors import UsageError
-from segtune.files import atomic_path
+from segtune.files import atomic_path, is_full_disk
 from segtune.training.teachers.teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,9 @@ class LogitCache:
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        except OSError as error:
+            if is_full_disk(error):
+                raise
             raise UsageError(
                 f"training.distill.cache={folder} cannot be a folder of logits ({error.strerror}): name another one"
             ) from error
