@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PIXELS = 200_000  # that the temperature is fitted to, spread over the images
 
 
-class NothingLabelled(DataError):
+class NothingLabelledError(DataError):
     """All pixels that a temperature could be fitted to are ignored."""
 
 
@@ -49,7 +49,7 @@ def fit_temperature(
 
     Raises:
         DataError: a mask that the label map does not fit.
-        NothingLabelled: there is no labelled pixel at all.
+        NothingLabelledError: there is no labelled pixel at all.
     """
     fit, share = TemperatureFit(), max(1, -(-pixels // max(len(dataset), 1)))
     segmenter = Segmenter(model, processor)
@@ -63,7 +63,7 @@ def fit_temperature(
             logits = segmenter.logits(ArrayRaster(image)).cpu()
             fit.add(upsampled_at(logits, labels.shape, rows, columns).numpy(), labels.reshape(-1)[picked])
     if not fit.pixels:
-        raise NothingLabelled("there is no labelled pixel to fit the temperature to")
+        raise NothingLabelledError("there is no labelled pixel to fit the temperature to")
     return fit
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from segtune.inference.calibrate import NothingLabelled
+from segtune.inference.calibrate import NothingLabelledError
 from segtune.labels.label_map import LabelMap
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.training.config import SemiConfig
@@ -86,7 +86,7 @@ def test_a_validation_split_without_a_label_calibrates_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fit(*given: object, **options: object) -> None:
-        raise NothingLabelled("there is no labelled pixel")
+        raise NothingLabelledError("there is no labelled pixel")
 
     monkeypatch.setattr(module, "fit_temperature", fit)
     found = semi()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from segtune.inference.calibrate import NothingLabelled, fit_temperature
+from segtune.inference.calibrate import NothingLabelledError, fit_temperature
 from segtune.labels.label_map import LabelMap
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import segmentation_loss
@@ -69,7 +69,7 @@ class SelfTraining:
             return
         try:
             fit = fit_temperature(model, self.eval_dataset, self.label_map, self.processor, progress=False)
-        except NothingLabelled:
+        except NothingLabelledError:
             logger.warning(
                 "training.semi: no pixel of the validation split is labelled: confidences are not calibrated"
             )
