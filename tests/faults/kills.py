@@ -20,7 +20,7 @@ from faults.workplace import (
     spread,
     train_words,
 )
-from faults.writers import LONG, WRITERS, prepare_writer, unlike, written
+from faults.writers import LONG, WRITERS, operations, prepare_writer, unlike, written
 
 DELAYS = (0.0, 0.001, 0.004, 0.015)  # seconds
 NEW = ("label", "select", "soup", "checkpoint of others", "propose", "crossval", "tune")
@@ -34,8 +34,8 @@ def cases(
     """
     for variant in VARIANTS:
         place.undisturbed(variant)
-        operations = place.operations(train_words(variant), "run", partial(place.prepare, variant=variant))
-        for number in spread(operations, per_variant):
+        count = place.operations(train_words(variant), "run", partial(place.prepare, variant=variant))
+        for number in spread(count, per_variant):
             delay = DELAYS[number % len(DELAYS)] if number % 2 else 0.0
             yield Case("kills", f"{variant} {number} +{delay}", partial(_training, place, variant, number, delay))
     for to in ("folder", "parquet"):
@@ -43,9 +43,8 @@ def cases(
         for number in spread(place.operations(convert_words(to), "out"), per_conversion):
             yield Case("kills", f"convert {to} {number}", partial(_conversion, place, to, number))
     for name in NEW:
-        written(place, name)
-        operations = place.operations(WRITERS[name].words, "disk", partial(prepare_writer, place))
-        for number in spread(operations, per_search if WRITERS[name].starts else per_writer):
+        wanted = per_search if WRITERS[name].starts else per_writer
+        for number in spread(operations(place, name), wanted):
             yield Case("kills", f"{name} {number}", partial(_writing, place, name, number))
 
 

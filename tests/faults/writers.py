@@ -33,6 +33,7 @@ class Writer:
 PAGES = r".*\.html"
 RUNS = rf"{PAGES}|.*metrics\.jsonl|.*study\.journal|.*tune\.json"  # which say how long something took
 ASIDE = r"(.*/)?\..*|.*/checkpoints/.*|.*/overlays/.*"  # notes and states of what goes on, of which some stay
+COUNT = "operations"  # a file beside `disk/`
 LONG = 180.0  # seconds that a command may take that starts trainings: each of them imports all libraries
 WRITERS: dict[str, Writer] = {
     "convert folder": Writer(convert_words("folder", "disk/out")),
@@ -80,9 +81,15 @@ def written_folder(place: Workplace, name: str) -> Path:
     if not folder.exists():
         prepare_writer(place, folder)
         (folder / "disk").mkdir()
-        ended = forks.run(WRITERS[name].words, folder, limit=LONG)
+        counted = forks.counted(folder / "disk", folder / COUNT)
+        ended = forks.run(WRITERS[name].words, folder, limit=LONG, before=counted)
         assert ended.code == 0, ended.said
     return folder
+
+
+def operations(place: Workplace, name: str) -> int:
+    """How often an undisturbed command opens, renames, makes or removes something below `disk/`."""
+    return len((written_folder(place, name) / COUNT).read_text().splitlines())
 
 
 def unlike(name: str, found: dict[str, bytes], whole: dict[str, bytes]) -> list[str]:
