@@ -71,8 +71,12 @@ def _writing(place: Workplace, name: str, number: int, folder: Path) -> Verdict:
     prepare_writer(place, folder)
     writer = WRITERS[name]
     killed = forks.run(writer.words, folder, limit=LONG, before=forks.killed_at(folder / "disk", number))
+    was_done = not unlike(name, files_of(folder / "disk"), written(place, name))
     ended = forks.run([*writer.words, *writer.again], folder, limit=LONG)
     verdict = Verdict.of(killed, ended)
+    is_refused = ended.code == 2 and "exists already" in ended.said  # after the last operation there is nothing to do
+    if was_done and is_refused:
+        return verdict
     if ended.code != 0:
         verdict.add("lost", f"does not go on: {ended.said[-500:]}")
     elif differing := unlike(name, files_of(folder / "disk"), written(place, name)):
