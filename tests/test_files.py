@@ -3,20 +3,25 @@ from __future__ import annotations
 import errno
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from segtune import files
-from segtune.errors import DataError, FullDiskError
+from segtune.errors import DataError, FullDiskError, UsageError
 from segtune.files import (
+    atomic_path,
     check_manifest,
     is_full_disk,
     name_fault,
     path_inside,
     read_json,
     read_json_lines,
+    recover,
+    refuse_foreign,
     update_manifest,
     write_atomic,
     write_folder,
@@ -184,3 +189,62 @@ def test_a_promised_last_line_that_is_missing_is_named() -> None:
     assert files.missing_last_line(text) is None
     assert files.missing_last_line(text[:45]) == "# the end"
     assert files.missing_last_line(b"a: 1\n") is None  # nothing was promised
+
+
+WRITE = (
+    "import sys, time\nfrom pathlib import Path\nfrom segtune.files import write_folder\n"
+    "def write(folder):\n    (folder / 'a').write_text('first')\n    print('begun', flush=True)\n    time.sleep(60)\n"
+    "write_folder(Path(sys.argv[1]), write)\n"
+)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows opens no folder")
+def test_two_processes_do_not_write_one_folder(tmp_path: Path) -> None:
+    """The second is refused and disturbs nothing; when the first is killed, what it left is no hindrance."""
+    target = tmp_path / "out"
+    process = subprocess.Popen([sys.executable, "-c", WRITE, str(target)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "begun\n"
+        for call in (lambda: write_folder(target, lambda folder: None), lambda: recover(target)):
+            with pytest.raises(UsageError, match=rf"{target} is being written by another process"):
+                call()
+        assert (tmp_path / ".out.tmp" / "a").read_text() == "first"
+    finally:
+        process.kill()
+        process.communicate()
+    write_folder(target, lambda folder: (folder / "a").write_text("second"))
+    assert (target / "a").read_text() == "second" and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_without_a_name_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_folder(Path(), lambda folder: (folder / "a").write_text("new"))
+    assert (tmp_path / "here" / "a").read_text() == "new"
+
+
+def test_only_what_a_command_wrote_is_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    refuse_foreign(folder, "note", ("masks",), "--output")  # nothing is there
+    (folder / "masks").mkdir(parents=True)
+    (folder / ".hidden").touch()
+    with pytest.raises(UsageError, match=r"it holds masks, which this command did not write"):
+        refuse_foreign(folder, "note", ("masks",), "--output")  # somebody else has made it
+    (folder / "note").touch()
+    refuse_foreign(folder, "note", ("masks",), "--output", [tmp_path / "elsewhere.png"])
+    with pytest.raises(UsageError, match=rf"--output {folder}: it holds .*in\.png, which would go with it"):
+        refuse_foreign(folder, "note", ("masks",), "--output", [tmp_path / "out" / "masks" / ".." / "masks" / "in.png"])
+    (folder / "thesis.tex").touch()
+    with pytest.raises(UsageError, match=r"it holds thesis\.tex, which this command did not write"):
+        refuse_foreign(folder, "note", ("masks",), "--output")
+
+
+def test_several_processes_may_write_one_file(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "a", shared=True) as first:
+        first.write_text("1")
+        child = subprocess.run(
+            [sys.executable, "-c", "import sys\nfrom pathlib import Path\nfrom segtune.files import atomic_path\n"
+             "with atomic_path(Path(sys.argv[1]), shared=True) as path:\n    path.write_text('2')", tmp_path / "a"]
+        )  # fmt: skip
+        assert child.returncode == 0 and (tmp_path / "a").read_text() == "2"
+    assert (tmp_path / "a").read_text() == "1" and len(list(tmp_path.iterdir())) == 1

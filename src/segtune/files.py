@@ -10,13 +10,14 @@ import logging
 import os
 import re
 import shutil
+import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from segtune.errors import TURNING, DataError, FullDiskError, causes, listed
+from segtune.errors import TURNING, DataError, FullDiskError, UsageError, causes, listed
 
 logger = logging.getLogger(__name__)
 
@@ -83,9 +84,13 @@ def _free(folder: Path) -> int:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; renamed to `path` at the end, removed where something went wrong."""
-    temporary = path.with_name(f".{path.name}.part")
+def atomic_path(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """A name beside `path` to write to; renamed to `path` at the end, removed where something went wrong.
+
+    Args:
+        shared: several processes may write the same file at the same time; the last one counts.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part" if shared else f".{path.name}.part")
     with naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -106,22 +111,60 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder under a temporary name, then put it in the place of `folder`.
 
     Where `write` fails, nothing of it stays: the last bytes of a full disk are given back.
+
+    Raises:
+        UsageError: another process is writing the same folder.
     """
-    recover(folder)
-    temporary, previous = _beside(folder)
+    place = Path(os.path.abspath(folder))  # "." has no name beside which something could lie
+    recover(place)
+    temporary, previous = _beside(place)
+    is_ours = False
     try:
         with naming_full_disk(folder):
-            temporary.mkdir(parents=True)
-            write(temporary)
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    _sync(file)
-        if folder.exists():
-            folder.rename(previous)
-        temporary.rename(folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                temporary.mkdir()
+            except FileExistsError:  # made in this moment
+                raise _being_written(place) from None
+            is_ours = True
+            with _claimed(temporary):
+                write(temporary)
+                for file in temporary.rglob("*"):
+                    if file.is_file():
+                        _sync(file)
+                if place.exists():
+                    place.rename(previous)
+                temporary.rename(place)
     finally:
-        recover(folder)
-    _sync(folder.parent)
+        if is_ours:
+            recover(place)
+    _sync(place.parent)
+
+
+def refuse_foreign(folder: Path, mark: str, own: Iterable[str], option: str, inputs: Iterable[Path] = ()) -> None:
+    """Refuse to let a folder be replaced that holds anything but what the same command writes into one.
+
+    Args:
+        mark: the file that says that the command has written the folder.
+        own: names of what else it writes.
+        option: by which the folder was named, for the message.
+        inputs: what the command reads, none of which may lie in the folder.
+
+    Raises:
+        UsageError: something else would be lost; the message names it.
+    """
+    if not folder.is_dir():
+        return
+    real = Path(os.path.realpath(folder))
+    if within := next((path for path in inputs if Path(os.path.realpath(path)).is_relative_to(real)), None):
+        raise UsageError(f"{option} {folder}: it holds {within}, which would go with it: name another folder")
+    found = sorted(path.name for path in folder.iterdir())
+    known = {mark, *own} if mark in found else set()
+    if foreign := [name for name in found if name not in known and name[0] != "."]:
+        raise UsageError(
+            f"{option} {folder}: it holds {listed(foreign)}, which this command did not write and would remove: name "
+            "another folder"
+        )
 
 
 def _sync(path: Path) -> None:
@@ -134,12 +177,51 @@ def _sync(path: Path) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Finish what `write_folder` left half done when its process was killed: what was being replaced comes back."""
+    """Finish what `write_folder` left half done when its process was killed: what was being replaced comes back.
+
+    Raises:
+        UsageError: its process is not dead, but writes on.
+    """
     temporary, previous = _beside(folder)
+    with _claimed(temporary):
+        pass
     if previous.is_dir() and not folder.exists():
         previous.rename(folder)
     for leftover in (temporary, previous):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def _claimed(temporary: Path) -> Iterator[None]:
+    """A lock on a folder that is being written, which the system gives up with the process; none where there are none.
+
+    Raises:
+        UsageError: another process has it.
+    """
+    descriptor = None
+    if sys.platform != "win32":  # which opens no folder
+        import fcntl
+
+        with suppress(OSError):
+            descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        if descriptor is not None:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not (temporary.is_dir() and os.path.samestat(os.fstat(descriptor), temporary.stat())):
+                    raise BlockingIOError  # another process has taken it for a leftover in this moment
+            except BlockingIOError:
+                raise _being_written(temporary.with_name(temporary.name[1:-4])) from None
+            except OSError:  # a file system without locks
+                pass
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _being_written(folder: Path) -> UsageError:
+    return UsageError(f"{folder} is being written by another process: wait for its end, or name another folder")
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:

@@ -143,7 +143,9 @@ def _prepare(
         if counted:
             recipe = recipe.with_changes("training", loss=loss.counted(pixels["train"][:, :-1], label_map.names))
     recipe = with_stored_batch(with_channels(recipe, dataset["train"]))
-    unlabelled = None if recipe.dataset.unlabelled is None else open_unlabelled(recipe.dataset, dataset)
+    unlabelled = None
+    if recipe.dataset.unlabelled is not None:
+        unlabelled = open_unlabelled(recipe.dataset, dataset, recipe.transforms)
     if training.output_dir is not None:
         refuse_another_run(recipe)  # with what was counted
     model = build_model(recipe.model, label_map, seed=recipe.training.seed)

@@ -110,3 +110,34 @@ def test_slips_are_told(segtune_command: Any, checkpoint: Path, pictures: Path, 
         code, _, err = segtune_command("label", checkpoint_, images, "-o", tmp_path / "out")
         assert code == 2 and message in err, err
         assert not (tmp_path / "out").exists()
+
+
+def test_overwriting_replaces_labelled_pictures_and_nothing_else(
+    segtune_command: Any, checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the pictures themselves, nor the folder that they are in, nor what somebody keeps elsewhere."""
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "thesis.tex").touch()
+    (tmp_path / "data" / "masks").mkdir(parents=True)  # which people drew
+    monkeypatch.chdir(tmp_path / "kept")
+    before = sorted(path for path in tmp_path.rglob("*"))
+    for output, message in (
+        (pictures, "which would go with it"),
+        (tmp_path, "which would go with it"),
+        (tmp_path / "kept", "it holds thesis.tex, which this command did not write"),
+        (".", "it holds thesis.tex, which this command did not write"),
+        (tmp_path / "data", "it holds masks, which this command did not write"),
+    ):
+        code, _, err = segtune_command("label", checkpoint, pictures, "-o", output, "--overwrite")
+        assert code == 2 and message in err and len(err.splitlines()) == 1, err
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_names_that_no_training_takes_are_told_before_anything_is_labelled(
+    segtune_command: Any, checkpoint: Path, pictures: Path, tmp_path: Path
+) -> None:
+    file = next(pictures.iterdir())
+    file.rename(pictures / "con.jpg")
+    code, _, err = segtune_command("label", checkpoint, pictures, "-o", tmp_path / "out", "--min-confidence", "0.2")
+    assert code == 2 and "'con.jpg' cannot be the name of a sample: 'con.jpg' is a device on Windows" in err
+    assert not (tmp_path / "out").exists()

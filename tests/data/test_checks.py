@@ -91,6 +91,13 @@ def test_masks_saved_as_jpeg(tmp_path: Path) -> None:
         check_masks(load_segmentation_dataset(tmp_path), LabelMap.from_ids({0: "sky", 90: "road"}))
 
 
+def test_masks_of_ignored_pixels_alone(tmp_path: Path) -> None:
+    write_image(tmp_path / "images/a.jpg")
+    write_mask(tmp_path / "masks/a.png", mask=np.full((4, 6), 255, np.uint8))
+    with pytest.raises(DataError, match="every pixel of all 1 masks is ignored, so that there is nothing to learn"):
+        check_masks(load_segmentation_dataset(tmp_path), LabelMap.from_names(["sky", "road"]))
+
+
 def test_binary_masks_whose_foreground_would_be_ignored(tmp_path: Path) -> None:
     write_image(tmp_path / "images/a.jpg")
     write_mask(tmp_path / "masks/a.png", mask=np.array([[0, 255] * 3] * 4, np.uint8))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,3 +144,67 @@ def test_a_fold_that_was_killed_goes_on_to_the_same_bits(
     )
     weights = [(tmp_path / name / "folds/2/final/model.safetensors").read_bytes() for name in results]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda plan: plan | {"folds": 5},
+        lambda plan: plan | {"settings": []},
+        lambda plan: plan | {"folds": plan["folds"][:1]},
+        lambda plan: plan | {"more": 1},
+        lambda plan: [plan],
+    ],
+)
+def test_a_damaged_plan_is_named(
+    damage: Callable[[Any], Any], tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_train", lambda *given: None)
+    monkeypatch.setattr(module, "_together", lambda *given: {})
+    crossval(tiny_recipe(), tmp_path / "cv", folds=2)
+    path = tmp_path / "cv" / "folds.json"
+    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    with pytest.raises(DataError, match=rf"{path} is damaged \(.*\): restore it") as error:
+        crossval(tiny_recipe(), tmp_path / "cv", folds=2)
+    assert "\n" not in str(error.value)
+    path.write_text("{}")
+    (tmp_path / "cv" / "recipe.yaml").write_text("training: [")
+    with pytest.raises((DataError, UsageError), match=r"folds\.json is damaged|recipe\.yaml"):
+        crossval(tiny_recipe(), tmp_path / "cv", folds=2)
+
+
+def test_counts_that_are_damaged_are_made_anew(
+    tiny_recipe: MakeRecipe, in_process: list[list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = crossval(tiny_recipe(), tmp_path / "cv", folds=2)
+    path = tmp_path / "cv" / "folds" / "1.npz"
+    content = path.read_bytes()
+    path.write_bytes(content[:100])
+    assert crossval(tiny_recipe(), tmp_path / "cv", folds=2) == result
+    assert "1.npz" in caplog.text and "are counted anew" in caplog.text and len(in_process) == 2
+
+
+def test_there_must_be_images_to_divide(tiny_recipe: MakeRecipe, stripes: Path, tmp_path: Path) -> None:
+    for kind in ("images", "masks"):
+        for split in ("train", "val"):
+            shutil.rmtree(stripes / kind / split)
+    with pytest.raises(UsageError, match="no images of train or val to divide, only test"):
+        crossval(tiny_recipe(), tmp_path / "cv", folds=2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="a parent's death is told by Linux")
+def test_a_training_whose_command_was_killed_ends_and_is_gone_on_with(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """Nothing trains on behind; the same command at once waits for what is saved, and goes on."""
+    recipe, folder = tmp_path / "tiny.yaml", tmp_path / "cv"
+    tiny_recipe(max_steps=60, save_every=2)
+    words = ["crossval", str(recipe), "--folds", "2", "--output", str(folder)]
+    process = _command(words, tmp_path)
+    while not _state(folder / "folds" / "1"):
+        assert process.poll() is None, "it ended before a state was saved"
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    process = _command(words, tmp_path)
+    assert process.wait(300) == 0
+    assert (folder / "crossval.json").exists() and not _trainings(folder)

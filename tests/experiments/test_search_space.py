@@ -95,3 +95,14 @@ def test_a_run_may_go_on_with_another_space(tiny_recipe: Callable[..., Recipe], 
     refuse_another_run(recipe.with_changes("search", space={"training.learning_rate": [0.1, 0.2]}))
     with pytest.raises(UsageError, match="max_steps"):
         refuse_another_run(recipe.with_changes("training", max_steps=7))
+
+
+@pytest.mark.parametrize("value", ["{low: .nan, high: 1}", "{low: 0, high: .inf}", "{low: 0, high: 1, step: .nan}"])
+def test_ends_of_a_range_are_finite(value: str) -> None:
+    with pytest.raises(UsageError, match=r"training.weight_decay: (low|high|step) is no number"):
+        load_recipe("demo", [f"search.space={{training.weight_decay: {value}}}"])
+
+
+def test_a_slip_in_the_network_is_told_before_it_is_built() -> None:
+    with pytest.raises(UsageError, match=r"model.config.drop_path_rate='much' is no number"):
+        space_of(look_over("demo", ["model.config={drop_path_rate: much}"]))

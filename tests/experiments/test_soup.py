@@ -110,3 +110,14 @@ def test_other_shapes_do_not_average(trained: list[str], tiny_recipe: MakeRecipe
     with pytest.raises(UsageError, match=r"do not have the shapes of .*segtune predict averages the answers of any"):
         greedy_soup([trained[0], str(tmp_path / "wide" / "best")], tiny_recipe(), tmp_path / "soup")
     assert not (tmp_path / "soup").exists()
+
+
+def test_a_soup_replaces_a_checkpoint_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "soup").mkdir()
+    for name in ("config.json", "model.safetensors", "README.md", "soup.json"):
+        (tmp_path / "soup" / name).touch()
+    module.refuse_output(tmp_path / "soup", ["runs/a/best"])
+    with pytest.raises(UsageError, match=r"it holds .*soup, which would go with it"):
+        module.refuse_output(tmp_path / "soup", [str(tmp_path / "soup")])
+    with pytest.raises(UsageError, match=r"it holds soup, which this command did not write"):
+        module.refuse_output(tmp_path, ["runs/a/best"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from segtune.errors import SegtuneError, UsageError
+from segtune.errors import DataError, SegtuneError, UsageError
 from segtune.experiments import tune as module
 from segtune.experiments.search_space import own_values, space_of
 from segtune.experiments.study import Study
@@ -214,3 +215,32 @@ def test_what_matters_is_found(tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
     assert importance["training.learning_rate"] > 0.8 and next(iter(importance)) == "training.learning_rate"
     best = study.best()
     assert best is not None and abs(best.values["training.learning_rate"] - 0.02) < 0.02
+
+
+@pytest.mark.parametrize("way", ["half", "no lines", "a bit", "other objects"])
+def test_a_damaged_journal_is_named(
+    way: str, tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(monkeypatch, curve_of)
+    recipe = searched(tiny_recipe(eval_every=1))
+    tune(recipe, tmp_path / "study", trials=2)
+    path = tmp_path / "study" / "study.journal"
+    lines = path.read_bytes().splitlines(keepends=True)
+    changed = {
+        "half": b"".join(lines[: len(lines) // 4]),
+        "no lines": b"",
+        "a bit": b"".join([*lines[:3], b"\x80" + lines[3][1:], *lines[4:]]),
+        "other objects": b'{"a": 1}\n' * 5,
+    }
+    path.write_bytes(changed[way])
+    with pytest.raises(DataError, match=rf"{path} is damaged.*(restore it, or|Restore it, or) remove"):
+        tune(recipe, tmp_path / "study", trials=2)
+
+
+def test_what_cannot_be_searched_is_told(tiny_recipe: MakeRecipe, stripes: Path, tmp_path: Path) -> None:
+    shutil.rmtree(stripes / "images" / "test"), shutil.rmtree(stripes / "masks" / "test")
+    with pytest.raises(UsageError, match=r"part of train is to be held out \(search.held_out=0.1, one of 10 parts\)"):
+        tune(searched(tiny_recipe(), held_out=0.1), tmp_path / "study", trials=1)
+    shutil.rmtree(stripes / "images" / "train"), shutil.rmtree(stripes / "masks" / "train")
+    with pytest.raises(UsageError, match="no training images, only val"):
+        tune(searched(tiny_recipe()), tmp_path / "other", trials=1)

@@ -14,17 +14,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from faults import damage, forks, full_disks, hostile, kills, limits, two_trainings
+from faults import damage, forks, full_disks, hostile, hostile_checkpoints, kills, limits, two_trainings
 from faults.workplace import FAULTS, Case, Workplace
 
 KINDS: dict[str, Callable[[Workplace], Iterator[Case]]] = {
     "kills": kills.cases,
     "full disks": full_disks.cases,
     "damaged files": damage.cases,
-    "hostile input": hostile.cases,
+    "hostile input": lambda place: chain(hostile.cases(place), hostile_checkpoints.cases(place)),
     "two trainings": two_trainings.cases,
     "time limits": limits.cases,
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 from faults import forks
 from faults.forks import Ended
 from faults.workplace import Case, Verdict, Workplace, differences, files_of, train_words
+from faults.writers import LONG, WRITERS, unlike, written, written_folder
 
 TEXTS = (".yaml", ".json", ".jsonl", ".html")
 
@@ -24,6 +25,11 @@ COMMANDS: dict[str, list[str]] = {
     "compare": ["compare", "plain/evaluation-val.npz", "other.npz"],
     "doctor": ["doctor", "plain/recipe.yaml", "--checkpoint", "plain/best"],
     "go on elsewhere": train_words("plain", "run", "model.name=plain/best", "training.max_steps=1"),
+    "label": WRITERS["label"].words,
+    "select": WRITERS["select"].words,
+    "soup": WRITERS["soup"].words,
+    "ensemble": WRITERS["ensemble"].words,
+    "teacher": train_words("plain", "run", "training.distill={teacher: plain/best}", "training.max_steps=1"),
 }
 # what each reads, besides states, which only `resume` does
 READS = {
@@ -35,6 +41,17 @@ READS = {
     "compare": r"evaluation-val\.npz",
     "doctor": r"best/.*|recipe\.yaml|split\.json",
     "go on elsewhere": r"best/.*",
+    "label": r"best/.*",
+    "select": r"best/.*",
+    "soup": r"best/.*|final/.*|recipe\.yaml|split\.json",
+    "ensemble": r"best/.*|final/.*",
+    "teacher": r"best/.*",
+}
+# What commands go on from when they are given again: below `disk/`, where they wrote it.
+AGAIN = {
+    "crossval": r"cv/(recipe\.yaml|folds\.json|crossval\.json|folds/1\.json|folds/1\.npz|folds/1/final/[^/]*)",
+    "tune": r"study/(study\.journal|recipe\.yaml|split\.json|tune\.json|trials/0000/best/[^/]*)",
+    "select": r"chosen/(\.survey\.jsonl|selection\.json)",
 }
 
 
@@ -55,16 +72,60 @@ WAYS: dict[str, Callable[[bytes, bool], bytes]] = {
 }
 
 
+FEW = ("bit in the middle", "half", "missing")  # for commands that open a checkpoint as others do
+
+
 def cases(place: Workplace) -> Iterator[Case]:
-    """Every file of a run x every way x every command that reads it."""
+    """Every file of a run x every way x every command that reads it; and what commands go on from."""
     for command in COMMANDS:
         whole(place, command)
     for file in files_of(place.undisturbed("plain")):
         for way in (*WAYS, "missing", "a folder"):
             for command, reads in READS.items():
-                if re.fullmatch(reads, file):
+                is_wanted = way in FEW or command not in ("label", "select", "soup", "ensemble", "teacher")
+                if is_wanted and re.fullmatch(reads, file):
                     name = f"{command}: {file}: {way}"
                     yield Case("damaged files", name, partial(_judge, place, command, file, way))
+    for command, reads in AGAIN.items():
+        for file in written(place, command):
+            for way in FEW if re.fullmatch(reads, file) else ():
+                name = f"{command} again: {file}: {way}"
+                yield Case("damaged files", name, partial(_judge_again, place, command, file, way))
+    for way in FEW:
+        yield Case("damaged files", f"logits of a teacher: {way}", partial(_judge_cache, place, way))
+
+
+def _judge_again(place: Workplace, command: str, file: str, way: str, folder: Path) -> Verdict:
+    """What a command wrote is damaged, and the command given again."""
+    shutil.copytree(written_folder(place, command), folder, dirs_exist_ok=True)
+    damage(folder / "disk" / file, way)
+    if command == "select":
+        shutil.rmtree(folder / "disk" / "chosen" / "labelme")  # which is refused where it is
+    writer = WRITERS[command]
+    ended = forks.run([*writer.words, *writer.again], folder, limit=LONG, secret=place.secret)
+    verdict = Verdict.of(ended)
+    if ended.code == 0:
+        if (other := unlike(command, files_of(folder / "disk"), written(place, command))) and not names(ended, file):
+            verdict.add("silent", f"other files, and nothing of {file}: {other} {ended.said[-500:]}")
+    elif not names(ended, file):
+        verdict.add("silent", f"the message does not name {file}: {ended.said[-700:]}")
+    return verdict
+
+
+def _judge_cache(place: Workplace, way: str, folder: Path) -> Verdict:
+    """Logits that were kept are damaged: they are computed anew, and the training is the same."""
+    place.prepare(folder, "taught")
+    whole_run = place.undisturbed("taught")
+    shutil.copytree(place.place / "logits", folder / "logits")
+    for path in sorted((folder / "logits").rglob("*.npz"))[::2]:
+        damage(path, way)
+    ended = forks.run(train_words("taught"), folder, secret=place.secret)
+    verdict = Verdict.of(ended)
+    if ended.code != 0:
+        verdict.add("lost", f"does not compute them anew: {ended.said[-500:]}")
+    elif difference := differences(folder / "run", whole_run):
+        verdict.add("silent", difference)
+    return verdict
 
 
 def _judge(place: Workplace, command: str, file: str, way: str, folder: Path) -> Verdict:
@@ -86,6 +147,7 @@ def _judge(place: Workplace, command: str, file: str, way: str, folder: Path) ->
 def prepare(place: Workplace, folder: Path) -> None:
     place.prepare(folder)
     shutil.copytree(place.undisturbed("plain"), folder / "plain")
+    (folder / "disk").mkdir()
     shutil.copy(folder / "plain" / "evaluation-val.npz", folder / "other.npz")
 
 
@@ -113,8 +175,11 @@ def outcome(command: str, ended: Ended, folder: Path, place: Workplace) -> objec
     if command == "report":
         page = (folder / "page.html").read_text().replace(str(folder), "")
         return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d|clip\d+|id=\S+|#\w+|[\d.]+ s for \d+ images", "", page)
-    if command == "go on elsewhere":
+    if command in ("go on elsewhere", "teacher"):
         return files_of(folder / "run" / "final")
+    if command in WRITERS:
+        pages = (".html", ".survey.jsonl")  # which hold times
+        return {path: content for path, content in files_of(folder / "disk").items() if not path.endswith(pages)}
     return ended.said.replace(str(folder), "")
 
 

@@ -136,9 +136,9 @@ def start(
     return Started(child, said, outside, began)
 
 
-def run(words: Sequence[str | Path], folder: Path, **options: Any) -> Ended:
-    """Run a command to its end, see `start`."""
-    return start(words, folder, **options).wait()
+def run(words: Sequence[str | Path], folder: Path, *, limit: float = HANG, **options: Any) -> Ended:
+    """Run a command to its end, see `start` and `Started.wait`."""
+    return start(words, folder, **options).wait(limit)
 
 
 def _be_command(

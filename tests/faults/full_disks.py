@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,28 +11,10 @@ from pathlib import Path
 
 from faults import forks
 from faults.forks import Ended
-from faults.workplace import (
-    Case,
-    Verdict,
-    Workplace,
-    convert_words,
-    differences,
-    files_of,
-    leftovers,
-    spread,
-    train_words,
-)
+from faults.workplace import Case, Verdict, Workplace, differences, files_of, leftovers, spread, train_words
+from faults.writers import LONG, WRITERS, prepare_writer, unlike, written
 
 PAGE = 4096
-# What is written on the disk `disk/`, besides a training. A second call may need a word more to replace what is there.
-WRITERS: dict[str, tuple[list[str], list[str]]] = {
-    "convert folder": (convert_words("folder", "disk/out"), []),
-    "convert parquet": (convert_words("parquet", "disk/out"), []),
-    "predict": (["predict", "plain/best", "data/images/test", "--output", "disk/masks", "--overlay"], ["--overwrite"]),
-    "overlays": (["evaluate", "plain/best", "tiny.yaml", "--overlays", "disk/overlays", "--save", "disk/a.npz"], []),
-    "report": (["report", "plain", "--output", "disk/report.html"], []),
-    "doctor": (["doctor", "data", "--html", "disk/page.html"], []),
-}
 
 
 def cases(
@@ -47,9 +28,9 @@ def cases(
             yield Case("full disks", f"training {pages} pages", partial(_training, place, f"size={pages * PAGE}"))
         for count in spread(60, inodes):
             yield Case("full disks", f"training {count} names", partial(_training, place, f"nr_inodes={count + 1}"))
-        for name in WRITERS:
+        for name, writer in WRITERS.items():
             pages = sum(-(-len(content) // PAGE) + 1 for content in written(place, name).values())
-            for size in spread(pages + 2, sizes):
+            for size in spread(pages + 2, 3 if writer.starts else sizes):
                 yield Case("full disks", f"{name} {size} pages", partial(_writer, place, name, f"size={size * PAGE}"))
     for number in spread(place.operations(train_words(), "run") // 2, operations):
         yield Case("full disks", f"training, none from operation {number}", partial(_refused, place, number))
@@ -89,43 +70,27 @@ def _judge_going_on(verdict: Verdict, words: list[str], folder: Path, run: str, 
 
 def _writer(place: Workplace, name: str, option: str, folder: Path) -> Verdict:
     prepare_writer(place, folder)
-    words, again = WRITERS[name]
-    whole = written(place, name)
+    writer, whole = WRITERS[name], written(place, name)
     with mounted(folder / "disk", option) as enlarge:
-        full = forks.run(words, folder)
+        full = forks.run(writer.words, folder, limit=LONG)
         verdict = Verdict.of(full)
         _judge_message(verdict, full)
         # Of a page the numbers in the drawings differ from one time to the next: it must be there to its end. The
-        # journal of a conversion lists what is done.
+        # journal of a conversion lists what is done, and runs that are under way go on.
         half = [
             path
             for path, content in files_of(folder / "disk").items()
-            if content != whole.get(path) and not content.rstrip().endswith(b"</html>") and ".cache/" not in path
+            if content != whole.get(path) and not content.rstrip().endswith(b"</html>") and "/." not in path
         ]
-        if half and full.code != 0:
+        if half and full.code != 0 and not writer.starts:
             verdict.add("lost", f"half written: {half}")
         enlarge()
-        ended = forks.run([*words, *again], folder) if full.code else full
+        ended = forks.run([*writer.words, *writer.again], folder, limit=LONG) if full.code else full
         verdict.faults |= Verdict.of(ended).faults
-        if ended.code != 0 or files_of(folder / "disk").keys() != whole.keys():
-            verdict.add("lost", f"not completed: {ended.said[-500:]} {sorted(files_of(folder / 'disk'))}")
+        found = files_of(folder / "disk")
+        if ended.code != 0 or unlike(name, found, whole):
+            verdict.add("lost", f"not completed: {ended.said[-500:]} {unlike(name, found, whole)}")
     return verdict
-
-
-def prepare_writer(place: Workplace, folder: Path) -> None:
-    place.prepare(folder)
-    shutil.copytree(place.undisturbed("plain"), folder / "plain")
-
-
-def written(place: Workplace, name: str) -> dict[str, bytes]:
-    """The files that a command writes where there is room."""
-    folder = place.root / f"written-{name.replace(' ', '-')}"
-    if not folder.exists():
-        prepare_writer(place, folder)
-        (folder / "disk").mkdir()
-        ended = forks.run(WRITERS[name][0], folder)
-        assert ended.code == 0, ended.said
-    return files_of(folder / "disk")
 
 
 def _judge_message(verdict: Verdict, ended: Ended) -> None:

@@ -257,7 +257,7 @@ def _annotations(
     looked = forks.run(["doctor", "data"], folder, secret=place.secret)
     converted = forks.run(["data", "convert", "data", "--output", "out"], folder, secret=place.secret)
     verdict = Verdict.of(looked, converted)
-    _judge_end(verdict, folder, looked, converted)
+    judge_end(verdict, folder, looked, converted)
     is_accepted = converted.code == 0 and "0 errors, 0 warnings" in looked.said
     if is_nonsense and is_accepted and masks_of(folder / "out") != whole(place, kind):
         verdict.add("silent", f"other masks, and no word of it: {looked.said[-500:]} {converted.said[-300:]}")
@@ -280,7 +280,7 @@ def masks_of(folder: Path) -> dict[str, bytes]:
     return {path: content for path, content in files_of(folder).items() if path.startswith("masks")}
 
 
-def _judge_end(verdict: Verdict, folder: Path, *ends: Ended) -> None:
+def judge_end(verdict: Verdict, folder: Path, *ends: Ended) -> None:
     """A command ends well, or with one message; nothing half-written stays, and no secret is told."""
     for ended in ends:
         if ended.code not in (0, 1, 2) and ended.code is not None:
@@ -369,7 +369,7 @@ PICTURES: dict[str, tuple[str, Callable[[], bytes] | None]] = {
 }
 
 
-def _put(name: str, folder: Path, stem: str) -> None:
+def put(name: str, folder: Path, stem: str) -> None:
     suffix, make = PICTURES[name]
     (folder / f"{stem}.png").unlink(missing_ok=True)
     path = folder / f"{stem}{suffix}"
@@ -385,7 +385,7 @@ def _put(name: str, folder: Path, stem: str) -> None:
 
 def _picture(place: Workplace, name: str, target: str, command: str, folder: Path) -> Verdict:
     place.prepare(folder)
-    _put(name, folder / "data" / target / "train", "train0")
+    put(name, folder / "data" / target / "train", "train0")
     words = {
         "doctor": ["doctor", "data"],
         "train": ["train", "tiny.yaml", "training.output_dir=run", "training.max_steps=2", "training.report=false"],
@@ -393,7 +393,7 @@ def _picture(place: Workplace, name: str, target: str, command: str, folder: Pat
     }
     ended = forks.run(words[command], folder, secret=place.secret)
     verdict = Verdict.of(ended)
-    _judge_end(verdict, folder, ended)
+    judge_end(verdict, folder, ended)
     return verdict
 
 
@@ -407,7 +407,7 @@ def _checkpoint(place: Workplace, file: str, text: str, folder: Path) -> Verdict
     (folder / "best" / file).write_text(text)
     ended = forks.run(["predict", "best", "data/images/test", "--output", "out"], folder, secret=place.secret)
     verdict = Verdict.of(ended)
-    _judge_end(verdict, folder, ended)
+    judge_end(verdict, folder, ended)
     return verdict
 
 
@@ -432,7 +432,7 @@ def _labels(place: Workplace, content: bytes, folder: Path) -> Verdict:
         secret=place.secret,
     )
     verdict = Verdict.of(ended, trained)
-    _judge_end(verdict, folder, ended, trained)
+    judge_end(verdict, folder, ended, trained)
     return verdict
 
 
@@ -476,7 +476,7 @@ def _recipe(place: Workplace, content: bytes, folder: Path) -> Verdict:
     (folder / "tiny.yaml").write_bytes(content)
     ended = forks.run(["train", "tiny.yaml", "model.variant=b0"], folder, secret=place.secret)
     verdict = Verdict.of(ended)
-    _judge_end(verdict, folder, replace(ended, said=ended.said.replace("a secret", "")))  # its author may name the file
+    judge_end(verdict, folder, replace(ended, said=ended.said.replace("a secret", "")))  # its author may name the file
     return verdict
 
 
@@ -542,7 +542,7 @@ def _table(place: Workplace, write: Callable[..., None], folder: Path) -> Verdic
         forks.run(["data", "convert", "data", "--output", "out"], folder, secret=place.secret),
     ]
     verdict = Verdict.of(*ends)
-    _judge_end(verdict, folder, *ends)
+    judge_end(verdict, folder, *ends)
     if files_of(place.secret) != before:
         verdict.add("outside", "a file outside has changed")
     return verdict

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -35,6 +37,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "training.ema_decay=0.9",
         "training.accumulation_steps=2",
         "training.batch_size=1",
+    ),
+    "taught": ("training.report=false", "training.distill={teacher: teacher, cache: logits}"),
+    "unlabelled": (
+        "training.report=false",
+        "training.ema_decay=0.9",
+        "dataset.unlabelled=more",
+        "training.semi={min_confidence: 0.4, start_step: 1, ramp_steps: 0}",
     ),
 }
 
@@ -88,17 +97,31 @@ class Workplace:
         (self.secret / "notes.txt").write_text("a secret\n")
         self.place = root / "undisturbed"
         write_data(self.place / "data")
+        write_unlabelled(self.place / "more")
         (self.place / "tiny.yaml").write_text(RECIPE)
 
-    def prepare(self, folder: Path) -> None:
-        """Data and recipe, for a case."""
+    def prepare(self, folder: Path, variant: str = "plain") -> None:
+        """Data and recipe, for a case; and what a variant of the training needs besides."""
         shutil.copytree(self.place / "data", folder / "data")
         shutil.copy(self.place / "tiny.yaml", folder)
+        if variant == "taught":
+            shutil.copytree(self.undisturbed("plain") / "best", folder / "teacher")
+        if variant == "unlabelled":
+            shutil.copytree(self.place / "more", folder / "more")
+
+    def others(self) -> Path:
+        """Weights of a network of the same classes in the layout of others, a file of PyTorch."""
+        path = self.root / "others.pth"
+        if not path.exists():
+            write_original(path)
+        return path
 
     def undisturbed(self, variant: str, *more: str) -> Path:
         """The run folder of a training that nothing disturbed, with more words in its command."""
         name = "-".join([variant, *more])
         run = self.place / name
+        if variant == "taught" and not (self.place / "teacher").exists():
+            shutil.copytree(self.undisturbed("plain") / "best", self.place / "teacher")
         if not run.exists():
             ended = forks.run(train_words(variant, name, *more), self.place)
             assert ended.code == 0, ended.said
@@ -112,12 +135,14 @@ class Workplace:
             assert ended.code == 0, ended.said
         return target
 
-    def operations(self, words: list[str], below: str) -> int:
+    def operations(self, words: list[str], below: str, prepare: Callable[[Path], None] | None = None) -> int:
         """How often a command opens, renames, makes or removes something below a folder."""
         with tempfile.TemporaryDirectory(dir=self.root) as name:
             folder = Path(name)
-            self.prepare(folder)
-            ended = forks.run(words, folder, before=forks.counted(folder / below, folder / "count"))
+            (prepare or self.prepare)(folder)
+            ended = forks.run(
+                words, folder, limit=3 * forks.HANG, before=forks.counted(folder / below, folder / "count")
+            )
             assert ended.code == 0, ended.said
             return len((folder / "count").read_text().splitlines())
 
@@ -134,6 +159,63 @@ def write_data(folder: Path) -> None:
             PIL.Image.fromarray(mask).save(folder / "masks" / split / f"{split}{number}.png")
     classes = {"0": "sky", "1": "road", "2": "tree"}
     (folder / "classes.json").write_text(json.dumps({"classes": classes, "ignore_id": 255}))
+
+
+def write_unlabelled(folder: Path) -> None:
+    """Pictures without labels, one of them below another folder."""
+    generator = np.random.default_rng(1)
+    for name in ("a.png", "b.png", "deep/c.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(generator.integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(folder / name)
+
+
+def write_original(path: Path) -> None:
+    """An encoder as NVlabs' code writes it; in a fork, since computing may start threads."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            import torch
+
+            from segtune.segformer.configuration_segformer import SegformerConfig
+            from segtune.segformer.modeling_segformer import SegformerModel
+
+            sizes = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 3, 4]}
+            model = SegformerModel(SegformerConfig(**sizes))
+            torch.save(in_layout_of_nvlabs(model.encoder.state_dict()), path)
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def in_layout_of_nvlabs(own: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors of an encoder under the names that NVlabs' code gives them."""
+    import torch
+
+    names = {
+        r"patch_embeddings\.(\d)\.proj": "patch_embed{}.proj",
+        r"patch_embeddings\.(\d)\.layer_norm": "patch_embed{}.norm",
+        r"layer_norm\.(\d)": "norm{}",
+        r"block\.(\d)\.0\.layer_norm_(\d)": "block{}.0.norm{}",
+        r"block\.(\d)\.0\.attention\.self\.query": "block{}.0.attn.q",
+        r"block\.(\d)\.0\.attention\.self\.sr": "block{}.0.attn.sr",
+        r"block\.(\d)\.0\.attention\.self\.layer_norm": "block{}.0.attn.norm",
+        r"block\.(\d)\.0\.attention\.output\.dense": "block{}.0.attn.proj",
+        r"block\.(\d)\.0\.mlp\.dense(\d)": "block{}.0.mlp.fc{}",
+        r"block\.(\d)\.0\.mlp\.dwconv\.dwconv": "block{}.0.mlp.dwconv.dwconv",
+    }
+    found: dict[str, Any] = {}
+    for name, value in own.items():
+        start, _, leaf = name.rpartition(".")
+        for pattern, theirs in names.items():
+            if match := re.fullmatch(pattern, start):
+                found[f"{theirs.format(int(match[1]) + 1, *match.groups()[1:])}.{leaf}"] = value
+    for stage in range(4):
+        for leaf in ("weight", "bias"):
+            parts = [own[f"block.{stage}.0.attention.self.{part}.{leaf}"] for part in ("key", "value")]
+            found[f"block{stage + 1}.0.attn.kv.{leaf}"] = torch.cat(parts)
+    return found
 
 
 def train_words(variant: str = "plain", output: str = "run", *more: str) -> list[str]:

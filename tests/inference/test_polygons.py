@@ -168,3 +168,9 @@ def test_small_regions_go_to_their_neighbour() -> None:
     areas = sorted((region.label, region.polygon.area) for region in kept)
     assert areas == [(0, 199.0), (1, 184.0), (2, 16.0)]
     assert len(trace(labels, LABELS, min_region=6)) == 4
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5)])
+def test_an_image_of_fewer_pixels_than_the_smallest_region(size: tuple[int, int]) -> None:
+    labels = np.zeros(size, np.uint8)
+    assert [region.label for region in trace(labels, LabelMap.from_names(["a", "b"]), min_region=32)] == [0]

@@ -601,3 +601,8 @@ def test_unlabelled_pictures_and_what_learns_from_them_go_together(write: Any, o
     with pytest.raises(UsageError, match="set ema_decay"):
         load_recipe(recipe, both)
     assert load_recipe(recipe, [*both, "training.ema_decay=0.9"]).training.semi is not None
+
+
+def test_sections_that_do_not_go_together_are_told_in_words() -> None:
+    with pytest.raises(UsageError, match=r"demo.yaml with the command line: dataset.unlabelled and training.semi"):
+        load_recipe("demo", ["dataset.unlabelled=more"])

@@ -89,10 +89,10 @@ def test_path_of_a_file(folder: Path) -> None:
     ("ref", "message"),
     [
         ("mine/none.yaml", "mine/none.yaml: no such recipe file"),
-        ("oen", "'oen': no shipped recipe of this name; did you mean 'one'?"),
+        ("oen", "'oen': no shipped recipe of this name, and no such file or folder; did you mean 'one'?"),
         (
             "zebra",
-            "this name\n  data sets: one, pair/big, pair, rest/a, rest/b\n  your own data: none\n`seg",
+            "file or folder\n  data sets: one, pair/big, pair, rest/a, rest/b\n  your own data: none\n`seg",
         ),
         ("rest", "'rest' stands for several recipes; name one: rest/a, rest/b"),
         ("/none/here", r"^/none/here: there is no such file or folder$"),
@@ -104,6 +104,19 @@ def test_path_of_a_file(folder: Path) -> None:
 def test_wrong_reference(folder: Path, ref: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         find_recipe(ref)
+
+
+def test_a_folder_is_told_from_a_slip(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my data").mkdir()
+    for ref in ("my data", "./my data", str(tmp_path / "my data")):
+        with pytest.raises(
+            UsageError, match=r"my data is a folder, and no recipe: segtune recipes propose '.*my data'"
+        ):
+            find_recipe(ref)
+    (tmp_path / "my data" / "recipe.yaml").touch()
+    with pytest.raises(UsageError, match=r"is the folder of a run, and no recipe: did you mean my data/recipe.yaml\?"):
+        find_recipe("my data")
 
 
 def test_file_with_another_suffix(folder: Path) -> None:

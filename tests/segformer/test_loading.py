@@ -15,7 +15,7 @@ from segtune.errors import DataError, UsageError
 from segtune.segformer import loading
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.loading import load_model, split_revision, without_bars
-from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation, SegformerModel
 from support import networks
 
 
@@ -74,12 +74,12 @@ def test_a_checkpoint_is_fetched_again_after_an_answer_that_passes(monkeypatch: 
     """Two answers of 500 are met by further tries, a third one is told."""
     statuses = [500, 500]
 
-    def fetch(*_: Any) -> str:
+    def fetch(*_: Any) -> tuple[str, dict[str, Any]]:
         if statuses:
             cause = OSError("server error")
             cause.response = SimpleNamespace(status_code=statuses.pop(0), headers={})  # type: ignore[attr-defined]
             raise OSError("cannot load it") from cause
-        return "the model"
+        return "the model", {}
 
     monkeypatch.setattr(loading, "_load", fetch)
     monkeypatch.setattr(loading, "offline_if_out_of_reach", lambda asked: nullcontext())
@@ -101,3 +101,10 @@ def test_no_bar_of_transformers_is_drawn_and_its_setting_stays() -> None:
             assert logging.is_progress_bar_enabled() == before
     finally:
         (logging.enable_progress_bar if was else logging.disable_progress_bar)()
+
+
+def test_a_checkpoint_without_a_head_is_no_network_that_segments(tmp_path: Path) -> None:
+    SegformerModel(SegformerConfig(**networks.TINY)).save_pretrained(tmp_path / "encoder")
+    assert load_model(tmp_path / "encoder").config.hidden_sizes == list(networks.TINY["hidden_sizes"])  # to be trained
+    with pytest.raises(UsageError, match=r"encoder does not hold all weights .* decode_head.batch_norm.bias"):
+        load_model(tmp_path / "encoder", whole=True)

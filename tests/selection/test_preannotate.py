@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 
 from segtune.errors import UsageError
 from segtune.labels.label_map import LabelMap
-from segtune.selection.preannotate import Tool, flat_names
+from segtune.selection.preannotate import Tool, check_names, flat_names
 from support.preannotations import PLAIN, masks_of, scene, write
 
 WITH_BACKGROUND = LabelMap.from_names(["sky", "background", "car"])
@@ -80,3 +80,10 @@ def test_names_in_one_folder_are_told_apart() -> None:
     assert list(names.values()) == ["a.jpg", "a-2.jpg", "A-3.png", "classes-2.png", "a-2-2.png"]
     with pytest.raises(UsageError, match=r"CON\.png cannot be given to an annotation tool"):
         flat_names([Path("x/CON.png")])
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[31m", "\x00"])
+def test_names_that_no_file_of_a_tool_holds_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be given to an annotation tool, it has control characters"):
+        check_names(LabelMap.from_names(["road", name]))
+    check_names(LabelMap.from_names(["road", "Straße & <b>"]))

@@ -125,3 +125,26 @@ def test_rows_of_another_form_are_looked_at_again(images: list[Path], tmp_path: 
     damaged = [json.dumps({"image": str(images[0])}), "[]", "x", *rows[1:]]
     record.write_text("\n".join([first, *damaged]) + "\n", encoding="utf-8")
     assert same(survey(segmenter(), images, 4, record, resume=True), whole)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda row: {name: value for name, value in row.items() if name != "features"},
+        lambda row: row | {"sums": 5},
+        lambda row: row | {"sums": [*row["sums"], 1.0]},
+        lambda row: row | {"pixels": ["a"] * 4},
+        lambda row: row | {"features": row["features"][:-1]},
+        lambda row: row | {"features": [float("nan")] * len(row["features"])},
+    ],
+)
+def test_a_damaged_line_is_looked_at_again(
+    damage: Any, images: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own, record = segmenter(), tmp_path / "record.jsonl"
+    whole = survey(own, images, 4, record)
+    lines = record.read_text().splitlines()
+    lines[2] = json.dumps(damage(json.loads(lines[2])))
+    record.write_text("\n".join(lines) + "\n")
+    assert same(survey(own, images, 4, record, resume=True), whole)
+    assert "1 lines are damaged, their images are looked at again" in caplog.text

@@ -210,3 +210,10 @@ def test_the_longest_counts() -> None:
     with pytest.raises(Interrupted), durations.timed("evaluation"):
         raise Interrupted("enough")
     assert durations.of("saving") == 3.0 and "evaluation" in durations.longest
+
+
+@pytest.mark.parametrize("text", ["99999999999d", "9" * 5000 + "s", "100000d"])
+def test_durations_that_no_timer_takes_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is no duration|is more than ten years") as refused:
+        seconds(text)
+    assert len(str(refused.value)) < 150

@@ -136,3 +136,28 @@ def test_of_two_trainings_one_goes_through_and_the_other_says_so(tmp_path: Path,
         evaluated = [line for line in (folder / "metrics.jsonl").read_text().splitlines() if "mean_iou" in line]
         assert len(evaluated) == 2 and (folder / "final" / "model.safetensors").is_file()
         assert not (folder / LOCK_FILE).exists()
+
+
+def test_the_holder_of_a_folder_is_told_without_taking_it(tmp_path: Path) -> None:
+    assert run_lock.holder(tmp_path) is None and run_lock.holder(tmp_path / "none") is None
+    other = holder(tmp_path)
+    try:
+        found = run_lock.holder(tmp_path)
+        assert found is not None and found["pid"] == other.pid
+    finally:
+        other.kill()
+        other.communicate()
+    assert run_lock.holder(tmp_path) is None  # the file is there, its process is not
+
+
+def test_what_is_done_in_a_folder_is_said(tmp_path: Path) -> None:
+    other = holder(tmp_path)
+    try:
+        with (
+            pytest.raises(UsageError, match=r"a search is writing into this folder .* or choose another --output$"),
+            locked(tmp_path, what="search", option="--output"),
+        ):
+            pytest.fail("two at once")
+    finally:
+        other.kill()
+        other.communicate()

@@ -57,12 +57,13 @@ def crossval(
     together: segtune predict DIR/folds/*/final IMAGES.
     """
     _check_pattern(group_by)
+    launcher = _launch(launch)
     settings = load_checked(recipe, overrides, trains=True)
     folder = output or _beside(settings, "crossval")
     from segtune.experiments.crossval import crossval as run
 
     hide_bars_of_libraries()
-    result = run(settings, folder, folds=folds, group_by=group_by, seed=seed, launch=_launch(launch))
+    result = run(settings, folder, folds=folds, group_by=group_by, seed=seed, launch=launcher)
     if as_json:
         say(json.dumps(result))
         return
@@ -110,7 +111,9 @@ def soup(
     recipe = rest.pop(0) if rest and "=" not in rest[0] else _recipe_of_run(checkpoint)
     refuse_existing(output, force)
     settings = load_checked(recipe, rest, checkpoint)
-    from segtune.experiments.soup import greedy_soup
+    from segtune.experiments.soup import greedy_soup, refuse_output
+
+    refuse_output(output, checkpoints)
 
     hide_bars_of_libraries()
     result = greedy_soup(checkpoints, settings, output, split=split, device=device)
@@ -143,6 +146,7 @@ def tune(
     """
     limit = None if budget is None else _seconds(budget)
     _check_pattern(group_by)
+    launcher = _launch(launch)
     if find_spec("optuna") is None:
         raise UsageError("segtune tune needs Optuna: pip install 'segtune[tune]'")
     from segtune.experiments.search_space import check_values, space_of
@@ -155,7 +159,7 @@ def tune(
     from segtune.experiments.tune import tune as run
 
     hide_bars_of_libraries()
-    how: dict[str, Any] = {"group_by": group_by, "started": process_start(), "launch": _launch(launch)}
+    how: dict[str, Any] = {"group_by": group_by, "started": process_start(), "launch": launcher}
     result = run(settings, folder, trials=trials, budget=limit, **how)
     say(json.dumps(result) if as_json else "\n".join(_tune_lines(result)))
 
@@ -206,7 +210,10 @@ def _beside(settings: Recipe, suffix: str) -> Path:
 
 
 def _launch(text: str | None) -> Sequence[str] | None:
-    return None if text is None else shlex.split(text)
+    try:
+        return None if text is None else shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"--launch {text}: no words of a command line ({error})") from error
 
 
 def _seconds(budget: str) -> int:

@@ -183,7 +183,7 @@ def label(
     from segtune.recipe.recipe import is_data
 
     with any_size():
-        pseudo_labels.refuse_unfit(found)
+        pseudo_labels.refuse_unfit(found, folder)
         targets = outputs.plan_targets(found, folder / pseudo_labels.MASKS, outputs.Wanted(), overwrite=True)
         hide_bars_of_libraries()
         model = open_network(checkpoint, device, "torch", precision)
@@ -254,7 +254,7 @@ def _predict_on_ray(
     from segtune.segformer.loading import load_model
 
     hide_bars_of_libraries()
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, whole=True)
     processor = load_processor(model)
     protocol = InferenceProtocol.choose(processor, *protocol_options)
     if device == "cpu":

@@ -162,7 +162,7 @@ def propose_recipe(
     """
     if budget is not None:
         refuse_budget(budget)
-    settings = load_checked(path, overrides, or_data=True)
+    settings = load_checked(path, overrides, or_data=True, trains=True)
     from segtune.doctor.examine import examine
     from segtune.proposal.propose import propose as propose_settings
 

@@ -26,7 +26,7 @@ from segtune.cli.common import (
 from segtune.cli.options import BudgetOption, OverridesArgument, RecipeOrPathArgument
 from segtune.errors import UsageError
 from segtune.recipe.shipped import find_recipe
-from segtune.training.interrupts import StopRequest, process_start, seconds
+from segtune.training.interrupts import LIMIT, Interrupted, StopRequest, process_start, seconds
 
 if TYPE_CHECKING:
     from segtune.recipe.recipe import Recipe
@@ -39,18 +39,28 @@ def train(recipe: RecipeOrPathArgument, overrides: OverridesArgument = None, bud
     `segtune recipes keys [SECTION]` explains every key that may be changed, as in training.max_steps=100.
     Paths are relative to the current folder. Several processes: accelerate launch -m segtune train RECIPE …
     """
-    with StopRequest(_given_limit(overrides or (), budget), process_start(), importing=True):
-        from segtune.recipe.recipe import is_data
+    if budget is not None:
+        refuse_budget(budget)
+    try:
+        with StopRequest(_given_limit(overrides or (), budget), process_start(), importing=True):
+            from segtune.recipe.recipe import is_data
 
-        if is_data(recipe):
-            settings, source = _proposed(recipe, overrides or (), budget)
-        elif budget is not None:
-            raise UsageError(f"--budget is for data without a recipe: {recipe} takes training.time_limit={budget}")
-        else:
-            settings, source = load_checked(recipe, overrides, trains=True), find_recipe(recipe)
-        from segtune import finetune
+            if is_data(recipe):
+                settings, source = _proposed(recipe, overrides or (), budget)
+            elif budget is not None:
+                raise UsageError(f"--budget is for data without a recipe: {recipe} takes training.time_limit={budget}")
+            else:
+                settings, source = load_checked(recipe, overrides, trains=True), find_recipe(recipe)
+            from segtune import finetune
 
-        hide_bars_of_libraries()
+            hide_bars_of_libraries()
+    except Interrupted as interruption:
+        if budget is not None and interruption.reason == LIMIT:  # to give the same command again would end so again
+            raise UsageError(
+                f"--budget {budget} is over before the data was looked at and a recipe made: give more time, or write "
+                f"the recipe first, segtune recipes propose {shlex.quote(recipe)}"
+            ) from None
+        raise
     result = finetune.train(settings, started=process_start(), source=source)
     stopped = result.get("stopped")
     if is_main_process():
@@ -66,8 +76,6 @@ def _proposed(path: str, overrides: Sequence[str], budget: str | None) -> tuple[
     """The recipe for data, and its file in the run folder; of a run that goes on, the one that lies there."""
     from segtune.recipe.recipe import load_recipe, look_over
 
-    if budget is not None:
-        refuse_budget(budget)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UsageError(
             f"{path} is data: several processes would each propose a recipe of their own. Write one first, segtune "

@@ -96,10 +96,16 @@ def check_before_torch(settings: Recipe | None = None, checkpoint: str | None = 
 
 
 def leading_checkpoints(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words that are folders of checkpoints, as far as they come first, and the others."""
-    from segtune.segformer.checkpoint_files import is_checkpoint
+    """The words that are folders of checkpoints, as far as they come first, and the others.
+
+    Raises:
+        UsageError: the folder of a run stands where one of its checkpoints is meant.
+    """
+    from segtune.segformer.checkpoint_files import is_checkpoint, is_run, refuse_missing
 
     count = next((place for place, word in enumerate(words) if not is_checkpoint(Path(word))), len(words))
+    if words[count:] and is_run(Path(words[count])):
+        refuse_missing(words[count])  # which names the checkpoint in it
     return list(words[:count]), list(words[count:])
 
 

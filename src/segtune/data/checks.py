@@ -58,8 +58,8 @@ def check_masks(dataset: Mapping[str, Dataset], label_map: LabelMap) -> dict[str
         Split -> pixels of each class in each of its masks, int64 (images, K + 1), ignored pixels last.
 
     Raises:
-        DataError: files that cannot be read, ids or colours that the label map does not name, or only one class beside
-            ignored pixels in all masks; with the files, the pixel counts and what to write in the recipe.
+        DataError: files that cannot be read, ids or colours that the label map does not name, ignored pixels alone, or
+            only one class beside them in all masks; with the files, the pixel counts and what to write in the recipe.
     """
     checked = _read_all(dataset, label_map, "checking masks")
     total = len(checked)
@@ -70,6 +70,11 @@ def check_masks(dataset: Mapping[str, Dataset], label_map: LabelMap) -> dict[str
     counts = iter(count for _, count in checked)
     pixels = {split: np.stack(list(islice(counts, len(rows)))) for split, rows in dataset.items()}
     seen: Sequence[int] = np.flatnonzero(sum(each.sum(axis=0) for each in pixels.values())).tolist() if pixels else []
+    if list(seen) == [label_map.num_labels]:
+        raise DataError(
+            f"every pixel of all {total} masks is ignored, so that there is nothing to learn: name the values that "
+            "they hold in dataset.labels"
+        )
     if label_map.num_labels > 1 and len(seen) == 2 and seen[1] == label_map.num_labels:
         raise DataError(
             f"the only class in all {total} masks is {label_map.names[seen[0]]!r}, all other pixels are ignored; "

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segtune.errors import UsageError, listed
-from segtune.files import read_json, read_text
+from segtune.files import read_json, read_text, write_atomic
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 Names = Mapping[str, tuple[str, ...]]  # split -> its names in the data
@@ -75,8 +75,7 @@ def read_split_file(path: Path) -> dict[str, list[str]]:
 
 def write_split_file(path: Path, ids: Mapping[str, Sequence[str]]) -> None:
     """Write which ids are in which split, as `read_split_file` reads it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(ids, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomic(path, json.dumps(ids, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_split_lists(root: Path, pattern: str, names: Names) -> dict[str, list[str]]:

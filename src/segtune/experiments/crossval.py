@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from segtune.data.checks import check_masks
 from segtune.data.dataset import open_dataset
@@ -25,13 +26,13 @@ from segtune.errors import DataError, SegtuneError, UsageError, listed
 from segtune.evaluation import uncertainty
 from segtune.evaluation.evaluation import Evaluation, file_name
 from segtune.experiments.folds import make_folds
-from segtune.experiments.training_process import STOPPED, changes, refuse_launched, train_apart
+from segtune.experiments.training_process import STOPPED, await_earlier, changes, refuse_launched, train_apart
 from segtune.files import MODEL_MANIFEST, read_json, read_json_lines, write_atomic
 from segtune.inference.evaluate import EvaluatedImage, evaluate_model, evaluated_images
 from segtune.inference.evaluate_checkpoint import OpenedCheckpoint, open_checkpoint
 from segtune.inference.protocol import InferenceProtocol
 from segtune.recipe.recipe import Recipe, load_recipe
-from segtune.recipe.yaml_file import parse_yaml
+from segtune.recipe.yaml_file import parse_yaml, read_yaml
 from segtune.report.examples import examine_by
 from segtune.report.gather import AT_MOST, Facts, Part, Subject
 from segtune.report.page import write_report
@@ -100,7 +101,7 @@ def crossval(
     refuse_launched()
     if recipe.dataset.streaming:
         raise UsageError("folds need all rows at hand: set dataset.streaming=false")
-    with locked(folder), StopRequest() as request:
+    with locked(folder, what="cross-validation", option="--output"), StopRequest() as request:
         plan = _planned(recipe, folder, {"folds": folds, "group_by": group_by, "seed": seed})
         for fold in range(1, folds + 1):
             with request.noted():
@@ -127,6 +128,10 @@ def _planned(recipe: Recipe, folder: Path, settings: dict[str, Any]) -> Plan:
     rows, label_map = open_dataset(recipe.dataset)
     at_hand = {split: list(map(without_tile, sample_ids(rows[split]))) for split in rows}
     pool = {split: at_hand[split] for split in ("train", "val") if split in at_hand}
+    if not pool:
+        raise UsageError(
+            f"dataset.path = {recipe.dataset.path}: no images of train or val to divide, only {', '.join(at_hand)}"
+        )
     _refuse_alike(at_hand)
     if not is_new:
         plan = _read_plan(folder)
@@ -162,7 +167,7 @@ def _refuse_another(stored: Path, recipe: Recipe, folder: Path, settings: Mappin
         raise UsageError(
             f"{folder} was divided with {', '.join(differing)}: say so, or name another folder by --output"
         )
-    if not stored.is_file() or parse_yaml(stored.read_bytes()) != parse_yaml(recipe.to_yaml()):
+    if not stored.is_file() or read_yaml(stored, Recipe.model_fields) != parse_yaml(recipe.to_yaml()):
         raise UsageError(
             f"{folder} was begun with another recipe, which its {RECIPE_FILE} has: give the same one, or name another "
             "folder by --output"
@@ -204,9 +209,13 @@ def _warn_of_absent(plan: Plan, names: Sequence[str]) -> None:
 def _read_plan(folder: Path) -> Plan:
     path = folder / FOLDS_FILE
     try:
-        return Plan(**read_json(path))
+        plan = TypeAdapter(Plan).validate_python(Plan(**read_json(path)).__dict__)
+        if len(plan.folds) != plan.settings.get("folds") or len(plan.pixels) != len(plan.folds):
+            raise ValueError(f"it has {len(plan.folds)} folds")
     except (ValueError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error}): restore it, or remove {folder}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path} is damaged ({reason}): restore it, or remove {folder}") from error
+    return plan
 
 
 def _split_file(folder: Path, fold: int) -> Path:
@@ -228,7 +237,8 @@ def fold_run(folder: Path, fold: int) -> Path:
 def _train(folder: Path, fold: int, launch: Sequence[str] | None, request: StopRequest) -> None:
     """Train a fold, or go on with it, unless it is done."""
     run = fold_run(folder, fold)
-    if _is_done(run):
+    await_earlier(run, request)
+    if _is_done(run) or request.reason:
         return
     settings: dict[str, Any] = {"dataset.split_file": str(_split_file(folder, fold)), "training.output_dir": str(run)}
     settings |= {"training.resume": "auto", "dataset.check_masks": False}  # they were checked for the plan
@@ -266,9 +276,12 @@ def _count(folder: Path, fold: int) -> Evaluation:
     path, run = _counts_file(folder, fold), fold_run(folder, fold)
     weights = read_json(run / FINAL / MODEL_MANIFEST)[WEIGHTS_FILE]["sha256"]
     if path.exists():
-        kept = Evaluation.load(path)
-        if kept.about.get("weights") == weights:
-            return kept
+        try:
+            kept = Evaluation.load(path)
+            if kept.about.get("weights") == weights:
+                return kept
+        except DataError as error:
+            logger.warning("%s: the images of fold %d are counted anew", error, fold)
     opened, recipe = _opened(folder, fold), load_recipe(run / RECIPE_FILE)
     evaluation = evaluate_model(
         opened.model,

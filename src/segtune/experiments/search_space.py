@@ -41,6 +41,8 @@ def usual_space(recipe: Recipe) -> Space:
     """Learning rate, weight decay, scale of crops, drop path and loss, around the recipe's own values."""
     rate, decay = recipe.training.learning_rate, recipe.training.weight_decay
     drop_path = recipe.model.config.get("drop_path_rate", _DROP_PATH)
+    if isinstance(drop_path, bool) or not isinstance(drop_path, (int, float)):  # of a recipe that was only looked over
+        raise UsageError(f"model.config.drop_path_rate={drop_path!r} is no number")
     own_loss = recipe.training.loss.model_dump(mode="json")
     losses = [own_loss, {"cross_entropy": 1.0, "dice": 0.5}, {"cross_entropy": 1.0, "lovasz": 0.5}]
     scales = [list(recipe.transforms.scale), [0.5, 2.0], [0.75, 1.5], [1.0, 1.0]]

@@ -23,14 +23,15 @@ from segtune.data.tiles import without_tile
 from segtune.errors import UsageError, listed
 from segtune.evaluation import uncertainty
 from segtune.evaluation.evaluation import Evaluation
+from segtune.files import refuse_foreign
 from segtune.inference.evaluate import evaluate_model
 from segtune.inference.evaluate_checkpoint import OpenedCheckpoint, open_checkpoint
 from segtune.recipe.recipe import Recipe, load_recipe
 from segtune.segformer.loading import load_model
-from segtune.training.checkpoint import save_model
+from segtune.training.checkpoint import MODEL_FILES, save_model
 from segtune.training.run_folder import RECIPE_FILE, SPLIT_FILE
 
-RESULT_FILE = "soup.json"
+RESULT_FILE, CARD = "soup.json", "README.md"
 
 Weights = dict[str, Tensor]
 
@@ -77,6 +78,11 @@ def greedy_soup(
     return result
 
 
+def refuse_output(output: Path, checkpoints: Sequence[str]) -> None:
+    """Raise UsageError where a folder that a soup would replace holds an ingredient, or is none that one has made."""
+    refuse_foreign(output, RESULT_FILE, (*MODEL_FILES, CARD), "--output", map(Path, checkpoints))
+
+
 def average(states: Sequence[Mapping[str, Tensor]]) -> Weights:
     """The mean of each weight and of each running statistic, in float64; whole numbers are those of the first."""
     first = states[0]
@@ -115,7 +121,7 @@ def _weights(name: str, opened: OpenedCheckpoint) -> Weights:
     model: Any = opened.model
     if name == opened.name:
         return {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
-    other = load_model(name)
+    other = load_model(name, whole=True)
     if other.config.id2label != model.config.id2label:
         names = list(other.config.id2label.values())
         raise UsageError(f"the classes of {name} ({listed(names)}) are not those of {opened.name}: they do not average")
@@ -162,5 +168,5 @@ def _save(opened: OpenedCheckpoint, output: Path, result: dict[str, Any]) -> Non
         "",
         *kept,
     ]
-    texts = {RESULT_FILE: json.dumps(result, indent=2) + "\n", "README.md": "\n".join(card) + "\n"}
+    texts = {RESULT_FILE: json.dumps(result, indent=2) + "\n", CARD: "\n".join(card) + "\n"}
     save_model(output, opened.model, opened.processor, texts)  # type: ignore[arg-type]

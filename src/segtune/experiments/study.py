@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from segtune.errors import UsageError
+from segtune.errors import DataError, UsageError
 from segtune.experiments.search_space import Space
 from segtune.recipe.search import Dimension
 
 if TYPE_CHECKING:
     import optuna
 
-JOURNAL = "study.journal"
+JOURNAL, TRIALS = "study.journal", "trials"  # in the folder of a search
 LEAST_FOR_IMPORTANCE = 4  # complete trials
 
 
@@ -45,6 +45,7 @@ class Study:
 
     Raises:
         UsageError: Optuna is not installed.
+        DataError: its journal is damaged.
     """
 
     def __init__(self, folder: Path, space: Space, *, maximize: bool, seed: int, warmup: int) -> None:
@@ -53,7 +54,7 @@ class Study:
             left.unlink()
         journals, path = self.optuna.storages.journal, str(folder / JOURNAL)
         lock = journals.JournalFileOpenLock(path)  # not by a symbolic link, which Windows allows few
-        with _quiet():
+        with _quiet(), _naming_damage(folder):
             self.study = self.optuna.create_study(
                 study_name="segtune",
                 storage=self.optuna.storages.JournalStorage(journals.JournalFileBackend(path, lock)),
@@ -61,6 +62,9 @@ class Study:
                 pruner=self.optuna.pruners.MedianPruner(n_startup_trials=warmup),
                 load_if_exists=True,
             )
+            found = [trial.user_attrs.get("run") for trial in self.study.get_trials(deepcopy=False)]
+        if lost := sorted(run for run in (folder / TRIALS).glob("[0-9]*") if run.name not in found):
+            raise DataError(f"{path} is damaged: it knows nothing of {lost[0]}. Restore it, or remove {folder}")
 
     # --- trials ------------------------------------------------------------------------------------------------------
 
@@ -160,6 +164,18 @@ def import_optuna() -> Any:
         raise UsageError("segtune tune needs Optuna: pip install 'segtune[tune]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
+
+
+@contextmanager
+def _naming_damage(folder: Path) -> Iterator[None]:
+    """Tells a journal that Optuna cannot follow as that, whatever it stumbled over."""
+    try:
+        yield
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise DataError(
+            f"{folder / JOURNAL} is damaged ({reason}): restore it, or remove {folder} to begin anew"
+        ) from error
 
 
 @contextmanager

@@ -27,12 +27,12 @@ from segtune.data.tiles import without_tile
 from segtune.errors import SegtuneError, UsageError
 from segtune.experiments.folds import make_folds
 from segtune.experiments.search_space import Space, check_values, own_values, space_of
-from segtune.experiments.study import JOURNAL, Study, Trial, import_optuna
-from segtune.experiments.training_process import STOPPED, changes, refuse_launched, train_apart
+from segtune.experiments.study import JOURNAL, TRIALS, Study, Trial, import_optuna
+from segtune.experiments.training_process import STOPPED, await_earlier, changes, refuse_launched, train_apart
 from segtune.experiments.tune_report import final_score, write_tune_report
 from segtune.files import read_json_lines, write_atomic
 from segtune.recipe.recipe import Recipe, load_recipe
-from segtune.recipe.yaml_file import parse_yaml
+from segtune.recipe.yaml_file import parse_yaml, read_yaml
 from segtune.training.interrupts import StopRequest
 from segtune.training.run_folder import (
     BEST,
@@ -50,7 +50,7 @@ from segtune.viz.numbers import duration
 
 logger = logging.getLogger(__name__)
 
-TRIALS, BEST_RECIPE, RESULT_FILE = "trials", "best.yaml", "tune.json"
+BEST_RECIPE, RESULT_FILE = "best.yaml", "tune.json"
 EVALUATIONS = 5  # of a trial, where the recipe says no number: pruning needs some
 FOR_THE_END = 0.05  # part of the budget that the final score and the report have
 FAILURES = 3  # in a row that end the search: it is not the values then
@@ -129,7 +129,7 @@ def tune(
     refuse_launched()
     import_optuna()
     space, started = space_of(recipe), time.monotonic() if started is None else started
-    with locked(folder), StopRequest() as request:
+    with locked(folder, what="search", option="--output"), StopRequest() as request:
         common = _prepared(recipe, folder, space, group_by)
         maximize = common.training.best_direction == "max"
         how = {"seed": recipe.search.seed, "warmup": recipe.search.warmup_trials}
@@ -154,7 +154,7 @@ def _prepared(recipe: Recipe, folder: Path, space: Space, group_by: str | None) 
         raise UsageError("a search keeps its splits, for which all rows are needed: set dataset.streaming=false")
     stored, common = folder / RECIPE_FILE, _of_trials(recipe, folder)
     if (folder / JOURNAL).exists():
-        if not stored.is_file() or parse_yaml(stored.read_bytes()) != parse_yaml(common.to_yaml()):
+        if not stored.is_file() or read_yaml(stored, Recipe.model_fields) != parse_yaml(common.to_yaml()):
             raise UsageError(
                 f"{folder} was begun with another recipe, which its {RECIPE_FILE} has: give the same one, or name "
                 "another folder by --output"
@@ -165,6 +165,8 @@ def _prepared(recipe: Recipe, folder: Path, space: Space, group_by: str | None) 
     rows, label_map = open_dataset(recipe.dataset)
     pixels = check_masks(rows, label_map)
     ids = {split: list(map(without_tile, sample_ids(rows[split]))) for split in rows}
+    if "train" not in ids:
+        raise UsageError(f"dataset.path = {recipe.dataset.path}: no training images, only {', '.join(ids)}")
     if "val" not in ids:
         raise UsageError("a search chooses by the validation split, and there is none: dataset.val_fraction draws one")
     if "test" not in ids:
@@ -196,7 +198,14 @@ def _held_out(ids: Sequence[str], pixels: np.ndarray, recipe: Recipe, group_by: 
     files, file_of = np.unique(np.array(ids), return_inverse=True)
     counts = np.zeros((len(files), pixels.shape[1]), np.int64)
     np.add.at(counts, file_of.reshape(-1), pixels)
-    test, *others = make_folds(files.tolist(), counts, parts, group_by=group_by, seed=recipe.search.seed)
+    try:
+        test, *others = make_folds(files.tolist(), counts, parts, group_by=group_by, seed=recipe.search.seed)
+    except UsageError as error:
+        fault = str(error).removeprefix(f"--folds {parts}: ")
+        raise UsageError(
+            f"the data has no test split, and a part of train is to be held out (search.held_out="
+            f"{recipe.search.held_out:g}, one of {parts} parts): {fault}"
+        ) from error
     logger.warning(
         "the data has no test split: %d of %d training images are held out for the end", len(test), len(files)
     )
@@ -241,9 +250,12 @@ def _one(search: Search) -> str:
         return max(reported, default=0) >= config.max_steps or not trial.should_prune()
 
     settings = values | {"training.output_dir": str(run), "training.resume": "auto", "search.space": None}
-    if (left := search.left()) is not None:
-        settings["training.time_limit"] = f"{max(1, int(left))}s"
     with search.request.noted():
+        await_earlier(run, search.request)
+        if search.request.reason:
+            return "interrupted"
+        if (left := search.left()) is not None:
+            settings["training.time_limit"] = f"{max(1, int(left))}s"
         code = train_apart([str(search.folder / RECIPE_FILE), *changes(settings)], search.launch, search.request, go_on)
     pruned = not go_on()
     if code == STOPPED and not pruned:

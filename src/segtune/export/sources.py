@@ -72,7 +72,7 @@ def source_of_images(checkpoint: str, images: Sequence[Path], limit: int) -> Sou
     Raises:
         UsageError: there is no such checkpoint.
     """
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, whole=True)
     processor = load_processor(model)
     chosen = [images[number] for number in spread(len(images), limit)]
     pictures = partial(_of_files, chosen, Segmenter(model, processor))

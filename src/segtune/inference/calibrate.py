@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 PIXELS = 200_000  # that the temperature is fitted to, spread over the images
 
 
+class NothingLabelledError(DataError):
+    """All pixels that a temperature could be fitted to are ignored."""
+
+
 def fit_temperature(
     model: nn.Module,
     dataset: datasets.Dataset,
@@ -44,7 +48,8 @@ def fit_temperature(
         pixels: how many, over all images; drawn by the number of the image, the same in each run.
 
     Raises:
-        DataError: a mask that the label map does not fit; or no labelled pixel at all.
+        DataError: a mask that the label map does not fit.
+        NothingLabelledError: there is no labelled pixel at all.
     """
     fit, share = TemperatureFit(), max(1, -(-pixels // max(len(dataset), 1)))
     segmenter = Segmenter(model, processor)
@@ -58,7 +63,7 @@ def fit_temperature(
             logits = segmenter.logits(ArrayRaster(image)).cpu()
             fit.add(upsampled_at(logits, labels.shape, rows, columns).numpy(), labels.reshape(-1)[picked])
     if not fit.pixels:
-        raise DataError("there is no labelled pixel to fit the temperature to")
+        raise NothingLabelledError("there is no labelled pixel to fit the temperature to")
     return fit
 
 

@@ -39,7 +39,7 @@ def open_network(
     """
     if engine == "torch":
         refuse_graph(checkpoint)
-        return to_device(load_model(os.fspath(checkpoint)), device, option)
+        return to_device(load_model(os.fspath(checkpoint), whole=True), device, option)
     refuse_device(engine, device, option)
     return open_engine(checkpoint, engine, precision)
 

@@ -43,6 +43,7 @@ def trace(labels: np.ndarray, label_map: LabelMap, *, simplify: float = 0, min_r
     rasterio, shapely = import_rasterio("polygons"), _import_shapely()
     ids = labels if labels.dtype.itemsize == 1 else labels.astype(np.int32)
     known = ids != label_map.ignore_index
+    min_region = min(min_region, ids.size - 1)  # which the sieve takes at most
     if min_region > 1:
         ids = rasterio.features.sieve(ids, min_region, mask=known, connectivity=4)
     found = []

@@ -12,7 +12,7 @@ import numpy as np
 
 from segtune.bars import progress_bar
 from segtune.errors import DataError, UsageError
-from segtune.files import write_atomic, write_folder
+from segtune.files import name_fault, refuse_foreign, write_atomic, write_folder
 from segtune.imageio.raster import FileRaster, Raster, read_ahead
 from segtune.imageio.read import suffix_of, try_header
 from segtune.imageio.video import is_video
@@ -22,6 +22,7 @@ from segtune.inference.segmenter import Segmenter, eval_mode, joined
 from segtune.labels.label_map import LabelMap
 
 IMAGES, MASKS, LABELS = "images", "masks", "classes.json"
+NOTE = ".labelled.json"  # what the masks were made with; hidden, so that the folder stays a data set as any other
 
 
 @dataclass
@@ -50,13 +51,15 @@ class LabelledShare:
         return float(self.labelled.sum() / max(self.pixels, 1))
 
 
-def refuse_unfit(sources: Sequence[Path]) -> None:
-    """Refuse what no picture of a training can come from.
+def refuse_unfit(sources: Sequence[Path], output: Path) -> None:
+    """Refuse what no picture of a training can come from, and a folder that is not to be replaced.
 
     Raises:
-        UsageError: a video, or a file of several pages.
+        UsageError: a video, a file of several pages, or `output` holds something else than pictures that were
+            labelled: the sources, say.
         DataError: a file cannot be read.
     """
+    refuse_foreign(output, NOTE, (IMAGES, MASKS, LABELS), "--output", sources)
     for source in sources:
         if is_video(source):
             raise UsageError(f"{source} is a video: save its frames as pictures first")
@@ -88,8 +91,14 @@ def write_pseudo_labels(
 
     Raises:
         DataError: a picture cannot be read, or there is no sure pixel in any.
-        UsageError: the ids of the model leave no room for ignored pixels.
+        UsageError: the ids of the model leave no room for ignored pixels, or a picture has a name that no sample may
+            have.
     """
+    if unfit := [(target.name, fault) for target in targets if (fault := name_fault(target.name))]:
+        raise UsageError(
+            f"{unfit[0][0][:100]!r} cannot be the name of a sample: {unfit[0][1]}. Rename the picture ({len(unfit)} in "
+            "all have such names)"
+        )
     if not 0 <= label_map.ignore_index <= 2**16 - 1:
         raise UsageError(f"the checkpoint ignores {label_map.ignore_index}, which no mask holds: write none with it")
     classes = LabelMap.from_names(label_map.names, label_map.colors, ignore_index=label_map.ignore_index)
@@ -123,6 +132,9 @@ def write_pseudo_labels(
             )
         stated = classes.to_dict() | {"source": f"masks of the pixels that {model} is sure of (segtune label)"}
         write_atomic(folder / LABELS, json.dumps(stated, indent=1, ensure_ascii=False) + "\n")
+        note = {"checkpoint": str(segmenter.model.name_or_path), "min_confidence": min_confidence}
+        note |= {"temperature": segmenter.temperature, "images": counted.images}
+        write_atomic(folder / NOTE, json.dumps(note, indent=1, ensure_ascii=False) + "\n")
 
     write_folder(output, write)
     return counted

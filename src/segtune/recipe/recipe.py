@@ -261,6 +261,6 @@ def _origin(keys: Keys, path: Path, data: Mapping[Any, Any], changed: Sequence[K
     in_file: Any = data
     for key in keys:
         in_file = in_file.get(key) if isinstance(in_file, dict) else None
-    if overridden and in_file is not None and len(keys) == 1:  # the fields of a section together
+    if overridden and in_file is not None and len(keys) <= 1:  # the fields of a section, or sections, together
         return f"{path} with the command line"
     return "command line" if overridden else str(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -107,7 +108,9 @@ def _of_choices(key: str, values: list[Any]) -> Dimension:
 def _of_range(key: str, given: dict[str, Any]) -> Dimension:
     numbers = {name: given[name] for name in ("low", "high", "step") if given.get(name) is not None}
     if wrong := [
-        name for name, value in numbers.items() if isinstance(value, bool) or not isinstance(value, (int, float))
+        name
+        for name, value in numbers.items()
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)
     ]:
         raise ValueError(f"{key}: {wrong[0]} is no number")
     if unknown := given.keys() - _OF_RANGE:

@@ -6,6 +6,7 @@ Standard library only, so that `segtune recipes` answers at once; `segtune.recip
 from __future__ import annotations
 
 import difflib
+import shlex
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ HEADER_FIELDS = ("command", "cost", "result", "data", "size", "license", "checke
 SUFFIXES = (".yaml", ".yml")
 LAUNCH_CONFIGS = "accelerate"  # this folder holds configurations of `accelerate launch`, which are no recipes
 DEFAULT_MODEL = "segformer-b0"
+OF_RUN = "recipe.yaml"  # in the folder of a run
 TEMPLATE = "your own"  # what the data line of a template begins with
 
 
@@ -113,6 +115,13 @@ def find_recipe(ref: str | Path) -> Path:
         return recipes[group[0]]
     if path.is_file():
         raise UsageError(f"{ref}: a recipe file's name ends in .yaml")
+    if str(ref) and path.is_dir() and not group:
+        if (path / OF_RUN).is_file():
+            raise UsageError(f"{ref} is the folder of a run, and no recipe: did you mean {path / OF_RUN}?")
+        raise UsageError(
+            f"{ref} is a folder, and no recipe: segtune recipes propose {shlex.quote(str(ref))} -o mine.yaml writes "
+            "one for data"
+        )
     if path.is_absolute() or str(ref).startswith((".", "~")):
         raise UsageError(f"{ref}: there is no such file or folder")
     raise UsageError(_no_such_recipe(name, group, list_recipes()))
@@ -141,7 +150,7 @@ def _no_such_recipe(name: str, group: Sequence[str], recipes: Sequence[RecipeInf
     names = [recipe.short_name for recipe in recipes]
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
-    lines = [f"'{name}': no shipped recipe of this name{hint}"]
+    lines = [f"'{name}': no shipped recipe of this name, and no such file or folder{hint}"]
     for title, wanted in (("data sets", False), ("your own data", True)):
         listed = ", ".join(recipe.short_name for recipe in recipes if recipe.is_template == wanted)
         lines += textwrap.wrap(

@@ -87,6 +87,12 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (exported or has_weights(folder))
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is no checkpoint, but holds those of a run."""
+    inside = any((folder / name / CONFIG).is_file() for name in ("best", "final"))
+    return inside and not (folder / CONFIG).is_file()
+
+
 def has_weights(folder: Path) -> bool:
     """Whether a folder holds a file of weights, whole or not."""
     return any(next(folder.glob(pattern), None) is not None for pattern in _WEIGHTS)

@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers.utils import cached_file, logging
 
-from segtune.errors import DataError, UsageError
+from segtune.errors import DataError, UsageError, listed
 from segtune.hub_errors import fault_of_hub, offline_if_out_of_reach, patiently
 from segtune.segformer.checkpoint_files import (
     CONFIG,
@@ -42,25 +42,29 @@ def without_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_model(name: str | Path, **kwargs: Any) -> SegformerForSemanticSegmentation:
+def load_model(name: str | Path, *, whole: bool = False, **kwargs: Any) -> SegformerForSemanticSegmentation:
     """`SegformerForSemanticSegmentation.from_pretrained` with one clear message where the checkpoint is missing.
 
     Args:
         name: a folder with `config.json` and `model.safetensors`, or a Hub id `user/name` or `user/name@revision`.
+        whole: refuse a checkpoint that lacks weights of the network, such as an encoder without a head: what it
+            answers would be random. Where it is trained further, they may start fresh, which is told.
         kwargs: what `from_pretrained` takes: `revision`, `cache_dir`, `local_files_only`, fields of the config, …
 
     Raises:
-        UsageError: no such checkpoint, or one that is no SegFormer.
+        UsageError: no such checkpoint, one that is no SegFormer, or not whole.
         DataError: the Hub does not hand it out, there is no space for it, its pickle would run code, or a file of it
             is damaged: cut off, of absurd values, or other than the Hub or the training that saved it says; the message
             names the file.
     """
     refuse_missing(name)
+    if Path(name).is_file():
+        raise UsageError(f"checkpoint {name} is a file: give the folder that holds config.json and model.safetensors")
     source, revision = split_revision(name)
     kwargs |= {"revision": revision} if revision else {}
     try:
         with without_bars(), offline_if_out_of_reach(asked=not Path(name).exists()):
-            return patiently(lambda: _load(source, kwargs), f"checkpoint {name}")
+            model, info = patiently(lambda: _load(source, kwargs), f"checkpoint {name}")
     except DataError:
         raise
     except pickle.UnpicklingError as error:
@@ -74,10 +78,17 @@ def load_model(name: str | Path, **kwargs: Any) -> SegformerForSemanticSegmentat
             "(a folder must hold config.json and model.safetensors; a Hub id needs the network or a filled cache; "
             "model.name=null starts from random weights)"
         ) from error
+    missing = [str(key) for key in (*info["missing_keys"], *info["mismatched_keys"])] if whole else []
+    if fresh := [key for key in missing if not key.endswith("num_batches_tracked")]:  # which computes nothing
+        raise UsageError(
+            f"checkpoint {name} does not hold all weights of a network that segments: without "
+            f"{listed(sorted(fresh), 3)} it would answer at random. Fine-tune it first"
+        )
+    return model
 
 
-def _load(source: str, kwargs: dict[str, Any]) -> SegformerForSemanticSegmentation:
-    """`from_pretrained`, before which config and weights are looked at, and after which a download is."""
+def _load(source: str, kwargs: dict[str, Any]) -> tuple[SegformerForSemanticSegmentation, dict[str, Any]]:
+    """`from_pretrained` with what it found, before which config and weights are looked at, and a download after it."""
     config = cached_file(source, CONFIG, **{key: kwargs[key] for key in _WHERE if key in kwargs})
     folder = Path(config).parent if config else Path(source)
     if Path(source).is_dir():
@@ -87,7 +98,7 @@ def _load(source: str, kwargs: dict[str, Any]) -> SegformerForSemanticSegmentati
     elif config:
         check_config(Path(config))
     try:
-        model = SegformerForSemanticSegmentation.from_pretrained(source, **kwargs)
+        model, info = SegformerForSemanticSegmentation.from_pretrained(source, output_loading_info=True, **kwargs)
     except SafetensorError as error:
         check_download(folder)
         check_weights(folder)
@@ -97,7 +108,7 @@ def _load(source: str, kwargs: dict[str, Any]) -> SegformerForSemanticSegmentati
         # The cache names snapshots by commits, which transformers 5 no longer notes; what lies beside the weights,
         # the image processor above all, must be of the same one.
         model.config._commit_hash = folder.name
-    return model
+    return model, info
 
 
 def split_revision(name: str | Path) -> tuple[str, str | None]:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -110,6 +111,17 @@ def flat_names(paths: Iterable[Path]) -> dict[Path, str]:
         taken.add(name.lower())
         names[path] = name + suffix
     return names
+
+
+def check_names(label_map: LabelMap) -> None:
+    """Raise UsageError where a class has a name that the files of tools, lines of text and XML, could not hold."""
+    if unfit := [
+        name for name in label_map.names if any(unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in name)
+    ]:
+        raise UsageError(
+            f"the class {unfit[0]!r} cannot be given to an annotation tool, it has control characters: rename it in "
+            "id2label of the checkpoint's config.json"
+        )
 
 
 def check_packages() -> None:

@@ -17,9 +17,10 @@ from segtune.labels.label_map import LabelMap
 from segtune.selection.acquisition import UncertaintyGrid
 from segtune.selection.choice import Choice, Chosen, choose
 from segtune.selection.page import SHOWN, Figure, figure, page, write_selection_page
-from segtune.selection.preannotate import Form, PreAnnotated, flat_names, write_annotations
+from segtune.selection.preannotate import Form, PreAnnotated, check_names, flat_names, write_annotations
 from segtune.selection.selection_files import PAGE, RECORD, TABLE
 from segtune.selection.survey import missing_rows, survey
+from segtune.training.run_lock import locked
 
 
 @dataclass(frozen=True)
@@ -71,27 +72,35 @@ def select_images(
 
     Raises:
         DataError: no image can be read.
+        UsageError: another process writes into `output`, or a name of an image is none for a tool.
     """
-    pool = survey(segmenter, sources, label_map.num_labels, output / RECORD, resume=resume)
-    choice = choose(pool, label_map, number, breadth)
-    figures: list[Figure] = []
-    predicted = _predicted(segmenter, label_map, choice.images, figures)
-    annotations = None if form is None else output / form.tool
-    if form is None:
-        for _ in predicted:
-            pass
-    else:
+    if form is not None:
+        check_names(label_map)
+    with locked(output, what="selection", option="--output"):
+        pool = survey(segmenter, sources, label_map.num_labels, output / RECORD, resume=resume)
+        choice = choose(pool, label_map, number, breadth)
+        figures: list[Figure] = []
+        predicted = _predicted(segmenter, label_map, choice.images, figures)
+        selection = Selection(choice, pool.faults, output / PAGE, None if form is None else output / form.tool)
+
+        def write_choice() -> None:
+            write_atomic(output / TABLE, json.dumps(selection.to_dict(), indent=2, ensure_ascii=False) + "\n")
+            written = f"Predictions as a start for {form.tool}: {selection.annotations}" if form else None
+            write_selection_page(output / PAGE, page(model, choice, figures, pool.faults, written))
+
+        if form is None:
+            for _ in predicted:
+                pass
+            write_choice()
+            return selection
         names = flat_names(image.path for image in choice.images)
 
         def write(folder: Path) -> None:
             write_annotations(folder, predicted, names, label_map, form, model)
+            write_choice()  # before the folder has its name: one that has is never gone on with
 
         write_folder(output / form.tool, write)
-    selection = Selection(choice, pool.faults, output / PAGE, annotations)
-    write_atomic(output / TABLE, json.dumps(selection.to_dict(), indent=2, ensure_ascii=False) + "\n")
-    written = f"Predictions as a start for {form.tool}: {annotations}" if form else None
-    write_selection_page(output / PAGE, page(model, choice, figures, pool.faults, written))
-    return selection
+        return selection
 
 
 def _predicted(

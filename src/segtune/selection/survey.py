@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -66,8 +68,7 @@ def survey(
         UsageError: the record was made with other weights or another protocol.
         DataError: no image could be read.
     """
-    known = _known(record, settings_of(segmenter)) if resume else {}
-    known = {path: row for path, row in known.items() if len(row["sums"]) == num_labels}
+    known = _known(record, settings_of(segmenter), num_labels) if resume else {}
     fresh = [path for path in sources if _row_of(path, known) is None]
     pool = Pool()
     with _appended(record, settings_of(segmenter), bool(known)) as file:
@@ -100,7 +101,7 @@ def settings_of(segmenter: Segmenter) -> dict[str, Any]:
 # --- the record ------------------------------------------------------------------------------------------------------
 
 
-def _known(record: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _known(record: Path, settings: Mapping[str, Any], num_labels: int) -> dict[str, dict[str, Any]]:
     """The rows of an earlier survey by their paths; of images that have changed since, `_row_of` takes none."""
     if not record.exists():
         return {}
@@ -108,7 +109,24 @@ def _known(record: Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any
     if not rows:
         return {}
     refuse_other_settings(json.dumps(rows[0]).encode(), settings, "notes of images", str(record))
-    return {str(row["image"]): row for row in rows[1:] if {"image", "stamp", *FIELDS} <= row.keys()}
+    whole = [row for row in rows[1:] if _is_whole(row, num_labels)]
+    widths = Counter(len(row["features"]) for row in whole)
+    usual = max(widths, key=widths.__getitem__, default=0)
+    kept = {str(row["image"]): row for row in whole if len(row["features"]) == usual}
+    if len(kept) < len(rows) - 1:
+        logger.warning("%s: %d lines are damaged, their images are looked at again", record, len(rows) - 1 - len(kept))
+    return kept
+
+
+def _is_whole(row: Mapping[str, Any], num_labels: int) -> bool:
+    """Whether a line holds what is written of an image."""
+    tables = [row.get(name) for name in FIELDS]
+    numbers = all(isinstance(table, list) and all(map(_is_finite, table)) for table in tables)
+    return numbers and {"image", "stamp"} <= row.keys() and [len(row[name]) for name in FIELDS[:2]] == [num_labels] * 2
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _row_of(path: Path, known: dict[str, dict[str, Any]]) -> dict[str, Any] | None:

@@ -341,6 +341,8 @@ class TrainingConfig(StrictModel):
             raise ValueError(f"warmup_steps={self.warmup_steps} must be below max_steps={self.max_steps}")
         if self.semi is not None and self.ema_decay is None:
             raise ValueError("semi needs averaged weights, which label the pictures: set ema_decay, such as 0.99")
+        if self.semi is not None and (self.semi.start_step or 0) >= self.max_steps:
+            raise ValueError(f"semi.start_step={self.semi.start_step} must be below max_steps={self.max_steps}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas} must lie in [0, 1)")
         if self.batch_size == AUTO and self.accumulation_steps != 1:

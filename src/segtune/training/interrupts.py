@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-_DURATION = re.compile(r"(?=.)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_DURATION = re.compile(r"(?=.)(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?")
+LONGEST = 10 * 365 * 86400  # seconds: longer ones are slips, and the system's timers do not take them
 
 STOPPING = ("SIGTERM", "SIGINT", "SIGHUP")  # SIGHUP: the terminal was closed; Windows has none
 LIMIT = "training.time_limit is reached"
@@ -46,10 +47,12 @@ def seconds(duration: str) -> int:
     Raises:
         ValueError: anything else, or no time at all.
     """
-    match = _DURATION.fullmatch(duration)
+    match, shown = _DURATION.fullmatch(duration), repr(duration[:60])
     total = sum(int(n or 0) * unit for n, unit in zip(match.groups(), _UNITS.values(), strict=True)) if match else 0
     if total == 0:
-        raise ValueError(f"{duration!r} is no duration: write 90s, 30m, 8h30m or 1d")
+        raise ValueError(f"{shown} is no duration: write 90s, 30m, 8h30m or 1d")
+    if total > LONGEST:
+        raise ValueError(f"{shown} is more than ten years: write 90s, 30m, 8h30m or 1d")
     return total
 
 

@@ -25,25 +25,29 @@ _guard = threading.Lock()
 
 
 @contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
+def locked(folder: str | Path, *, what: str = "training", option: str = "training.output_dir") -> Iterator[None]:
     """Holds a run folder, which is made where it does not exist, against other trainings; may be nested.
 
     The system gives the lock up when the process ends, however it ends. Over NFS that needs a lock service (NFS 4 has
     one); where the file system has no locks, the lock file itself is the lock, and one of a process of this machine
     that is gone does not count.
 
+    Args:
+        what: is done in the folder, and by which option it was named, for messages.
+
     Raises:
-        UsageError: another training holds the folder; names its process and host.
+        UsageError: another process holds the folder; names it and its host.
     """
     folder = Path(folder).absolute()
+    said = (what, option)
     key = folder.resolve()
     with _guard:
         holder = _held.get(key)
         if holder not in (None, threading.get_ident()):
-            raise _refusal(folder, _about())
+            raise _refusal(folder, _about(), said)
         if holder is None:
             missing = [path for path in (folder, *folder.parents) if not path.exists()]
-            descriptor = _take(folder)
+            descriptor = _take(folder, said)
             _held[key] = threading.get_ident()
     if holder is not None:
         yield
@@ -63,7 +67,30 @@ def locked(folder: str | Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def _take(folder: Path) -> int | None:
+def holder(folder: str | Path) -> dict[str, Any] | None:
+    """Which process holds a run folder: "pid", "host", "since", as far as it says; None where none does.
+
+    Not to be asked of a folder that this process holds itself: looking would give its lock up.
+    """
+    path = Path(folder) / LOCK_FILE
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        _lock(descriptor)
+    except OSError as error:
+        found = _read(path.read_text(encoding="utf-8", errors="replace") if path.exists() else "")
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return found
+        is_gone = found.get("host") == socket.gethostname() and not _is_alive(found.get("pid"))
+        return None if is_gone else found
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _take(folder: Path, said: tuple[str, str]) -> int | None:
     """Take the lock; returns its descriptor, None where the file system has no locks."""
     path = folder / LOCK_FILE
     while True:
@@ -78,8 +105,8 @@ def _take(folder: Path) -> int | None:
             content = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
             os.close(descriptor)
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise _refusal(folder, _read(content)) from None
-            _take_by_name(path, _read(content))
+                raise _refusal(folder, _read(content), said) from None
+            _take_by_name(path, _read(content), said)
             return None
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
@@ -98,10 +125,10 @@ def _lock(descriptor: int) -> None:
     fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _take_by_name(path: Path, holder: dict[str, Any]) -> None:
+def _take_by_name(path: Path, holder: dict[str, Any], said: tuple[str, str]) -> None:
     """Where there are no locks: the file is there, or not; that of a dead process of this host is taken over."""
     if holder and not (holder.get("host") == socket.gethostname() and not _is_alive(holder.get("pid"))):
-        raise _refusal(path.parent, holder, f"; if that process is gone, remove {path}")
+        raise _refusal(path.parent, holder, said, f"; if that process is gone, remove {path}")
     path.write_text(json.dumps(_about()), encoding="utf-8")
 
 
@@ -133,9 +160,9 @@ def _read(content: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _refusal(folder: Path, holder: dict[str, Any], remedy: str = "") -> UsageError:
+def _refusal(folder: Path, holder: dict[str, Any], said: tuple[str, str], remedy: str = "") -> UsageError:
     return UsageError(
-        f"{folder}: a training is writing into this folder (process {holder.get('pid', 'unknown')} on host "
+        f"{folder}: a {said[0]} is writing into this folder (process {holder.get('pid', 'unknown')} on host "
         f"{holder.get('host', 'unknown')}, since {holder.get('since', 'just now')}): wait for its end, stop it, or "
-        f"choose another training.output_dir{remedy}"
+        f"choose another {said[1]}{remedy}"
     )

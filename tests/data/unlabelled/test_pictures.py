@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segtune.data.config import DatasetConfig
+from segtune.data.config import DatasetConfig, TransformConfig
 from segtune.data.dataset import open_dataset
 from segtune.data.lazy_rows import sample_ids
 from segtune.data.unlabelled.pictures import open_unlabelled
@@ -88,3 +88,26 @@ def test_what_cannot_be_learned_from_is_told(labelled: Path, tmp_path: Path) -> 
     pages[0].save(folder / "pages.tif", save_all=True, append_images=pages[1:])
     with pytest.raises(DataError, match=r"several pages or frames \(1\): pages.tif"):
         opened(labelled, folder, on_error="skip")
+
+
+def test_masks_are_no_pictures(labelled: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The whole data set is named, in which the masks lie beside the pictures."""
+    caplog.set_level("INFO", "segtune")
+    picture(labelled / "new" / "n.png", 70)
+    assert opened(labelled, labelled) == ["new/n"]
+    assert "4 that are masks" in caplog.text
+
+
+def test_a_picture_that_cannot_be_decoded_is_refused_or_left_out(labelled: Path, tmp_path: Path) -> None:
+    """Its header is whole; and one of other channels than the network reads."""
+    folder = tmp_path / "more"
+    picture(folder / "new.png", 80)
+    picture(folder / "torn.png", 81)
+    (folder / "torn.png").write_bytes((folder / "torn.png").read_bytes()[:-60])
+    np.save(folder / "deep.npy", np.zeros((8, 10, 12), np.uint8))
+    config = DatasetConfig(path=str(labelled), unlabelled=str(folder))
+    rows, transforms = open_dataset(config)[0], TransformConfig()
+    with pytest.raises(DataError, match=r"cannot be learned from \(2\): .*deep.npy: .*12.*torn.png.*on_error=skip"):
+        open_unlabelled(config, rows, transforms)
+    found = open_unlabelled(config.model_copy(update={"on_error": "skip"}), rows, transforms)
+    assert sample_ids(found) == ["new"]

@@ -394,3 +394,35 @@ def test_missing_package_is_said_with_the_fix(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     with pytest.raises(UsageError, match=r"h5py reads: pip install 'segtune\[keras\]'"):
         read_original(tmp_path / "a.weights.h5")
+
+
+def test_many_tensors_are_refused_as_one_large_one_is(tmp_path: Path) -> None:
+    """Packed zeros: a file of some KB whose tensors have 32 GB."""
+    with h5py.File(tmp_path / "a.weights.h5", "w") as file:
+        for number in range(64):
+            place = f"layers/{numbered('hierarchical_transformer_encoder', number)}/attn/q/vars/0"
+            file.create_dataset(place, (2**14, 2**13), "f4", chunks=(2**10, 2**10), compression="gzip")
+    with pytest.raises(DataError, match="holds 8,589,934,592 numbers, which is more than any network needs"):
+        read_original(tmp_path / "a.weights.h5")
+
+
+def test_what_is_no_number_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        wide = file.create_dataset("x", (2**20,), np.dtype([("a", "f4", (2**12,))]), chunks=(1,))
+        block = file.create_dataset("y", (1,), "f4", chunks=(2**29,), maxshape=(None,))
+        with pytest.raises(DataError, match="and no numbers"):
+            read("a.h5", "x", wide)
+        with pytest.raises(DataError, match="more than any network needs"):
+            read("a.h5", "y", block)
+
+
+def test_absurd_names_are_the_fault_of_the_file(tmp_path: Path) -> None:
+    place = f"hierarchical_transformer_encoder_{'9' * 5000}/attn/q/vars/0"
+    write_h5(tmp_path / "a.weights.h5", {place: np.ones((2, 2))})
+    with pytest.raises(DataError, match=r"a\.weights\.h5 is no"):
+        read_original(tmp_path / "a.weights.h5")
+
+
+def test_a_long_configuration_takes_no_time(tmp_path: Path) -> None:
+    write_keras(tmp_path / "a.keras", encoder_arrays(random_model(SegformerModel)), [[0] * 2_000_000])
+    assert type(read_original(tmp_path / "a.keras")) is SegformerModel

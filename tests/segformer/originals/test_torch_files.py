@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -369,3 +370,65 @@ def test_damaged_files_are_one_message(tmp_path: Path, zipped: bool) -> None:
             read_original(path)
         said.add(str(refusal.value).removeprefix(str(path)).partition(":")[0])
     assert len(said) > 3
+
+
+def _unfit(change: Any, tmp_path: Path) -> str:
+    tensors = nvlabs_encoder(encoder_of(random_model(SegformerModel)), TINY["depths"])
+    change(tensors)
+    torch.save(tensors, tmp_path / "a.pth")
+    with pytest.raises(DataError) as error:
+        convert_original(tmp_path / "a.pth", tmp_path / "out")
+    assert not (tmp_path / "out").exists() and "\n" not in str(error.value)
+    assert str(error.value).startswith(str(tmp_path / "a.pth"))
+    return str(error.value)
+
+
+def test_tensors_that_hold_fewer_bytes_than_numbers_are_refused(tmp_path: Path) -> None:
+    """One number that is said to be a million million: PyTorch stores that in a few bytes."""
+    name = "patch_embed1.proj.weight"
+    for change in (
+        lambda tensors: tensors.update({name: torch.zeros(1).expand(2**20, 2**20)}),
+        lambda tensors: tensors.update({name: tensors[name].to_sparse()}),
+        lambda tensors: tensors.update({name: tensors[name].to(torch.complex64)}),
+        lambda tensors: tensors.update({name: torch.empty(8, 5, 7, 7, device="meta")}),
+    ):
+        assert f"{name} is no plain tensor" in _unfit(change, tmp_path)
+
+
+def test_shapes_that_no_layer_has_are_the_fault_of_the_file(tmp_path: Path) -> None:
+    for name in ("block1.0.attn.kv.weight", "block1.0.mlp.fc1.weight", "patch_embed1.proj.weight", "norm1.weight"):
+        for value in (torch.tensor(1.0), torch.zeros(0), torch.zeros(0, 3)):
+            _unfit(lambda tensors, name=name, value=value: tensors.update({name: value}), tmp_path)
+
+
+def test_a_packed_archive_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(10**6)}, tmp_path / "whole.pth")
+    with zipfile.ZipFile(tmp_path / "whole.pth") as whole, zipfile.ZipFile(tmp_path / "a.pth", "w", 8) as packed:
+        for entry in whole.infolist():
+            packed.writestr(entry.filename, whole.read(entry))
+    with pytest.raises(DataError, match=r"a\.pth is no checkpoint of PyTorch: it unpacks to 4,0\d\d,\d\d\d bytes"):
+        open_original(tmp_path / "a.pth")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.pth")
+    with pytest.raises(DataError, match="is a named pipe or a device"):
+        open_original(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"CLASSES": ("sky", "road", "tree"), "PALETTE": 7},
+        {"CLASSES": ("sky", "road", "tree"), "PALETTE": torch.zeros(3, 3)},
+        {"CLASSES": torch.zeros(3), "PALETTE": [[1, 2, 3]] * 3},
+        {"CLASSES": {"²": "a", "b": "b", 3: "c"}},
+        {"CLASSES": ("sky", " ", "tree")},
+        {"CLASSES": ("sky", "road", "tree"), "PALETTE": [["x"], [300, 0, 0], None]},
+    ],
+)
+def test_classes_that_make_no_sense_do_not_hinder(tmp_path: Path, meta: dict[str, Any]) -> None:
+    model = random_model()
+    torch.save({"meta": meta, "state_dict": nvlabs_segmenter(model)}, tmp_path / "a.pth")
+    assert_same(read_original(tmp_path / "a.pth"), model)

@@ -3,11 +3,15 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
+from torch import nn
 
+from segtune.inference.calibrate import NothingLabelledError
 from segtune.labels.label_map import LabelMap
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.training.config import SemiConfig
+from segtune.training.teachers import self_training as module
 from segtune.training.teachers.self_training import SelfTraining
 
 CLASSES = LabelMap.from_names(["a", "b"])
@@ -76,3 +80,16 @@ def test_start_and_ramp_are_shares_of_the_run_by_default() -> None:
     found = semi()
     assert (found.start_step, found.ramp_steps, found.weight(9), found.weight(30)) == (10, 20, 0.0, 1.0)
     assert 0 < found.weight(10) < found.weight(20) < 1
+
+
+def test_a_validation_split_without_a_label_calibrates_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fit(*given: object, **options: object) -> None:
+        raise NothingLabelledError("there is no labelled pixel")
+
+    monkeypatch.setattr(module, "fit_temperature", fit)
+    found = semi()
+    found.eval_dataset, found.temperature = object(), None  # type: ignore[assignment]
+    found.calibrate(nn.Identity())
+    assert found.temperature == 1.0 and "confidences are not calibrated" in caplog.text

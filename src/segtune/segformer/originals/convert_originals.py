@@ -6,13 +6,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from segtune.errors import UsageError
+from segtune.errors import DataError, UsageError
 from segtune.files import write_folder
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerPreTrainedModel
 from segtune.segformer.originals import LAYOUTS, keras_files
 from segtune.segformer.originals.card import Terms, card, terms
-from segtune.segformer.originals.source import Source
+from segtune.segformer.originals.source import IMPOSSIBLE, Source
 from segtune.segformer.originals.torch_files import read_torch
 
 
@@ -54,9 +54,16 @@ def open_original(path: str | Path, layout: str = "auto", *, encoder_only: bool 
     if layout not in LAYOUTS:
         raise UsageError(f"--from {layout}: one of {', '.join(LAYOUTS)}")
     path = Path(path)
-    if layout == "keras" or (layout == "auto" and keras_files.is_keras(path)):
-        return keras_files.read_keras(path, encoder_only=encoder_only)
-    return read_torch(path, layout, encoder_only=encoder_only)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path} is a named pipe or a device: name a file, or the folder of a preset")
+    try:
+        if layout == "keras" or (layout == "auto" and keras_files.is_keras(path)):
+            return keras_files.read_keras(path, encoder_only=encoder_only)
+        return read_torch(path, layout, encoder_only=encoder_only)
+    except (DataError, UsageError):
+        raise
+    except IMPOSSIBLE as error:  # names and shapes that no network has, wherever they are stumbled over
+        raise DataError(f"{path} is no SegFormer: {' '.join(str(error).split())[:200]}") from error
 
 
 def convert_original(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
@@ -11,7 +12,9 @@ import numpy as np
 from segtune.errors import DataError, UsageError
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_MOST_VALUES = 2**28  # of a tensor, which are 1 GB; the largest of any SegFormer has 9 million
+# Of a tensor, of the block that HDF5 unpacks at once, and of all tensors together, which are 2 GB: the largest of any
+# SegFormer has 9 million, a B5 with the two moments of its optimizer 250 million.
+_MOST_VALUES, _MOST_IN_ALL = 2**28, 2**29
 _MOST_OBJECTS, _DEEPEST = 50_000, 40  # of groups and tensors; the largest preset has 3,500
 
 
@@ -32,10 +35,15 @@ def opened(name: str, file: IO[bytes]) -> Iterator[Mapping[str, Any]]:
         raise UsageError(f"{name} is an HDF5 file, which h5py reads: pip install 'segtune[keras]'") from None
     try:
         with h5py.File(file, "r") as root:
-            yield dict(_walk(name, root, h5py))
+            found = dict(_walk(name, root, h5py))
+            if (count := sum(dataset.size or 0 for dataset in found.values())) > _MOST_IN_ALL:
+                raise DataError(f"{name} holds {count:,} numbers, which is more than any network needs")
+            yield found
     except DataError:
         raise
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
+    except MemoryError as error:
+        raise DataError(f"{name} asks for more memory than there is: fetch or copy it once more") from error
+    except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{name} is damaged, or no HDF5 file ({reason}): fetch or copy it once more") from error
 
@@ -46,14 +54,16 @@ def read(name: str, path: str, dataset: Any) -> np.ndarray:
     Raises:
         DataError: it holds no numbers, or more than any network has.
     """
-    if dataset.size is None or dataset.size > _MOST_VALUES:
+    block = math.prod(dataset.chunks or ())
+    if dataset.size is None or dataset.size > _MOST_VALUES or block > _MOST_VALUES:
         raise DataError(f"{name}: {path} has the shape {dataset.shape}, which is more than any network needs")
+    is_bfloat16 = dataset.attrs.get("dtype") == "bfloat16" and dataset.dtype.itemsize == 2  # which HDF5 has not
+    if not is_bfloat16 and dataset.dtype.kind not in "fiu":
+        raise DataError(f"{name}: {path} holds {dataset.dtype}, and no numbers")
     values = dataset[()]
-    if dataset.attrs.get("dtype") == "bfloat16" and values.dtype.itemsize == 2:  # as Keras marks what HDF5 has not
+    if is_bfloat16:
         wide = np.ascontiguousarray(values).view(np.uint16).astype(np.uint32) << 16
         return wide.view(np.float32).reshape(dataset.shape)
-    if values.dtype.kind not in "fiu":
-        raise DataError(f"{name}: {path} holds {values.dtype}, and no numbers")
     return np.asarray(values, dtype=np.float32)
 
 

@@ -15,6 +15,7 @@ import io
 import re
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from segtune.segformer.originals.source import Source
 
 WEIGHTS = ("task.weights.h5", "model.weights.h5")  # in the folder of a preset; a .keras file has the second
 _DESCRIBED = ("task.json", "config.json", "image_converter.json", "preprocessor.json")  # beside them
-_LARGEST_TEXT, _LARGEST_WEIGHTS = 2**24, 2**32  # bytes; of the largest preset: 4 KB and 340 MB
+_LARGEST_TEXT, _LARGEST_WEIGHTS = 2**24, 2**31  # bytes; of the largest preset: 4 KB and 340 MB
 _FIX = "save it with model.save('NAME.keras') or model.save_weights('NAME.weights.h5')"
 
 _ASIDE = {  # what training has and the network has not
@@ -195,9 +196,9 @@ def _stated(path: Path) -> str | None:
 
 def _holding(value: Any, key: str) -> Iterator[Mapping[str, Any]]:
     """Every object in a JSON value that has a key."""
-    pending = [value]
+    pending = deque([value])
     while pending:
-        item = pending.pop(0)
+        item = pending.popleft()
         if isinstance(item, dict):
             if key in item:
                 yield item

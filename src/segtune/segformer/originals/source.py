@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segtune.errors import DataError, listed
+from segtune.errors import DataError, UsageError, listed
 from segtune.labels.label_map import LabelMap
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.conversion import tensor_faults
@@ -20,9 +21,11 @@ from segtune.segformer.modeling_segformer import (
     SegformerPreTrainedModel,
 )
 
+logger = logging.getLogger(__name__)
+
 _SHOWN = 4  # names of a part that is left out
 _LABELS = ("id2label", "label2id", "label_map", "num_labels", "semantic_loss_ignore_index")
-_IMPOSSIBLE = (ArithmeticError, IndexError, TypeError, ValueError)  # what shapes lead to that no network has
+IMPOSSIBLE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # of odd shapes
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,8 @@ class Source:
                 model = _build(path, self.tensors, self.fields)
         except DataError:
             raise
-        except _IMPOSSIBLE as error:
-            raise DataError(f"{path} is no SegFormer: {error}") from error
+        except IMPOSSIBLE as error:
+            raise DataError(f"{path} is no SegFormer: {' '.join(str(error).split())[:200]}") from error
         wanted = model.state_dict()
         if faults := tensor_faults(wanted, {**self.tensors, **self.unknown}):
             raise DataError(f"{path} is no SegFormer of {self.layout}: {faults}")
@@ -127,8 +130,17 @@ def _encoder_fields(path: object, encoder: Mapping[str, Tensor]) -> dict[str, An
     }
 
 
-def label_fields(names: Sequence[str] | None, number: int, colors: Any = None) -> dict[str, Any]:
-    """Names and colours of the classes as fields of a configuration, where there is one for each; else their number."""
+def label_fields(path: object, names: Sequence[str] | None, number: int, colors: Any = None) -> dict[str, Any]:
+    """Names and colours of the classes as fields of a configuration, where there is one for each; else their number.
+
+    Args:
+        path: of the checkpoint, for the warning where they are none that can be taken over.
+    """
     if not names or len(names) != number or len(set(names)) != number:
         return {"num_labels": number}
-    return LabelMap.from_names(list(names), colors if colors and len(colors) == number else None).config_fields()
+    is_palette = isinstance(colors, (list, tuple)) and len(colors) == number
+    try:
+        return LabelMap.from_names(list(names), colors if is_palette else None).config_fields()
+    except UsageError as error:
+        logger.warning("%s: names and colours of its classes are left out: %s", path, error)
+        return {"num_labels": number}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import re
 import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ _WRAPPERS = ("state_dict", "model", "model_state_dict", "ema_state_dict", "encod
 # What torch.load raises, besides its refusal to run code, where bytes are missing, changed or of another format.
 _NOT_A_CHECKPOINT = (
     *(AssertionError, AttributeError, LookupError, OverflowError, TypeError, ValueError, struct.error),
-    *(EOFError, OSError, RuntimeError),
+    *(EOFError, OSError, RuntimeError, zipfile.BadZipFile),
 )
 _FIRST = {
     "nvlabs": "patch_embed1.proj.weight",
@@ -94,6 +95,8 @@ def read_torch(path: Path, wanted: str = "auto", *, encoder_only: bool = False) 
     """
     content = _load(path)
     tensors, left_out = _state(content)
+    if unfit := [key for key, value in tensors.items() if not _is_plain(value)]:
+        raise DataError(f"{path} is no SegFormer: {unfit[0]} is no plain tensor of numbers with all its bytes")
     layout = _layout(path, tensors, wanted)
     tensors = {re.sub(r"^(backbone|encoder)\.", "", key): value for key, value in tensors.items()}
     parts = {part: [key for key in tensors if re.match(pattern, key)] for part, pattern in _LEFT_OUT.items()}
@@ -112,7 +115,7 @@ def read_torch(path: Path, wanted: str = "auto", *, encoder_only: bool = False) 
         layout=layout,
         tensors=renamed,
         unknown=unknown,
-        fields=_labels(content, renamed),
+        fields=_labels(path, content, renamed),
         processor=_IMAGENET if layout == "libreyolo" else _normalisation(tensors),
         left_out={part: names for part, names in (left_out | parts).items() if names},
         stated=_stated(content),
@@ -122,6 +125,7 @@ def read_torch(path: Path, wanted: str = "auto", *, encoder_only: bool = False) 
 def _load(path: Path) -> Mapping[str, Any]:
     """The content of a file, as far as it can be read without running code of others."""
     try:
+        _refuse_bomb(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
@@ -131,9 +135,23 @@ def _load(path: Path) -> Mapping[str, Any]:
             f"{path} holds more than tensors{f' ({wanted[1]})' if wanted else ''}, and loading that could run code: "
             'refused. If you trust the file: torch.save(torch.load(path, weights_only=False)["state_dict"], other_path)'
         ) from error
+    except DataError:
+        raise
     except _NOT_A_CHECKPOINT as error:
         raise DataError(f"{path} is no checkpoint of PyTorch ({type(error).__name__})") from error
     return content if isinstance(content, Mapping) else {}
+
+
+def _refuse_bomb(path: Path) -> None:
+    """PyTorch packs nothing: an archive that is larger when it is unpacked was made by somebody else."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise DataError(
+            f"{path} is no checkpoint of PyTorch: it unpacks to {unpacked:,} bytes, and PyTorch packs nothing"
+        )
 
 
 def _state(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
@@ -151,6 +169,15 @@ def _state(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, lis
 
 def _named(state: Mapping[Any, Any]) -> dict[str, Tensor]:
     return {str(key).removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether a tensor is dense, of real numbers, and has a place for each of them: else it may seem larger than all
+    memory.
+    """
+    if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.device.type != "cpu":
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _layout(path: Path, tensors: Mapping[str, Tensor], wanted: str) -> str:
@@ -177,7 +204,7 @@ def _rename(tensors: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tenso
             value = value.flatten(1)  # mmseg's are 1x1 convolutions
         parts = value.chunk(len(names)) if len(names) > 1 else [value]
         if len(parts) != len(names):
-            raise DataError(f"{key} has the shape {list(value.shape)}, and holds {len(names)} tensors")
+            raise ValueError(f"{key} has the shape {list(value.shape)}, and holds {len(names)} tensors")
         for name, part in zip(names, parts, strict=True):
             renamed[f"segformer.{name}" if heads and name.startswith("encoder.") else name] = part
     return renamed, unknown
@@ -199,18 +226,17 @@ def _our_names(key: str, layout: str) -> list[str] | None:
     return None
 
 
-def _labels(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _labels(path: Path, content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Names and colours of the classes, where a file has them for each: mmseg's `meta`, LibreYOLO's `names`."""
     if (classifier := tensors.get("decode_head.classifier.weight")) is None or not classifier.ndim:
         return {}
     meta = _mapping(content.get("meta"))
     about = {str(key).lower(): value for key, value in {**meta, **_mapping(meta.get("dataset_meta"))}.items()}
-    names = about.get("classes") or content.get("names")
+    found = [about.get("classes"), content.get("names")]
+    names: Any = next((value for value in found if isinstance(value, (list, tuple, Mapping)) and value), None)
     if isinstance(names, Mapping):
-        names = [names[key] for key in sorted(names, key=lambda key: int(str(key)) if str(key).isdigit() else -1)]
-    if not isinstance(names, (list, tuple)):
-        names = None
-    return label_fields(names and [str(name) for name in names], len(classifier), about.get("palette"))
+        names = [names[key] for key in sorted(names, key=lambda key: int(str(key)) if str(key).isdecimal() else -1)]
+    return label_fields(path, names and [str(name) for name in names], len(classifier), about.get("palette"))
 
 
 def _mapping(value: Any) -> Mapping[Any, Any]:

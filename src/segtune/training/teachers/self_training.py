@@ -9,13 +9,14 @@ Letters: U unlabelled samples of a micro-batch, M of them with a partner, h w th
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from segtune.inference.calibrate import fit_temperature
+from segtune.inference.calibrate import NothingLabelledError, fit_temperature
 from segtune.labels.label_map import LabelMap
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import segmentation_loss
@@ -24,6 +25,9 @@ from segtune.training.config import SemiConfig
 
 if TYPE_CHECKING:
     import datasets
+
+
+logger = logging.getLogger(__name__)
 
 
 class SelfTraining:
@@ -61,8 +65,16 @@ class SelfTraining:
 
     def calibrate(self, model: nn.Module) -> None:
         """Fit the temperature of a teacher to 200,000 labelled pixels of the validation split, or all there are."""
-        if self.eval_dataset is not None:
+        if self.eval_dataset is None:
+            return
+        try:
             fit = fit_temperature(model, self.eval_dataset, self.label_map, self.processor, progress=False)
+        except NothingLabelledError:
+            logger.warning(
+                "training.semi: no pixel of the validation split is labelled: confidences are not calibrated"
+            )
+            self.temperature, self.eval_dataset = 1.0, None
+        else:
             self.temperature = fit.temperature()
 
     @torch.no_grad()

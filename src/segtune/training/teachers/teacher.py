@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +19,10 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from segtune.data.class_names import plain
 from segtune.errors import DataError, UsageError, listed
+from segtune.files import is_full_disk
 from segtune.hub_errors import fault_of_hub
 from segtune.labels.label_map import LabelMap
+from segtune.segformer.checkpoint_files import CONFIG, PROCESSOR, check_saved, read_json
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.loading import load_model, split_revision, without_bars
 from segtune.training.losses.loss_terms import two_logits
@@ -146,6 +150,7 @@ def load_teacher(
     Raises:
         UsageError: no such checkpoint, one without a segmentation head, without a class in common, of other channels,
             or one that does not take crops of this size.
+        DataError: a file of it is damaged, or the Hub does not hand it out.
     """
     network = _load(name)
     names = LabelMap.from_config(network.config).names
@@ -167,56 +172,119 @@ def load_teacher(
 
 def _load(name: str) -> nn.Module:
     source, revision = split_revision(name)
-    options = {"revision": revision} if revision else {}
+    # What a checkpoint brings along of code is not run, nor is the user asked for it.
+    options: dict[str, Any] = {"trust_remote_code": False} | ({"revision": revision} if revision else {})
     try:
         if Path(source).exists() and not Path(source).is_dir():
             raise UsageError(f"training.distill.teacher={name} is a file: name the folder of a checkpoint")
-        config = AutoConfig.from_pretrained(source, **options)
-        heads = config.architectures or []
+        is_here = os.path.lexists(Path(source) / CONFIG)
+        about = read_json(Path(source) / CONFIG) if is_here else AutoConfig.from_pretrained(source, **options).to_dict()
+        given = about.get("architectures")
+        heads = list(map(str, given)) if isinstance(given, list) else []
         if heads and not any("SemanticSegmentation" in head for head in heads):
             raise UsageError(
                 f"training.distill.teacher={name} is a {heads[0]}, without a head for semantic segmentation: name one "
                 "that was trained to segment"
             )
-        if config.model_type == "segformer":
-            return load_model(name)
+        if about.get("model_type") == "segformer":
+            return load_model(name, whole=True)
         with without_bars():
-            network: nn.Module = AutoModelForSemanticSegmentation.from_pretrained(source, **options)
+            network, info = AutoModelForSemanticSegmentation.from_pretrained(
+                source, output_loading_info=True, **options
+            )
     except (UsageError, DataError):
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except Exception as error:  # whatever transformers stumbles over: the configuration and the weights are of others
+        if isinstance(error, MemoryError) or is_full_disk(error):
+            raise
         if fault := fault_of_hub(error):
             raise DataError(f"training.distill.teacher={name} cannot be fetched: {fault}") from error
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
             f"training.distill.teacher={name} cannot be loaded: {reason} (it is to be a checkpoint of segtune, or of a "
             "model for semantic segmentation of transformers)"
         ) from error
-    return network
+    fresh = {key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])}
+    if fresh := fresh & dict(network.named_parameters()).keys():
+        raise UsageError(
+            f"training.distill.teacher={name} does not hold all weights of a {type(network).__name__}: without "
+            f"{listed(sorted(fresh), 3)} it would answer at random"
+        )
+    whole: nn.Module = network
+    return whole
 
 
 def _normalisation(name: str, processor: SegformerImageProcessor) -> tuple[list[float], list[float]]:
     """Per channel, what makes the teacher's pixel values of the student's: `x * scale + shift`.
 
-    With v a value from 0 to 1, the student sees (v - m) / s and the teacher was trained on (v - m') / s', which is
-    (v - m) / s times s / s', plus (m - m') / s'.
+    With p a number of the file, the student sees (f p - m) / s and the teacher was trained on (f' p - m') / s'. So
+    p = (s x + m) / f, and the teacher's value is x times s f' / (f s'), plus (m f' / f - m') / s'.
+
+    Raises:
+        UsageError: the teacher's image processor does something else to pictures, or to others.
+        DataError: it is damaged.
     """
+    what = f"training.distill.teacher={name}"
+    saved, channels = _saved_processor(name), len(processor.image_mean)
+    if saved.get("do_flip_channel_order"):
+        raise UsageError(f"{what} reads blue, green and red instead of red, green and blue: take another teacher")
+    means, deviations = (_per_channel(what, saved, key) for key in ("image_mean", "image_std"))
+    for values in (means, deviations):
+        if values is not None and len(values) not in (1, channels):
+            raise UsageError(f"{what} reads {len(values)} channels, the data set has {channels}")
+    mean, std = (
+        list(own) if values is None else values * channels if len(values) == 1 else values
+        for values, own in ((means, processor.image_mean), (deviations, processor.image_std))
+    )
+    if not saved.get("do_normalize", True):
+        mean, std = [0.0] * channels, [1.0] * channels
+    if 0.0 in std:
+        raise DataError(
+            f"{what}: image_std of its {PROCESSOR} is 0 in a channel: copy it from the checkpoint once more"
+        )
+    ranges = [_range(what, given) for given in (saved.get("value_range"), processor.value_range)]
+    if saved and ranges[0] != ranges[1]:
+        raise UsageError(
+            f"{what} was trained on values from {ranges[0][0]:g} to {ranges[0][1]:g}, "
+            f"transforms.value_range is {ranges[1][0]:g} to {ranges[1][1]:g}"
+        )
+    own = processor.rescale_factor if processor.do_rescale else 1.0
+    factor = _per_channel(what, saved, "rescale_factor") or [1 / 255 if saved else own]
+    ratio = (factor[0] if saved.get("do_rescale", True) else 1.0) / own
+    both = list(zip(processor.image_mean, processor.image_std, mean, std, strict=True))
+    scale = [s * ratio / other_s for _, s, _, other_s in both]
+    return scale, [(m * ratio - other_m) / other_s for m, _, other_m, other_s in both]
+
+
+def _saved_processor(name: str) -> Mapping[str, Any]:
+    """The image processor that was saved beside a teacher; empty, and told, where none was."""
     source, revision = split_revision(name)
+    folder = Path(source)
+    if folder.is_dir():
+        check_saved(folder, [PROCESSOR])
+        if os.path.lexists(folder / PROCESSOR):  # damage of it is no absence
+            return read_json(folder / PROCESSOR)
     try:
         saved, _ = BaseImageProcessor.get_image_processor_dict(source, **({"revision": revision} if revision else {}))
     except (OSError, ValueError):
         logger.warning("%s has no image processor: it gets the pixel values of the student", name)
-        saved = {}
-    mean, std = (saved.get(key) or getattr(processor, key) for key in ("image_mean", "image_std"))
-    if len(mean) != len(processor.image_mean):
-        raise UsageError(
-            f"training.distill.teacher={name} reads {len(mean)} channels, the data set has {len(processor.image_mean)}"
-        )
-    ranges = [tuple(given or (0, 255)) for given in (saved.get("value_range"), processor.value_range)]
-    if saved and ranges[0] != ranges[1]:
-        raise UsageError(
-            f"training.distill.teacher={name} was trained on values from {ranges[0][0]} to {ranges[0][1]}, "
-            f"transforms.value_range is {ranges[1][0]} to {ranges[1][1]}"
-        )
-    ours = list(zip(processor.image_mean, processor.image_std, mean, std, strict=True))
-    return [s / other_s for _, s, _, other_s in ours], [(m - other_m) / other_s for m, _, other_m, other_s in ours]
+        return {}
+    return dict(saved)
+
+
+def _per_channel(what: str, saved: Mapping[str, Any], key: str) -> list[float] | None:
+    """The numbers that a processor has under a key; None where it has none."""
+    given = saved.get(key)
+    values = given if isinstance(given, (list, tuple)) else [given]
+    if given is None:
+        return None
+    numbers = [float(value) for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
+    if not numbers or len(numbers) < len(values):
+        raise DataError(f"{what}: {key} of its {PROCESSOR} is {given!r}, and no number for each channel")
+    return numbers
+
+
+def _range(what: str, given: Any) -> tuple[float, float]:
+    """Of the values that pictures are given in."""
+    low, high = _per_channel(what, {"value_range": given or [0, 255]}, "value_range") or (0.0, 255.0)
+    return low, high
