@@ -19,7 +19,6 @@ HEADER_FIELDS = ("command", "cost", "result", "data", "size", "license", "checke
 SUFFIXES = (".yaml", ".yml")
 LAUNCH_CONFIGS = "accelerate"  # this folder holds configurations of `accelerate launch`, which are no recipes
 DEFAULT_MODEL = "segformer-b0"
-OF_RUN = "recipe.yaml"  # in the folder of a run
 TEMPLATE = "your own"  # what the data line of a template begins with
 
 
@@ -116,8 +115,10 @@ def find_recipe(ref: str | Path) -> Path:
     if path.is_file():
         raise UsageError(f"{ref}: a recipe file's name ends in .yaml")
     if str(ref) and path.is_dir() and not group:
-        if (path / OF_RUN).is_file():
-            raise UsageError(f"{ref} is the folder of a run, and no recipe: did you mean {path / OF_RUN}?")
+        from segtune.training.config import RECIPE_FILE  # here alone: it imports pydantic
+
+        if (path / RECIPE_FILE).is_file():
+            raise UsageError(f"{ref} is the folder of a run, and no recipe: did you mean {path / RECIPE_FILE}?")
         raise UsageError(
             f"{ref} is a folder, and no recipe: segtune recipes propose {shlex.quote(str(ref))} -o mine.yaml writes "
             "one for data"
