@@ -434,7 +434,7 @@ def test_run_is_pushed_where_the_recipe_says_so(few: Path, tmp_path: Path, pushe
     result = train(recipe)
     (pusher,) = pushers
     made_with, check, *evaluations, finish = pusher.calls
-    assert made_with == (tmp_path / "run", recipe.hub, None)
+    assert made_with == (tmp_path / "run", recipe.hub, None, None)
     assert (check, finish, result["pushed"]) == ("check", "finish", "https://hub/me/x")
     assert len(evaluations) == 4 and evaluations[0] is True and False in evaluations
     assert load_recipe(tmp_path / "run" / "recipe.yaml").hub == HubConfig(push=None, repo="me/x")
