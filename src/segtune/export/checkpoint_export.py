@@ -292,7 +292,7 @@ class _Export:
         )
 
     def _page_model_in_int8(self, logits: onnx.ModelProto) -> PageModel:
-        """The product graph around the network in 8-bit integers: a quarter of the bytes to fetch."""
+        """The product graph around the network in 8-bit integers: less to fetch."""
         import onnx
 
         self._quantize(INT8_PRODUCT, "onnxruntime", logits)  # the network alone, which its product then replaces
