@@ -3,18 +3,21 @@
     python benchmarks/scale.py --pictures 200 --side 512 --workers 2
 
 Each way is timed twice: with all masks to be made, and called again with none (what it takes to start). The difference
-is what the pictures take, on Ray with the start of its cluster. Every worker has one thread.
+is what the pictures take, on Ray with the start of its cluster. Every worker has one thread; Ray has one for each core.
+On paper, a picture takes the processor time of one process, which other work on the machine changes little.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +28,9 @@ from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 
 CORPUS = 10**8
-WORKERS = (1, 8, 64, 512, 4096)
+WORKERS = (1, 64, 512, 4096)
+HEAD = """| way | workers | start, s | pictures per second | of one worker | processor: start of one, s | a picture, s |
+|---|---|---|---|---|---|---|"""
 
 
 def write_inputs(folder: Path, pictures: int, side: int, labels: int) -> None:
@@ -40,14 +45,26 @@ def write_inputs(folder: Path, pictures: int, side: int, labels: int) -> None:
         small.resize((side, side), Image.Resampling.BICUBIC).save(folder / "in" / f"{number:06d}.jpg", quality=90)
 
 
-def seconds(commands: list[tuple[list[str], dict[str, str]]]) -> float:
-    """Until all of these commands have ended, which begin together."""
-    begun = time.perf_counter()
-    started = [subprocess.Popen(words, env={**os.environ, **variables}) for words, variables in commands]
+class Cost(NamedTuple):
+    """Seconds: until all commands have ended, and of processors, without those of a Ray cluster."""
+
+    wall: float
+    processor: float
+
+
+def cost(commands: list[tuple[list[str], dict[str, str]]]) -> Cost:
+    """Of commands that begin together."""
+    begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = [
+        subprocess.Popen(words, env={**os.environ, **variables}, stdout=subprocess.DEVNULL)
+        for words, variables in commands
+    ]
     codes = [process.wait() for process in started]
     if any(codes):
         sys.exit(f"exit codes {codes}")
-    return time.perf_counter() - begun
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Cost(time.perf_counter() - begun, used)
 
 
 def commands_of(way: str, folder: Path, workers: int) -> list[tuple[list[str], dict[str, str]]]:
@@ -74,17 +91,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_inputs(folder, arguments.pictures, arguments.side, arguments.labels)
-        print("| way | workers | start, s | pictures per second | of one worker |\n|---|---|---|---|---|", flush=True)
-        rate = 0.0
+        print(HEAD, flush=True)
+        rate = of_picture = 0.0
         for way, workers in [("processes", 1), *((way, arguments.workers) for way in arguments.ways.split(","))]:
+            many = (os.cpu_count() or 1) if way == "ray" else workers
             commands = commands_of(way, folder, workers)
-            total, start = seconds(commands), seconds(commands)
-            own = arguments.pictures / (total - start) / workers
-            rate = rate or own
-            print(f"| {way} | {workers} | {start:.1f} | {own * workers:.2f} | {own / rate:.2f} |", flush=True)
-    print(f"\n| workers | {CORPUS:.0e} pictures on paper |\n|---|---|")
+            total, start = cost(commands), cost(commands)
+            own = arguments.pictures / (total.wall - start.wall) / many
+            used = (total.processor - start.processor) / arguments.pictures
+            rate, of_picture = rate or own, of_picture or used
+            processor = ("", "") if way == "ray" else (f"{start.processor / many:.1f}", f"{used:.3f}")
+            cells = (way, many, f"{start.wall:.1f}", f"{own * many:.2f}", f"{own / rate:.2f}", *processor)
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    print(f"\n| cores | {CORPUS:.0e} pictures on paper |\n|---|---|")
     for workers in WORKERS:
-        hours = CORPUS / rate / workers / 3600
+        hours = CORPUS * of_picture / workers / 3600
         print(f"| {workers} | {hours / 24:.1f} days |" if hours > 48 else f"| {workers} | {hours:.1f} hours |")
 
 

@@ -27,6 +27,8 @@ def test_refusals(segtune_command: Any, run_folder: Path, tmp_path: Path, monkey
         ([best, "--to", "onnx", "--size", "512"], "--size 512: give height and width"),
         ([best, "--to", "torch", "--fp16"], "--fp16 is for --to onnx"),
         ([best, "--to", "openvino", "--max-drop", "0.1"], "--max-drop is for --to openvino --int8"),
+        ([best, "--to", "torch", "--int8"], "--int8 is for --to onnx, openvino and web, not torch"),
+        ([best, "--to", "web", "--int8", "--images", "a.png"], "which --images has not: name the data with --data"),
         ([best, "--to", "onnx", "--images", "no.png"], "no.png: no such image"),
         ([best, "--to", "onnx", "--data", "demo", "--images", "no.png"], "give --data or --images, not both"),
         ([outside, "--to", "onnx"], "is not in a run folder: say what to compare the export on"),

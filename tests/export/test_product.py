@@ -157,6 +157,18 @@ def test_facts_are_text() -> None:
     }
 
 
+@pytest.mark.parametrize("num_labels", [1, 5])
+@pytest.mark.parametrize("temperature", [None, 1.7])
+def test_runtimes_have_nothing_to_say(
+    num_labels: int, temperature: float | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime warns on standard error of values that nothing takes."""
+    processor = SegformerImageProcessor(size={"shortest_edge": 64})
+    graph = product_model(onnx.load_from_string(network(num_labels)[1]), processor, temperature=temperature)
+    run(graph, np.zeros((40, 60, 3), np.uint8))
+    assert capfd.readouterr().err == ""
+
+
 def test_full_size_logits_exist_nowhere() -> None:
     """What is at the full size is made, and decided, in the body of the loop over bands alone."""
     found = product_model(onnx.load_from_string(network(5)[1]), SegformerImageProcessor(do_resize=False))

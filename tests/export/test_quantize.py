@@ -50,6 +50,7 @@ def test_any_size_and_facts_stay(tmp_path: Path) -> None:
     quantizer.save(int8_layers(quantizer.layers), tmp_path / "q.onnx")
     run = onnxruntime_engine.open_graph(tmp_path / "q.onnx", "auto", 1).run
     assert run(np.zeros((2, 3, 65, 130), np.float32)).shape == (2, 5, 17, 33)
+    onnx.checker.check_model(onnx.load(tmp_path / "q.onnx"))  # each node comes after those whose values it takes
     assert ("license", "mit") in [(one.key, one.value) for one in onnx.load(tmp_path / "q.onnx").metadata_props]
 
 

@@ -24,6 +24,7 @@ from PIL import Image
 
 from segtune.errors import DataError, UsageError
 from segtune.export import checkpoint_export
+from segtune.export.certificate import Thresholds
 from segtune.export.checkpoint_export import Settings, export_checkpoint
 from segtune.export.sources import source_of_images
 from segtune.export.web import drawn, hardest
@@ -35,7 +36,7 @@ from support.exports import network
 from support.random_networks import network_of
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 SECONDS = 120_000  # milliseconds that a page may take on a machine that does other work
@@ -58,10 +59,10 @@ def save_noise(path: Path, height: int, width: int) -> Path:
 
 
 def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, graph = network(5)
+    random_network, graph = network(5)
     monkeypatch.setattr(checkpoint_export, "logits_model", lambda model, size: onnx.load_from_string(graph))
     monkeypatch.setattr(checkpoint_export, "runtime_files", lambda runtime: dict.fromkeys(FILES, b"ort"))
-    checkpoint = save_checkpoint(tmp_path / "checkpoint", model, size={"shortest_edge": 64})
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", random_network, size={"shortest_edge": 64})
     source = source_of_images(str(checkpoint), [save_noise(tmp_path / "a.png", 64, 97)], 1)
     folder = tmp_path / "page"
     found = export_checkpoint(source, "web", folder, Settings(license="mit"))
@@ -74,13 +75,49 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(settings["classes"]) == 5 and settings["about"]["Licence of the weights"] == "mit"
     assert settings["runtime"]["base"] == "runtime/"
     digest = hashlib.sha384((folder / "product.onnx").read_bytes()).digest()
-    assert settings["model"]["integrity"] == f"sha384-{base64.b64encode(digest).decode()}"
+    (model,) = settings["models"]
+    assert model["integrity"] == f"sha384-{base64.b64encode(digest).decode()}"
+    assert (model["file"], model["check"], model["precision"]) == ("product.onnx", "check.bin", "float32")
     image = np.asarray(Image.open(folder / "check.png"))
     stored = np.frombuffer((folder / "check.bin").read_bytes(), np.uint8)
     assert np.array_equal(stored[: image.size].reshape(image.shape), image)
     assert np.array_equal(stored[image.size :].reshape(image.shape[:2]), predict(str(checkpoint), image))
     for name in TEXTS:  # a page that asks nobody
         assert not re.search(r"https?://(?!localhost)\w", (folder / name).read_text(encoding="utf-8")), name
+
+
+def test_a_file_in_8_bit_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes first, and the check holds what it answers itself; the one in float32 stays as it was."""
+    model, graph = network(5)
+    monkeypatch.setattr(checkpoint_export, "logits_model", lambda model, size: onnx.load_from_string(graph))
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", model, size={"shortest_edge": 64})
+    source = source_of_images(str(checkpoint), [save_noise(tmp_path / "a.png", 64, 97)], 1)
+    random = np.random.default_rng(0)
+    inputs = [random.standard_normal((1, 3, 64, 96), dtype=np.float32) for _ in range(3)]
+    settings = Settings(int8=True, half_thresholds=Thresholds(0.5, 0.1), runtime="https://example.org/ort@1/dist")
+    with pytest.raises(UsageError, match=r"--int8 is calibrated on .* --data"):
+        export_checkpoint(source, "web", tmp_path / "page", settings)
+    found = export_checkpoint(source._replace(inputs=lambda: inputs), "web", tmp_path / "page", settings)
+    assert [(one["file"], one["precision"], one["whole_chain"]) for one in found["files"]] == [
+        ("product_int8.onnx", "int8", True),
+        ("product.onnx", "fp32", True),
+    ]
+    assert "verdict" not in found  # what it takes here is not what it takes in a browser
+    folder = tmp_path / "page"
+    stated = json.loads((folder / "page.json").read_text())["models"]
+    assert [(one["file"], one["check"], one["least"]) for one in stated] == [
+        ("product_int8.onnx", "check_int8.bin", 0.99),
+        ("product.onnx", "check.bin", 0.999),
+    ]
+    assert (folder / "product_int8.onnx").stat().st_size < (folder / "product.onnx").stat().st_size
+    image = np.asarray(Image.open(folder / "check.png"))
+    for one in stated:
+        (mask,) = onnxruntime.InferenceSession(folder / one["file"]).run(None, {"image": image})
+        stored = np.frombuffer((folder / one["check"]).read_bytes(), np.uint8)
+        assert np.array_equal(stored[: image.size], image.ravel())
+        assert (stored[image.size :] == mask.ravel()).mean() > 0.999
+    checks = [(folder / one["check"]).read_bytes() for one in stated]
+    assert checks[0] != checks[1]
 
 
 def test_runtime_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,15 +350,66 @@ def test_no_camera_is_told(site: Path, visit: Callable[..., Any]) -> None:
 @pytest.mark.slow
 def test_a_model_that_answers_otherwise_is_refused(site: Path, visit: Callable[..., Any], tmp_path: Path) -> None:
     folder = shutil.copytree(site, tmp_path / "page")
-    stored = bytearray((folder / "check.bin").read_bytes())
-    area = 96 * 160
-    for place in range(len(stored) - area, len(stored) - area // 2):  # as of a backend that is wrong on half the pixels
-        stored[place] = (stored[place] + 1) % 5
-    (folder / "check.bin").write_bytes(stored)
+    spoil(folder / "check.bin")  # as of a back end that is wrong on half the pixels
     page = visit(folder)
     words = "this model is refused: its masks are wrong in this browser (50.00 % of the check's pixels agree"
     assert words in page.inner_text("#error")
     assert page.locator("#file").is_disabled() and page.locator("#camera").is_disabled()
+
+
+@pytest.fixture(scope="module")
+def int8_site(checkpoint: Path, site: Path, earth: Path) -> Path:
+    """The page with a file in 8-bit integers, calibrated on three tiles."""
+    tiles = [np.asarray(Image.open(path)) for path in sorted((earth / "images" / "train").iterdir())[:3]]
+    processor = SegformerImageProcessor.from_pretrained(checkpoint)
+    inputs = [np.asarray(processor(tile, return_tensors="np")["pixel_values"]) for tile in tiles]
+    images = sorted((earth / "images" / "test").iterdir())[:3]
+    source = source_of_images(str(checkpoint), images, 3)._replace(inputs=lambda: inputs)
+    # random weights have near ties everywhere
+    settings = Settings(int8=True, half_thresholds=Thresholds(0.5, 0.0))
+    export_checkpoint(source, "web", checkpoint.parent / "page-int8", settings)
+    return checkpoint.parent / "page-int8"
+
+
+@pytest.mark.slow
+def test_8_bit_integers_are_taken_where_they_are_right(
+    int8_site: Path, earth: Path, visit: Callable[..., Any], tmp_path: Path
+) -> None:
+    page = visit(int8_site)
+    assert not any(address.endswith("/product.onnx") for address in page.asked)
+    assert "in 8-bit integers" in page.text_content("#about")
+    session = onnxruntime.InferenceSession(int8_site / "product_int8.onnx")
+    for number, path in enumerate(sorted((earth / "images" / "test").iterdir())[5:7]):
+        image = Image.open(path).convert("RGB")
+        image.save(tmp_path / f"{number}.png")
+        (expected,) = session.run(None, {"image": np.asarray(image)})
+        # sums in another order end on the other side of a step here and there, which random weights do not hide
+        assert (segmented(page, tmp_path / f"{number}.png") == expected).mean() >= 0.95
+
+
+@pytest.mark.slow
+def test_8_bit_integers_are_refused_where_they_are_wrong(
+    int8_site: Path, checkpoint: Path, earth: Path, visit: Callable[..., Any], tmp_path: Path
+) -> None:
+    """On half the pixels, as of a back end that computes otherwise: float32 is taken, and the page says so."""
+    folder = shutil.copytree(int8_site, tmp_path / "page")
+    spoil(folder / "check_int8.bin")
+    page = visit(folder)
+    said = page.inner_text("#status")
+    assert "Ready. Checked in this browser: 100.00 %" in said
+    assert "product_int8.onnx (8-bit integers) is not used: this model is refused: its masks are wrong" in said
+    path = sorted((earth / "images" / "test").iterdir())[5]
+    Image.open(path).convert("RGB").save(tmp_path / "a.png")
+    assert (segmented(page, tmp_path / "a.png") == predict(str(checkpoint), tmp_path / "a.png")).mean() >= 0.999
+
+
+def spoil(check: Path) -> None:
+    """Change the mask of a check on half its pixels."""
+    stored = bytearray(check.read_bytes())
+    area = 96 * 160
+    for place in range(len(stored) - area, len(stored) - area // 2):
+        stored[place] = (stored[place] + 1) % 5
+    check.write_bytes(stored)
 
 
 @pytest.mark.slow

@@ -51,7 +51,9 @@ def export(
     int8: Annotated[
         bool,
         typer.Option(
-            "--int8", help="Also the graph of logits in 8-bit integers (onnx, openvino), calibrated on the train split."
+            "--int8",
+            help="Also the graph of logits in 8-bit integers (onnx, openvino), calibrated on the train split; of a "
+            "page (web) the file that it tries first, and leaves where a browser computes it otherwise.",
         ),
     ] = False,
     max_drop: Annotated[
@@ -95,8 +97,8 @@ def export(
         raise UsageError("give --data or --images, not both")
     if fp16 and to != "onnx":
         raise UsageError(f"--fp16 is for --to onnx, not {to}")
-    if int8 and to not in ("onnx", "openvino"):
-        raise UsageError(f"--int8 is for --to onnx and openvino, not {to}")
+    if int8 and to not in ("onnx", "openvino", "web"):
+        raise UsageError(f"--int8 is for --to onnx, openvino and web, not {to}")
     if int8 and images is not None:
         raise UsageError("--int8 is calibrated on a training split, which --images has not: name the data with --data")
     if max_drop is not None and not (int8 and to == "openvino"):

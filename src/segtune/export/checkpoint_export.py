@@ -39,7 +39,7 @@ from segtune.export.quantize import int8_layers, open_quantizer
 from segtune.export.sessions import Run, Runtime, computes_in_bf16, open_session
 from segtune.export.sources import Source
 from segtune.export.verdict import Candidate, verdict
-from segtune.export.web import refuse_other_pictures, write_page
+from segtune.export.web import LEAST_INT8, PageModel, refuse_other_pictures, write_page
 from segtune.export.web_runtime import BUNDLED, runtime_files
 from segtune.files import fingerprint, write_folder
 from segtune.inference.protocol import InferenceProtocol
@@ -57,6 +57,7 @@ logger = logging.getLogger(__name__)
 Target = Literal["onnx", "openvino", "torch", "web", "coreml"]
 
 PRODUCT, LOGITS, HALF_LOGITS = "product.onnx", "onnx/model.onnx", "onnx/model_fp16.onnx"
+INT8_PRODUCT = "product_int8.onnx"
 INT8_LOGITS = "onnx/model_quantized.onnx"  # as optimum and transformers.js name it
 OPENVINO_PRODUCT, OPENVINO_LOGITS, OPENVINO_INT8 = "product.xml", "openvino/model.xml", "openvino/model_int8.xml"
 TORCH, COREML = "network.pt2", "network.mlpackage"
@@ -71,7 +72,8 @@ class Settings:
         size: (height, width) of the only images that the files take; None for any.
         confidence: the product graph also gives the probability of each pixel's class.
         fp16: also write the graph of logits in float16.
-        int8: also write it in 8-bit integers, and say whether that is worth it.
+        int8: also write it in 8-bit integers, and say whether that is worth it; of a page in the browser, the product
+            graph.
         max_drop: of mIoU that int8 may cost on the calibration images, see `open_quantizer`; None: not looked at.
         thresholds, half_thresholds: the least agreement of files in float32, and in fewer bits.
         license: of the weights, for the metadata.
@@ -198,7 +200,8 @@ class _Export:
             "image_size": None if size is None else list(size),
             "confidence": self.settings.confidence,
             "files": self.files,
-            **({"verdict": self._verdict()} if self.settings.int8 else {}),
+            # a page is not timed: what it takes in a browser is not what it takes here
+            **({"verdict": self._verdict()} if self.settings.int8 and target != "web" else {}),
         }
 
     def _verdict(self) -> dict[str, Any]:
@@ -241,6 +244,11 @@ class _Export:
             self._int8(OPENVINO_INT8, "openvino", logits)
 
     def _int8(self, name: str, runtime: Runtime, logits: onnx.ModelProto) -> None:
+        self._quantize(name, runtime, logits)
+        self._check_logits(name, runtime, "int8", logits)
+
+    def _quantize(self, name: str, runtime: Runtime, logits: onnx.ModelProto) -> None:
+        """Write the graph of logits in 8-bit integers, calibrated on the training split."""
         if self.source.inputs is None:
             raise UsageError("--int8 is calibrated on images of the training split: name the data with --data")
         inputs, size = self.source.inputs(), self.network_size
@@ -250,7 +258,6 @@ class _Export:
         with progress_bar(total=1, desc=f"quantise {name}", leave=False) as bar:
             quantizer.save(int8_layers(quantizer.layers), self.folder / name, self.facts)
             bar.update()
-        self._check_logits(name, runtime, "int8", logits)
 
     def _torch(self) -> None:
         targets.save_torch(self.source.model, self.folder / TORCH, self.network_size)
@@ -261,27 +268,47 @@ class _Export:
         processor, runtime = self.source.processor, self.settings.runtime
         refuse_other_pictures(processor, self.source.model.config.num_channels)
         bundled = runtime_files(runtime)
-        _, product = self._graphs()
+        logits, product = self._graphs()
+        models = [self._page_model_in_int8(logits)] if self.settings.int8 else []
         targets.save_onnx(product, self.folder / PRODUCT)
         self._check_product(PRODUCT, "onnxruntime", product)
-        found = self.files[-1]
+        words = self._agreement_in_words()
+        models.append(PageModel(PRODUCT, "check.bin", "float32", words, lambda image: self.segmenter(image).labels))
         about = {
             "Checkpoint": self.facts["checkpoint"],
             "SHA-256 of its weights": self.facts["sha256"],
             "Licence of the weights": self.facts["license"],
-            "Agreement with the checkpoint": f"{found['agreement']:.6f} of the pixels of {found['images']} images",
         }
         write_page(
-            self.folder / PRODUCT,
+            self.folder,
+            models,
             self.facts["checkpoint"],
             about,
             self.label_map,
             processor,
-            lambda image: self.segmenter(image).labels,
             runtime=runtime,
             bundled=bundled,
             size=self.settings.size,
         )
+
+    def _page_model_in_int8(self, logits: onnx.ModelProto) -> PageModel:
+        """The product graph around the network in 8-bit integers: less to fetch."""
+        import onnx
+
+        self._quantize(INT8_PRODUCT, "onnxruntime", logits)  # the network alone, which its product then replaces
+        network = onnx.load(self.folder / INT8_PRODUCT)
+        product = product_model(network, self.source.processor, size=self.settings.size)
+        describe(product, dict(self.facts))
+        targets.save_onnx(product, self.folder / INT8_PRODUCT)
+        answer = self._check_product(INT8_PRODUCT, "onnxruntime", product, "int8")
+        return PageModel(
+            INT8_PRODUCT, "check_int8.bin", "8-bit integers", self._agreement_in_words(), answer, LEAST_INT8
+        )
+
+    def _agreement_in_words(self) -> str:
+        """Of the file that was certified last."""
+        found = self.files[-1]
+        return f"{found['agreement']:.6f} of the pixels of {found['images']} images"
 
     def _coreml(self) -> None:
         targets.save_coreml(self.source.model, self.folder / COREML, self.network_size, self.facts)
@@ -306,14 +333,16 @@ class _Export:
 
     # --- what they answer ------------------------------------------------------------------------------------------
 
-    def _check_product(self, name: str, runtime: Runtime, graph: onnx.ModelProto) -> None:
+    def _check_product(self, name: str, runtime: Runtime, graph: onnx.ModelProto, precision: str = "fp32") -> Answer:
+        """Certify a product graph; returns what answers by it."""
         run = open_session(self.folder / name, runtime)
         dtype = np.float32 if form_of(self.source.processor)[1] else np.uint8
 
         def answer(image: np.ndarray) -> np.ndarray:
             return run({"image": image.astype(dtype, copy=False)})["mask"]
 
-        self._check(name, runtime, "fp32", answer, graph)
+        self._check(name, runtime, precision, answer, graph)
+        return answer
 
     def _check_logits(
         self, name: str, runtime: Runtime, precision: str, graph: onnx.ModelProto, *, is_needed: bool = True

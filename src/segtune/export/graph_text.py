@@ -370,11 +370,9 @@ def _decision(num_logits: int, ids: str, temperature: float | None) -> str:
         axis_0 = Constant <value = int64[1] {{0}}> ()
         axis_1 = Constant <value = int64[1] {{1}}> ()
         axis_2 = Constant <value = int64[1] {{2}}> ()
-        axes_023 = Constant <value = int64[3] {{0, 2, 3}}> ()
         minus_1 = Constant <value = int64[1] {{-1}}> ()
         none = Constant <value = int64 {{0}}> ()
         next = Constant <value = int64 {{1}}> ()
-        above_zero = Constant <value = float {{0.0}}> ()
         k_1 = Shape <start = 1, end = 2> (logits)
         h_1 = Shape <start = 2, end = 3> (logits)
         above, below, share = segtune.positions (h_1, height)
@@ -440,7 +438,8 @@ def _candidates(num_logits: int, temperature: float | None) -> str:
     """
     if num_logits == 1 or temperature is not None:
         return "some = Identity (lines)"
-    return """negative = Neg (lines)
+    return """axes_023 = Constant <value = int64[3] {0, 2, 3}> ()
+            negative = Neg (lines)
             high_of_negative = MaxPool <kernel_shape = [2, 2], auto_pad = "SAME_UPPER"> (negative)
             low = Neg (high_of_negative)
             high = MaxPool <kernel_shape = [2, 2], auto_pad = "SAME_UPPER"> (lines)
@@ -459,7 +458,8 @@ def _pick(num_logits: int, ids: str, *, pruned: bool) -> str:
     """`strip`, the classes of `full` (1, K, rows, W)."""
     number = {"uint8": 2, "int32": 6}[ids]
     if num_logits == 1:
-        return f"""is_one = Greater (full, above_zero)
+        return f"""above_zero = Constant <value = float {{0.0}}> ()
+            is_one = Greater (full, above_zero)
             ids_4 = Cast <to = {number}> (is_one)
             axes_01 = Constant <value = int64[2] {{0, 1}}> ()
             strip = Squeeze (ids_4, axes_01)"""

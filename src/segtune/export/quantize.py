@@ -129,6 +129,7 @@ class _OnnxRuntime:
         )
         with _quiet():
             quantizer.quantize_model()
+        quantizer.model.topological_sort()  # the quantiser puts what it adds at the end, which ONNX forbids
         made = quantizer.model.model
         onnx.save(made, path)
         return sum(node.op_type == "DequantizeLinear" for node in made.graph.node)

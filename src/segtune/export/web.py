@@ -1,16 +1,18 @@
 """A page that segments pictures in the visitor's browser: static files around a product graph.
 
 The page runs one picture through the model before it takes others, and compares the mask with the checkpoint's: what a
-certificate says of the machine that exported, it says of the browser.
+certificate says of the machine that exported, it says of the browser. A file in 8-bit integers, which processors
+compute in several ways, is compared with what it answered at its certificate, and left for the one in float32 where it
+answers otherwise.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -26,12 +28,32 @@ from segtune.viz.html import render
 SETTINGS = "page.json"
 RUNTIME = "runtime/"
 SCRIPTS = ("page.js", "worker.js")
-CHECK_IMAGE, CHECK_MASK = "check.png", "check.bin"  # the second: the bytes of the picture, then its mask
+CHECK_IMAGE = "check.png"
 CHECK_SIZE = (96, 160)  # height and width of the picture that a browser is checked with
 CANDIDATES = 8
 MOST_PIXELS = 2**24, 2**20  # of a picture in a browser: where the processor resizes, and where the network sees it all
-LEAST = 0.999  # share of the pixels of the check that a browser must have right
+LEAST, LEAST_INT8 = 0.999, 0.99  # share of the pixels of the check that a browser must have right
 LICENSE = "LICENSE.txt"
+
+
+class PageModel(NamedTuple):
+    """A product graph in the folder of a page.
+
+    Attributes:
+        file: its name.
+        check: of the file that holds the picture of the check and the mask of it, `answer`'s.
+        precision: in which it computes, in words.
+        agreement: with the checkpoint, in words.
+        answer: what a browser must answer: from an image `(H, W, 3)` uint8 to its mask `(H, W)`.
+        least: share of the pixels of the check on which it must.
+    """
+
+    file: str
+    check: str
+    precision: str
+    agreement: str
+    answer: Callable[[np.ndarray], np.ndarray]
+    least: float = LEAST
 
 
 def refuse_other_pictures(processor: SegformerImageProcessor, channels: int) -> None:
@@ -42,27 +64,26 @@ def refuse_other_pictures(processor: SegformerImageProcessor, channels: int) -> 
 
 
 def write_page(
-    model: Path,
+    folder: Path,
+    models: Sequence[PageModel],
     title: str,
     about: Mapping[str, str],
     label_map: LabelMap,
     processor: SegformerImageProcessor,
-    predict: Callable[[np.ndarray], np.ndarray],
     *,
     runtime: str,
     bundled: Mapping[str, bytes],
     size: tuple[int, int] | None = None,
 ) -> None:
-    """Lay the page into the folder of a product graph.
+    """Lay the page into the folder of its product graphs.
 
     Args:
+        models: in the order in which a browser tries them; the last one is in float32, and answers as the checkpoint.
         about: what else the page says of the model, by name.
-        predict: the checkpoint, from an image `(H, W, 3)` uint8 to its mask `(H, W)`.
         runtime, bundled: where the page finds ONNX Runtime Web, and what `runtime_files` gives for that.
         size: (height, width) of the only images that the graph takes; None for any.
     """
-    folder, content = model.parent, model.read_bytes()
-    image, mask = hardest(predict, size or CHECK_SIZE)
+    image, _ = hardest(models[-1].answer, size or CHECK_SIZE)
     settings: dict[str, Any] = {
         "about": dict(about),
         "classes": [
@@ -70,17 +91,18 @@ def write_page(
         ],
         "size": size and list(size),
         "most_pixels": MOST_PIXELS[0] if processor.do_resize else MOST_PIXELS[1],
-        "model": {"file": model.name, "bytes": len(content), "integrity": integrity(content, "sha384")},
+        "check": CHECK_IMAGE,
+        "models": [_of_model(folder, model) for model in models],
         "runtime": {
             "version": VERSION,
             "base": runtime.rstrip("/") + "/" if is_address(runtime) else RUNTIME,
             "files": FILES,
         },
-        "check": {"image": CHECK_IMAGE, "mask": CHECK_MASK, "least": LEAST},
     }
     ids = "u1" if label_map.num_labels <= 256 else "<i4"  # as the graph gives them
     (folder / CHECK_IMAGE).write_bytes(encode_png(image))
-    (folder / CHECK_MASK).write_bytes(image.tobytes() + mask.astype(ids).tobytes())
+    for model in models:
+        (folder / model.check).write_bytes(image.tobytes() + model.answer(image).astype(ids).tobytes())
     styles = [_template(name) for name in ("viz/templates/page.css", "export/templates/web.css")]
     texts = {
         SETTINGS: json.dumps(settings, indent=1) + "\n",
@@ -95,6 +117,18 @@ def write_page(
         (folder / name).write_text(text, encoding="utf-8")
     for name, file in bundled.items():
         (folder / RUNTIME / name).write_bytes(file)
+
+
+def _of_model(folder: Path, model: PageModel) -> dict[str, Any]:
+    """What the page is told of a file."""
+    content = (folder / model.file).read_bytes()
+    found = {"file": model.file, "bytes": len(content), "integrity": integrity(content, "sha384")}
+    return found | {
+        "check": model.check,
+        "least": model.least,
+        "precision": model.precision,
+        "agreement": model.agreement,
+    }
 
 
 def hardest(predict: Callable[[np.ndarray], np.ndarray], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

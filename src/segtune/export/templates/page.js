@@ -3,9 +3,10 @@
 const LARGEST_FILE = 200e6; // bytes
 const $ = (id) => document.getElementById(id);
 const settings = await (await fetch("page.json", { cache: "no-cache" })).json();
-const { classes, check } = settings;
+const { classes } = settings;
 const shown = classes.map(() => true);
 
+let model = null; // that of settings.models which runs
 let worker = null; // {load, run}
 let threads = 1;
 let last = null; // {name, width, height, ids}
@@ -38,7 +39,7 @@ function start() {
       thread.postMessage({ id: count, task, ...given }, moved);
     });
   return {
-    load: () => ask("load", { model: settings.model, runtime: settings.runtime, base: location.href }),
+    load: () => ask("load", { model, runtime: settings.runtime, base: location.href }),
     run: (picture) => ask("run", picture, [picture.pixels.buffer]),
     stop: () => thread.terminate(),
   };
@@ -240,8 +241,7 @@ function count() {
   $("legend").tBodies[0].append(...rows);
 }
 
-function about() {
-  const lines = { ...settings.about, Runtime: `ONNX Runtime Web ${settings.runtime.version}, WebAssembly` };
+function about(lines) {
   for (const [name, value] of Object.entries(lines)) {
     $("about").append(
       Object.assign(document.createElement("dt"), { textContent: name }),
@@ -378,7 +378,8 @@ function listen() {
 // --- the check: this browser must answer as the checkpoint does ------------------------------------------------------
 
 async function verify() {
-  const [image, expected] = await Promise.all([check.image, check.mask].map((name) => fetch(name, { cache: "no-cache" })));
+  const names = [settings.check, model.check];
+  const [image, expected] = await Promise.all(names.map((name) => fetch(name, { cache: "no-cache" })));
   if (!image.ok || !expected.ok) throw new Error("the files of the check cannot be fetched from this server");
   const canvas = document.createElement("canvas");
   draw(canvas, await bitmap(await image.blob()));
@@ -394,23 +395,38 @@ async function verify() {
   let agreeing = 0;
   for (let i = 0; i < mask.length; i++) agreeing += mask[i] === ids[i];
   const share = agreeing / mask.length;
-  if (!(share >= check.least)) {
-    throw new Error(`this model is refused: its masks are wrong in this browser (${(100 * share).toFixed(2)} % of the check's pixels agree with the checkpoint, ${100 * check.least} % must)`);
+  if (!(share >= model.least)) {
+    throw new Error(`this model is refused: its masks are wrong in this browser (${(100 * share).toFixed(2)} % of the check's pixels agree, ${100 * model.least} % must)`);
   }
   return share;
 }
 
+// The first model that is right here: one in 8-bit integers may not be, the one in float32 is the last.
+async function choose() {
+  let refused = "";
+  for (model of settings.models) {
+    try {
+      say(`Loading the model (${(model.bytes / 1e6).toFixed(1)} MB) …`);
+      await prepare();
+      say("Checking the model …");
+      return { share: await verify(), refused };
+    } catch (error) {
+      worker?.stop();
+      worker = null;
+      if (model === settings.models.at(-1)) throw error;
+      refused = ` ${model.file} (${model.precision}) is not used: ${first(error)}`;
+    }
+  }
+}
+
 try {
   legend();
-  about();
-  say(`Loading the model (${(settings.model.bytes / 1e6).toFixed(1)} MB) …`);
-  await prepare();
-  say("Checking the model …");
-  const share = await verify();
+  about({ ...settings.about, Runtime: `ONNX Runtime Web ${settings.runtime.version}, WebAssembly` });
+  const { share, refused } = await choose();
+  about({ Computes: `in ${model.precision}`, "Agreement with the checkpoint": model.agreement });
   listen();
   $("file").disabled = $("camera").disabled = false;
-  say(`Ready. Checked in this browser: ${(100 * share).toFixed(2)} % of the pixels agree with the checkpoint.`);
+  say(`Ready. Checked in this browser: ${(100 * share).toFixed(2)} % of the check's pixels agree.${refused}`);
 } catch (error) {
-  worker?.stop();
   tell(error);
 }
