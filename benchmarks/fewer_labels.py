@@ -4,9 +4,10 @@
 
 Every arm is trained by `segtune train camvid` from random weights of B0's shape (but for teachers), with the same
 number of steps, crops of 224², batches of 8 and averaged weights, and scored on the test split. The arms of a
-comparison have the same seeds, and so the same labelled images. Their difference is the mean over the seeds of the
-difference in test mIoU; its interval is that of a paired bootstrap over the test images, in which all runs see the same
-resample. It does not hold the spread of seeds, which stands beside it.
+comparison have the same seeds, and so the same labelled images; what teachers and pretrained encoders took is not
+counted among the steps. Their difference is the mean over the seeds of the difference in test mIoU; its interval is that
+of a paired bootstrap over the test images, in which all runs see the same resample. It does not hold the spread of seeds,
+which stands beside it.
 
 What is done lies in `--folder`, and is not done again. The result is `fewer-labels.json` there and, with `--page`, the
 table between the markers of that page.
@@ -65,6 +66,7 @@ class Bench:
     changes: tuple[str, ...] = ()
     teacher: str = "b2"
     teacher_steps: int = 0
+    pretrain_steps: int = 0
 
     def run_folder(self, name: str, seed: int) -> Path:
         """Where the run of an arm lies."""
@@ -117,6 +119,18 @@ def few_and_unlabelled(bench: Bench, seed: int) -> Path:
     )
 
 
+def few_from_pretrained(bench: Bench, seed: int) -> Path:
+    """The same eighth, and an encoder that was pretrained on all training images."""
+    steps, images = bench.pretrain_steps or bench.steps, bench.data.absolute() / "images" / "train"
+    encoder = bench.folder.absolute() / f"pretrained-{steps}-{seed}"
+    if not (encoder / "final").is_dir():
+        shared = [text for text in bench.changes if text.startswith(("model.config=", "transforms.crop_size="))]
+        own = [f"training.seed={seed}", "training.device=cpu", "training.save_every=0", "training.overwrite=true"]
+        segtune("pretrain", str(images), "--steps", str(steps), "--output", str(encoder), *shared, *own)
+    changes = [*bench.eighth(seed), f"model.name={encoder / 'final'}"]
+    return bench.train(f"few-from-pretrained-{steps}", seed, changes)
+
+
 def small(bench: Bench, seed: int) -> Path:
     """B0 on all labels."""
     return bench.train("small", seed, [])
@@ -151,6 +165,11 @@ COMPARISONS: dict[str, Comparison] = {
     ),
     "b": Comparison(
         "a larger teacher (`training.distill`)", ("B0 alone", "B0 with a teacher"), (small, small_with_teacher)
+    ),
+    "c": Comparison(
+        "a pretrained encoder (`segtune pretrain`)",
+        ("1/8 of the labels", "from an encoder of all training images without labels"),
+        (few, few_from_pretrained),
     ),
 }
 
@@ -256,6 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--arms", nargs="+", choices=sorted(COMPARISONS), default=sorted(COMPARISONS))
     add("--teacher", default="b2", help="shape of the teacher of (b)")
     add("--teacher-steps", type=int, default=0, help="of the teacher; 0 = as every arm")
+    add("--pretrain-steps", type=int, default=0, help="of the encoder of (c); 0 = as every arm")
     add("--threads", type=int, default=2)
     add("--recipe", default="camvid")
     add("--page", type=Path, help="a page whose table is replaced")
@@ -265,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(
         options.data, options.folder, options.steps, options.recipe, tuple(options.changes), options.teacher,
-        options.teacher_steps,
+        options.teacher_steps, options.pretrain_steps,
     )  # fmt: skip
     refuse_another(options.folder, {"recipe": bench.recipe, "data": str(bench.data), "changes": list(bench.changes)})
     seeds = " ".join(map(str, options.seeds))
@@ -273,6 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command += f" --teacher {options.teacher}" + (
         f" --teacher-steps {options.teacher_steps}" * bool(bench.teacher_steps)
     )
+    command += f" --pretrain-steps {bench.pretrain_steps}" * bool(bench.pretrain_steps)
     command += f" --changes {shlex.join(bench.changes)}" if bench.changes else ""
     result: dict[str, Any] = {"command": f"{command} --arms {' '.join(options.arms)}", "comparisons": {}}
     for key in options.arms:

@@ -56,9 +56,9 @@ def test_arms_run_once_and_are_compared(earth: Path, tmp_path: Path, capsys: pyt
     arguments += ["--teacher", "b0", "--threads", "1", "--changes", f"model.config={tiny}", "transforms.crop_size=64"]
     main(arguments)
     result = json.loads((tmp_path / "fewer-labels.json").read_text())
-    assert list(result["comparisons"]) == ["a", "b"] and result["comparisons"]["a"]["images"] == 37
+    assert list(result["comparisons"]) == ["a", "b", "c"] and result["comparisons"]["a"]["images"] == 37
     runs = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("evaluation-test.npz")}
-    assert len(runs) == 5
+    assert len(runs) == 6 and (tmp_path / "pretrained-10-0" / "final").is_dir()
     capsys.readouterr()
     main([*arguments, "--arms", "a"])
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("evaluation-test.npz")} == runs

@@ -141,8 +141,8 @@ def _explain(
         places.setdefault(keys, (annotation, []))[1].append(item)
     for keys, (annotation, items) in places.items():
         rules = "; ".join(item["msg"].removeprefix("Value error, ") for item in items if not _about_type(item["type"]))
-        if len(keys) == 1 and rules:  # about several fields of a section
-            yield Problem(keys, f"{keys[0]}: {rules}")
+        if len(keys) < 2 and rules:  # about several fields of a section, or of several sections
+            yield Problem(keys, f"{keys[0]}: {rules}" if keys else rules)
             continue
         try:
             value = _value(data, keys)
