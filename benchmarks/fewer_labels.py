@@ -5,9 +5,9 @@
 Every arm is trained by `segtune train camvid` from random weights of B0's shape (but for teachers), with the same
 number of steps, crops of 224², batches of 8 and averaged weights, and scored on the test split. The arms of a
 comparison have the same seeds, and so the same labelled images; what teachers and pretrained encoders took is not
-counted among the steps. Their difference is the mean over the seeds of the difference in test mIoU; its interval is that
-of a paired bootstrap over the test images, in which all runs see the same resample. It does not hold the spread of seeds,
-which stands beside it.
+counted among the steps. Their difference is the mean over the seeds of the difference in test mIoU; its interval is
+that of a paired bootstrap over the test images, in which all runs see the same resample.
+It does not hold the spread of seeds, which stands beside it.
 
 What is done lies in `--folder`, and is not done again. The result is `fewer-labels.json` there and, with `--page`, the
 table between the markers of that page.

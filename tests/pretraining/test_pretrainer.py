@@ -173,7 +173,7 @@ def test_what_cannot_be_learned_from_is_told(settings: Settings, tmp_path: Path)
         pretrain(load_pretraining(str(tmp_path / "empty"), tmp_path / "run", ["training.device=cpu"]))
     with pytest.raises(UsageError, match="stage 5, but the encoder has the stages 1 to 4"):
         pretrain(settings(tmp_path / "run", "masking.stages=[5]"))
-    with pytest.raises(UsageError, match="model.config describes random weights"):
+    with pytest.raises(UsageError, match=r"model\.config describes random weights"):
         settings(tmp_path / "run", "model.name=a/b")
     assert not (tmp_path / "run").exists()
 

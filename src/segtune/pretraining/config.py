@@ -24,7 +24,8 @@ STRIDE = 32  # pixels of a side that the last stage sees as one
 USED = {  # of the sections of a recipe, what is read here; the others speak of labels
     "dataset": {"path", "on_error"},
     "transforms": {
-        "crop_size", "short_side", "scale", "horizontal_flip", "vertical_flip", "rotate90", "mean", "std", "value_range",
+        "crop_size", "short_side", "scale", "horizontal_flip", "vertical_flip", "rotate90", "mean", "std",
+        "value_range",
     },
     "model": {"name", "variant", "config", "input_channels"},
     "training": {
