@@ -266,3 +266,47 @@ def test_a_zip_is_unpacked_once_beside_it(
     (tmp_path / "tiles.zip").write_bytes(b"another")
     code, _, err = segtune_command("doctor", "tiles.zip")
     assert code == 2 and "tiles.zip would be unpacked into tiles, which is there and does not come of it" in err
+
+
+def test_pretraining_ends_with_the_command_that_takes_its_encoder(
+    segtune_command: Any, earth: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "an encoder"
+    words = ("pretrain", earth / "images" / "val", "-o", folder, "--variant", "b0", "--steps", "2")
+    tiny = [word for word in TINY if not word.startswith(("training.max_steps", "training.report"))]
+    code, out, err = segtune_command(*words, *tiny)
+    assert code == 0, err
+    assert out.splitlines() == [
+        f"run folder: {folder}",
+        f"pictures: {folder}/overlays/reconstructions.png",
+        f"next: segtune train RECIPE 'model.name={folder}/final'",
+    ]
+    code, _, err = segtune_command(*words, *tiny)
+    assert code == 2 and f"{folder} holds a run" in err
+    caplog.clear()
+    started = [word for word in TINY if not word.startswith("model.config")]
+    code, _, err = segtune_command(
+        "train", "demo", *started, f"model.name={folder}/final", f"training.output_dir={tmp_path / 'run'}"
+    )
+    assert code == 0, err
+    assert "loaded encoder" in caplog.text and "starts fresh: decode_head" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "nowhere: there is no such folder of pictures"),
+        (["data", "training.eval_every=3"], "training.eval_every: pretraining, which sees no labels"),
+        (["data", "--variant", "b9"], "Invalid value for '--variant'"),
+        (["data", "model.name=./nothing"], "checkpoint ./nothing does not exist"),
+        (["data", "training.device=cpu"], "holds no picture to learn from"),
+    ],
+)
+def test_slips_of_a_pretraining_are_told_and_leave_nothing(
+    segtune_command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    code, out, err = segtune_command("pretrain", *words, "--output", "run")
+    assert (code, out) == (1 if "picture to" in message else 2, "") and message in err
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]

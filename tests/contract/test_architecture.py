@@ -32,7 +32,7 @@ LAYERS = [
     "training export",
     "hub report selection",
     "recipe",
-    "doctor experiments finetune webdemo",
+    "doctor experiments finetune pretraining webdemo",
     "proposal",
     "cli",
     "__main__",

@@ -13,6 +13,7 @@ TINY = "model.config={hidden_sizes: [8, 16, 24, 32], depths: [1, 1, 1, 1], num_a
 # what is added to a command, by a word in it
 SMALLER = {
     "train": ["training.max_steps=2", "training.batch_size=2", "training.eval_every=null", "model.name=null"],
+    "pretrain": ["--steps=2", "training.batch_size=2", "transforms.crop_size=64", TINY],
     "crossval": ["--folds=2", "training.max_steps=2", "training.batch_size=2", TINY],
     "tune": ["--trials=1", "training.max_steps=2", "training.batch_size=2", TINY],
     "label": ["--min-confidence=0"],

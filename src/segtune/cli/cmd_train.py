@@ -1,4 +1,4 @@
-"""`segtune train`."""
+"""`segtune train` and `pretrain`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -66,10 +66,61 @@ def train(recipe: RecipeOrPathArgument, overrides: OverridesArgument = None, bud
     if is_main_process():
         is_done = not stopped or "left" in result
         words = [recipe, *(overrides or ()), *(["--budget", budget] if budget else [])]
-        lines = _closing_lines(result) if is_done else _stopped_lines(words, result)
+        lines = _closing_lines(result) if is_done else _stopped_lines("train", words, result)
         say("\n".join(lines))
     if stopped:
         raise typer.Exit(3)
+
+
+def pretrain(
+    pictures: Annotated[
+        str, typer.Argument(metavar="PATH", help="A folder of pictures; sub-folders are read as well.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="DIR", file_okay=False, help="The run folder; weights in DIR/final."),
+    ],
+    overrides: OverridesArgument = None,
+    variant: Annotated[
+        Literal["b0", "b1", "b2", "b3", "b4", "b5"] | None, typer.Option(help="Short for model.variant; default: b0.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Short for training.max_steps; default: 5000.")] = None,
+) -> None:
+    """Pretrain an encoder on pictures without labels: it learns to paint what is hidden of them (SimMIM).
+
+    What comes of it is taken as any checkpoint is: segtune train RECIPE model.name=DIR/final. Keys are those of the
+    sections model, transforms and training that matter without labels, and masking.ratio, masking.patch_size.
+    Several processes: accelerate launch -m segtune pretrain PATH …
+    """
+    given = [f"model.variant={variant}"] if variant else []
+    given += [f"training.max_steps={steps}"] if steps else []
+    words = [*(overrides or ()), *given]
+    with StopRequest(_given_limit(words), process_start(), importing=True):
+        from segtune.pretraining.config import load_pretraining
+
+        settings = load_pretraining(pictures, output, words)
+        check_before_torch(checkpoint=settings.model.name)
+        from segtune.pretraining.pretrainer import pretrain as run
+
+        hide_bars_of_libraries()
+    result = run(settings, started=process_start())
+    stopped = result.get("stopped")
+    if is_main_process():
+        again = [pictures, *words, "--output", str(output)]
+        say("\n".join(_stopped_lines("pretrain", again, result) if stopped else _pretrained_lines(result)))
+    if stopped:
+        raise typer.Exit(3)
+
+
+def _pretrained_lines(result: dict[str, Any]) -> list[str]:
+    from segtune.training.run_folder import FINAL
+
+    folder = Path(result["output_dir"])
+    return [
+        f"run folder: {folder}",
+        *([f"pictures: {result['reconstructions']}"] if result["reconstructions"] else []),
+        f"next: segtune train RECIPE {shlex.quote(f'model.name={folder / FINAL}')}",
+    ]
 
 
 def _proposed(path: str, overrides: Sequence[str], budget: str | None) -> tuple[Recipe, Path]:
@@ -119,13 +170,13 @@ def _given_limit(overrides: Sequence[str], budget: str | None = None) -> int | N
     return None
 
 
-def _stopped_lines(words: Sequence[str], result: dict[str, Any]) -> Iterator[str]:
+def _stopped_lines(command: str, words: Sequence[str], result: dict[str, Any]) -> Iterator[str]:
     yield f"stopped at step {result['step']}, everything saved: {result['stopped']}"
-    if not result["best"]:
+    if "best" in result and not result["best"]:
         writer = "the first evaluation" if "val" in result["splits"] else "the end of the run, without a val split,"
         weights = f"; the weights of this step, not evaluated: {result['weights']}" if result["weights"] else ""
         yield f"no best/ yet, which {writer} writes{weights}"
-    yield f"next: {shlex.join(['segtune', 'train', *resumed(words)])}"
+    yield f"next: {shlex.join(['segtune', command, *resumed(words)])}"
 
 
 def _closing_lines(result: dict[str, Any]) -> list[str]:

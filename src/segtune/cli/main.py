@@ -106,6 +106,7 @@ def _application() -> typer.Typer:
     app.callback(help="Fine-tune SegFormer: train a recipe, evaluate a checkpoint, predict masks.")(_configure)
     commands: tuple[Callable[..., None], ...] = (
         cmd_train.train,
+        cmd_train.pretrain,
         cmd_evaluate.evaluate,
         cmd_report.report,
         cmd_evaluate.compare,
@@ -136,7 +137,7 @@ def _tell_stop(reason: str, words: Sequence[str]) -> None:
     """Say why a command ends that has nothing to save, and how to go on: it leaves no half file."""
     # A run is gone on with, unless the command says itself what becomes of the one that is there.
     says_how = any(word.startswith(("training.resume=", "training.overwrite=")) for word in words)
-    begins = words[:1] == ["train"] and not says_how
+    begins = words[:1] in (["train"], ["pretrain"]) and not says_how
     went_on = [*words, "--resume"] if _leaves_masks(words) else words
     with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
         if is_main_process():

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import Field, model_validator
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import datasets
 
 logger = logging.getLogger(__name__)
+
+Kind = TypeVar("Kind", bound="Recipe")
 
 
 class Recipe(StrictModel):
@@ -62,7 +64,7 @@ class Recipe(StrictModel):
         """Writes `to_yaml()` to a file."""
         Path(path).write_text(self.to_yaml(), encoding="utf-8")
 
-    def with_changes(self, section: str, **changes: Any) -> Recipe:
+    def with_changes(self: Kind, section: str, **changes: Any) -> Kind:
         """The same recipe with other values in one section; they are taken as they are, unchecked."""
         return self.model_copy(update={section: getattr(self, section).model_copy(update=changes)})
 
@@ -113,6 +115,20 @@ def _load(ref: str | Path, overrides: Sequence[str], *, or_data: bool = False, w
 
 def _checked(path: Path, data: dict[Any, Any], overrides: Sequence[str], without_torch: bool) -> Recipe:
     """The recipe that a file's content and the overrides make; `path` names the file in messages, and its run."""
+    recipe = with_overrides(Recipe, path, data, overrides, without_torch)
+    if recipe.training.output_dir is None:
+        recipe = recipe.with_changes("training", output_dir=f"runs/{recipe_name(path)}")
+    return recipe
+
+
+def with_overrides(
+    model: type[Kind], path: Path, data: Mapping[Any, Any], overrides: Sequence[str], without_torch: bool = False
+) -> Kind:
+    """The recipe of a kind that a file's content and the overrides make; `path` names the file in messages.
+
+    Raises:
+        UsageError: lists everything wrong with the file and the overrides at once.
+    """
     merged = dict(data)
     problems, changed = [], []
     for text in overrides:
@@ -120,14 +136,12 @@ def _checked(path: Path, data: dict[Any, Any], overrides: Sequence[str], without
             changed.append(_override(merged, text))
         except ValueError as error:
             problems.append(f"command line: {error}")
-    recipe, found = check(merged, Recipe, without_torch)
+    recipe, found = check(merged, model, without_torch)
     problems += [f"{_origin(problem.keys, path, data, changed)}: {problem.message}" for problem in found]
     if recipe is None or problems:
         raise UsageError(
             "\n  ".join([f"{len(problems)} faults in the recipe", *problems]) if len(problems) > 1 else problems[0]
         )
-    if recipe.training.output_dir is None:
-        recipe = recipe.with_changes("training", output_dir=f"runs/{recipe_name(path)}")
     return recipe
 
 
@@ -154,7 +168,7 @@ def _seen_from_here(recipe: Recipe, run: Path) -> Recipe:
     return recipe.with_changes("dataset", **changes) if changes else recipe
 
 
-def with_channels(recipe: Recipe, rows: datasets.Dataset) -> Recipe:
+def with_channels(recipe: Kind, rows: datasets.Dataset) -> Kind:
     """The recipe with `transforms.mean` and `std` counted, where it says so, and the model's number of channels.
 
     Raises:
@@ -211,9 +225,10 @@ def refuse_another_run(recipe: Recipe) -> None:
     if resume == "never" or not stored.is_file():
         return
     before, now = (
-        dict(flatten(values, ".")) for values in (read_yaml(stored, Recipe.model_fields), parse_yaml(recipe.to_yaml()))
+        dict(flatten(values, "."))
+        for values in (read_yaml(stored, type(recipe).model_fields), parse_yaml(recipe.to_yaml()))
     )
-    changeable = {dotted(keys) for keys, field in walk_fields(Recipe) if may_change_on_resume(field)}
+    changeable = {dotted(keys) for keys, field in walk_fields(type(recipe)) if may_change_on_resume(field)}
     differing = [
         f"{key}: {show(before.get(key))} then, {show(now.get(key))} now"
         for key in sorted(before.keys() | now.keys())

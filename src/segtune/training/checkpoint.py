@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from segtune.errors import DataError
 from segtune.files import MODEL_MANIFEST, check_manifest, write_folder, write_manifest
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
-from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+from segtune.segformer.modeling_segformer import SegformerPreTrainedModel
 from segtune.training.distributed import gather_full, shard_like
 from segtune.training.lora import merged, save_adapter
 
@@ -28,7 +28,7 @@ MODEL_FILES = ("config.json", WEIGHTS_FILE, "preprocessor_config.json")  # in be
 
 def save_model(
     folder: Path,
-    model: SegformerForSemanticSegmentation,
+    model: SegformerPreTrainedModel,
     processor: SegformerImageProcessor,
     texts: Mapping[str, str] | None = None,
 ) -> None:

@@ -302,6 +302,24 @@ class DeferredScalars:
         return self._pending is not None and not self._pending[2].query()
 
 
+class Agreement:
+    """Whether any process has a reason to stop, so that all of them stop at the same step."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self._flags = DeferredScalars(accelerator.device)
+
+    def __call__(self, reason: str | None) -> str | None:
+        """The reason of this process, or that another one has one; all processes call this after each step."""
+        if self.accelerator.num_processes == 1:
+            return reason
+        # A process that stopped alone would leave the others waiting in the next all-reduce for ever. On a GPU the sum
+        # is read one step late: late by the same step in all of them.
+        flag = torch.full((1,), float(reason is not None), device=self.accelerator.device)
+        asked = self._flags.put(self.accelerator.reduce(flag, "sum"))
+        return (reason or "another process was asked to") if asked and asked[0][0] else None
+
+
 # --- what a run runs on ----------------------------------------------------------------------------------------------
 
 

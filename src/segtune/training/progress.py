@@ -8,14 +8,13 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
 
 from segtune.bars import is_quiet, notebook, progress_bar
-from segtune.data.loader import TrainingBatches
 from segtune.engines.cpu_threads import cores
 from segtune.errors import SegtuneError
 from segtune.training.config import TrainingConfig
@@ -35,6 +34,15 @@ LOWEST_SCALE = 1e-3  # of the loss: gradients of a loss that is smaller still do
 DATA_BOUND = 0.3  # share of the time spent waiting for data from which on the run is told that loading limits it
 
 
+class Batches(Protocol):
+    """What the log asks of whatever gives a run its samples."""
+
+    @property
+    def images_per_step(self) -> int: ...
+
+    def epoch(self, step: int, /) -> float: ...
+
+
 class TrainingProgress:
     """Shows and logs how the steps of a run go: progress bar or, in a notebook, table; `metrics.jsonl`, trackers.
 
@@ -47,9 +55,7 @@ class TrainingProgress:
         UsageError: a tracker that `config` names is not installed.
     """
 
-    def __init__(
-        self, run: RunFolder, config: TrainingConfig, batches: TrainingBatches, settings: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, run: RunFolder, config: TrainingConfig, batches: Batches, settings: Mapping[str, Any]) -> None:
         self.run = run
         self.config = config
         self.batches = batches

@@ -19,7 +19,7 @@ from segtune.errors import DataError, UsageError
 from segtune.evaluation.evaluation import Evaluation, file_name
 from segtune.files import atomic_path, naming_full_disk, read_json_lines, recover, write_atomic
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
-from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
+from segtune.segformer.modeling_segformer import SegformerPreTrainedModel
 from segtune.training import checkpoint
 from segtune.training.checkpoint import MODEL_FILES
 from segtune.training.config import RECIPE_FILE
@@ -270,16 +270,12 @@ class RunFolder:
         """
         return checkpoint.load_state(state, self.accelerator, model, optimizer)
 
-    def save_model(
-        self, name: str, model: SegformerForSemanticSegmentation, processor: SegformerImageProcessor
-    ) -> None:
+    def save_model(self, name: str, model: SegformerPreTrainedModel, processor: SegformerImageProcessor) -> None:
         """Save the model as `best/` or `final/`."""
         if self.accelerator.is_main_process:
             checkpoint.save_model(self.path / name, model, processor)
 
-    def save_unscored(
-        self, step: int, model: SegformerForSemanticSegmentation, processor: SegformerImageProcessor
-    ) -> Path:
+    def save_unscored(self, step: int, model: SegformerPreTrainedModel, processor: SegformerImageProcessor) -> Path:
         """Save a model in the training state of its step; returns its folder."""
         folder = self._state_folder(step) / UNSCORED
         if self.accelerator.is_main_process:

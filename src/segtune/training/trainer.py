@@ -26,7 +26,7 @@ from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 from segtune.training.config import TrainingConfig
 from segtune.training.distributed import (
-    DeferredScalars,
+    Agreement,
     Upload,
     compiled,
     environment,
@@ -149,7 +149,7 @@ class SegmentationTrainer:
         self.evaluation_due = False  # of this step; a run that was stopped in an evaluation goes on with it
         self.durations = Durations()
         self.first_saving = seconds_of_saving(self.model)
-        self.stop_flag = DeferredScalars(self.accelerator.device)
+        self.agreed = Agreement(self.accelerator)
         self.after_evaluation: Callable[[bool], None] | None = None
 
     def _prepare(self, model: SegformerForSemanticSegmentation) -> None:
@@ -244,7 +244,7 @@ class SegmentationTrainer:
         """
         config, progress = self.config, self.progress
         self._tell_what_cannot_fit(request)
-        if reason := self._agree(request.reason):
+        if reason := self.agreed(request.reason):
             raise Interrupted(reason)
         ended = self._evaluate(request) if self.evaluation_due else None
         steps = progress.timed(self._batches()) if ended is None and self.step < config.max_steps else ()
@@ -256,7 +256,7 @@ class SegmentationTrainer:
             if self.evaluation_due and (ended := self._evaluate(request)):
                 break
             request.reserve = self._reserve(request, self.step + 1)
-            if self.step < config.max_steps and (reason := self._agree(request.reason)):
+            if self.step < config.max_steps and (reason := self.agreed(request.reason)):
                 raise Interrupted(reason)
             if self._due(config.state_every, at_end=False):
                 self._save_state()
@@ -363,16 +363,6 @@ class SegmentationTrainer:
         if step == self.config.max_steps:
             return at_end
         return every is not None and step % every == 0
-
-    def _agree(self, reason: str | None) -> str | None:
-        """A reason to stop that any of the processes has, so that all stop at the same step."""
-        if self.accelerator.num_processes == 1:
-            return reason
-        # A process that stopped alone would leave the others waiting in the next all-reduce for ever. On a GPU the sum
-        # is read one step late: late by the same step in all of them.
-        flag = torch.full((1,), float(reason is not None), device=self.accelerator.device)
-        asked = self.stop_flag.put(self.accelerator.reduce(flag, "sum"))
-        return (reason or "another process was asked to") if asked and asked[0][0] else None
 
     # --- evaluation ----------------------------------------------------------------------------------------------
 

@@ -35,7 +35,53 @@ UNLABELLED = 7  # sets the draws of these samples apart from those of the labell
 BOX_SHARE, BOX_SHAPE = (0.1, 0.5), (0.5, 2.0)  # of the crop's area, and height over width in those of the crop
 
 
-class UnlabelledViews(Dataset):
+class UnlabelledCrops(Dataset):
+    """Crops of unlabelled pictures, resized and mirrored as training crops are, with their own colours.
+
+    Args:
+        rows: with the columns "id" and "image".
+        transforms: of the recipe, whose crops, sizes, flips and normalisation hold.
+    """
+
+    def __init__(self, rows: datasets.Dataset, transforms: TransformConfig, seed: int) -> None:
+        self.rows, self.seed = undecoded(rows), seed
+        plain = {"photometric": False, "preset": None, "extra": (), "rare_crop": 0.0, "copy_paste": 0.0}
+        self.transform = TrainTransform(transforms.model_copy(update=plain), ignore_index=255)
+        self.size = self.transform.size
+        turned = transforms.rotate90
+        self.crop = RandomCrop(self.size, transforms.scale, transforms.short_side, turned, 1.0, 255)
+        self.flips = flips(transforms.horizontal_flip, transforms.vertical_flip)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def cropped(self, index: int, geometry: Stream) -> tuple[str, np.ndarray]:
+        """Id and a crop `(h, w, C)` of a picture, not normalised; DataError names one that cannot be read."""
+        try:
+            row = decoded(self.rows[index])
+            pixels = apply(self.flips, {"image": self._crop(row["image"], geometry.python)}, geometry)["image"]
+        except DataError as error:
+            raise error.named(describe(self.rows, index)) from error
+        return str(row["id"]), pixels
+
+    def finished(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A crop normalised and padded to its full size, `(C, h, w)` float32, and what is no padding, `(h, w)` bool."""
+        view = np.empty((self.transform.channels, *self.size), dtype=np.float32)
+        target = np.empty(self.size, dtype=np.int64)
+        self.transform.finish(pixels, np.zeros(pixels.shape[:2], dtype=np.uint8), view, target)
+        return view, target == 0
+
+    def _crop(self, picture: Any, rng: random.Random) -> np.ndarray:
+        """A crop `(h, w, C)`, of which only the window is converted."""
+        picture = picture if hasattr(picture, "crop") else np.asarray(picture)
+        shape = (picture.height, picture.width) if hasattr(picture, "crop") else picture.shape[:2]
+        view = self.crop.draw(_Extent(shape), rng)
+        pixels = read_image(cut(picture, view.area), self.transform.channels, self.transform.raw)
+        pixels = pixels.astype(np.float32, copy=False) if self.transform.raw else pixels
+        return view.of_image(pixels, lambda window: window)
+
+
+class UnlabelledViews(UnlabelledCrops):
     """The views of unlabelled pictures, by (epoch, index); the same for the same seed, epoch and index.
 
     Args:
@@ -45,18 +91,10 @@ class UnlabelledViews(Dataset):
     """
 
     def __init__(self, rows: datasets.Dataset, transforms: TransformConfig, seed: int, cutmix: float) -> None:
-        self.rows, self.seed, self.cutmix = undecoded(rows), seed, cutmix
-        plain = {"photometric": False, "preset": None, "extra": (), "rare_crop": 0.0, "copy_paste": 0.0}
-        self.transform = TrainTransform(transforms.model_copy(update=plain), ignore_index=255)
-        self.size = self.transform.size
-        turned = transforms.rotate90
-        self.crop = RandomCrop(self.size, transforms.scale, transforms.short_side, turned, 1.0, 255)
-        self.flips = flips(transforms.horizontal_flip, transforms.vertical_flip)
+        super().__init__(rows, transforms, seed)
+        self.cutmix = cutmix
         has_colors = self.transform.channels == 3 and not self.transform.raw
         self.colors = strong_colors() if has_colors else []
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def __getitems__(self, keys: Sequence[Key]) -> dict[str, Any]:
         """A batch of U samples, of which M have a partner.
@@ -95,27 +133,10 @@ class UnlabelledViews(Dataset):
 
     def _views(self, index: int, geometry: Stream, colors: Stream, weak: str, strong: str, real: str) -> dict[str, Any]:
         """Both views of a picture `(C, h, w)` and where they show it `(h, w)`, under these names."""
-        try:
-            row = decoded(self.rows[index])
-            pixels = apply(self.flips, {"image": self._crop(row["image"], geometry.python)}, geometry)["image"]
-        except DataError as error:
-            raise error.named(describe(self.rows, index)) from error
+        name, pixels = self.cropped(index, geometry)
         changed = apply(self.colors, {"image": pixels}, colors)["image"]
-        views = [np.empty((self.transform.channels, *self.size), dtype=np.float32) for _ in range(2)]
-        target = np.empty(self.size, dtype=np.int64)
-        mask = np.zeros(pixels.shape[:2], dtype=np.uint8)
-        for view, image in zip(views, (pixels, changed), strict=True):
-            self.transform.finish(image, mask, view, target)
-        return {weak: views[0], strong: views[1], real: target == 0, "id": str(row["id"])}
-
-    def _crop(self, picture: Any, rng: random.Random) -> np.ndarray:
-        """A crop `(h, w, C)`, of which only the window is converted."""
-        picture = picture if hasattr(picture, "crop") else np.asarray(picture)
-        shape = (picture.height, picture.width) if hasattr(picture, "crop") else picture.shape[:2]
-        view = self.crop.draw(_Extent(shape), rng)
-        pixels = read_image(cut(picture, view.area), self.transform.channels, self.transform.raw)
-        pixels = pixels.astype(np.float32, copy=False) if self.transform.raw else pixels
-        return view.of_image(pixels, lambda window: window)
+        view, is_real = self.finished(pixels)
+        return {weak: view, strong: self.finished(changed)[0], real: is_real, "id": name}
 
 
 class _Extent:
@@ -141,17 +162,27 @@ class UnlabelledBatches:
     """The unlabelled samples of one process, step after step, as `TrainingBatches` gives the labelled ones.
 
     Args:
+        views: make a batch of keys (epoch, index).
         layout: batch size, accumulation steps and processes of the labelled samples.
         ratio: unlabelled samples for each labelled one.
         process_index: of this process.
     """
 
     def __init__(
-        self, views: UnlabelledViews, layout: tuple[int, int, int], ratio: int, process_index: int, seed: int
+        self, views: UnlabelledCrops, layout: tuple[int, int, int], ratio: int, process_index: int, seed: int
     ) -> None:
-        self.views, self.ratio, self.seed = views, ratio, seed
+        self.views, self.ratio, self.seed, self.layout = views, ratio, seed, layout
         self.batch_size, self.accumulation_steps, self.num_processes = layout
         self.process_index = process_index
+
+    @property
+    def images_per_step(self) -> int:
+        """Of all processes together."""
+        return math.prod(self.layout) * self.ratio
+
+    def epoch(self, step: int) -> float:
+        """How often the pictures have been seen after `step` steps."""
+        return step * self.images_per_step / len(self.views)
 
     def steps(
         self, start_step: int, max_steps: int, num_workers: int = 0, **options: Any
