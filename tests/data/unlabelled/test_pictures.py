@@ -107,7 +107,8 @@ def test_a_picture_that_cannot_be_decoded_is_refused_or_left_out(labelled: Path,
     np.save(folder / "deep.npy", np.zeros((8, 10, 12), np.uint8))
     config = DatasetConfig(path=str(labelled), unlabelled=str(folder))
     rows, transforms = open_dataset(config)[0], TransformConfig()
-    with pytest.raises(DataError, match=r"cannot be learned from \(2\): .*deep.npy: an image of 8 channels.*torn.png.*on_error=skip"):
+    told = r"cannot be learned from \(2\): .*deep.npy: an image of 8 channels.*torn.png.*on_error=skip"
+    with pytest.raises(DataError, match=told):
         open_unlabelled(config, rows, transforms)
     found = open_unlabelled(config.model_copy(update={"on_error": "skip"}), rows, transforms)
     assert sample_ids(found) == ["new"]
