@@ -211,7 +211,7 @@ def test_a_run_that_was_stopped_says_what_there_is_and_how_to_go_on(
     best: dict[str, Any], weights: str | None, splits: list[str], told: list[str]
 ) -> None:
     result = {"step": 3, "stopped": "training.time_limit is reached", "best": best, "weights": weights}
-    assert list(_stopped_lines(["demo", "training.resume=never"], result | {"splits": splits})) == [
+    assert list(_stopped_lines("train", ["demo", "training.resume=never"], result | {"splits": splits})) == [
         "stopped at step 3, everything saved: training.time_limit is reached",
         *told,
         "next: segtune train demo training.resume=auto",
