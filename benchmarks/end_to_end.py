@@ -7,7 +7,7 @@ DataLoader over a `datasets.Dataset` with Albumentations' pad, crop, flip and no
 that falls to 0 in a straight line; the model's own loss; after each epoch the logits upsampled, the argmax, and
 evaluate's formula of the mean IoU. Both sides have the same data, shape of network from random weights, crops, batch,
 steps and optimiser, and whole pictures at their own size in evaluations (the example squeezes them to squares), each in
-a process of its own.
+a process of its own, as people start it: threads wait and memory is kept as PyTorch has it, or as `segtune train` does.
 
 First both make a few steps and one evaluation, in turn, which gives images per second (loading, and an evaluation after
 each epoch, included), seconds of an evaluation and peak memory. Then each trains as many steps as fit `--seconds`, and
@@ -268,7 +268,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("changes", nargs="*", metavar="section.key=value", help="further changes to the recipe")
     add("--job", help=argparse.SUPPRESS)  # JSON, of a fresh process that this one starts
     options = parser.parse_args(arguments)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as segtune's commands do on a busy machine; here both sides
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
         torch.set_num_threads(options.threads)
