@@ -142,8 +142,8 @@ def few_from_pretrained(bench: Bench, seed: int) -> Path:
     steps = bench.pretrain_steps or bench.steps
     encoder = bench.folder.absolute() / f"pretrained-{steps}-{seed}"
     if not (encoder / "final").is_dir():
-        shared = [text for text in bench.changes if text.startswith(("model.config=", "transforms.crop_size="))]
-        shared = ["transforms.crop_size=224", *shared]
+        kept = ("model.config=", "transforms.crop_size=")
+        shared = [text for text in (*COMMON, *bench.changes) if text.startswith(kept)]
         own = [f"training.seed={seed}", "training.device=cpu", "training.save_every=0", "training.overwrite=true"]
         segtune("pretrain", str(bench.images), "--steps", str(steps), "--output", str(encoder), *shared, *own)
     changes = [*bench.only("few", seed, bench.eighth(seed)), f"model.name={encoder / 'final'}"]

@@ -100,6 +100,7 @@ def pretrain(
 
         settings = load_pretraining(pictures, output, words)
         check_before_torch(checkpoint=settings.model.name)
+        settle_threads(settings)
         from segtune.pretraining.pretrainer import pretrain as run
 
         hide_bars_of_libraries()

@@ -28,6 +28,7 @@ from segtune.segformer.loading import load_model, without_bars
 from segtune.segformer.modeling_segformer import SegformerDropPath, SegformerModel
 from segtune.training.distributed import (
     Agreement,
+    Upload,
     check_device,
     compiled,
     environment,
@@ -45,7 +46,7 @@ from segtune.training.interrupts import (
     seconds_of_saving,
 )
 from segtune.training.model import set_input_channels
-from segtune.training.optim import adamw, parameter_groups, schedule_factor, set_learning_rate
+from segtune.training.optim import adamw, parameter_groups, schedule_of, set_learning_rate
 from segtune.training.progress import TrainingProgress
 from segtune.training.run_folder import FINAL, RunFolder, refuse_existing_run
 from segtune.training.run_lock import locked
@@ -149,6 +150,7 @@ class Pretrainer:
                 module.p = 0.0  # half of the input is gone as it is; the configuration keeps the rate of fine-tuning
         groups = parameter_groups(network, config.learning_rate, config.weight_decay, head_lr_multiplier=1.0)
         self.model, self.optimizer = accelerator.prepare(network, adamw(groups, config.betas))
+        self.schedule = schedule_of(config)
         self.network = compiled(self.model, accelerator) if config.compile else self.model
         self.crops, self.pictures = MaskedCrops(rows, recipe), ids_digest(rows)
         layout = (config.micro_batch, config.accumulation_steps, accelerator.num_processes)
@@ -243,8 +245,7 @@ class Pretrainer:
             pin_memory=device.type == "cuda",
             worker_init_fn=ignore_interrupts,
         )
-        for micro_batches in steps:
-            yield [_moved(batch, device) for batch in micro_batches]
+        return map(Upload(device), steps)
 
     def _optimizer_step(self, micro_batches: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         """One step on this process's share of the global batch; returns the loss and the norm of its gradient."""
@@ -261,16 +262,7 @@ class Pretrainer:
                 accelerator.backward(loss * accelerator.num_processes)  # gradients of processes are averaged
             total += loss.detach()
         norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm or math.inf)
-        factor = schedule_factor(
-            config.schedule,
-            self.step,
-            config.max_steps,
-            config.warmup,
-            config.warmup_start_factor,
-            config.power,
-            config.decay_share,
-        )
-        set_learning_rate(self.optimizer, factor)
+        set_learning_rate(self.optimizer, self.schedule(self.step))
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
@@ -292,10 +284,3 @@ class Pretrainer:
             transforms = self.recipe.transforms
             self.reconstructions = save_reconstructions(self.run.path, network, self.crops, transforms, count, device)
         self.accelerator.wait_for_everyone()
-
-
-def _moved(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-    }

@@ -29,8 +29,7 @@ def refuse_missing(name: str | Path) -> None:
     """
     path = Path(name)
     if path.is_dir() and not os.path.lexists(path / CONFIG):
-        unscored = sorted(path.glob("checkpoints/*/model"), reverse=True)  # of a run that was stopped early
-        inside = [f"{sub}" for sub in (path / "best", path / "final", *unscored) if (sub / CONFIG).is_file()]
+        inside = _of_run(path)
         hint = f"did you mean {inside[0]}?" if inside else "a checkpoint folder has a config.json and model.safetensors"
         raise UsageError(f"{path} is not a checkpoint: {hint}")
     if not path.exists() and (path.is_absolute() or str(name).count("/") != 1 or str(name).startswith(".")):
@@ -89,8 +88,13 @@ def is_checkpoint(folder: Path) -> bool:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is no checkpoint, but holds those of a run."""
-    inside = any((folder / name / CONFIG).is_file() for name in ("best", "final"))
-    return inside and not (folder / CONFIG).is_file()
+    return bool(_of_run(folder)) and not (folder / CONFIG).is_file()
+
+
+def _of_run(folder: Path) -> list[Path]:
+    """The checkpoints that the folder of a run holds, the best first."""
+    unscored = sorted(folder.glob("checkpoints/*/model"), reverse=True)  # of one that was stopped early
+    return [sub for sub in (folder / "best", folder / "final", *unscored) if (sub / CONFIG).is_file()]
 
 
 def has_weights(folder: Path) -> bool:

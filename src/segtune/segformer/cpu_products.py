@@ -53,11 +53,11 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     if not (many and grad.dtype == x.dtype and _by_onednn(x)):
         return grad.t() @ x
     narrow, wide = (grad, x) if grad.shape[1] <= x.shape[1] else (x, grad)
-    total: Tensor | None = None
-    for some, others in zip(narrow.split(_ROWS), wide.split(_ROWS), strict=True):
-        part: Tensor = torch.ops.mkldnn._linear_pointwise(some.t(), others.t(), None, "none", [], "")
-        total = part if total is None else total.add_(part)
-    assert total is not None  # split gives one part at least
+    pairs = zip(narrow.split(_ROWS), wide.split(_ROWS), strict=True)
+    parts = (torch.ops.mkldnn._linear_pointwise(a.t(), b.t(), None, "none", [], "") for a, b in pairs)
+    total: Tensor = next(parts)
+    for part in parts:
+        total += part
     return total if narrow is grad else total.t()
 
 

@@ -207,10 +207,8 @@ class DirectLinear:
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`, with a gradient where one is recorded: `(…, C)` times `(E, C)` transposed to `(…, E)`."""
-    if not torch.is_grad_enabled():
+    if not (torch.is_grad_enabled() and suits_onednn(x)):
         return linear(x, weight, bias)
-    if not suits_onednn(x):
-        return F.linear(x, weight, bias)
     out: Tensor = LinearProduct.apply(x, weight, bias)
     return out
 

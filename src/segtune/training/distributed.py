@@ -233,7 +233,7 @@ def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
 class Upload:
     """Moves micro-batches to the device; on CUDA beside what it computes, since the copies have a stream of their own.
 
-    Labels travel as the bytes they are stored in, and are int64 on the device.
+    Labels, where there are some, travel as the bytes they are stored in, and are int64 on the device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -253,7 +253,8 @@ class Upload:
         computing.wait_stream(self.stream)
         for batch in moved:
             distances = batch.get("distances")
-            tensors = [batch["pixel_values"], batch["labels"], *([distances.of, distances.maps] if distances else [])]
+            tensors = [batch[name] for name in ("pixel_values", "labels", "mask", "real") if name in batch]
+            tensors += [distances.of, distances.maps] if distances else []
             tensors += [value for value in batch.get("unlabelled", {}).values() if isinstance(value, torch.Tensor)]
             for tensor in tensors:
                 tensor.record_stream(computing)
@@ -261,7 +262,7 @@ class Upload:
 
     def _moved(self, micro_batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         moved = send_to_device(micro_batches, self.device, non_blocking=True)
-        return [batch | {"labels": batch["labels"].long()} for batch in moved]
+        return [batch | ({"labels": batch["labels"].long()} if "labels" in batch else {}) for batch in moved]
 
 
 class DeferredScalars:

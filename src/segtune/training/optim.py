@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast, get_args
 
 import torch
@@ -12,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from segtune.errors import UsageError
 from segtune.segformer.modeling_segformer import SegformerEncoder
-from segtune.training.config import BatchNormMode, FreezeConfig, ScheduleName
+from segtune.training.config import BatchNormMode, FreezeConfig, ScheduleName, TrainingConfig
 
 _ENCODER_LAYER = re.compile(r"segformer\.encoder\.(patch_embeddings|block|layer_norm)\.(\d+)\.(?:(\d+)\.)?")
 
@@ -82,6 +84,19 @@ def adamw(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.opt
 
 
 # --- learning rate ---------------------------------------------------------------------------------------------------
+
+
+def schedule_of(config: TrainingConfig) -> Callable[[int], float]:
+    """Step -> what the base learning rate is multiplied by in a training; see `schedule_factor`."""
+    return partial(
+        schedule_factor,
+        config.schedule,
+        max_steps=config.max_steps,
+        warmup_steps=config.warmup,
+        start_factor=config.warmup_start_factor,
+        power=config.power,
+        decay_share=config.decay_share,
+    )
 
 
 def schedule_factor(

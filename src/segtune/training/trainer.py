@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +48,7 @@ from segtune.training.interrupts import (
     seconds_of_saving,
 )
 from segtune.training.losses.segmentation_loss import SegmentationLoss
-from segtune.training.optim import adamw, freeze, parameter_groups, schedule_factor, set_learning_rate, train_mode
+from segtune.training.optim import adamw, freeze, parameter_groups, schedule_of, set_learning_rate, train_mode
 from segtune.training.progress import TrainingProgress
 from segtune.training.run_folder import BEST, FINAL, RunFolder
 from segtune.training.teachers.guidance import Guidance
@@ -175,15 +174,7 @@ class SegmentationTrainer:
         if sync_batch_norm and not sharded:
             nn.SyncBatchNorm.convert_sync_batchnorm(self.accelerator.unwrap_model(self.model))
         self.network = compiled(self.model, self.accelerator) if config.compile else self.model
-        self.schedule = partial(
-            schedule_factor,
-            config.schedule,
-            max_steps=config.max_steps,
-            warmup_steps=config.warmup,
-            start_factor=config.warmup_start_factor,
-            power=config.power,
-            decay_share=config.decay_share,
-        )
+        self.schedule = schedule_of(config)
         self.ema = None
         if config.ema_decay is not None:
             self.ema = ExponentialMovingAverage(self.accelerator.unwrap_model(self.model), config.ema_decay)
