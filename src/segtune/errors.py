@@ -8,6 +8,17 @@ from contextlib import contextmanager
 _CONTROLS = {*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")}
 TURNING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}  # of the direction of text; marks of one letter stay
 _STEERING = {code: ascii(chr(code))[1:-1] for code in _CONTROLS | TURNING}
+_OUT_OF_MEMORY = (  # what PyTorch and the libraries below it say where the system refuses memory
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "out of memory",
+    "defaultcpuallocator",
+    "bad_alloc",
+    "could not create a memory",
+    "could not create a primitive",
+    "memoryerror",  # in what a process has printed
+)
 
 
 class SegtuneError(Exception):
@@ -51,6 +62,19 @@ def causes(error: BaseException) -> Iterator[BaseException]:
     while link is not None:
         yield link
         link = link.__cause__ or link.__context__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory does not suffice, on whichever device: Python's, torch's, or a library's.
+
+    oneDNN's "could not create a primitive" is counted among them, though it says the same of a shape that it cannot do.
+    """
+    if (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    ):  # torch's, which is not loaded here
+        return True
+    told = str(error).lower()
+    return isinstance(error, RuntimeError | OSError) and any(words in told for words in _OUT_OF_MEMORY)
 
 
 def listed(names: Sequence[object], limit: int = 5, separator: str = ", ") -> str:

@@ -81,6 +81,7 @@ def test_missing_dataset_folder(segtune_command: Any, tmp_path: Path) -> None:
         (OSError(28, "No space left", "/x/y.npz"), 1, "error: the disk is full: /x/y.npz. Make room, then give the"),
         (FullDiskError("x: the disk is full"), 1, "error: x: the disk is full\n"),
         (MemoryError("of 3 GiB"), 1, "error: there is not enough memory (of 3 GiB): images of a huge size take it"),
+        (RuntimeError("could not create a primitive"), 1, "error: there is not enough memory (could not create a pr"),
         (KeyboardInterrupt(), 130, ""),
         (Interrupted("SIGTERM was received"), 3, "stopped: SIGTERM was received\nnext: segtune recipes\n"),
     ],

@@ -4,6 +4,7 @@ import pytest
 
 from segtune.proposal.pace import measure
 from segtune.recipe.recipe import load_recipe
+from segtune.training import auto_batch
 from segtune.training.auto_batch import TrialSteps
 from support.command_runs import TINY
 
@@ -19,6 +20,7 @@ def test_a_step_and_an_image_are_measured_with_the_batch_that_fits(monkeypatch: 
         return true(trial, batch_size, *more)
 
     monkeypatch.setattr(TrialSteps, "seconds", seconds)
+    monkeypatch.setattr(auto_batch, "largest_elsewhere", TrialSteps.largest)  # and not in another process
     weighted = "training.loss={class_weights: median_frequency}"
     recipe = load_recipe("demo", [*TINY, "training.batch_size=auto", "training.effective_batch_size=4", weighted])
     pace = measure(recipe)

@@ -40,7 +40,7 @@ from segtune.cli import (
 from segtune.cli.common import QuietOption, VerboseOption, add_command, is_main_process, resumed, set_volume
 from segtune.engines import cpu_threads
 from segtune.engines.freed_memory import keep_freed_memory
-from segtune.errors import SegtuneError, causes, printable
+from segtune.errors import SegtuneError, causes, is_out_of_memory, printable
 from segtune.files import is_full_disk
 from segtune.imageio.object_store import fault_of_store
 from segtune.training import interrupts
@@ -82,10 +82,11 @@ def _run(words: list[str]) -> None:
             _fail(f"the disk is full: {_full_places(error)}. Make room, then give the same command again", 1)
         if fault := fault_of_store(error):
             _fail(f"{fault}. Then give the same command again", 1)
-        if any(isinstance(link, MemoryError) for link in causes(error)):
+        if lack := next(filter(is_out_of_memory, causes(error)), None):
             _fail(
-                f"there is not enough memory ({error}): images of a huge size take it (predict: --window), a large "
-                "training.batch_size, or many training.num_workers",
+                f"there is not enough memory ({str(lack).strip() or 'MemoryError'}): images of a huge size take it "
+                "(predict: --window), a large training.batch_size, or many training.num_workers\n"
+                "(SEGTUNE_TRACEBACK=1 in the environment shows where it happened)",
                 1,
             )
         if isinstance(error, OSError):

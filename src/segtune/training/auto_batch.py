@@ -11,7 +11,11 @@ import gc
 import logging
 import math
 import os
+import pickle
+import signal
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +29,7 @@ from torch import nn
 
 from segtune.data.config import TransformConfig
 from segtune.data.loader import TrainingBatches
-from segtune.errors import UsageError
+from segtune.errors import UsageError, is_out_of_memory
 from segtune.labels.label_map import LabelMap
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
@@ -44,15 +48,10 @@ logger = logging.getLogger(__name__)
 # Bytes that stay free beside a trial step: for decoding images, for evaluations, for the gaps between allocations that
 # earlier trials have left and, where addresses are limited, for what the C library reserves for each thread.
 HEADROOM = 2**29
-_OUT_OF_MEMORY = (  # what PyTorch and the libraries below it say where the system refuses memory
-    "not enough memory",
-    "can't allocate memory",
-    "out of memory",
-    "defaultcpuallocator",
-    "bad_alloc",
-    "could not create a memory",
-    "could not create a primitive",
-)
+_TRIALS = "from segtune.training.auto_batch import _try_for_another; _try_for_another()"
+_FITS = "fits"  # before a number, what the process of the trials says
+# What a launcher tells its processes, by which the process of the trials would join theirs.
+_LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "PMI_", "OMPI_", "MV2_")
 
 
 def find_batch(
@@ -87,7 +86,8 @@ def find_batch(
     trials = TrialSteps(model, config, rows, label_map, transforms, processor, accelerator, **options)
     wanted, processes = config.images_wanted, accelerator.num_processes
     share = math.ceil(wanted / processes)
-    batch = min(gather_object([trials.largest(share)]))
+    largest = largest_elsewhere if accelerator.device.type == "cpu" else TrialSteps.largest
+    batch = min(gather_object([largest(trials, share)]))
     if batch == 0:
         raise UsageError(
             f"training.batch_size=auto: not even one image of {trials.shape} fits into the memory of "
@@ -148,6 +148,10 @@ class TrialSteps:
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model = model.to(self.device)
+        self.processor = processor
+        # Of the parameters: averaged ones, and DDP's buckets.
+        self.copies = (config.ema_decay is not None) + (accelerator.num_processes > 1)
+        self.processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # which share the memory
         distill = config.distill and config.distill.model_copy(update={"cache": None})
         seen = config.model_copy(update={"distill": distill, "semi": None})
         self.guidance = Guidance(seen, label_map, processor, accelerator, None)
@@ -162,21 +166,24 @@ class TrialSteps:
 
     def largest(self, images: int) -> int:
         """The largest divisor of `images` that fits into the memory as a micro-batch; 0 where not even 1 does."""
-        # Upwards, since what follows a failure may fail for it: oneDNN keeps a primitive that it could not create, and
-        # some (reorders of weights) are the same for all batches. Those of a batch that fits are there already.
-        found = 0
+        return max(self.fitting(images), default=0)
+
+    def fitting(self, images: int) -> Iterator[int]:
+        """The divisors of `images` that fit into the memory as a micro-batch, the smallest first.
+
+        Upwards, since what follows a failure may fail for it, see `largest_elsewhere`.
+        """
         for batch in divisors(images):
             # Two are enough: the memory of one is given back before the third, but both are loaded at once.
             if not self.fits(batch, min(2, images // batch)):
                 logger.info("a micro-batch of %d does not fit", batch)
-                break
-            found = batch
-        return found
+                return
+            yield batch
 
     def fits(self, batch_size: int, accumulation_steps: int = 1) -> bool:
         """Whether one step of micro-batches finds the memory that it needs; what it took is given back."""
         try:
-            with _no_more_than_there_is(self.device):
+            with _no_more_than_there_is(self.device, self.processes_here):
                 beside = self._beside()
                 self.seconds(batch_size, accumulation_steps)
                 del beside
@@ -244,8 +251,7 @@ class TrialSteps:
     def _beside(self) -> list[torch.Tensor]:
         """Memory that the run takes and a trial does not: averaged weights, DDP's buckets, and some to spare."""
         parameters = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        copies = (self.config.ema_decay is not None) + (self.accelerator.num_processes > 1)
-        return [torch.empty(n, dtype=torch.uint8, device=self.device) for n in (HEADROOM, copies * parameters)]
+        return [torch.empty(n, dtype=torch.uint8, device=self.device) for n in (HEADROOM, self.copies * parameters)]
 
     def _give_back(self) -> None:
         self.model.zero_grad(set_to_none=True)
@@ -256,10 +262,58 @@ class TrialSteps:
             torch.mps.empty_cache()
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory does not suffice, on whichever device."""
-    told = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in told for words in _OUT_OF_MEMORY)
+def largest_elsewhere(trials: TrialSteps, images: int) -> int:
+    """`TrialSteps.largest`, found by a process of its own: one that was refused memory is not fit for a run any more.
+
+    On a CPU, what failed stays behind. oneDNN keeps a primitive that it could not create, and fails for it whenever it
+    is asked again; the C library's heap has grown to the limit, in pieces; and some libraries do not survive at all.
+
+    Raises:
+        RuntimeError: the process failed for another reason than memory; with what it said.
+    """
+    told = {
+        "model": trials.model,
+        "config": trials.config,
+        "rows": trials.rows,
+        "label_map": trials.label_map,
+        "transforms": trials.transforms,
+        "processor": trials.processor,
+        "shuffle_buffer": trials.shuffle_buffer,
+    }
+    share = {"copies": trials.copies, "processes_here": trials.processes_here}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHED)}
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _TRIALS],
+            env=environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
+        try:
+            said, _ = process.communicate(pickle.dumps((told, share, images, torch.get_num_threads())))
+        finally:
+            process.kill()
+        if process.returncode != 0:
+            errors.seek(0)
+            fault = RuntimeError(f"a trial step failed:\n{errors.read().decode(errors='replace').strip()}")
+            if process.returncode > 0 and not is_out_of_memory(fault):  # else a signal of the system, or its own
+                raise fault
+            logger.info("a micro-batch that does not fit ended its process: %s", process.returncode)
+    return max((int(line.split()[1]) for line in said.decode().splitlines() if line.startswith(_FITS)), default=0)
+
+
+def _try_for_another() -> None:
+    """In the process of the trials: say which micro-batches fit, one after the other."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run hears it, and ends this
+    told, share, images, threads = pickle.load(sys.stdin.buffer)
+    torch.set_num_threads(threads)
+    config: TrainingConfig = told["config"]
+    trials = TrialSteps(**told, accelerator=make_accelerator("cpu", config.mixed_precision))
+    for name, value in share.items():
+        setattr(trials, name, value)
+    for batch in trials.fitting(images):
+        print(_FITS, batch, flush=True)
 
 
 @contextmanager
@@ -275,11 +329,12 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _no_more_than_there_is(device: torch.device) -> Iterator[None]:
+def _no_more_than_there_is(device: torch.device, processes: int) -> Iterator[None]:
     """Inside, on a CPU under Linux, memory that is not there is refused.
 
     By itself Linux grants more than it has, and kills the process that uses it. The limit is one of addresses, which
-    a process maps a little more of than it uses, so that it errs towards smaller batches.
+    a process maps a little more of than it uses, so that it errs towards smaller batches. What is there is divided
+    among `processes`.
     """
     if device.type != "cpu" or sys.platform != "linux":
         yield
@@ -288,7 +343,7 @@ def _no_more_than_there_is(device: torch.device) -> Iterator[None]:
 
     before = resource.getrlimit(resource.RLIMIT_AS)
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    limit = mapped + free_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    limit = mapped + free_memory() // processes
     lowered = [limit, *(value for value in before if value != resource.RLIM_INFINITY)]
     resource.setrlimit(resource.RLIMIT_AS, (min(lowered), before[1]))
     try:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from segtune.errors import SegtuneError, UsageError, causes
+from segtune.errors import SegtuneError, UsageError, causes, is_out_of_memory
 from segtune.inference.open_network import engine_of, precision_of
 from segtune.inference.outputs import Wanted
 from segtune.inference.polygons import PolygonFormat
@@ -269,17 +269,13 @@ class Handlers:
         except Exception as error:
             if isinstance(error, SegtuneError):
                 line = " ".join(str(error).split())
-            elif any(isinstance(link, MemoryError) or _is_out_of_memory(link) for link in causes(error)):
+            elif any(is_out_of_memory(link) for link in causes(error)):
                 line = NO_MEMORY
             else:
                 logger.exception("a request of the demo failed")
                 line = BUG
             # The page takes it for HTML, and names of files come from others.
             raise self.gr.Error(html.escape(line, quote=False), print_exception=False) from error
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return type(error).__name__ == "OutOfMemoryError"  # torch's, of GPUs
 
 
 def _format(polygons: str) -> PolygonFormat | None:
