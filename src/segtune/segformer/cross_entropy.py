@@ -8,6 +8,7 @@ Letters: B batch, K labels, h w the size of the logits, H W the size of the labe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Optional
 
@@ -148,11 +149,12 @@ def _in_strips(
         a = c + spread.sum() * valid
         g = gradient[i].zero_() if needs_gradient else None
         # Σ a lse(u) - Σ c u_t, with the gradients a softmax(u) and -c at the target
-        total += add_normalizers(logits[i], top[i], a, g) - _add_targets(logits[i], top[i], target, c, g)
+        x = logits[i] - top[i]  # (K, h, w)
+        total += add_normalizers(x, a, g) - _add_targets(x, target, c, g)
         norm += of_target.sum()
         if label_smoothing > 0:
             # -e/K Σ_k w_k u_k: summed over classes first, so that one map is upsampled in the place of K
-            mean = ((logits[i] - top[i]) * spread[:, None, None]).sum(0)[None, None]  # (1, 1, h, w), never in bf16
+            mean = (x * spread[:, None, None]).sum(0)[None, None]  # (1, 1, h, w), never in bf16
             total -= (upsample(mean, size)[0, 0] * valid).sum(dtype=torch.float64)
             if g is not None:  # for every class the same map, times its weight
                 share = upsample_backward(valid[None, None].to(mean.dtype), mean.shape)[0]  # (1, h, w)
@@ -166,11 +168,11 @@ def _refuse_unknown(labels: Tensor, num_labels: int, ignore_index: int) -> None:
         raise IndexError(f"label {outside[0].item()} is neither one of {num_labels} classes nor {ignore_index}")
 
 
-# Parts of one image; the largest logit of each pixel, `top` (1, h, w), is taken off the others.
+# Parts of one image; of x (K, h, w), the largest logit of each pixel is taken off.
 
 
-def _add_targets(x: Tensor, top: Tensor, target: Tensor, c: Tensor, gradient: Tensor | None) -> Tensor:
-    """Sum of `c u_t` over pixels `(H, W)`, u being `x - top` (K, h, w) upsampled; subtracts its gradient.
+def _add_targets(x: Tensor, target: Tensor, c: Tensor, gradient: Tensor | None) -> Tensor:
+    """Sum of `c u_t` over pixels `(H, W)`, u being x upsampled; subtracts its gradient.
 
     `gradient` has the strides of `x`.
     """
@@ -186,8 +188,7 @@ def _add_targets(x: Tensor, top: Tensor, target: Tensor, c: Tensor, gradient: Te
         for columns, column_weight in ((left, 1 - dx), (right, dx)):
             index = (base + (rows * of_row)[:, None] + columns * of_column).view(-1)  # (H W)
             share = (c * row_weight[:, None] * column_weight).view(-1)
-            highest = top[0, rows[:, None], columns].view(-1)
-            total += torch.dot(_flat(x)[index].sub_(highest), share)
+            total += torch.dot(_flat(x)[index], share)
             if gradient is not None:
                 _flat(gradient).scatter_add_(0, index, share.neg_())
     return total
@@ -199,10 +200,10 @@ def _flat(x: Tensor) -> Tensor:
     return x.as_strided((span,), (1,))
 
 
-def _add_normalizers(x: Tensor, top: Tensor, a: Tensor, gradient: Tensor | None) -> Tensor:
+def _add_normalizers(x: Tensor, a: Tensor, gradient: Tensor | None) -> Tensor:
     """Sum of `a lse(u)` over pixels; adds its gradient.
 
-    u is `x - top` (K, h, w) upsampled to the size of `a` (H, W).
+    u is x (K, h, w) upsampled to the size of `a` (H, W).
     """
     num_labels, h, _ = x.shape
     height, width = a.shape
@@ -211,8 +212,7 @@ def _add_normalizers(x: Tensor, top: Tensor, a: Tensor, gradient: Tensor | None)
     for rows in torch.arange(height, device=x.device).split(strip_rows(num_labels * width, x.device)):
         # in height by hand, in width by the operator: only the strip's own rows are made
         t = dy[rows, None]
-        upper, lower = (x[:, near[rows]] - top[:, near[rows]] for near in (above, below))  # (K, rows, w)
-        strip = torch.lerp(upper, lower, t)[None]  # (1, K, rows, w)
+        strip = torch.lerp(x[:, above[rows]], x[:, below[rows]], t)[None]  # (1, K, rows, w)
         u = upsample(strip, (len(rows), width))[0]  # (K, rows, W)
         lse = u.logsumexp(0)  # (rows, W)
         total += (lse * a[rows]).sum()
@@ -225,8 +225,8 @@ def _add_normalizers(x: Tensor, top: Tensor, a: Tensor, gradient: Tensor | None)
     return total
 
 
-def _add_normalizers_of_ratio_four(x: Tensor, top: Tensor, a: Tensor, gradient: Tensor | None) -> Tensor:
-    """The same for H = 4h, W = 4w and `-80 < x - top <= 0`, with a quarter of the exponentials.
+def _add_normalizers_of_ratio_four(x: Tensor, a: Tensor, gradient: Tensor | None) -> Tensor:
+    """The same for H = 4h, W = 4w and `-80 < x <= 0`, with a quarter of the exponentials.
 
     With P = exp(p/8) and Q = exp(q/8) of two columns p and q, the four output columns between them, at
     t = 1/8, 3/8, 5/8 and 7/8, are `exp((1-t) p + t q) = P^7 Q, P^5 Q^3, P^3 Q^5, P Q^7`: products of powers. So only
@@ -235,52 +235,84 @@ def _add_normalizers_of_ratio_four(x: Tensor, top: Tensor, a: Tensor, gradient: 
     and what the last column of a row makes with the first one of the next has `a = 0`.
     """
     num_labels, h, w = x.shape
-    t = x.new_tensor(_PHASES)[:, None, None]
     # Between the h + 2 input rows (border included) lie h + 1 gaps of four output rows each, of which the two outermost
     # at either end are outside of the map: a = 0 there. Columns alike, with one gap more that ends each row.
     a = F.pad(a, (2, 2, 2, 2)).view(h + 1, 4, w + 1, 4).permute(3, 1, 0, 2)  # (column, row, h+1, w+1)
     a = F.pad(a, (0, 1))  # (column, row, h+1, w+2)
+    step = min(strip_rows(4 * num_labels * (w + 2), x.device), h + 1)
+    # Every strip computes in the memory of the first one, which is still in the cache.
+    work = [x.new_empty(4 * num_labels * step * (w + 2)) for _ in range(5 if gradient is None else 6)]
     total = x.new_zeros((), dtype=torch.float64)
-    for rows in torch.arange(h + 1, device=x.device).split(strip_rows(4 * num_labels * (w + 2), x.device)):
-        # gap r lies between input rows r - 1 and r; at the ends both are the nearest row
-        near = torch.cat((rows - 1, rows[-1:])).clamp(0, h - 1)
-        strip = F.pad(x[:, near] - top[:, near], (1, 1), mode="replicate")  # (K, rows+1, w+2)
+    for first in range(0, h + 1, step):
+        rows = min(step, h + 1 - first)
+        strip, inside = _with_border(x, first, rows)  # (K, rows+1, w+2)
+        shape = (num_labels, 4, rows, w + 2)
+        p1, p3, p5, p7, pairs, *grad = (flat[: math.prod(shape)].view(num_labels, -1) for flat in work)  # (K, R)
         # p = (1-t) upper + t lower for the four phases t of a row, then P = exp(p/8)
-        p1 = torch.lerp(strip[:, None, :-1], strip[:, None, 1:], t)  # (K, row, rows, w+2)
-        shape, p1 = p1.shape, p1.div_(8).exp_().view(num_labels, -1)  # (K, R)
+        t = x.new_tensor(_PHASES)[:, None, None]
+        torch.lerp(strip[:, None, :-1] / 8, strip[:, None, 1:] / 8, t, out=p1.view(shape)).exp_()
         # P², P³, P⁵ = P² P³ and P⁷ = P² P⁵; Q is P of the next position
-        p2 = p1 * p1
-        p3 = p1 * p2
-        p5 = p2 * p3
-        p7 = p2.mul_(p5)
-        pairs = torch.ones_like(p1)  # the very last position has no next one: 1, so that its logarithm is finite
-        to_left, to_right = torch.zeros_like(p1), torch.zeros_like(p1)
+        torch.mul(p1, p1, out=p7)
+        torch.mul(p1, p7, out=p3)
+        torch.mul(p3, p7, out=p5)
+        p7.mul_(p5)
+        pairs = pairs[:, :-1]  # the very last position has no next one, and a = 0
         for phase, (left, right) in enumerate(((p7, p1), (p5, p3), (p3, p5), (p1, p7))):
-            # exp(u_k) = left(position) right(next position), for all K·R positions in one sweep
-            torch.mul(left.view(-1)[:-1], right.view(-1)[1:], out=pairs.view(-1)[:-1])
+            # exp(u_k) = left(position) right(next position)
+            torch.mul(left[:, :-1], right[:, 1:], out=pairs)
             # Σ a lse(u), with lse = log Σ_k exp(u_k)
-            sums = pairs.sum(0)  # (R,)
-            scale = a[phase, :, rows].reshape(-1)  # (R,)
+            sums = pairs.sum(0)  # (R-1,)
+            scale = a[phase, :, first : first + rows].reshape(-1)[:-1]
             total += torch.dot(sums.log(), scale)
             if gradient is not None:
                 # du_k = a exp(u_k) / Σ exp(u); as u = (1-t) p + t q, dp += (1-t) du and dq += t du
                 scale = scale / sums
-                to_left.addcmul_(pairs, scale * (1 - _PHASES[phase]))
-                to_right.addcmul_(pairs, scale * _PHASES[phase])
+                of_left, of_right = scale * (1 - _PHASES[phase]), scale * _PHASES[phase]
+                if phase == 0:
+                    torch.mul(pairs, of_left, out=grad[0][:, :-1])
+                    grad[0][:, -1].zero_()
+                else:
+                    grad[0][:, :-1].addcmul_(pairs, of_left)
+                grad[0][:, 1:].addcmul_(pairs, of_right)
         if gradient is not None:
-            # q of a position is p of the next one
-            to_left.view(-1)[1:] += to_right.view(-1)[:-1]
             # p = (1-t) upper + t lower: the four phases back to the rows of the strip
-            share = to_left.view(shape)  # dp (K, row, rows, w+2)
-            grad = torch.zeros_like(strip)
+            share = grad[0].view(shape)  # dp (K, row, rows, w+2)
+            back = strip.zero_()
             for row, phase_weight in enumerate(_PHASES):
-                grad[:, :-1].add_(share[:, row], alpha=1 - phase_weight)
-                grad[:, 1:].add_(share[:, row], alpha=phase_weight)
-            # the border columns are copies of their neighbours; copies of rows add up by their index
-            for inner, outer in ((1, 0), (-2, -1)):
-                grad[:, :, inner] += grad[:, :, outer]
-            gradient.index_add_(1, near, grad[:, :, 1:-1])
+                back[:, :-1].add_(share[:, row], alpha=1 - phase_weight)
+                back[:, 1:].add_(share[:, row], alpha=phase_weight)
+            _fold_border(back, inside)
+            gradient[:, max(first - 1, 0) : first + rows].add_(back[:, inside, 1:-1])
     return total
+
+
+def _with_border(x: Tensor, first: int, rows: int) -> tuple[Tensor, slice]:
+    """The input rows around gaps `first` to `first + rows`, and where in them those lie that are no copies.
+
+    Gap r lies between input rows r - 1 and r of x (K, h, w); row -1 is a copy of row 0 and row h one of the last, and
+    so are the columns. Returns `(K, rows+1, w+2)`, and a slice of its rows.
+    """
+    num_labels, h, w = x.shape
+    strip = x.new_empty((num_labels, rows + 1, w + 2))
+    inside = slice(int(first == 0), rows + int(first + rows <= h))
+    strip[:, inside, 1:-1].copy_(x[:, max(first - 1, 0) : first + rows])
+    for copy, of in _copies(strip, inside):
+        copy.copy_(of)
+    return strip, inside
+
+
+def _fold_border(gradient: Tensor, inside: slice) -> None:
+    """What `_with_border` does to a gradient: that of a copy belongs to what was copied."""
+    for copy, of in reversed(_copies(gradient, inside)):
+        of += copy
+
+
+def _copies(strip: Tensor, inside: slice) -> list[tuple[Tensor, Tensor]]:
+    """Rows and columns of the border, and those of which they are copies; columns of the border's rows come last."""
+    found = [(strip[:, 0], strip[:, 1])] if inside.start == 1 else []
+    if inside.stop < strip.shape[1]:
+        found.append((strip[:, -1], strip[:, -2]))
+    return [*found, (strip[:, :, 0], strip[:, :, 1]), (strip[:, :, -1], strip[:, :, -2])]
 
 
 # --- elsewhere: chunks of the batch, plain operations, nothing that waits for the device ------------------------------

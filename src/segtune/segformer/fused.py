@@ -25,7 +25,15 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import GELUActivation
 
-from .cpu_products import linear, linear_into, suits_onednn, weight_gradient
+from .cpu_products import (
+    attends_by_onednn,
+    attention,
+    attention_gradients,
+    linear,
+    linear_into,
+    suits_onednn,
+    weight_gradient,
+)
 from .upsampling import strip_rows
 
 _NETWORK = f"{__name__.rpartition('.')[0]}.modeling_segformer"  # imports this file, so that it is not imported here
@@ -231,6 +239,38 @@ class LinearProduct(torch.autograd.Function):
         grad_x = linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
         grad_weight = weight_gradient(flat, x.reshape(-1, x.shape[-1])) if ctx.needs_input_grad[1] else None
         return grad_x, grad_weight, flat.sum(0) if ctx.needs_input_grad[2] else None
+
+
+class DirectAttention:
+    """Equation 1 by `cpu_products`, where these are faster for the number of tokens."""
+
+    @staticmethod
+    def applies(config: Any, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> bool:
+        """Whether nothing drops weights, and nothing is recorded but what `AttentionProduct` has a gradient for."""
+        return may_fuse(config, query, key, value) and attends_by_onednn(query, key, dropout)
+
+    @staticmethod
+    def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """`(B, heads, N, d)`, and twice `(B, heads, N/R², d)`, to `(B, heads, N, d)`."""
+        if not torch.is_grad_enabled():
+            return attention(query, key, value)
+        out: Tensor = AttentionProduct.apply(query, key, value)
+        return out
+
+
+class AttentionProduct(torch.autograd.Function):
+    """`softmax(Q Kᵀ / sqrt(d)) V` and its gradients by `cpu_products`; keeps its arguments alone."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """`(B, heads, N, d)`, and twice `(B, heads, M, d)`, to `(B, heads, N, d)`."""
+        ctx.save_for_backward(query, key, value)
+        return attention(query, key, value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        refuse_second_derivative("the attention")
+        return attention_gradients(grad, *ctx.saved_tensors)
 
 
 class FusedProjections:

@@ -329,8 +329,8 @@ class SumNormClassify(torch.autograd.Function):
             grad_classify += _dropped(weight_gradient(grad_strip, active.to(dtype).flatten(0, 1)), noise, i)
             # da = dlogits (Wc ⊙ noise), and dz = da where a > 0
             out = grad_total[i, strip]
-            linear_into(out.flatten(0, 1), grad_strip, _dropped(w.classify_weight, noise, i).to(dtype).t())
-            torch.ops.aten.threshold_backward(out, active.to(dtype), 0, grad_input=out)
+            grad_active = linear(grad_strip, _dropped(w.classify_weight, noise, i).to(dtype).t()).view_as(out)
+            torch.ops.aten.threshold_backward(grad_active, active.to(dtype), 0, grad_input=out)
             # dbeta = Σ dz, dgamma = Σ dz ⊙ x̂
             sum_grad += out.sum((0, 1), dtype=rstd.dtype)
             sum_product += normed.mul_(out).sum((0, 1))
@@ -350,7 +350,7 @@ class SumNormClassify(torch.autograd.Function):
         grad_weight, grad_bias = torch.zeros_like(w.weight), torch.zeros_like(w.weight[:, 0])
         for i, strip in _strips(total):
             out = grad_total[i, strip]
-            out.copy_(torch.addcmul(torch.addcmul(offset, total[i, strip], slope), out, scale))
+            torch.addcmul(torch.addcmul(offset, total[i, strip], slope), out, scale, out=out)
             flat = out.flatten(0, 1)  # (N, D)
             grad_weight += weight_gradient(flat, first[i, strip].to(dtype).flatten(0, 1))
             grad_bias += flat.sum(0)
@@ -379,10 +379,12 @@ def _sum_upsampled(first: Tensor, weight: Tensor, bias: Tensor, maps: Sequence[T
     total = first.new_empty((*first.shape[:3], len(bias)))
     heights = [linear_weights(each.shape[1], height, each.device) for each in maps]
     for i, strip in _strips(total):
-        out = total[i, strip]  # (rows, W, D)
-        linear_into(out.flatten(0, 1), first[i, strip].flatten(0, 1), weight, bias)
-        for each, weights in zip(maps, heights, strict=True):
-            out += upsampled_strip(each[i], weights, strip, width)
+        out, part = total[i, strip], linear(first[i, strip], weight, bias)  # (rows, W, D)
+        for number, (each, weights) in enumerate(zip(maps, heights, strict=True), start=1):
+            # the last sum is written where it stays
+            torch.add(part, upsampled_strip(each[i], weights, strip, width), out=out if number == len(maps) else part)
+        if not maps:
+            out.copy_(part)
     return total
 
 

@@ -24,15 +24,24 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput, SemanticSegmenterOutput
 
 from .configuration_segformer import SegformerConfig
-from .cpu_products import attends_by_onednn, attention
 from .cross_entropy import upsampled_cross_entropy
-from .fused import AddedDropPath, DirectLinear, FusedMixFFN, FusedProjections, JointKeyValue, MatrixReduction, may_fuse
+from .fused import (
+    AddedDropPath,
+    DirectAttention,
+    DirectLinear,
+    FusedMixFFN,
+    FusedProjections,
+    JointKeyValue,
+    MatrixReduction,
+    may_fuse,
+)
 from .fused_decode_head import ComposedFusion, DroppedClassifier, FusedDecodeHead, StripDecodeHead
 from .loading_report import load_with_report
 from .parameter_names import published_name
 from .upsampling import upsample
 
 if TYPE_CHECKING:  # from a folder, transformers 4 takes the files that this one names, and none that only those name
+    from .cpu_products import linear  # noqa: F401
     from .triton_kernels import predict  # noqa: F401
 
 # --- encoder: the hierarchical Mix Transformer (section 3.1) ---------------------------------------------------------
@@ -86,8 +95,8 @@ class SegformerEfficientSelfAttention(nn.Module):
         dropout, weights = self.dropout if self.training else 0.0, None
         if output_attentions or self.config._attn_implementation == "eager":
             out, weights = _eager_attention(query, key, value, dropout)
-        elif may_fuse(self.config, query, key, value) and attends_by_onednn(query, dropout):
-            out = attention(query, key, value)
+        elif DirectAttention.applies(self.config, query, key, value, dropout):
+            out = DirectAttention.run(query, key, value)
         else:
             out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
         return out.transpose(1, 2).flatten(2), weights  # (B, N, C)
