@@ -32,6 +32,7 @@ def write_models(folder: Path, labels: int) -> None:
     """A B0 of random weights in `best`, and its product graphs."""
     import torch
 
+    from segtune.engines.attention_blocks import attend_in_blocks
     from segtune.engines.onnx_model import logits_model
     from segtune.export.product import product_model
     from segtune.export.targets import save_onnx, save_openvino
@@ -44,9 +45,9 @@ def write_models(folder: Path, labels: int) -> None:
     processor = SegformerImageProcessor(do_resize=False)
     model.save_pretrained(folder / "best")
     processor.save_pretrained(folder / "best")
-    product = product_model(logits_model(model), processor)
-    save_onnx(product, folder / "product.onnx")
-    save_openvino(product, folder / "product.xml", {})
+    network = logits_model(model)
+    save_onnx(product_model(attend_in_blocks(network), processor), folder / "product.onnx")
+    save_openvino(product_model(network, processor), folder / "product.xml", {})
 
 
 def open_model(way: str, folder: Path, threads: int) -> Answer:
