@@ -22,6 +22,6 @@ def test_each_way_has_a_row() -> None:
     )
     assert done.returncode == 0, done.stderr
     rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[2:]]
-    assert [row[0] for row in rows] == ["PyTorch", "ONNX Runtime", "OpenVINO"]
-    for _, loaded, most, added in rows:
+    assert [row[0] for row in rows] == ["transformers", "segtune", "ONNX Runtime", "OpenVINO"]
+    for _, loaded, most, added, _ in rows:
         assert int(loaded) > 0 and int(most) - int(loaded) == int(added) >= 0

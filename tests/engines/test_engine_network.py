@@ -101,6 +101,20 @@ def test_a_model_is_converted_in_memory(model: Model, exported: Path, monkeypatc
     )
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_converted_attends_in_blocks_where_the_engine_does_not_fuse(
+    model: Model, exported: Path, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, given = onnx.load(exported / "onnx" / "model.onnx"), []
+    module = getattr(engine_network, f"{engine}_engine")
+    right = module.open_graph
+    monkeypatch.setattr(engine_network, "logits_model", {model: graph}.__getitem__)
+    monkeypatch.setattr(module, "open_graph", lambda *words: given.append(words[0]) or right(*words))
+    open_engine(model, engine)
+    kinds = {node.op_type for node in onnx.load_from_string(given[0]).graph.node}
+    assert ("Softmax" in kinds) == (engine == "openvino")
+
+
 def test_a_file_has_its_config_beside_it_or_above(exported: Path, copied: Path) -> None:
     shutil.move(copied / "onnx" / "model.onnx", copied / "own.onnx")
     for path in (exported / "onnx" / "model.onnx", copied / "own.onnx"):

@@ -82,6 +82,9 @@ def test_layout_and_certificate(source: Source, checkpoint: Path, tmp_path: Path
         assert json.loads(facts["names"]) == [f"LABEL_{number}" for number in range(5)]
         assert json.loads(facts["processor"])["size"] == {"shortest_edge": 64}
         assert {"colors", "ignore_index", "segtune", "calibration_temperature"} <= facts.keys()
+    # ONNX Runtime does not fuse attention, so that the product graph has it in blocks of queries, within a Loop
+    graphs = [onnx.load(output / name).graph for name in ("product.onnx", "onnx/model.onnx")]
+    assert [any(node.op_type == "Softmax" for node in graph.node) for graph in graphs] == [False, True]
 
 
 def test_product_answers_as_predict(source: Source, images: list[Path], checkpoint: Path, tmp_path: Path) -> None:
@@ -100,6 +103,7 @@ def test_openvino(source: Source, images: list[Path], tmp_path: Path) -> None:
     assert {one["file"] for one in found["files"]} == {"openvino/model.xml", "product.xml"}
     model = openvino.Core().read_model(output / "product.xml")
     assert model.get_rt_info(["segtune", "sha256"]).astype(str) == found["sha256"]
+    assert any(node.get_type_name() == "Softmax" for node in model.get_ops())  # of attention, which it fuses itself
 
 
 def test_torch_program(source: Source, tmp_path: Path) -> None:

@@ -7,17 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import segtune
+from benchmarks.export_agreement import RANDOM, write_random
 from segtune.engines.onnx_model import logits_model
 from segtune.export import checkpoint_export
 from segtune.export.checkpoint_export import Settings, export_checkpoint
 from segtune.export.sources import Source, source_of_images
-from segtune.segformer.configuration_segformer import SegformerConfig
-from segtune.segformer.image_processing_segformer import SegformerImageProcessor
-from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -25,12 +22,6 @@ pytest.importorskip("openvino")
 pytest.importorskip("onnxscript")
 pytestmark = pytest.mark.slow
 
-B2 = {"hidden_sizes": (64, 128, 320, 512), "depths": (3, 4, 6, 3), "decoder_hidden_size": 768}
-SHAPES: dict[str, dict[str, Any]] = {  # the default is B0
-    "B2 of 60 labels": {**B2, "num_labels": 60},
-    "one logit": {"num_labels": 1},
-    "four channels": {"num_labels": 11, "num_channels": 4},
-}
 SIZES = [(97, 65), (65, 97), (125, 167), (120, 160)]  # height, width
 
 
@@ -41,10 +32,10 @@ class Exported(NamedTuple):
     graph: Any
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=RANDOM)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A checkpoint of random weights whose every class wins somewhere, its graph, and pictures of several sizes."""
-    folder, fields = tmp_path_factory.mktemp("shape"), SHAPES[request.param]
+    folder, fields = tmp_path_factory.mktemp("shape"), RANDOM[request.param]
     channels = fields.get("num_channels", 3)
     (folder / "images").mkdir()
     images = []
@@ -52,18 +43,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         patches = np.random.default_rng(number).integers(0, 256, (9, 9, channels), dtype=np.uint8)
         images.append(folder / "images" / f"{number}.{'png' if number % 2 else 'tif'}")
         Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC).save(images[-1])
-    processor = SegformerImageProcessor(do_resize=False, image_mean=[0.45] * channels, image_std=[0.22] * channels)
-    torch.manual_seed(0)
-    model = SegformerForSemanticSegmentation(SegformerConfig(**fields)).eval()
-    with torch.no_grad():
-        pixels = processor(np.asarray(Image.open(images[-1])), return_tensors="pt", input_data_format="channels_last")
-        logits = model(**pixels).logits
-        classifier = model.decode_head.classifier
-        spread = logits.std((0, 2, 3))
-        classifier.bias.copy_((classifier.bias - logits.mean((0, 2, 3))) / spread)
-        classifier.weight /= spread[:, None, None, None]
-    model.save_pretrained(folder / "checkpoint")
-    processor.save_pretrained(folder / "checkpoint")
+    write_random(folder / "checkpoint", fields, np.asarray(Image.open(images[-1])))
     source = source_of_images(str(folder / "checkpoint"), images, len(images))
     return Exported(folder / "checkpoint", images, source, logits_model(source.model))
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from segtune.engines import onnxruntime_engine, openvino_engine
+from segtune.engines.attention_blocks import attend_in_blocks
 from segtune.engines.graph import Opened
 from segtune.engines.onnx_model import INPUT, OUTPUT, SMALLEST_SIDE, logits_model
 from segtune.errors import DataError, UsageError
@@ -118,8 +119,10 @@ def open_engine(
     path = None if isinstance(source, SegformerForSemanticSegmentation) else find_graph(source, engine)
     if path is None:
         model = source if isinstance(source, SegformerForSemanticSegmentation) else load_model(os.fspath(source))
-        graph = logits_model(model).SerializeToString()
-        opened = open_graph(graph, precision, threads)
+        graph = logits_model(model)
+        if engine == "onnxruntime":
+            graph = attend_in_blocks(graph)
+        opened = open_graph(graph.SerializeToString(), precision, threads)
         content = (value.cpu().contiguous().view(-1).view(torch.uint8).numpy() for value in model.state_dict().values())
         return EngineNetwork(model.config, model.name_or_path, engine, opened, map(bytes, content))
     folder = _folder_of(path)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from segtune import __version__
 from segtune.bars import progress_bar
+from segtune.engines.attention_blocks import attend_in_blocks
 from segtune.engines.network import LogitsNetwork
 from segtune.engines.onnx_model import INPUT, OUTPUT, logits_model
 from segtune.errors import DataError, UsageError
@@ -233,7 +234,7 @@ class _Export:
             self._int8(INT8_LOGITS, "onnxruntime", logits)
 
     def _openvino(self) -> None:
-        logits, product = self._graphs()
+        logits, product = self._graphs(fuses_attention=True)
         targets.save_openvino(logits, self.folder / OPENVINO_LOGITS, self.facts)
         targets.save_openvino(product, self.folder / OPENVINO_PRODUCT, self.facts)
         self._check_logits(OPENVINO_LOGITS, "openvino", "fp32", logits)
@@ -318,14 +319,14 @@ class _Export:
             "was converted from, in PyTorch"
         )
 
-    def _graphs(self) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-        """From `pixel_values` to `logits`, and from the image to the mask."""
+    def _graphs(self, *, fuses_attention: bool = False) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+        """From `pixel_values` to `logits`, and from the image to the mask, by an engine that fuses attention or not."""
         import onnx
 
         logits = logits_model(self.source.model, self.network_size)
         describe(logits, dict(self.facts))
         network = onnx.ModelProto()
-        network.CopyFrom(logits)
+        network.CopyFrom(logits if fuses_attention else attend_in_blocks(logits))
         temperature = self.segmenter.temperature if self.settings.confidence else None
         product = product_model(network, self.source.processor, size=self.settings.size, temperature=temperature)
         describe(product, dict(self.facts))
