@@ -119,7 +119,7 @@ def test_a_segtune_of_no_index_goes_along(
     assert "was not installed from a package index: the Space gets its code" in caplog.text
     files = files_of(on_hub)
     pinned = files["requirements.txt"].decode()
-    assert "segtune[" not in pinned and f"gradio==6.31.0\n" in pinned
+    assert "segtune[" not in pinned and "gradio==6.31.0\n" in pinned
     package = Path(segtune.__file__).parent
     carried = {path.removeprefix("segtune/") for path in files if path.startswith("segtune/")}
     own = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
@@ -132,7 +132,9 @@ def test_a_segtune_of_no_index_goes_along(
         (tmp_path / "space" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "space" / path).write_bytes(content)
     (tmp_path / "space" / "app.py").write_text("import segtune\nprint(segtune.__file__)\n")
-    done = subprocess.run([sys.executable, "app.py"], cwd=tmp_path / "space", capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "app.py"], cwd=tmp_path / "space", capture_output=True, text=True, check=True
+    )
     assert done.stdout == f"{tmp_path / 'space' / 'segtune' / '__init__.py'}\n"
     push_space(run, SPACE, url)  # of an index again: the code is taken away
     assert not any(path.startswith("segtune/") for path in files_of(on_hub))

@@ -143,14 +143,14 @@ def comes_from_index() -> bool:
 
 def copy_code(folder: Path) -> None:
     """Copy segtune, as it runs here, into a folder that does not exist yet, with its licence."""
-    shutil.copytree(Path(segtune.__file__).parent, folder, ignore=shutil.ignore_patterns(*_NOT_CARRIED))
+    shutil.copytree(Path(__file__).parents[1], folder, ignore=shutil.ignore_patterns(*_NOT_CARRIED))
     for file in distribution("segtune").files or ():
         if file.name in ("LICENSE", "NOTICE"):
             shutil.copyfile(str(file.locate()), folder / file.name)
 
 
 def requirements() -> list[str]:
-    """What a Space installs, each at the version that is installed here: what the demo needs and, from an index, segtune.
+    """What a Space installs, each at the version that is installed here: what the demo needs, and segtune of an index.
 
     Raises:
         UsageError: something of it is missing here.
@@ -160,7 +160,9 @@ def requirements() -> list[str]:
     try:
         lines = requires("segtune") or []
     except PackageNotFoundError:
-        raise UsageError(f"a Space lists what segtune needs, which an installed one knows: pip install '{names}'") from None
+        raise UsageError(
+            f"a Space lists what segtune needs, which an installed one knows: pip install '{names}'"
+        ) from None
     for line in lines:
         requirement, _, marker = line.partition(";")
         if "extra" not in marker or re.search(rf"extra == .({'|'.join(EXTRAS)})\W", marker):
