@@ -76,6 +76,8 @@ def test_missing_dataset_folder(segtune_command: Any, tmp_path: Path) -> None:
     ("error", "code", "message"),
     [
         (DataError("x.png: broken"), 1, "error: x.png: broken\n"),
+        (NotADirectoryError(20, "no", "a/b"), 1, "error: NotADirectoryError: [Errno 20] no: 'a/b': a file is where a"),
+        (OSError(30, "no", "/x"), 1, "error: OSError: [Errno 30] no: '/x': name another place, or one whose"),
         (OSError(5, "broken"), 1, "error: OSError: [Errno 5] broken\n(SEGTUNE_TRACEBACK=1 in the env"),
         (OSError(28, "No space left"), 1, "error: the disk is full: the output's, that of the cache (HF_HOME, "),
         (OSError(28, "No space left", "/x/y.npz"), 1, "error: the disk is full: /x/y.npz. Make room, then give the"),

@@ -6,17 +6,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 import segtune
 from segtune.engines import engine_network
 from segtune.engines.engine_network import open_engine, refuse_graph
+from segtune.engines.onnx_model import logits_model
 from segtune.engines.openvino_engine import SHAPES
 from segtune.errors import DataError, SegtuneError, UsageError
+from segtune.export.certificate import write_certificate
+from segtune.inference.evaluate import evaluate_model
+from segtune.inference.open_network import open_network
+from segtune.inference.protocol import InferenceProtocol
 from segtune.inference.segmenter import Segmenter
+from segtune.labels.label_map import LabelMap
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
 
@@ -196,6 +204,88 @@ def test_images_that_do_not_fit(exported: Path) -> None:
         segtune.predict(exported, np.zeros((64, 64, 3), np.uint8), engine="onnxruntime", device="cuda")
     with pytest.raises(UsageError, match="device meta: onnxruntime runs on the CPU here"):
         network.to("meta")
+
+
+def convolution(path: Path, stride: int) -> None:
+    """A graph of the right names that is no SegFormer."""
+    shapes = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", channels, None, None])
+        for name, channels in (("pixel_values", 3), ("logits", 4))
+    ]
+    weight = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, (4, 3, 3, 3), np.ones(108))
+    node = onnx.helper.make_node("Conv", ["pixel_values", "w"], ["logits"], strides=[stride, stride], pads=[1, 1, 1, 1])
+    graph = onnx.helper.make_graph([node], "g", shapes[:1], shapes[1:], [weight])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), path)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_logits_of_another_size_are_one_line(engine: Any, copied: Path) -> None:
+    convolution(copied / "onnx" / "model.onnx", stride=2)
+    with pytest.raises(DataError, match=r"answers \(1, 4, 32, 40\), the logits of a SegFormer are \(1, 4, 16, 20\)"):
+        segtune.predict(copied, np.zeros((64, 80, 3), np.uint8), engine=engine)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 64}, {"tta": True}])
+def test_an_image_that_is_too_small_is_named(options: dict[str, Any], exported: Path, tmp_path: Path) -> None:
+    side = 28 if options != {"tta": True} else 40  # of which the smallest scale has 20
+    Image.new("RGB", (100, side)).save(tmp_path / "thin.png")
+    with pytest.raises(DataError, match=rf"^{tmp_path}/thin\.png: an image of \d+x\d+ pixels: --engine onnxruntime"):
+        segtune.predict(exported, tmp_path / "thin.png", engine="onnxruntime", **options)
+    Image.new("L", (100, side)).save(tmp_path / "mask.png")
+    files = {"id": ["a"], "image": [str(tmp_path / "thin.png")], "mask": [str(tmp_path / "mask.png")]}
+    data = datasets.Dataset.from_dict(files).cast_column("image", datasets.Image())
+    data = data.cast_column("mask", datasets.Image())
+    network = open_engine(exported, "onnxruntime")
+    labels = LabelMap.from_names(["a", "b", "c", "d"])
+    with pytest.raises(DataError, match=r"^sample 'a': an image of \d+x\d+ pixels: --engine onnxruntime takes sides"):
+        evaluate_model(
+            network,
+            data,
+            labels,
+            SegformerImageProcessor(do_resize=False),
+            protocol=InferenceProtocol.choose(SegformerImageProcessor(do_resize=False), **options),
+        )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_graph_of_one_size_takes_batches_and_names_others(
+    engine: Any, model: Model, copied: Path, tmp_path: Path
+) -> None:
+    (copied / "onnx" / "model.onnx").write_bytes(logits_model(model, (64, 80)).SerializeToString())
+    images = [np.random.default_rng(i).integers(0, 256, (64, 80, 3), dtype=np.uint8) for i in range(3)]
+    expected = segtune.predict(model, images, processor=SegformerImageProcessor(do_resize=False))
+    found = segtune.predict(copied, images, engine=engine, precision="fp32", batch_size=2)
+    assert all((one == other).mean() >= 0.9995 for one, other in zip(expected, found, strict=True))
+    Image.new("RGB", (64, 80)).save(tmp_path / "turned.png")
+    with pytest.raises(
+        DataError, match=rf"turned\.png: an image of 80x64 pixels: {copied} was exported for 64x80 alone"
+    ):
+        segtune.predict(copied, tmp_path / "turned.png", engine=engine)
+
+
+def test_files_are_those_of_the_certificate(copied: Path) -> None:
+    write_certificate(copied, {})
+    open_engine(copied, "onnxruntime")
+    path = copied / "onnx" / "model.onnx"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # a weight
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"^{path} is damaged, or another file: {copied}/certificate\.json was made"):
+        open_engine(copied, "onnxruntime")
+    (copied / "certificate.json").unlink()
+    open_engine(copied, "onnxruntime")
+
+
+def test_an_export_for_another_engine_is_one_line(copied: Path) -> None:
+    (copied / "onnx").rename(copied / "openvino")
+    (copied / "openvino" / "model.onnx").rename(copied / "openvino" / "model.xml")
+    with pytest.raises(UsageError, match="was exported for openvino, and holds no weights: say --engine openvino"):
+        open_engine(copied, "onnxruntime")
+
+
+def test_a_device_that_is_none_is_one_line(exported: Path) -> None:
+    with pytest.raises(UsageError, match="--device nonsense: --engine openvino runs on the CPU here"):
+        open_network(exported, "nonsense", "openvino")
 
 
 def test_pytorch_refuses_exported_graphs(exported: Path, tmp_path: Path) -> None:

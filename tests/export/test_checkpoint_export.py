@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,10 +167,39 @@ def test_wrong_activation_is_refused(images: list[Path], tmp_path: Path, monkeyp
 
 
 def test_size_that_no_image_has(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_export, "logits_model", lambda model, size: onnx.load_from_string(network(5)[1]))
+    """It is told before anything is converted, which for a huge size takes all memory."""
+    monkeypatch.setattr(checkpoint_export, "logits_model", lambda model, size: pytest.fail("converted"))
     with pytest.raises(DataError, match="--size 40x40: none of the 3 images has this size"):
         export_checkpoint(source, "onnx", tmp_path / "exported", Settings(size=(40, 40)))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_certificate_has_the_checksum_of_every_file(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_export, "logits_model", lambda model, size: onnx.load_from_string(network(5)[1]))
+    folder = tmp_path / "exported"
+    export_checkpoint(source, "onnx", folder, Settings(thresholds=NOISE))
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    certificate = json.loads(files.pop("certificate.json").read_text())
+    expected = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    assert certificate["checksums"] == expected and "onnx/model.onnx" in expected
+
+
+@pytest.mark.slow
+def test_full_disk_is_an_error_of_the_torch_file(tmp_path: Path) -> None:
+    """PyTorch's writer of files ends the process where it cannot write."""
+    code = (
+        "import resource, sys\nfrom pathlib import Path\nfrom segtune.export.targets import save_torch\n"
+        "from support.exports import network\nmodel = network(5)[0]\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n    save_torch(model, Path(sys.argv[1]), None)\n"
+        "except OSError as error:\n    print(type(error).__name__)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "network.pt2")]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "OSError\n"), done.stderr
 
 
 def test_processor_of_other_channels(source: Source, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names == TEXTS | {"check.bin", "check.png"} | of_model | runtime
     settings = json.loads((folder / "page.json").read_text())
     assert len(settings["classes"]) == 5 and settings["about"]["Licence of the weights"] == "mit"
-    assert settings["runtime"]["base"] == "runtime/"
+    assert settings["runtime"]["base"] == "runtime/" and settings["least_side"] == 1  # it resizes
     assert "Softmax" not in {node.op_type for node in onnx.load(folder / "product.onnx").graph.node}  # in blocks
     digest = hashlib.sha384((folder / "product.onnx").read_bytes()).digest()
     (model,) = settings["models"]
@@ -133,6 +133,7 @@ def test_runtime_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     export_checkpoint(source, "web", tmp_path / "page", Settings(runtime="https://example.org/ort@1/dist"))
     assert not (tmp_path / "page" / "runtime").exists()
     settings = json.loads((tmp_path / "page" / "page.json").read_text())
+    assert settings["least_side"] == 29  # pictures keep their size
     assert settings["runtime"] == settings["runtime"] | {"base": "https://example.org/ort@1/dist/", "files": FILES}
 
 
@@ -332,6 +333,17 @@ navigator.mediaDevices.getUserMedia = async () => {
   return canvas.captureStream(20);
 };
 """
+
+
+@pytest.mark.slow
+def test_a_picture_that_is_too_small_is_told(site: Path, visit: Callable[..., Any], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(site, tmp_path / "page"))
+    settings = json.loads((folder / "page.json").read_text())
+    (folder / "page.json").write_text(json.dumps(settings | {"least_side": 29}))
+    page = visit(folder)
+    page.set_input_files("#file", save_noise(tmp_path / "thin.png", 28, 40))
+    page.locator("#error:text('thin.png has 40 × 28 pixels: this model takes sides of 29 or more')").wait_for()
+    segmented(page, save_noise(tmp_path / "enough.png", 29, 40))
 
 
 @pytest.mark.slow

@@ -9,9 +9,10 @@ import shutil
 import subprocess
 import sys
 import urllib.request
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -50,9 +51,21 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
+class Installed(NamedTuple):
+    """segtune as pip has it on record: from an index, or from an address."""
+
+    address: str | None
+    files: tuple[Any, ...] = ()
+
+    def read_text(self, name: str) -> str | None:
+        assert name == "direct_url.json"
+        return self.address
+
+
 @pytest.fixture(autouse=True)
 def pins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradio is not asked for: what it is does not matter to the files of a Space."""
+    """Gradio is not asked for: what it is does not matter to the files of a Space. segtune is that of an index."""
+    monkeypatch.setattr(spaces, "distribution", lambda name: Installed(None))
     known = {"gradio": "6.31.0", "fastapi": "0.115.2", "uvicorn": "0.14.0"}
     monkeypatch.setattr(spaces, "version", lambda name: known.get(name) or version(name))
 
@@ -93,6 +106,50 @@ def test_every_requirement_is_pinned_to_what_is_installed() -> None:
     )
     assert {pin.partition("=")[0] for pin in pins} >= {"rasterio", "shapely"}
     assert not {pin.partition("=")[0] for pin in pins} & {"av", "peft", "pytest"}
+
+
+def test_a_segtune_of_no_index_goes_along(
+    on_hub: Hub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = push_run(run)
+    licence = SimpleNamespace(name="LICENSE", locate=lambda: ROOT / "LICENSE")
+    with monkeypatch.context() as local, caplog.at_level("INFO", "segtune"):
+        local.setattr(spaces, "distribution", lambda name: Installed('{"url": "file:///home/anna"}', (licence,)))
+        push_space(run, SPACE, url)
+    assert "was not installed from a package index: the Space gets its code" in caplog.text
+    files = files_of(on_hub)
+    pinned = files["requirements.txt"].decode()
+    assert "segtune[" not in pinned and "gradio==6.31.0\n" in pinned
+    package = Path(segtune.__file__).parent
+    carried = {path.removeprefix("segtune/") for path in files if path.startswith("segtune/")}
+    own = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
+    assert {path for path in own if path.endswith(".py")} <= carried <= own | {"LICENSE"}
+    assert not any("__pycache__" in path or path.startswith("data/earth/") for path in carried)
+    assert "whose code" in files["README.md"].decode()
+    assert b"anna" not in b"".join(files.values())
+    # the interpreter that runs app.py finds that code before any other
+    for path, content in files.items():
+        (tmp_path / "space" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "space" / path).write_bytes(content)
+    (tmp_path / "space" / "app.py").write_text("import segtune\nprint(segtune.__file__)\n")
+    done = subprocess.run(
+        [sys.executable, "app.py"], cwd=tmp_path / "space", capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{tmp_path / 'space' / 'segtune' / '__init__.py'}\n"
+    push_space(run, SPACE, url)  # of an index again: the code is taken away
+    assert not any(path.startswith("segtune/") for path in files_of(on_hub))
+    assert "whose code" not in files_of(on_hub)["README.md"].decode()
+
+
+def test_segtune_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(spaces, "distribution", missing)
+    monkeypatch.setattr(spaces, "requires", missing)
+    assert not spaces.comes_from_index()
+    with pytest.raises(UsageError, match=r"which an installed one knows: pip install 'segtune\[demo,geo\]'$"):
+        requirements()
 
 
 def test_a_space_of_a_private_model_is_private(on_hub: Hub, run: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,12 +12,15 @@ import typer
 
 from segtune.cli import options
 from segtune.cli.common import check_before_torch, hide_bars_of_libraries, load_checked, say
+from segtune.engines.packages import require
 from segtune.errors import UsageError
 
 if TYPE_CHECKING:
     from segtune.export.sources import Source
 
 LIMIT = 100  # images that an export is compared on
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
+_PACKAGES = {"onnx": _ONNX, "web": _ONNX, "openvino": ("onnx", "onnxscript", "openvino"), "coreml": ("coremltools",)}
 
 
 def export(
@@ -107,6 +110,9 @@ def export(
         raise UsageError("--confidence is for other targets: the page of --to web shows masks")
     if runtime is not None and to != "web":
         raise UsageError(f"--runtime is for --to web, not {to}")
+    require(f"--to {to}", *_PACKAGES.get(to, ()))
+    if int8 and to == "openvino":
+        require("--to openvino --int8", "nncf")
     source = _open(checkpoint, data or str(recipe), images, split, limit)
     from segtune.export.certificate import FULL, HALF, Thresholds
     from segtune.export.checkpoint_export import Settings, export_checkpoint
@@ -160,6 +166,7 @@ def sensitivity(
     """
     if as_json and markdown:
         raise UsageError("give --json or --markdown, not both")
+    require(f"int8 with --to {to}", *_PACKAGES[to], *(["nncf"] if to == "openvino" else []))
     settings = load_checked(recipe, overrides, checkpoint)
     from segtune.export import sensitivity as measure
     from segtune.viz import terminal

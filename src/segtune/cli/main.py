@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -91,7 +92,9 @@ def _run(words: list[str]) -> None:
             )
         if isinstance(error, OSError):
             _fail(
-                f"{type(error).__name__}: {error}\n(SEGTUNE_TRACEBACK=1 in the environment shows where it happened)", 1
+                f"{type(error).__name__}: {error}{_way_out(error)}\n"
+                "(SEGTUNE_TRACEBACK=1 in the environment shows where it happened)",
+                1,
             )
         traceback.print_exc()
         _fail("this is a bug of segtune: please report it with the traceback above and what `segtune env` prints", 1)
@@ -173,6 +176,15 @@ def _full_places(error: BaseException) -> str:
             return str(link.filename)
     cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
     return f"the output's, that of the cache (HF_HOME, {cache}), or that of temporary files ({tempfile.gettempdir()})"
+
+
+def _way_out(error: OSError) -> str:
+    """What to do where a file or folder cannot be made, as far as the system's answer tells."""
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return ": a file is where a folder is needed; name another folder"
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return ": name another place, or one whose permissions allow it"
+    return ""
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,9 +15,11 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from segtune.engines import onnxruntime_engine, openvino_engine
 from segtune.engines.attention_blocks import attend_in_blocks
-from segtune.engines.graph import Opened
+from segtune.engines.graph import CERTIFICATE_FILE, CHECKSUMS, Opened
 from segtune.engines.onnx_model import INPUT, OUTPUT, SMALLEST_SIDE, logits_model
+from segtune.engines.packages import require
 from segtune.errors import DataError, UsageError
+from segtune.files import fingerprint
 from segtune.segformer.checkpoint_files import CONFIG, check_config, has_weights, read_json
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.loading import load_model
@@ -29,6 +31,7 @@ GRAPHS = {  # of an exported folder, by engine: the first one that is there is t
     "openvino": ("openvino/model.xml", "onnx/model.onnx"),
     "onnxruntime": ("onnx/model.onnx",),
 }
+_PACKAGES = {"openvino": ("openvino",), "onnxruntime": ("onnx", "onnxruntime")}
 _SUFFIXES = {"openvino": (".xml", ".onnx"), "onnxruntime": (".onnx",)}
 
 
@@ -83,14 +86,34 @@ class EngineNetwork(nn.Module):
                 f"pixel_values has shape {tuple(pixel_values.shape)}, "
                 f"expected (batch, {self.config.num_channels}, height, width)"
             )
-        if min(pixel_values.shape[2:]) < SMALLEST_SIDE:
-            height, width = pixel_values.shape[2:]
+        height, width = pixel_values.shape[2:]
+        self.check_size(height, width)
+        images = np.ascontiguousarray(pixel_values.detach().float().numpy())
+        batches = np.split(images, len(images)) if self._opened.given[0] == 1 else [images]
+        logits = np.concatenate([self._opened.run(each) for each in batches])
+        kernel, stride = self.config.patch_sizes[0], self.config.strides[0]
+        sides = ((side + 2 * (kernel // 2) - kernel) // stride + 1 for side in (height, width))  # of the first stage
+        expected = (len(images), self.config.num_labels, *sides)
+        if logits.shape != expected:
+            raise DataError(
+                f"{self.name_or_path}: the graph answers {logits.shape}, the logits of a SegFormer are {expected}: it "
+                "is that of another network; export the checkpoint once more"
+            )
+        return SemanticSegmenterOutput(logits=torch.from_numpy(logits))
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise DataError where the graph takes no image of this size."""
+        sides = tuple(self._opened.given[2:])
+        if None not in sides and sides != (height, width):
+            raise DataError(
+                f"an image of {height}x{width} pixels: {self.name_or_path} was exported for {sides[0]}x{sides[1]} "
+                "alone; export without --size"
+            )
+        if None in sides and min(height, width) < SMALLEST_SIDE:
             raise DataError(
                 f"an image of {height}x{width} pixels: --engine {self.engine} takes sides of {SMALLEST_SIDE} or more; "
                 "--engine torch takes any"
             )
-        logits = self._opened.run(np.ascontiguousarray(pixel_values.detach().float().numpy()))
-        return SemanticSegmenterOutput(logits=torch.from_numpy(logits))
 
 
 def open_engine(
@@ -114,10 +137,12 @@ def open_engine(
     """
     if engine not in _SUFFIXES:
         raise UsageError(f"--engine {engine}: give one of {', '.join(get_args(Engine))}")
+    require(f"--engine {engine}", *_PACKAGES[engine])
     open_graph = {"openvino": openvino_engine.open_graph, "onnxruntime": onnxruntime_engine.open_graph}[engine]
     threads = torch.get_num_threads() if threads is None else threads
     path = None if isinstance(source, SegformerForSemanticSegmentation) else find_graph(source, engine)
     if path is None:
+        require(f"--engine {engine} converts a checkpoint, which", "onnx", "onnxscript")
         model = source if isinstance(source, SegformerForSemanticSegmentation) else load_model(os.fspath(source))
         graph = logits_model(model)
         if engine == "onnxruntime":
@@ -127,9 +152,10 @@ def open_engine(
         return EngineNetwork(model.config, model.name_or_path, engine, opened, map(bytes, content))
     folder = _folder_of(path)
     config = SegformerConfig.from_dict(read_json(folder / CONFIG))
+    files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+    _check_sums(folder, files)
     opened = open_graph(path, precision, threads)
     _check_shapes(path, opened, config)
-    files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
     return EngineNetwork(config, str(folder), engine, opened, map(Path.read_bytes, files))
 
 
@@ -141,7 +167,10 @@ def find_graph(source: str | os.PathLike[str], engine: str) -> Path | None:
     """
     path = Path(source)
     if path.is_dir():
-        return next((path / name for name in GRAPHS[engine] if (path / name).is_file()), None)
+        found = next((path / name for name in GRAPHS[engine] if (path / name).is_file()), None)
+        if found is None and not has_weights(path):
+            _refuse_other_engine(path, engine)
+        return found
     if not path.exists():
         return None
     if path.suffix not in _SUFFIXES[engine]:
@@ -149,6 +178,16 @@ def find_graph(source: str | os.PathLike[str], engine: str) -> Path | None:
             f"{path}: --engine {engine} reads {' and '.join(_SUFFIXES[engine])}, their folders, and checkpoints"
         )
     return path
+
+
+def _refuse_other_engine(folder: Path, engine: str) -> None:
+    """Raise UsageError for a folder that was exported for another engine."""
+    for other, names in GRAPHS.items():
+        if other != engine and any((folder / name).is_file() for name in names):
+            raise UsageError(
+                f"{folder} was exported for {other}, and holds no weights: say --engine {other}, or export it once "
+                "more with --to onnx"
+            )
 
 
 def refuse_graph(source: str | os.PathLike[str]) -> None:
@@ -171,6 +210,25 @@ def _folder_of(path: Path) -> Path:
         f"{path} has no {CONFIG} beside it or one folder above: its classes and channels stand there; "
         "copy it from the checkpoint"
     )
+
+
+def _check_sums(folder: Path, files: Sequence[Path]) -> None:
+    """Raise DataError for files other than those that the certificate of their folder was made of.
+
+    An engine reads weights that lie wrong as well as those that lie right.
+    """
+    certificate = folder / CERTIFICATE_FILE
+    if not certificate.is_file():
+        return
+    known = read_json(certificate).get(CHECKSUMS) or {}
+    for file in files:
+        expected = known.get(file.relative_to(folder).as_posix())
+        if expected is not None and fingerprint(file).get("sha256") != expected:
+            what = "damaged, or another file" if file.is_file() else "missing"
+            raise DataError(
+                f"{file} is {what}: {certificate} was made of one with another checksum. Copy the export once more; or "
+                "remove the certificate, which does not speak for this file"
+            )
 
 
 def _check_shapes(path: Path, opened: Opened, config: SegformerConfig) -> None:

@@ -13,6 +13,9 @@ from segtune.errors import DataError
 
 Shape = Sequence[int | None]  # None: a free side
 
+CERTIFICATE_FILE = "certificate.json"  # in the folder of an export
+CHECKSUMS = "checksums"  # in it: the SHA-256 of each file, by its path in the folder
+
 
 class Opened(NamedTuple):
     """A graph that an engine is ready to run.
@@ -37,8 +40,13 @@ def refuse_names(graph: Path | bytes, inputs: Sequence[str], outputs: Sequence[s
     if list(inputs) != [INPUT] or list(outputs) != [OUTPUT]:
         raise DataError(
             f"{named(graph)} maps {', '.join(inputs)} to {', '.join(outputs)}, and --engine runs the graph from "
-            f"{INPUT} to {OUTPUT}: give onnx/model.onnx of an export"
+            f"{INPUT} to {OUTPUT}: give {_home(graph)} of an export"
         )
+
+
+def _home(graph: Path | bytes) -> str:
+    """Where an export has the graph of logits in the format of this one."""
+    return "openvino/model.xml" if isinstance(graph, Path) and graph.suffix == ".xml" else "onnx/model.onnx"
 
 
 def unreadable(graph: Path | bytes, engine: str, error: Exception) -> DataError:

@@ -17,12 +17,10 @@ _QUANTIZED = {"DequantizeLinear", "DynamicQuantizeLinear"}
 
 def open_graph(graph: Path | bytes, precision: str, threads: int) -> Opened:
     """A graph, ready to run: see `engine_network.open_engine`."""
-    try:
-        import onnx
-        import onnxruntime
-        from onnxruntime.capi import onnxruntime_pybind11_state as state
-    except ModuleNotFoundError as error:
-        raise UsageError(f"--engine onnxruntime needs the package {error.name}: pip install 'segtune[onnx]'") from None
+    import onnx
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
     if precision not in ("auto", "fp32"):
         raise UsageError(f"--precision {precision}: ONNX Runtime computes in what the file holds; give auto or fp32")
     failures = tuple(each for each in vars(state).values() if isinstance(each, type) and issubclass(each, Exception))

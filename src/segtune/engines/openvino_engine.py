@@ -18,10 +18,8 @@ _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
 def open_graph(graph: Path | bytes, precision: str, threads: int) -> Opened:
     """A graph, ready to run: see `engine_network.open_engine`."""
-    try:
-        import openvino
-    except ModuleNotFoundError as error:
-        raise UsageError(f"--engine openvino needs the package {error.name}: pip install 'segtune[openvino]'") from None
+    import openvino
+
     core = openvino.Core()
     if precision not in ("auto", *_PRECISIONS):
         raise UsageError(f"--precision {precision}: with --engine openvino give auto, fp32 or bf16")

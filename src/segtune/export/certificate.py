@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from segtune.engines.graph import CERTIFICATE_FILE, CHECKSUMS
 from segtune.errors import DataError, SegtuneError
 from segtune.evaluation.evaluation import Evaluation
 from segtune.evaluation.uncertainty import compare
-from segtune.files import read_json, write_atomic
+from segtune.files import fingerprint, read_json, write_atomic
 
-CERTIFICATE_FILE = "certificate.json"  # in the folder of an export
 EXPORTS = "export"  # in a run folder: a folder for each target
 FORMAT = 1
 TIE = 1e-3  # of two logits that are no further apart, rounding decides which one is larger
@@ -200,7 +200,9 @@ def certify(
 
 
 def write_certificate(folder: Path, content: dict[str, Any]) -> None:
-    """Write `certificate.json` into the folder of an export."""
+    """Write `certificate.json` into the folder of an export, with the SHA-256 of every file that lies there."""
+    files = {path.relative_to(folder).as_posix(): fingerprint(path) for path in sorted(folder.rglob("*"))}
+    content = content | {CHECKSUMS: {path: entry["sha256"] for path, entry in files.items() if entry}}
     write_atomic(folder / CERTIFICATE_FILE, json.dumps({"format": FORMAT} | content, indent=2) + "\n")
 
 

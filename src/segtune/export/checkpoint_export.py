@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,6 @@ from segtune.export.certificate import (
     Answer,
     Certificate,
     CertificateError,
-    Picture,
     Thresholds,
     certify,
     write_certificate,
@@ -116,6 +115,8 @@ def export_checkpoint(source: Source, target: Target, output: Path, settings: Se
             source.name,
             processor.window,
         )
+    if settings.size is not None:
+        _refuse_other_sizes(source, settings.size)
     found: dict[str, Any] = {}
 
     def write(folder: Path) -> None:
@@ -127,6 +128,15 @@ def export_checkpoint(source: Source, target: Target, output: Path, settings: Se
     with eval_mode(source.model):
         write_folder(output, write)
     return found
+
+
+def _refuse_other_sizes(source: Source, size: tuple[int, int]) -> None:
+    """Raise DataError where no picture has the one size that the files are to take."""
+    if not any(picture.image.shape[:2] == size for picture in source.pictures()):
+        raise DataError(
+            f"--size {size[0]}x{size[1]}: none of the {source.total} images has this size; export without --size, or "
+            "compare on --images that have it"
+        )
 
 
 def about(source: Source, settings: Settings) -> dict[str, Any]:
@@ -405,19 +415,7 @@ class _Export:
         bar = progress_bar(self.source.pictures(), desc=what, total=self.source.total, leave=False)
         size = self.settings.size
 
-        def chosen() -> Iterator[Picture]:
-            seen = 0
-            for picture in bar:
-                if size is None or picture.image.shape[:2] == size:
-                    seen += 1
-                    yield picture
-            if not seen:
-                raise DataError(
-                    f"--size {'x'.join(map(str, size or ()))}: none of the {self.source.total} images has this size; "
-                    "export without --size, or compare on --images that have it"
-                )
-
-        return chosen()
+        return (picture for picture in bar if size is None or picture.image.shape[:2] == size)
 
     def _margins(
         self, image: np.ndarray, rows: np.ndarray, columns: np.ndarray, first: np.ndarray, second: np.ndarray

@@ -72,7 +72,9 @@ def save_torch(model: SegformerForSemanticSegmentation, path: Path, size: tuple[
         program = torch.export.export(network, (example,), dynamic_shapes=({0: free, 2: free, 3: free},))
     else:
         program = torch.export.export(network, (torch.zeros(1, channels, *size),))
-    torch.export.save(program, path)
+    content = io.BytesIO()  # on a full disk, PyTorch's writer of files ends the process
+    torch.export.save(program, content)
+    path.write_bytes(content.getbuffer())
 
 
 def save_coreml(

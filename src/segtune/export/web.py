@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from segtune.engines.onnx_model import SMALLEST_SIDE
 from segtune.errors import UsageError
 from segtune.export.web_runtime import FILES, INTEGRITY, VERSION, integrity, is_address
 from segtune.imageio.writers import encode_png
@@ -91,6 +92,7 @@ def write_page(
         ],
         "size": size and list(size),
         "most_pixels": MOST_PIXELS[0] if processor.do_resize else MOST_PIXELS[1],
+        "least_side": 1 if size or processor.do_resize else SMALLEST_SIDE,
         "check": CHECK_IMAGE,
         "models": [_of_model(folder, model) for model in models],
         "runtime": {

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import platform
 import re
+import shutil
 import tempfile
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, distribution, requires, version
 from pathlib import Path
 
 import huggingface_hub
@@ -25,12 +26,15 @@ logger = logging.getLogger(__name__)
 
 EXTRAS = ("demo", "geo")  # of segtune, that the Space installs
 EXAMPLES = "examples"
+CODE = "segtune"  # beside app.py, where Python finds it first
+_NOT_CARRIED = ("__pycache__", "*.pyc", ".*", "earth")  # the last are tiles to train on
 
 
 def push_space(run: str | Path, space: str, repo_url: str, *, branch: str | None = None, pictures: bool = True) -> str:
     """Push a Space that shows a run which was pushed before: `app.py`, pinned requirements and a page.
 
-    It is as private as the model. Nothing of it tells where files lie on this machine.
+    Where segtune does not come from a package index here, its code lies in the Space, see `comes_from_index`. A Space
+    is as private as the model. Nothing of it tells where files lie on this machine.
 
     Args:
         run: see `push_run`; its data gives the picture to try.
@@ -49,6 +53,13 @@ def push_space(run: str | Path, space: str, repo_url: str, *, branch: str | None
     run, _ = find_checkpoint(Path(run))
     HubConfig(repo=space)
     pins = requirements()
+    if not comes_from_index():
+        logger.info(
+            "segtune %s was not installed from a package index: the Space gets its code, as it is here, in a folder "
+            "%s beside app.py",
+            segtune.__version__,
+            CODE,
+        )
     stored = read_recipe(run).get("hub") or {}
     example = example_picture(run) if pictures and stored.get("pictures", True) else None
     api, repo = huggingface_hub.HfApi(), huggingface_hub.RepoUrl(repo_url).repo_id
@@ -66,7 +77,7 @@ def push_space(run: str | Path, space: str, repo_url: str, *, branch: str | None
                     repo_id=url.repo_id,
                     repo_type="space",
                     folder_path=folder,
-                    delete_patterns=[f"{EXAMPLES}/*"],
+                    delete_patterns=[f"{EXAMPLES}/*", f"{CODE}/*"],  # what is not there now
                     commit_message=f"Show {repo} with segtune",
                 ),
                 space,
@@ -93,7 +104,7 @@ def write_space(
 
     Args:
         revision: the commit of the model.
-        pins: lines of its requirements.
+        pins: lines of its requirements; where segtune is not among them, its code is copied.
         example: a JPEG to try.
     """
     title = f"{repo.rpartition('/')[2]} demo"
@@ -107,6 +118,9 @@ def write_space(
         "tags": ["segformer", "image-segmentation", "segtune"],
     }
     values = {"repo": repo, "revision": revision, "space": space, "title": title, "private": private, "pins": pins}
+    values["carries"] = not any(pin.startswith(("segtune[", "segtune=")) for pin in pins)
+    if values["carries"]:
+        copy_code(folder / CODE)
     values["metadata"] = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).rstrip()
     for template, name in (("app", "app.py"), ("requirements", "requirements.txt"), ("readme", "README.md")):
         text = render(f"hub/templates/space_{template}.md", **values)
@@ -116,15 +130,40 @@ def write_space(
         (folder / EXAMPLES / "example.jpg").write_bytes(example)
 
 
+def comes_from_index() -> bool:
+    """Whether segtune was installed by its name, so that others can install the same version by its name.
+
+    What was installed from a folder, a wheel or a repository has an address on record (PEP 610, `direct_url.json`).
+    """
+    try:
+        return distribution("segtune").read_text("direct_url.json") is None
+    except PackageNotFoundError:
+        return False
+
+
+def copy_code(folder: Path) -> None:
+    """Copy segtune, as it runs here, into a folder that does not exist yet, with its licence."""
+    shutil.copytree(Path(__file__).parents[1], folder, ignore=shutil.ignore_patterns(*_NOT_CARRIED))
+    for file in distribution("segtune").files or ():
+        if file.name in ("LICENSE", "NOTICE"):
+            shutil.copyfile(str(file.locate()), folder / file.name)
+
+
 def requirements() -> list[str]:
-    """What a Space installs, each at the version that is installed here: segtune, and what it needs for the demo.
+    """What a Space installs, each at the version that is installed here: what the demo needs, and segtune of an index.
 
     Raises:
         UsageError: something of it is missing here.
     """
     names = f"segtune[{','.join(EXTRAS)}]"
-    pins = [f"{names}=={segtune.__version__}"]
-    for line in requires("segtune") or []:
+    pins = [f"{names}=={segtune.__version__}"] if comes_from_index() else []
+    try:
+        lines = requires("segtune") or []
+    except PackageNotFoundError:
+        raise UsageError(
+            f"a Space lists what segtune needs, which an installed one knows: pip install '{names}'"
+        ) from None
+    for line in lines:
         requirement, _, marker = line.partition(";")
         if "extra" not in marker or re.search(rf"extra == .({'|'.join(EXTRAS)})\W", marker):
             name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]

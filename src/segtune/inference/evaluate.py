@@ -106,11 +106,18 @@ def evaluated_images(
         model.to(device)
     segmenter = Segmenter(model, processor, protocol, batch_size, label_map.num_labels, precision)
     samples = read_ahead(labelled_image(dataset, number, label_map, segmenter.form) for number in rows)
-    images = ((sample, ArrayRaster(sample.image)) for sample in samples)
+    images = ((sample, _raster(sample, segmenter)) for sample in samples)
     with eval_mode(model), progress_bar(total=len(rows), desc="evaluate", hidden=not progress, leave=False) as bar:
         for sample, strips in segmenter.segment(images, confidence):
             yield EvaluatedImage(sample.id, sample.image, sample.labels, *joined(strips))
             bar.update()
+
+
+def _raster(sample: LabelledImage, segmenter: Segmenter) -> ArrayRaster:
+    """The image of a sample; DataError with its id where an engine takes no image of its size."""
+    raster = ArrayRaster(sample.image)
+    segmenter.check_size(raster.height, raster.width, f"sample {sample.id!r}")
+    return raster
 
 
 class LabelledImage(NamedTuple):

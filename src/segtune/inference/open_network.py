@@ -66,8 +66,8 @@ def open_networks(
 
 def refuse_device(engine: str, device: str | torch.device | None, option: str) -> None:
     """Raise UsageError where an engine is to run elsewhere than on a CPU."""
-    if device is not None and torch.device(device).type != "cpu":
-        raise UsageError(f"{option} {device}: --engine {engine} runs on the CPU here; --engine torch runs on {device}")
+    if device is not None and str(device).partition(":")[0] != "cpu":
+        raise UsageError(f"{option} {device}: --engine {engine} runs on the CPU here; --engine torch runs on others")
 
 
 def precision_of(network: nn.Module, precision: Precision) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from segtune.engines.engine_network import EngineNetwork
-from segtune.errors import UsageError
+from segtune.errors import UsageError, naming
 from segtune.imageio.raster import Raster, open_raster, read_ahead, resized
 from segtune.imageio.read import ImageLike
 from segtune.inference.device import Precision, autocast, choose_precision
@@ -92,8 +93,36 @@ class Segmenter:
         return joined(self.strips(self.open(image), confidence))
 
     def open(self, image: ImageLike, frame: int | None = None) -> Raster:
-        """A path, PIL image or array as the raster that the processor takes; of a file, the frame that is wanted."""
-        return open_raster(image, *self.form, frame)
+        """A path, PIL image or array as the raster that the processor takes; of a file, the frame that is wanted.
+
+        Raises:
+            DataError: it cannot be read, or an engine takes no image of its size.
+        """
+        raster = open_raster(image, *self.form, frame)
+        self.check_size(raster.height, raster.width, os.fspath(image) if isinstance(image, str | os.PathLike) else None)
+        return raster
+
+    def check_size(self, height: int, width: int, name: str | None = None) -> None:
+        """Raise DataError, with the name of the image where it has one, where an engine takes no image of its size."""
+        for member in self.members:
+            if isinstance(member.model, EngineNetwork):
+                for scale in self.protocol.scales:
+                    with naming(name) if name else nullcontext():
+                        member.model.check_size(*member._window_of(member._size_at(height, width, scale)))
+
+    def _size_at(self, height: int, width: int, scale: float) -> tuple[int, int]:
+        """(height, width) of an image at one scale, before it is cut into windows."""
+        divisor = self.processor.size_divisor
+        height, width = self.processor.target_size(height, width)
+        if scale == 1:
+            return height, width
+        height, width = (-(-max(1, round(scale * side)) // divisor) * divisor for side in (height, width))
+        return height, width
+
+    def _window_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of what the network sees of an image of some size."""
+        window = self.protocol.window
+        return (min(size[0], window), min(size[1], window)) if window else size
 
     def segment(
         self, images: Iterable[tuple[Key, Raster]], confidence: bool = False
@@ -223,10 +252,7 @@ class Segmenter:
 
     def _view(self, raster: Raster, scale: float) -> UpsampledRows:
         """The image at one scale, as rows of logits `(flips, K, rows, w)` that are computed when they are read."""
-        divisor = self.processor.size_divisor
-        height, width = self.processor.target_size(raster.height, raster.width)
-        if scale != 1:
-            height, width = (-(-max(1, round(scale * side)) // divisor) * divisor for side in (height, width))
+        height, width = self._size_at(raster.height, raster.width, scale)
         seen = resized(raster.again(), (height, width), self.processor.resample)
         down, across = (
             spans(side, self.protocol.window, self.protocol.stride, self._weight.device) for side in (height, width)

@@ -172,6 +172,9 @@ async function take(file) {
   const image = await bitmap(file).catch(() => {
     throw new Error(`${file.name} cannot be read: it is no picture that this browser knows, or too large for it`);
   });
+  if (Math.min(image.width, image.height) < settings.least_side) {
+    throw new Error(`${file.name} has ${image.width} × ${image.height} pixels: this model takes sides of ${settings.least_side} or more`);
+  }
   await segment(image, file.name);
   if (last) say(`Segmented ${file.name}`);
 }

@@ -137,7 +137,7 @@ def predict_on_ray(
     names = base_names(images)
     before = _masks(job, images, names)
     if before and not resume:
-        raise UsageError(_refusal(next(iter(before.values())), len(before)))
+        raise UsageError(_refusal(next(iter(before.values())), len(set(before.values()))))  # a table holds many
     note, settings = f"{job.output}/{WORK}/{SETTINGS}", mask_settings(segmenter, job.wanted)
     refuse_other_settings(read_stored(note), settings, "masks", note)
     rows = [{"image": image, "name": name} for image, name in zip(images, names, strict=True) if name not in before]
