@@ -17,7 +17,7 @@ import yaml
 import segtune
 from segtune.cli.main import _application
 from segtune.recipe.recipe import load_recipe
-from support.examples import TINY, blocks, command_lines, make_workplace, run_examples, smaller
+from support.examples import TINY, blocks, command_lines, make_workplace, run_examples, smaller, smaller_code
 from support.minihub import environment, serve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,11 +125,11 @@ def words_of(command: str) -> list[str]:
 def test_commands_and_python_run(tmp_path: Path) -> None:
     make_workplace(tmp_path)
     runs = [
-        (page, kind, words_of(text) if kind == "bash" else text)
+        (page, kind, words_of(text) if kind == "bash" else smaller_code(text))
         for page, kind, text in EXAMPLES
         if kind == "python" or (kind == "bash" and text.startswith("segtune "))
     ]
-    assert len(runs) >= 50
+    assert len(runs) >= 50 and sum(kind == "python" and TINY in example for _, kind, example in runs) == 1
     with serve() as (_, url):
         examples = [("the Hub", "python", PUBLISH), *runs]
         run_examples(examples, tmp_path, **environment(url, tmp_path / "home", "hf_write"))

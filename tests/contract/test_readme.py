@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.examples import TINY, blocks, command_lines, make_workplace, run_examples, smaller
+from support.examples import TINY, blocks, command_lines, make_workplace, run_examples, smaller, smaller_code
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -69,15 +69,11 @@ def small_words(command: str) -> list[str]:
     return [*words, TINY] if "train" in words else words
 
 
-def small_code(code: str) -> str:
-    return code.replace('"training.max_steps=40"', f'"training.max_steps=2", "training.batch_size=2", "{TINY}"')
-
-
 @pytest.mark.slow
 def test_commands_and_python_run(tmp_path: Path) -> None:
     make_workplace(tmp_path)
     examples = [
-        ("README.md", language, small_code(example) if language == "python" else small_words(example))
+        ("README.md", language, smaller_code(example) if language == "python" else small_words(example))
         for language, text in BLOCKS
         if language in {"bash", "python"}
         for example in (command_lines(text) if language == "bash" else [text])
@@ -88,4 +84,5 @@ def test_commands_and_python_run(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "mine" / "overlays" / "overview.jpg").is_file()
     assert len(list((tmp_path / "predictions").glob("*.png"))) == 4  # two masks, two overlays
     for run in ("demo", "notebook"):
-        assert (tmp_path / "runs" / run / "best" / "model.safetensors").is_file()
+        for weights in ("best", "final"):
+            assert (tmp_path / "runs" / run / weights / "model.safetensors").is_file()

@@ -43,6 +43,11 @@ def smaller(command: str) -> list[str]:
     return [*words, *next((more for word, more in SMALLER.items() if word in words), [])]
 
 
+def smaller_code(code: str) -> str:
+    """The same for a piece of Python: its training."""
+    return code.replace('"training.max_steps=40"', f'"training.max_steps=2", "training.batch_size=2", "{TINY}"')
+
+
 def run_examples(examples: Sequence[tuple[str, str, Any]], folder: Path, **variables: str) -> None:
     """Run examples, a page, its kind and the code or the words of each, in one process in a folder."""
     (folder / "examples.json").write_text(json.dumps(examples), encoding="utf-8")
