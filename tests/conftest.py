@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import PIPE
@@ -31,11 +32,16 @@ ROOT = Path(__file__).resolve().parents[1]
 # In CI a test fails where its data or a browser is missing, instead of being skipped; SEGTUNE_COMPLETE=0 says that the
 # runner has no such data, as those of a public forge do not.
 COMPLETE = os.environ.get("SEGTUNE_COMPLETE", "1" if os.environ.get("CI") == "true" else "0") == "1"
+# Files that take more than half a minute, longest first.
+LONGEST = ("contract/test_docs.py",)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """No garbage is collected while modules are parsed: CPython 3.11 fails where that parses too (gh-106905)."""
+    """No garbage is collected while modules are parsed: CPython 3.11 fails where that parses too (gh-106905).
+
+    Afterwards, nothing looks again at what was imported and collected, as each collection of all garbage would.
+    """
     gc.disable()
     try:
         return (yield)
@@ -43,7 +49,21 @@ def pytest_collection() -> Iterator[None]:
         with warnings.catch_warnings():  # what importing libraries left open is no fault of the first test
             warnings.simplefilter("ignore", ResourceWarning)
             gc.collect()
+        gc.freeze()
         gc.enable()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers take the files in the order of `pytest_collection_modifyitems`, which pytest-xdist would change."""
+    config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(trylast=True)  # of those that are left
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, then those with most tests: no worker is left alone with a long one."""
+    first = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (first.get(item.path, len(first)), -tests[item.path], item.path))
 
 
 @pytest.fixture(autouse=True)

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks import fewer_labels
 from benchmarks.fewer_labels import BEGIN, END, difference, main, markdown, write_page
 from segtune.evaluation.evaluation import Evaluation
 from segtune.evaluation.uncertainty import compare
@@ -49,8 +51,26 @@ def test_the_page_has_the_table_between_its_markers(tmp_path: Path) -> None:
     assert page.read_text() == f"before\n{BEGIN}\n\n{table}\n\n{END}\nafter\n"
 
 
+@pytest.fixture
+def first_one_alone(segtune_command: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The first command has a process of its own, as all of them have; the others run here, with PyTorch loaded."""
+    alone, commands = fewer_labels.segtune, []
+
+    def run(*words: str) -> None:
+        commands.append(words)
+        if len(commands) == 1:
+            alone(*words)
+        else:
+            assert segtune_command(*words).code == 0, words
+
+    monkeypatch.setattr(fewer_labels, "segtune", run)
+    return commands
+
+
 @pytest.mark.slow
-def test_arms_run_once_and_are_compared(earth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_arms_run_once_and_are_compared(
+    earth: Path, tmp_path: Path, first_one_alone: list[tuple[str, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny = '{"hidden_sizes": [8, 16, 24, 32], "num_attention_heads": [1, 2, 3, 4], "decoder_hidden_size": 16}'
     arguments = ["--data", str(earth), "--recipe", "demo", "--folder", str(tmp_path), "--steps", "10", "--seeds", "0"]
     arguments += ["--more", "5", "--threads", "1", "--changes", f"model.config={tiny}", "transforms.crop_size=64"]
@@ -63,7 +83,9 @@ def test_arms_run_once_and_are_compared(earth: Path, tmp_path: Path, capsys: pyt
         set(json.loads((tmp_path / f"{name}-0.json").read_text())["train"]) for name in ("few", "random", "selected")
     )
     assert len(few) == 12 and few < random and few < selected and len(random) == len(selected) == 17
+    count = len(first_one_alone)
     capsys.readouterr()
     main([*arguments, "--arms", "a"])
+    assert count >= 8 and len(first_one_alone) == count
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("evaluation-test.npz")} == runs
     assert "(a) unlabelled pictures" in capsys.readouterr().out

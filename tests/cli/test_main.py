@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import contextlib
+import gc
+import importlib
+import io
 import logging
 import os
 import re
@@ -16,6 +20,7 @@ import pytest
 import segtune
 from segtune import bars
 from segtune.cli import main
+from segtune.cli.common import importing
 from segtune.data.transforms import TrainTransform
 from segtune.errors import DataError, FullDiskError
 from segtune.recipe.shipped import recipe_folder
@@ -211,6 +216,32 @@ def test_volume_is_said_before_or_after_the_command(segtune_command: Any, monkey
     for command in ("train", "evaluate", "predict", "data convert", "recipes keys"):
         out = segtune_command(*command.split(), "-h").out
         assert "-q, --quiet" in out and "-v, --verbose" in out and "-h, --help" in out
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_no_garbage_is_looked_for_while_libraries_are_imported(collects: bool) -> None:
+    if not collects:
+        gc.disable()
+    try:
+        with pytest.raises(ModuleNotFoundError), importing():
+            assert not gc.isenabled()
+            importlib.import_module("segtune.nothing")
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable()
+
+
+def test_what_was_imported_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But the garbage of a process that imports nothing more is still found."""
+    frozen: list[bool] = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(True))
+    with importing():
+        importlib.import_module("json")  # is there already
+    assert frozen == []
+    monkeypatch.delitem(sys.modules, "this", raising=False)
+    with importing(), contextlib.redirect_stdout(io.StringIO()):
+        importlib.import_module("this")
+    assert frozen == [True]
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -18,7 +17,7 @@ import yaml
 import segtune
 from segtune.cli.main import _application
 from segtune.recipe.recipe import load_recipe
-from support.examples import DEMO, TINY, blocks, command_lines, make_workplace, smaller
+from support.examples import TINY, blocks, command_lines, make_workplace, run_examples, smaller, smaller_code
 from support.minihub import environment, serve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,24 +46,11 @@ EXAMPLES = [
     for text in (command_lines(block) if language == "bash" else [block])
 ]
 RECIPES = [example for example in EXAMPLES if example.kind == "yaml" and not example.text.startswith("dataset:")]
-# One process runs all of it, in the order of the pages: as users would, but without importing PyTorch for each.
-DRIVER = """
-import json
+PUBLISH = """
 import transformers
 
 published = transformers.SegformerForImageClassification(transformers.SegformerConfig(num_labels=1000))
 published.push_to_hub("nvidia/mit-b0", token="hf_nvidia")
-names = {}
-for page, kind, example in json.load(open("examples.json")):
-    print(page, example, file=sys.stderr, flush=True)
-    if kind == "python":
-        exec(compile(example, page, "exec"), names.setdefault(page, {}))
-        continue
-    try:
-        main(example[1:])
-    except SystemExit as left:
-        if left.code and not (left.code == 1 and "doctor" in example):  # which has found something
-            sys.exit(f"exit code {left.code}")
 """
 
 
@@ -139,17 +125,14 @@ def words_of(command: str) -> list[str]:
 def test_commands_and_python_run(tmp_path: Path) -> None:
     make_workplace(tmp_path)
     runs = [
-        (page, kind, words_of(text) if kind == "bash" else text)
+        (page, kind, words_of(text) if kind == "bash" else smaller_code(text))
         for page, kind, text in EXAMPLES
         if kind == "python" or (kind == "bash" and text.startswith("segtune "))
     ]
-    assert len(runs) >= 50
-    (tmp_path / "examples.json").write_text(json.dumps(runs))
+    assert len(runs) >= 50 and sum(kind == "python" and TINY in example for _, kind, example in runs) == 1
     with serve() as (_, url):
-        variables = {**os.environ, **environment(url, tmp_path / "home", "hf_write"), "PYTHONPATH": str(ROOT / "src")}
-        command = [sys.executable, "-c", DEMO + DRIVER]
-        done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-5000:]
+        examples = [("the Hub", "python", PUBLISH), *runs]
+        run_examples(examples, tmp_path, **environment(url, tmp_path / "home", "hf_write"))
     made = {"preview.png", "strong.png", "converted", "predictions", "regions", "final.npz"}
     assert made <= {path.name for path in tmp_path.iterdir()}
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from support.examples import DEMO, blocks, command_lines, make_workplace, smaller
+from support.examples import TINY, blocks, command_lines, make_workplace, run_examples, smaller, smaller_code
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -68,42 +64,25 @@ def test_every_equality_names_its_test() -> None:
     }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("readme")
-    make_workplace(folder)
-    return folder
-
-
-def in_python(command: str) -> list[str]:
+def small_words(command: str) -> list[str]:
     words = smaller(command)
-    if words[0] == "python":  # a script of the checkout
-        return [sys.executable, str(ROOT / words[1]), *words[2:]]
-    if words[:2] == ["segtune", "demo"]:
-        return [sys.executable, "-c", f"{DEMO}main(sys.argv[1:])", *words[1:]]
-    start = {"segtune": ["-m", "segtune"], "accelerate": ["-m", "accelerate.commands.accelerate_cli"]}[words[0]]
-    return [sys.executable, *start, *words[1:]]
-
-
-def run(words: list[str], folder: Path) -> str:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    return [*words, TINY] if "train" in words else words
 
 
 @pytest.mark.slow
-def test_commands_run(workplace: Path) -> None:
-    ran = [run(in_python(command), workplace) for command in COMMANDS if not command.startswith("make ")]
-    assert len(ran) >= 8
-    assert (workplace / "runs" / "mine" / "overlays" / "overview.jpg").is_file()
-    assert len(list((workplace / "predictions").glob("*.png"))) == 4  # two masks, two overlays
-    assert (workplace / "runs" / "demo" / "final" / "model.safetensors").is_file()
-
-
-@pytest.mark.slow
-def test_python_runs(workplace: Path) -> None:
-    script = workplace / "readme.py"
-    script.write_text("\n".join(PYTHON), encoding="utf-8")
-    run([sys.executable, str(script)], workplace)
-    assert (workplace / "runs" / "notebook" / "best" / "model.safetensors").is_file()
+def test_commands_and_python_run(tmp_path: Path) -> None:
+    make_workplace(tmp_path)
+    examples = [
+        ("README.md", language, smaller_code(example) if language == "python" else small_words(example))
+        for language, text in BLOCKS
+        if language in {"bash", "python"}
+        for example in (command_lines(text) if language == "bash" else [text])
+        if not example.startswith("make ")
+    ]
+    assert len(examples) >= 12 and sum(TINY in example for _, _, example in examples) == 3
+    run_examples(examples, tmp_path)
+    assert (tmp_path / "runs" / "mine" / "overlays" / "overview.jpg").is_file()
+    assert len(list((tmp_path / "predictions").glob("*.png"))) == 4  # two masks, two overlays
+    for run in ("demo", "notebook"):
+        for weights in ("best", "final"):
+            assert (tmp_path / "runs" / run / weights / "model.safetensors").is_file()

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "model.config={hidden_sizes: [8, 16, 24, 32], depths: [1, 1, 1, 1], num_attention_heads: [1, 2, 3, 4]}"
@@ -20,17 +25,6 @@ SMALLER = {
     "bench": ["--variants=b0", "--size=64", "--labels=3", "--repeats=1"],
     "benchmarks/compare_transformers.py": ["--size=64", "--repeats=1", "--variants=b0", "--plot-sizes=32,64"],
 }
-
-
-# `segtune demo`, which ends as soon as its page has been asked for
-DEMO = """
-import sys, urllib.request
-from segtune.cli.main import main
-from segtune.webdemo.server import DemoServer
-
-direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-DemoServer.wait = lambda server: direct.open(server.url, timeout=60).close()
-"""
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
@@ -47,6 +41,21 @@ def smaller(command: str) -> list[str]:
     """The words of a command, with what makes it take seconds."""
     words = shlex.split(command)
     return [*words, *next((more for word, more in SMALLER.items() if word in words), [])]
+
+
+def smaller_code(code: str) -> str:
+    """The same for a piece of Python: its training."""
+    return code.replace('"training.max_steps=40"', f'"training.max_steps=2", "training.batch_size=2", "{TINY}"')
+
+
+def run_examples(examples: Sequence[tuple[str, str, Any]], folder: Path, **variables: str) -> None:
+    """Run examples, a page, its kind and the code or the words of each, in one process in a folder."""
+    (folder / "examples.json").write_text(json.dumps(examples), encoding="utf-8")
+    script = ROOT / "tests" / "support" / "workers" / "run_examples.py"
+    command = [sys.executable, str(script), str(folder / "examples.json"), str(ROOT)]
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", **variables, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-5000:]
 
 
 def make_workplace(folder: Path) -> None:

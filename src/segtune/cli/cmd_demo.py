@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from segtune.cli import options
-from segtune.cli.common import check_before_torch, hide_bars_of_libraries, say
+from segtune.cli.common import check_before_torch, hide_bars_of_libraries, importing, say
 
 
 def demo(
@@ -40,9 +40,10 @@ def demo(
     Ctrl-C ends it. (`segtune train demo` is another thing: a training on the satellite tiles that come with segtune.)
     """
     check_before_torch(checkpoint=checkpoint)
-    from segtune.training.interrupts import Interrupted
-    from segtune.webdemo.request import Limits
-    from segtune.webdemo.server import demo as serve
+    with importing():
+        from segtune.training.interrupts import Interrupted
+        from segtune.webdemo.request import Limits
+        from segtune.webdemo.server import demo as serve
 
     hide_bars_of_libraries()
     try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segtune.cli.common import hide_bars_of_libraries, load_checked, say
+from segtune.cli.common import hide_bars_of_libraries, importing, load_checked, say
 from segtune.cli.options import DeviceOption, JsonOption, OverridesArgument
 from segtune.errors import listed, printable
 
@@ -37,9 +37,10 @@ def doctor(
 ) -> None:
     """Look for faults in a data set before it is trained on; each finding says what fixes it. Exit code 1: errors."""
     settings = load_checked(recipe, overrides, checkpoint, or_data=True)
-    from segtune.doctor import examine
-    from segtune.doctor.page import COMMAND, write_doctor_page
-    from segtune.viz.html import check_page
+    with importing():
+        from segtune.doctor import examine
+        from segtune.doctor.page import COMMAND, write_doctor_page
+        from segtune.viz.html import check_page
 
     hide_bars_of_libraries()
     if html:

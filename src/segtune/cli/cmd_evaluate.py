@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segtune.cli import options
-from segtune.cli.common import check_before_torch, hide_bars_of_libraries, leading_checkpoints, load_checked, say
+from segtune.cli.common import (
+    check_before_torch,
+    hide_bars_of_libraries,
+    importing,
+    leading_checkpoints,
+    load_checked,
+    say,
+)
 from segtune.errors import UsageError
 from segtune.files import write_atomic
 
@@ -64,10 +71,11 @@ def evaluate(
     recipe, *overrides = words
     settings = load_checked(recipe, overrides, checkpoint)
     kept = _file_to_save(save, split, None if more else Path(checkpoint).parent, resume)
-    from segtune.inference.evaluate_checkpoint import evaluate_share
-    from segtune.inference.parallel.count_blocks import SharedCount
-    from segtune.inference.parallel.processes import Processes
-    from segtune.viz import terminal
+    with importing():
+        from segtune.inference.evaluate_checkpoint import evaluate_share
+        from segtune.inference.parallel.count_blocks import SharedCount
+        from segtune.inference.parallel.processes import Processes
+        from segtune.viz import terminal
 
     is_whole = window is None and not stride and not tta
     is_usual = not more and is_whole and boundary_width == BOUNDARY_WIDTH and (precision, engine) == ("auto", "torch")
@@ -193,8 +201,9 @@ def calibrate(
     Predictions stay as they are. Confidences (segtune evaluate, predict) are taken of logits divided by it.
     """
     settings = load_checked(recipe, overrides, checkpoint)
-    from segtune.inference.calibrate import config_file, fit_temperature, store_temperature
-    from segtune.inference.evaluate_checkpoint import open_checkpoint
+    with importing():
+        from segtune.inference.calibrate import config_file, fit_temperature, store_temperature
+        from segtune.inference.evaluate_checkpoint import open_checkpoint
 
     config = config_file(checkpoint)
     hide_bars_of_libraries()
@@ -227,8 +236,9 @@ def bench(
 
     All run in one process, one after the other in every round; ratios are medians of those of the rounds.
     """
-    from segtune.engines.engine_bench import bench_engines
-    from segtune.viz import terminal
+    with importing():
+        from segtune.engines.engine_bench import bench_engines
+        from segtune.viz import terminal
 
     hide_bars_of_libraries()
     names = [None] if checkpoint else [name.strip() for name in variants.split(",")]

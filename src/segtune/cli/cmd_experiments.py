@@ -15,6 +15,7 @@ from segtune.cli import options
 from segtune.cli.common import (
     check_before_torch,
     hide_bars_of_libraries,
+    importing,
     leading_checkpoints,
     load_checked,
     refuse_existing,
@@ -60,7 +61,8 @@ def crossval(
     launcher = _launch(launch)
     settings = load_checked(recipe, overrides, trains=True)
     folder = output or _beside(settings, "crossval")
-    from segtune.experiments.crossval import crossval as run
+    with importing():
+        from segtune.experiments.crossval import crossval as run
 
     hide_bars_of_libraries()
     result = run(settings, folder, folds=folds, group_by=group_by, seed=seed, launch=launcher)
@@ -111,7 +113,8 @@ def soup(
     recipe = rest.pop(0) if rest and "=" not in rest[0] else _recipe_of_run(checkpoint)
     refuse_existing(output, force)
     settings = load_checked(recipe, rest, checkpoint)
-    from segtune.experiments.soup import greedy_soup, refuse_output
+    with importing():
+        from segtune.experiments.soup import greedy_soup, refuse_output
 
     refuse_output(output, checkpoints)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from segtune.cli import options
-from segtune.cli.common import check_before_torch, hide_bars_of_libraries, load_checked, say
+from segtune.cli.common import check_before_torch, hide_bars_of_libraries, importing, load_checked, say
 from segtune.engines.packages import require
 from segtune.errors import UsageError
 
@@ -114,8 +114,9 @@ def export(
     if int8 and to == "openvino":
         require("--to openvino --int8", "nncf")
     source = _open(checkpoint, data or str(recipe), images, split, limit)
-    from segtune.export.certificate import FULL, HALF, Thresholds
-    from segtune.export.checkpoint_export import Settings, export_checkpoint
+    with importing():
+        from segtune.export.certificate import FULL, HALF, Thresholds
+        from segtune.export.checkpoint_export import Settings, export_checkpoint
 
     settings = Settings(
         size=sides,
@@ -196,11 +197,13 @@ def _open(checkpoint: str, data: str, images: list[str] | None, split: str, limi
         from segtune.inference.outputs import find_images
 
         files = [Path(name) for name in find_images(images)]
-        from segtune.export.sources import source_of_images
+        with importing():
+            from segtune.export.sources import source_of_images
 
         return source_of_images(checkpoint, files, limit)
     named: Any = data if Path(data).is_dir() or "://" in data else load_checked(data, None, checkpoint)
-    from segtune.export.sources import source_of_data
+    with importing():
+        from segtune.export.sources import source_of_data
 
     return source_of_data(checkpoint, named, split, limit)
 

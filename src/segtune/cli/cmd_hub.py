@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from segtune.cli.common import hide_bars_of_libraries, say
+from segtune.cli.common import hide_bars_of_libraries, importing, say
 from segtune.errors import DataError, UsageError
 
 
@@ -48,7 +48,8 @@ def push(
         from segtune.hub.space import push_space, requirements
 
         requirements()  # what is missing is told before anything is sent
-    from segtune.hub.push import push_run
+    with importing():
+        from segtune.hub.push import push_run
 
     url = push_run(run, create_pr=create_pr, **settings, **({"pictures": False} if no_pictures else {}))
     say(f"pushed {run} to {url}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from segtune.cli import options
-from segtune.cli.common import check_before_torch, hide_bars_of_libraries, leading_checkpoints, say
+from segtune.cli.common import check_before_torch, hide_bars_of_libraries, importing, leading_checkpoints, say
 from segtune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -95,15 +95,16 @@ def predict(
     in_shares = resume or os.environ.get("WORLD_SIZE", "1") != "1"
     if in_shares:
         _refuse_in_shares(found, overwrite)
-    from segtune.imageio.raster import any_size
-    from segtune.inference.open_network import open_networks, precision_of
-    from segtune.inference.parallel.predict_share import predict_share
-    from segtune.inference.parallel.processes import Processes
-    from segtune.inference.predict_files import predict_files
-    from segtune.inference.processor import load_processor
-    from segtune.inference.protocol import InferenceProtocol
-    from segtune.inference.segmenter import Segmenter
-    from segtune.labels.label_map import LabelMap
+    with importing():
+        from segtune.imageio.raster import any_size
+        from segtune.inference.open_network import open_networks, precision_of
+        from segtune.inference.parallel.predict_share import predict_share
+        from segtune.inference.parallel.processes import Processes
+        from segtune.inference.predict_files import predict_files
+        from segtune.inference.processor import load_processor
+        from segtune.inference.protocol import InferenceProtocol
+        from segtune.inference.segmenter import Segmenter
+        from segtune.labels.label_map import LabelMap
 
     processes, before = Processes.launched(), 0
     with any_size(), as_files(found) as files:
@@ -172,15 +173,16 @@ def label(
         raise UsageError(
             "segtune label takes files, which it copies: save images of the web or of stdin to files first"
         )
-    from segtune.hub.privacy import public_name
-    from segtune.imageio.raster import any_size
-    from segtune.inference import pseudo_labels
-    from segtune.inference.open_network import open_network
-    from segtune.inference.processor import load_processor
-    from segtune.inference.protocol import InferenceProtocol
-    from segtune.inference.segmenter import Segmenter
-    from segtune.labels.label_map import LabelMap
-    from segtune.recipe.recipe import is_data
+    with importing():
+        from segtune.hub.privacy import public_name
+        from segtune.imageio.raster import any_size
+        from segtune.inference import pseudo_labels
+        from segtune.inference.open_network import open_network
+        from segtune.inference.processor import load_processor
+        from segtune.inference.protocol import InferenceProtocol
+        from segtune.inference.segmenter import Segmenter
+        from segtune.labels.label_map import LabelMap
+        from segtune.recipe.recipe import is_data
 
     with any_size():
         pseudo_labels.refuse_unfit(found, folder)
@@ -246,12 +248,13 @@ def _predict_on_ray(
     found = ray_data.find_stored_images(images)[:limit]
     import torch
 
-    from segtune.inference.device import choose_precision
-    from segtune.inference.processor import load_processor
-    from segtune.inference.protocol import InferenceProtocol
-    from segtune.inference.segmenter import Segmenter
-    from segtune.labels.label_map import LabelMap
-    from segtune.segformer.loading import load_model
+    with importing():
+        from segtune.inference.device import choose_precision
+        from segtune.inference.processor import load_processor
+        from segtune.inference.protocol import InferenceProtocol
+        from segtune.inference.segmenter import Segmenter
+        from segtune.labels.label_map import LabelMap
+        from segtune.segformer.loading import load_model
 
     hide_bars_of_libraries()
     model = load_model(checkpoint, whole=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segtune.cli.cmd_doctor import finding_lines
-from segtune.cli.common import add_command, hide_bars_of_libraries, load_checked, refuse_existing, say
+from segtune.cli.common import add_command, hide_bars_of_libraries, importing, load_checked, refuse_existing, say
 from segtune.cli.options import BudgetOption, JsonOption, OverridesArgument
 from segtune.errors import UsageError, printable
 from segtune.recipe.shipped import RecipeInfo, find_recipe, list_recipes, recipe_name, recipe_table
@@ -163,8 +163,9 @@ def propose_recipe(
     if budget is not None:
         refuse_budget(budget)
     settings = load_checked(path, overrides, or_data=True, trains=True)
-    from segtune.doctor.examine import examine
-    from segtune.proposal.propose import propose as propose_settings
+    with importing():
+        from segtune.doctor.examine import examine
+        from segtune.proposal.propose import propose as propose_settings
 
     hide_bars_of_libraries()
     began = time.monotonic()

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from segtune.cli.common import check_before_torch, hide_bars_of_libraries, say
+from segtune.cli.common import check_before_torch, hide_bars_of_libraries, importing, say
 from segtune.cli.options import BatchOption, DeviceOption, EngineOption, GroupOption, OverridesArgument
 from segtune.errors import UsageError
 
@@ -38,14 +38,15 @@ def report(
     if not (Path(source) / RECIPE_FILE).is_file():
         _refuse_run_without_recipe(Path(source))
         check_before_torch(checkpoint=source)
-    from segtune.data.checks import check_masks
-    from segtune.data.streaming import is_stream
-    from segtune.inference.evaluate_checkpoint import open_checkpoint
-    from segtune.recipe.recipe import load_recipe
-    from segtune.report.gather import find_subject, gather
-    from segtune.report.page import COMMAND, write_report
-    from segtune.viz.html import check_page
-    from segtune.viz.numbers import number
+    with importing():
+        from segtune.data.checks import check_masks
+        from segtune.data.streaming import is_stream
+        from segtune.inference.evaluate_checkpoint import open_checkpoint
+        from segtune.recipe.recipe import load_recipe
+        from segtune.report.gather import find_subject, gather
+        from segtune.report.page import COMMAND, write_report
+        from segtune.viz.html import check_page
+        from segtune.viz.numbers import number
 
     subject = find_subject(source)
     if recipe is None:

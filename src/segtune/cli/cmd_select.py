@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from segtune.cli import options
-from segtune.cli.common import check_before_torch, hide_bars_of_libraries, say
+from segtune.cli.common import check_before_torch, hide_bars_of_libraries, importing, say
 from segtune.errors import UsageError, listed
 
 
@@ -66,14 +66,15 @@ def select(
 
     form = None if to is None else Form(to, link, simplify, min_region)
     sources = plan(find_images(images)[:limit], output, form, resume=resume, overwrite=overwrite)
-    from segtune.imageio.raster import any_size
-    from segtune.inference.open_network import open_network
-    from segtune.inference.processor import load_processor
-    from segtune.inference.protocol import InferenceProtocol
-    from segtune.inference.segmenter import Segmenter
-    from segtune.labels.label_map import LabelMap
-    from segtune.selection.encoder_features import PooledFeatures
-    from segtune.selection.select_images import select_images
+    with importing():
+        from segtune.imageio.raster import any_size
+        from segtune.inference.open_network import open_network
+        from segtune.inference.processor import load_processor
+        from segtune.inference.protocol import InferenceProtocol
+        from segtune.inference.segmenter import Segmenter
+        from segtune.labels.label_map import LabelMap
+        from segtune.selection.encoder_features import PooledFeatures
+        from segtune.selection.select_images import select_images
 
     hide_bars_of_libraries()
     with any_size():

@@ -16,6 +16,7 @@ from segtune.cli.cmd_recipes import proposal_lines, propose_recipe, refuse_budge
 from segtune.cli.common import (
     check_before_torch,
     hide_bars_of_libraries,
+    importing,
     is_main_process,
     load_checked,
     resumed,
@@ -51,7 +52,8 @@ def train(recipe: RecipeOrPathArgument, overrides: OverridesArgument = None, bud
                 raise UsageError(f"--budget is for data without a recipe: {recipe} takes training.time_limit={budget}")
             else:
                 settings, source = load_checked(recipe, overrides, trains=True), find_recipe(recipe)
-            from segtune import finetune
+            with importing():
+                from segtune import finetune
 
             hide_bars_of_libraries()
     except Interrupted as interruption:
@@ -101,7 +103,8 @@ def pretrain(
         settings = load_pretraining(pictures, output, words)
         check_before_torch(checkpoint=settings.model.name)
         settle_threads(settings)
-        from segtune.pretraining.pretrainer import pretrain as run
+        with importing():
+            from segtune.pretraining.pretrainer import pretrain as run
 
         hide_bars_of_libraries()
     result = run(settings, started=process_start())
