@@ -108,12 +108,15 @@ def curve_of(rate: float) -> list[float]:
 
 
 def test_trials_below_the_median_are_stopped_early(
-    tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake(monkeypatch, curve_of)
     recipe = searched(tiny_recipe(eval_every=1), warmup_trials=3)
-    found = tune(recipe, tmp_path / "study", trials=12)["trials"]
+    with caplog.at_level("INFO", "segtune"):
+        found = tune(recipe, tmp_path / "study", trials=12)["trials"]
     pruned = [trial for trial in found if trial.state == "pruned"]
+    told = [message for message in caplog.messages if "is worse than the median of the trials so far" in message]
+    assert [int(message.rpartition("trial ")[2].split()[0]) for message in told] == [trial.number for trial in pruned]
     assert len(found) == 12 and pruned and all(trial.number >= 3 for trial in pruned)
     finals = sorted(curve_of(trial.values["training.learning_rate"])[-1] for trial in found[:3])
     for trial in pruned:  # a trial is at most as good as the median of those that came before it

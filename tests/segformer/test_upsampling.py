@@ -22,13 +22,31 @@ def test_prediction_equals_argmax_of_the_upsampled_logits(
     assert torch.equal(prediction, upsample(logits, size).argmax(1))
 
 
-@pytest.mark.parametrize("strip", [1, 300, 2000])
+@pytest.mark.parametrize("strip", [1, 800, 2**15])
 def test_prediction_in_strips_equals_that_of_the_whole(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 6, 13, 9, generator=generator)
     logits[:, 3, :6] += 9  # a class that wins in a part of the picture
-    monkeypatch.setattr(upsampling, "_CPU_STRIP", strip)
+    monkeypatch.setattr(upsampling, "_PREDICTED", strip)
     assert torch.equal(upsampled_prediction(logits, (52, 36)), upsample(logits, (52, 36)).argmax(1))
+
+
+@pytest.mark.parametrize("small", [(1, 1), (1, 5), (5, 1), (2, 2), (33, 7)])
+def test_prediction_of_small_and_narrow_maps(small: tuple[int, int]) -> None:
+    logits = torch.randn(3, 4, *small, generator=torch.Generator().manual_seed(0))
+    size = (4 * small[0], 4 * small[1])
+    assert torch.equal(upsampled_prediction(logits, size), upsample(logits, size).argmax(1))
+
+
+@pytest.mark.parametrize("size", [(24, 24), (20, 31)])
+def test_infinite_logits_lose_or_win(size: tuple[int, int]) -> None:
+    """As those of a class that is excluded. In the plain formula an edge's share of 0 makes them NaN."""
+    logits = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    logits[:, :2] = -torch.inf
+    logits[:, 2, :3] = -torch.inf
+    logits[:, 3, 5] = torch.inf
+    finite = logits.clamp(-1e20, 1e20)
+    assert torch.equal(upsampled_prediction(logits, size), upsample(finite, size).argmax(1))
 
 
 def test_prediction_of_equal_logits_is_the_first_class() -> None:

@@ -241,13 +241,20 @@ def _one(search: Search) -> str:
     run = search.folder / TRIALS / trial.user_attrs["run"]
     logger.info("trial %d: %s", trial.number, ", ".join(changes(values)))
     reported: dict[int, float] = {}
+    told: list[int] = []
 
     def go_on() -> bool:
         for step, value in evaluations(run, config.best_metric).items():
             if step not in reported:
                 reported[step] = value
                 trial.report(value, step)
-        return max(reported, default=0) >= config.max_steps or not trial.should_prune()
+        better = max(reported, default=0) >= config.max_steps or not trial.should_prune()
+        if not better and not told:
+            step = max(reported)
+            told.append(step)
+            worse = "%s %.4f at step %d is worse than the median of the trials so far: trial %d is asked to stop"
+            logger.info(worse, config.best_metric, reported[step], step, trial.number)
+        return better
 
     settings = values | {"training.output_dir": str(run), "training.resume": "auto", "search.space": None}
     with search.request.noted():

@@ -16,10 +16,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .upsampling import chunks, has_kernels, linear_weights, strip_rows, upsample, upsample_backward
+from .upsampling import (
+    PHASES,
+    chunks,
+    fold_border,
+    has_kernels,
+    linear_weights,
+    strip_rows,
+    upsample,
+    upsample_backward,
+    with_border,
+)
 
 _LARGEST_SPREAD = 80.0  # exp(-80) is a normal float32
-_PHASES = (0.125, 0.375, 0.625, 0.875)  # where output pixels lie between two input pixels at a ratio of four
 
 
 def upsampled_cross_entropy(
@@ -245,11 +254,11 @@ def _add_normalizers_of_ratio_four(x: Tensor, a: Tensor, gradient: Tensor | None
     total = x.new_zeros((), dtype=torch.float64)
     for first in range(0, h + 1, step):
         rows = min(step, h + 1 - first)
-        strip, inside = _with_border(x, first, rows)  # (K, rows+1, w+2)
+        strip, inside = with_border(x, first, rows)  # (K, rows+1, w+2)
         shape = (num_labels, 4, rows, w + 2)
         p1, p3, p5, p7, pairs, *grad = (flat[: math.prod(shape)].view(num_labels, -1) for flat in work)  # (K, R)
         # p = (1-t) upper + t lower for the four phases t of a row, then P = exp(p/8)
-        t = x.new_tensor(_PHASES)[:, None, None]
+        t = x.new_tensor(PHASES)[:, None, None]
         torch.lerp(strip[:, None, :-1] / 8, strip[:, None, 1:] / 8, t, out=p1.view(shape)).exp_()
         # P², P³, P⁵ = P² P³ and P⁷ = P² P⁵; Q is P of the next position
         torch.mul(p1, p1, out=p7)
@@ -267,7 +276,7 @@ def _add_normalizers_of_ratio_four(x: Tensor, a: Tensor, gradient: Tensor | None
             if gradient is not None:
                 # du_k = a exp(u_k) / Σ exp(u); as u = (1-t) p + t q, dp += (1-t) du and dq += t du
                 scale = scale / sums
-                of_left, of_right = scale * (1 - _PHASES[phase]), scale * _PHASES[phase]
+                of_left, of_right = scale * (1 - PHASES[phase]), scale * PHASES[phase]
                 if phase == 0:
                     torch.mul(pairs, of_left, out=grad[0][:, :-1])
                     grad[0][:, -1].zero_()
@@ -278,41 +287,12 @@ def _add_normalizers_of_ratio_four(x: Tensor, a: Tensor, gradient: Tensor | None
             # p = (1-t) upper + t lower: the four phases back to the rows of the strip
             share = grad[0].view(shape)  # dp (K, row, rows, w+2)
             back = strip.zero_()
-            for row, phase_weight in enumerate(_PHASES):
+            for row, phase_weight in enumerate(PHASES):
                 back[:, :-1].add_(share[:, row], alpha=1 - phase_weight)
                 back[:, 1:].add_(share[:, row], alpha=phase_weight)
-            _fold_border(back, inside)
+            fold_border(back, inside)
             gradient[:, max(first - 1, 0) : first + rows].add_(back[:, inside, 1:-1])
     return total
-
-
-def _with_border(x: Tensor, first: int, rows: int) -> tuple[Tensor, slice]:
-    """The input rows around gaps `first` to `first + rows`, and where in them those lie that are no copies.
-
-    Gap r lies between input rows r - 1 and r of x (K, h, w); row -1 is a copy of row 0 and row h one of the last, and
-    so are the columns. Returns `(K, rows+1, w+2)`, and a slice of its rows.
-    """
-    num_labels, h, w = x.shape
-    strip = x.new_empty((num_labels, rows + 1, w + 2))
-    inside = slice(int(first == 0), rows + int(first + rows <= h))
-    strip[:, inside, 1:-1].copy_(x[:, max(first - 1, 0) : first + rows])
-    for copy, of in _copies(strip, inside):
-        copy.copy_(of)
-    return strip, inside
-
-
-def _fold_border(gradient: Tensor, inside: slice) -> None:
-    """What `_with_border` does to a gradient: that of a copy belongs to what was copied."""
-    for copy, of in reversed(_copies(gradient, inside)):
-        of += copy
-
-
-def _copies(strip: Tensor, inside: slice) -> list[tuple[Tensor, Tensor]]:
-    """Rows and columns of the border, and those of which they are copies; columns of the border's rows come last."""
-    found = [(strip[:, 0], strip[:, 1])] if inside.start == 1 else []
-    if inside.stop < strip.shape[1]:
-        found.append((strip[:, -1], strip[:, -2]))
-    return [*found, (strip[:, :, 0], strip[:, :, 1]), (strip[:, :, -1], strip[:, :, -2])]
 
 
 # --- elsewhere: chunks of the batch, plain operations, nothing that waits for the device ------------------------------

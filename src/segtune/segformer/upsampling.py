@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -23,6 +24,9 @@ from torch.nn import functional as F
 
 _CPU_STRIP, _DEVICE_STRIP = 2**19, 2**25  # elements of a strip: what stays in a CPU's cache, what fills a GPU
 _DEVICE_CHUNK = 2**27  # elements of an upsampled tensor elsewhere than on a CPU, 0.5 GB of float32
+PHASES = (0.125, 0.375, 0.625, 0.875)  # where output pixels lie between two input pixels at a ratio of four
+_LARGEST = 1e30  # logits beyond, as that of a class that is excluded, are taken to be this
+_PREDICTED = 2**15  # pixels of a strip whose classes are chosen together
 _C_COMPILERS = ("cc", "gcc", "clang")  # one of which Triton needs, or the one that CC names
 
 
@@ -127,22 +131,53 @@ def _confidence_in_strips(logits: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _predict_one(x: Tensor, size: Sequence[int]) -> Tensor:
-    """`(K, h, w)` -> `(H, W)`, int64; at a ratio of four in strips, which have the very weights of the whole."""
+    """`(K, h, w)` -> `(H, W)`, int64."""
     _, h, w = x.shape
-    rows = strip_rows(4 * size[1], x.device) if tuple(size) == (4 * h, 4 * w) else h
-    if rows >= h:
-        return _predict_strip(x, size)
-    out = torch.empty(tuple(size), dtype=torch.long, device=x.device)
-    for first in range(0, h, rows):
-        last = min(first + rows, h)
-        # a strip of the input with one row more on each side, whose own output rows are then cut off
-        top, bottom = max(first - 1, 0), min(last + 1, h)
-        ids = _predict_strip(x[:, top:bottom], (4 * (bottom - top), 4 * w))
-        out[4 * first : 4 * last] = ids[4 * (first - top) : 4 * (last - top)]
-    return out
+    lowest, highest = (each.item() for each in x.aminmax()) if x.numel() else (0.0, 0.0)
+    if max(-lowest, highest) > _LARGEST:  # a share of 0 of an infinite one is not a number
+        x = x.clamp(-_LARGEST, _LARGEST)
+    if tuple(size) == (4 * h, 4 * w) and x.numel() and not math.isnan(lowest):
+        return _predict_ratio_four(x)
+    return _predict_whole(x, size)
 
 
-def _predict_strip(x: Tensor, size: Sequence[int]) -> Tensor:
+def _predict_ratio_four(x: Tensor) -> Tensor:
+    """`(K, h, w)`, finite, -> `(4h, 4w)`, int64: in strips, each with candidates of its own.
+
+    Between the h + 2 input rows (a border of copies included) lie h + 1 gaps of four output rows each, of which the two
+    outermost at either end are outside of the map, and columns alike. The four phases of a gap are maps of their own
+    until the end, so that to interpolate takes whole rows of memory.
+    """
+    _, h, w = x.shape
+    out = torch.empty((h + 1, 4, w + 1, 4), dtype=torch.long, device=x.device)
+    t = x.new_tensor(PHASES)[:, None, None]
+    step = max(1, _PREDICTED // (16 * (w + 1)))
+    for first in range(0, h + 1, step):
+        rows = min(step, h + 1 - first)
+        strip, _ = with_border(x, first, rows)  # (K, rows+1, w+2)
+        lines = x.new_empty((4, rows, w + 2))
+        best, score = x.new_empty((2, 4, 4, rows, w + 1))  # (column, row, rows, w+1)
+        higher = torch.empty_like(best, dtype=torch.bool)
+        label, *others = _candidates(strip).tolist()
+        ids = torch.full_like(best, label, dtype=torch.int32)
+        _interpolate(strip[label], t, lines, best)
+        # ascending labels and a strict comparison: of equal logits the first class wins, as in argmax
+        for label in others:
+            _interpolate(strip[label], t, lines, score)
+            torch.gt(score, best, out=higher)
+            ids.masked_fill_(higher, label)
+            torch.maximum(best, score, out=best)
+        out[first : first + rows] = ids.permute(2, 1, 3, 0)
+    return out.view(4 * (h + 1), 4 * (w + 1))[2:-2, 2:-2]
+
+
+def _interpolate(x: Tensor, t: Tensor, lines: Tensor, out: Tensor) -> None:
+    """The phases `t` between the rows of x `(rows+1, w+2)` into `lines`, and between their columns into `out`."""
+    torch.lerp(x[:-1], x[1:], t, out=lines)
+    torch.lerp(lines[..., :-1], lines[..., 1:], t[..., None], out=out)
+
+
+def _predict_whole(x: Tensor, size: Sequence[int]) -> Tensor:
     """`(K, h, w)` -> `(H, W)`: the candidates upsampled one after another, the best so far kept for each pixel."""
     candidates = _candidates(x).tolist()
     if not candidates:  # not a number everywhere
@@ -180,6 +215,38 @@ def _candidates(x: Tensor) -> Tensor:
         sure = low.amax(0)  # (rows, w-1)
         found |= (high >= sure - rounding).flatten(1).any(1)
     return found.nonzero()[:, 0]
+
+
+# --- at a ratio of four -----------------------------------------------------------------------------------------------
+
+
+def with_border(x: Tensor, first: int, rows: int) -> tuple[Tensor, slice]:
+    """The input rows around gaps `first` to `first + rows`, and where in them those lie that are no copies.
+
+    Gap r lies between input rows r - 1 and r of x (K, h, w); row -1 is a copy of row 0 and row h one of the last, and
+    so are the columns. Returns `(K, rows+1, w+2)`, and a slice of its rows.
+    """
+    num_labels, h, w = x.shape
+    strip = x.new_empty((num_labels, rows + 1, w + 2))
+    inside = slice(int(first == 0), rows + int(first + rows <= h))
+    strip[:, inside, 1:-1].copy_(x[:, max(first - 1, 0) : first + rows])
+    for copy, of in _copies(strip, inside):
+        copy.copy_(of)
+    return strip, inside
+
+
+def fold_border(gradient: Tensor, inside: slice) -> None:
+    """What `with_border` does to a gradient: that of a copy belongs to what was copied."""
+    for copy, of in reversed(_copies(gradient, inside)):
+        of += copy
+
+
+def _copies(strip: Tensor, inside: slice) -> list[tuple[Tensor, Tensor]]:
+    """Rows and columns of the border, and those of which they are copies; columns of the border's rows come last."""
+    found = [(strip[:, 0], strip[:, 1])] if inside.start == 1 else []
+    if inside.stop < strip.shape[1]:
+        found.append((strip[:, -1], strip[:, -2]))
+    return [*found, (strip[:, :, 0], strip[:, :, 1]), (strip[:, :, -1], strip[:, :, -2])]
 
 
 # --- elsewhere, in chunks of the batch -------------------------------------------------------------------------------

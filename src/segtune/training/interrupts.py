@@ -181,7 +181,8 @@ class StopRequest:
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
         if self._noting and not again:
-            logger.warning("%s: stopping after this step (Ctrl-C once more stops at once)", self._signal)
+            hint = " (Ctrl-C once more stops at once)" if number == signal.SIGINT else ""
+            logger.warning("%s: stopping after this step%s", self._signal, hint)
         elif not again:  # a second signal does not disturb the tidying up after the first
             if last_resort is not None:
                 self._timer = threading.Timer(PATIENCE, last_resort)
