@@ -43,6 +43,8 @@ def _onnxruntime(graph: Path | bytes) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # faults are raised; they need not be printed as well
+    # as engines open it: threads that spin for their next work cost most where other processes compute
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except faults as error:
