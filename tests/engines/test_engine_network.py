@@ -19,7 +19,7 @@ from segtune.engines.engine_network import open_engine, refuse_graph
 from segtune.engines.onnx_model import logits_model
 from segtune.engines.openvino_engine import SHAPES
 from segtune.errors import DataError, SegtuneError, UsageError
-from segtune.export.certificate import write_certificate
+from segtune.export.certificate import checksums, write_certificate
 from segtune.inference.evaluate import evaluate_model
 from segtune.inference.open_network import open_network
 from segtune.inference.protocol import InferenceProtocol
@@ -264,7 +264,7 @@ def test_a_graph_of_one_size_takes_batches_and_names_others(
 
 
 def test_files_are_those_of_the_certificate(copied: Path) -> None:
-    write_certificate(copied, {})
+    write_certificate(copied, checksums(copied))
     open_engine(copied, "onnxruntime")
     path = copied / "onnx" / "model.onnx"
     content = bytearray(path.read_bytes())

@@ -17,11 +17,12 @@ from PIL import Image
 
 from segtune.errors import DataError, UsageError
 from segtune.export import checkpoint_export, product
-from segtune.export.certificate import CertificateError, Thresholds
+from segtune.export.certificate import CertificateError, Thresholds, write_certificate
 from segtune.export.checkpoint_export import Settings, export_checkpoint
 from segtune.export.sources import Source, source_of_images, spread
 from segtune.inference.predict import predict
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
+from segtune.segformer.loading import load_model
 from support.exports import graph_with_tanh, network, sensitive_network
 
 onnx = pytest.importorskip("onnx")
@@ -172,6 +173,27 @@ def test_size_that_no_image_has(source: Source, tmp_path: Path, monkeypatch: pyt
     with pytest.raises(DataError, match="--size 40x40: none of the 3 images has this size"):
         export_checkpoint(source, "onnx", tmp_path / "exported", Settings(size=(40, 40)))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_picture_that_is_too_small_is_named(
+    source: Source, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_export, "logits_model", lambda model, size: onnx.load_from_string(network(5)[1]))
+    Image.new("RGB", (28, 40)).save(tmp_path / "thin.png")
+    thin = source_of_images(source.name, [tmp_path / "thin.png", *images], 10)
+    thin = thin._replace(processor=SegformerImageProcessor(do_resize=False))
+    with pytest.raises(
+        DataError, match=rf"^{tmp_path}/thin\.png: an image of 40x28 pixels, and exported files take sides"
+    ):
+        export_checkpoint(thin, "onnx", tmp_path / "exported", Settings())
+    assert [path.name for path in tmp_path.iterdir()] == ["thin.png"]
+
+
+def test_what_was_exported_is_no_checkpoint(tmp_path: Path) -> None:
+    network(5)[0].config.save_pretrained(tmp_path)
+    write_certificate(tmp_path, {})
+    with pytest.raises(UsageError, match=rf"^{tmp_path} holds what was exported of a checkpoint, and no weights: give"):
+        load_model(str(tmp_path))
 
 
 def test_certificate_has_the_checksum_of_every_file(

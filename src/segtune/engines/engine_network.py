@@ -15,12 +15,12 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from segtune.engines import onnxruntime_engine, openvino_engine
 from segtune.engines.attention_blocks import attend_in_blocks
-from segtune.engines.graph import CERTIFICATE_FILE, CHECKSUMS, Opened
+from segtune.engines.graph import CHECKSUMS, Opened
 from segtune.engines.onnx_model import INPUT, OUTPUT, SMALLEST_SIDE, logits_model
 from segtune.engines.packages import require
 from segtune.errors import DataError, UsageError
 from segtune.files import fingerprint
-from segtune.segformer.checkpoint_files import CONFIG, check_config, has_weights, read_json
+from segtune.segformer.checkpoint_files import CERTIFICATE_FILE, CONFIG, check_config, has_weights, read_json
 from segtune.segformer.configuration_segformer import SegformerConfig
 from segtune.segformer.loading import load_model
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
@@ -197,7 +197,10 @@ def refuse_graph(source: str | os.PathLike[str]) -> None:
         if path.is_file() and path.suffix in _SUFFIXES[engine]:
             raise UsageError(f"{path} is an exported graph: say --engine {engine}")
         if path.is_dir() and find_graph(path, engine) and not has_weights(path):
-            raise UsageError(f"{path} holds an exported graph and no weights: say --engine {engine}")
+            raise UsageError(
+                f"{path} holds an exported graph and no weights: say --engine {engine}, where a command takes it, or "
+                "give the checkpoint itself"
+            )
 
 
 def _folder_of(path: Path) -> Path:

@@ -13,8 +13,7 @@ from segtune.errors import DataError
 
 Shape = Sequence[int | None]  # None: a free side
 
-CERTIFICATE_FILE = "certificate.json"  # in the folder of an export
-CHECKSUMS = "checksums"  # in it: the SHA-256 of each file, by its path in the folder
+CHECKSUMS = "checksums"  # in the certificate of an export: the SHA-256 of each file, by its path in the folder
 
 
 class Opened(NamedTuple):

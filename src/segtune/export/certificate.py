@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from segtune.engines.graph import CERTIFICATE_FILE, CHECKSUMS
+from segtune.engines.graph import CHECKSUMS
 from segtune.errors import DataError, SegtuneError
 from segtune.evaluation.evaluation import Evaluation
 from segtune.evaluation.uncertainty import compare
 from segtune.files import fingerprint, read_json, write_atomic
+from segtune.segformer.checkpoint_files import CERTIFICATE_FILE
 
 EXPORTS = "export"  # in a run folder: a folder for each target
 FORMAT = 1
@@ -199,10 +200,14 @@ def certify(
     )
 
 
-def write_certificate(folder: Path, content: dict[str, Any]) -> None:
-    """Write `certificate.json` into the folder of an export, with the SHA-256 of every file that lies there."""
+def checksums(folder: Path) -> dict[str, dict[str, str]]:
+    """What a certificate holds of the files that lie in its folder: the SHA-256 of each, by its path."""
     files = {path.relative_to(folder).as_posix(): fingerprint(path) for path in sorted(folder.rglob("*"))}
-    content = content | {CHECKSUMS: {path: entry["sha256"] for path, entry in files.items() if entry}}
+    return {CHECKSUMS: {path: entry["sha256"] for path, entry in files.items() if entry}}
+
+
+def write_certificate(folder: Path, content: dict[str, Any]) -> None:
+    """Write `certificate.json` into the folder of an export."""
     write_atomic(folder / CERTIFICATE_FILE, json.dumps({"format": FORMAT} | content, indent=2) + "\n")
 
 

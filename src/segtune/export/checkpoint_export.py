@@ -20,7 +20,7 @@ from segtune import __version__
 from segtune.bars import progress_bar
 from segtune.engines.attention_blocks import attend_in_blocks
 from segtune.engines.network import LogitsNetwork
-from segtune.engines.onnx_model import INPUT, OUTPUT, logits_model
+from segtune.engines.onnx_model import INPUT, OUTPUT, SMALLEST_SIDE, logits_model
 from segtune.errors import DataError, UsageError
 from segtune.export import targets
 from segtune.export.certificate import (
@@ -29,8 +29,10 @@ from segtune.export.certificate import (
     Answer,
     Certificate,
     CertificateError,
+    Picture,
     Thresholds,
     certify,
+    checksums,
     write_certificate,
 )
 from segtune.export.diagnosis import where_it_differs
@@ -122,7 +124,7 @@ def export_checkpoint(source: Source, target: Target, output: Path, settings: Se
     def write(folder: Path) -> None:
         export = _Export(source, settings, folder, about(source, settings))
         export.write(target)
-        found.update(export.certificate(target))
+        found.update(export.certificate(target) | checksums(folder))
         write_certificate(folder, found)
 
     with eval_mode(source.model):
@@ -413,9 +415,19 @@ class _Export:
     def _pictures(self, what: str) -> Any:
         """The pictures of the certificate, with a bar; of a fixed size, those that have it."""
         bar = progress_bar(self.source.pictures(), desc=what, total=self.source.total, leave=False)
-        size = self.settings.size
+        return (picture for picture in bar if self._takes(picture))
 
-        return (picture for picture in bar if size is None or picture.image.shape[:2] == size)
+    def _takes(self, picture: Picture) -> bool:
+        """Whether a picture has the one size of the files; of files for any size, DataError where it is too small."""
+        height, width = picture.image.shape[:2]
+        if self.settings.size is not None:
+            return (height, width) == self.settings.size
+        if min(self.source.processor.target_size(height, width)) < SMALLEST_SIDE:
+            raise DataError(
+                f"{picture.id}: an image of {height}x{width} pixels, and exported files take sides of {SMALLEST_SIDE} "
+                "or more: compare on others"
+            )
+        return True
 
     def _margins(
         self, image: np.ndarray, rows: np.ndarray, columns: np.ndarray, first: np.ndarray, second: np.ndarray

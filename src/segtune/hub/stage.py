@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 
 from segtune.errors import SegtuneError
-from segtune.export.certificate import CERTIFICATE_FILE, EXPORTS, read_certificate
+from segtune.export.certificate import EXPORTS, read_certificate
 from segtune.files import fingerprint, missing_last_line
-from segtune.segformer.checkpoint_files import check_saved
+from segtune.segformer.checkpoint_files import CERTIFICATE_FILE, check_saved
 from segtune.training.run_folder import (
     MODEL_FILES,
     OVERLAYS,

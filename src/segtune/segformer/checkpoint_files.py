@@ -17,6 +17,7 @@ from segtune.errors import DataError, UsageError
 from segtune.files import MODEL_MANIFEST, check_manifest
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+CERTIFICATE_FILE = "certificate.json"  # in the folder of an export
 LARGEST_JSON = 16 * 2**20  # bytes; 65,536 labels with their colours take a third of that
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _CHUNK = 2**20

@@ -18,11 +18,13 @@ from transformers.utils import cached_file, logging
 from segtune.errors import DataError, UsageError, listed
 from segtune.hub_errors import fault_of_hub, offline_if_out_of_reach, patiently
 from segtune.segformer.checkpoint_files import (
+    CERTIFICATE_FILE,
     CONFIG,
     check_config,
     check_download,
     check_saved,
     check_weights,
+    has_weights,
     refuse_missing,
 )
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
@@ -72,6 +74,10 @@ def load_model(name: str | Path, *, whole: bool = False, **kwargs: Any) -> Segfo
     except (OSError, ValueError, RuntimeError) as error:
         if fault := fault_of_hub(error):
             raise DataError(f"checkpoint {name} cannot be fetched: {fault}") from error
+        if (Path(name) / CERTIFICATE_FILE).is_file() and not has_weights(Path(name)):
+            raise UsageError(
+                f"{name} holds what was exported of a checkpoint, and no weights: give the checkpoint itself"
+            ) from error
         first = str(error).strip().splitlines()[0]
         raise UsageError(
             f"checkpoint {name} cannot be loaded: {first} "

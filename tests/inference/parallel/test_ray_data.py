@@ -133,6 +133,8 @@ def test_into_tables(corpus: list[str], checkpoint: Path, expected: dict[str, An
     assert first.returncode == 0, first.stderr
     done = predict(checkpoint, *corpus, *words, "--resume")
     assert done.stdout == f"7 masks in {out}; 3 of 7 images were done before\n", done.stderr
+    refused = predict(checkpoint, *corpus, *words)  # seven masks in two tables
+    assert refused.returncode == 2 and ".parquet and 1 more exist already" in refused.stderr
     rows: dict[str, dict[str, Any]] = {}
     for table in list_stored(f"{out}/*.parquet", bool):
         content = read_stored(table)
