@@ -32,8 +32,27 @@ ROOT = Path(__file__).resolve().parents[1]
 # In CI a test fails where its data or a browser is missing, instead of being skipped; SEGTUNE_COMPLETE=0 says that the
 # runner has no such data, as those of a public forge do not.
 COMPLETE = os.environ.get("SEGTUNE_COMPLETE", "1" if os.environ.get("CI") == "true" else "0") == "1"
-# Files that take more than half a minute, longest first.
-LONGEST = ("contract/test_docs.py",)
+# Files that take more than half a minute of a core, about from the longest on.
+LONGEST = (
+    "contract/test_docs.py",
+    "contract/test_round_trip.py",
+    "contract/test_readme.py",
+    "faults/test_faults.py",
+    "training/test_trainer.py",
+    "training/test_run_lock.py",
+    "notebooks/test_render_notebooks.py",
+    "notebooks/test_notebooks.py",
+    "inference/parallel/test_many_pictures.py",
+    "inference/parallel/test_ray_data.py",
+    "training/test_auto_batch.py",
+    "training/test_distributed.py",
+    "experiments/test_crossval.py",
+    "cli/test_main.py",
+    "cli/test_cmd_train.py",
+    "contract/test_packaging.py",
+    "webdemo/test_server.py",
+    "webdemo/test_demo_in_browser.py",
+)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -62,6 +81,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first, then those with most tests: no worker is left alone with a long one."""
     first = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    if missing := [str(path) for path in first if not path.is_file()]:
+        raise pytest.UsageError(f"LONGEST names files that are not there: {', '.join(missing)}")
     tests = Counter(item.path for item in items)
     items.sort(key=lambda item: (first.get(item.path, len(first)), -tests[item.path], item.path))
 
@@ -143,6 +164,18 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     assert faults == []
 
 
+# Runs a script as `python SCRIPT` does, but imports what all of them need as commands do: in less time.
+START = """
+import os, runpy, sys
+from segtune.cli.common import importing
+with importing():
+    import segtune.training.trainer
+sys.argv = sys.argv[1:]
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.fixture(scope="session")
 def launch() -> Callable[..., list[str]]:
     """Starts a worker script in processes that know of each other, as `torchrun` does; returns what they say."""
@@ -151,7 +184,7 @@ def launch() -> Callable[..., list[str]]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        command = [sys.executable, str(ROOT / "tests" / "support" / "workers" / script), *arguments]
+        command = [sys.executable, "-c", START, str(ROOT / "tests" / "support" / "workers" / script), *arguments]
         common = os.environ | variables | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
         common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
         running = [

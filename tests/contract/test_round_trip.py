@@ -32,6 +32,9 @@ TINY = [
     examples.TINY,
 ]
 PREPARE = f"""
+import atexit, gc
+gc.disable()  # imports leave half a million objects: to look for garbage among them takes two seconds
+atexit.register(gc.freeze)
 import sys
 import numpy as np
 import torch
