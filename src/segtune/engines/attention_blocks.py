@@ -44,10 +44,11 @@ def attend_in_blocks(model: onnx.ModelProto) -> onnx.ModelProto:
         inner |= {*scores.output, *softmax.output}
     if not inner:
         return changed
-    for entries in (graph.node, graph.value_info):
-        kept = [one for one in entries if (one.name if entries is graph.value_info else one.output[0]) not in inner]
-        del entries[:]
-        entries.extend(kept)
+    nodes = [node for node in graph.node if node.output[0] not in inner]
+    values = [value for value in graph.value_info if value.name not in inner]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    graph.value_info.extend(values)
     opset = next(found.version for found in changed.opset_import if found.domain == "")
     changed.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     changed.functions.append(parser.parse_function(_attention(opset)))
