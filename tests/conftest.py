@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMPLETE = os.environ.get("SEGTUNE_COMPLETE", "1" if os.environ.get("CI") == "true" else "0") == "1"
 # Files that take more than half a minute of a core, about from the longest on.
 LONGEST = (
+    "training/test_distributed.py",
     "contract/test_docs.py",
     "contract/test_round_trip.py",
     "contract/test_readme.py",
@@ -45,7 +46,6 @@ LONGEST = (
     "inference/parallel/test_many_pictures.py",
     "inference/parallel/test_ray_data.py",
     "training/test_auto_batch.py",
-    "training/test_distributed.py",
     "experiments/test_crossval.py",
     "cli/test_main.py",
     "cli/test_cmd_train.py",

@@ -20,6 +20,7 @@ from PIL import Image
 
 from scripts import render_notebooks
 from scripts.render_notebooks import LARGEST, NAMES, WIDEST, as_shown, picture, without_badges
+from support.examples import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ROOT / "docs" / "notebooks"
@@ -121,7 +122,9 @@ def test_notebooks_run_from_their_install_cells(python: Path, tmp_path: Path) ->
     subprocess.run([*build, str(tmp_path), str(ROOT)], check=True)
     (wheel,) = tmp_path.glob("segtune-*.whl")
     command = [sys.executable, "scripts/render_notebooks.py", "--python", str(python), "--segtune", str(wheel)]
-    command += ["--set", "STEPS=2", "--set", "SMALL=True", "--output", str(tmp_path / "pages")]
+    small = [TINY, "training.batch_size=2"]
+    command += ["--set", "STEPS=2", "--set", "SMALL=True", "--set", f"CHANGES={small}"]
+    command += ["--output", str(tmp_path / "pages")]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PIP_NO_INDEX": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     for name in NAMES:
