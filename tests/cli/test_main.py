@@ -354,3 +354,14 @@ def test_a_stopped_command_ends_at_once_with_its_last_words() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (3, "tidied\n")
+
+
+def test_all_commands_but_the_one_that_compares_libraries_keep_memory(
+    segtune_command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[str] = []
+    monkeypatch.setattr("segtune.cli.main.keep_freed_memory", lambda: kept.append("memory"))
+    assert segtune_command("recipes").code == 0
+    assert kept == ["memory"]
+    assert segtune_command("bench", "--help").code == 0
+    assert kept == ["memory"]

@@ -212,7 +212,8 @@ def _configure(
     verbose: VerboseOption = False,
 ) -> None:
     cpu_threads.settle()
-    keep_freed_memory()
+    if context.invoked_subcommand != "bench":  # which compares libraries as any program of Python has them
+        keep_freed_memory()
     if os.environ.get("NO_COLOR"):  # https://no-color.org; rich heeds it by itself
         context.color = False
     handler = logging.StreamHandler(sys.stderr)

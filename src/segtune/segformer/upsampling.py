@@ -26,7 +26,7 @@ _CPU_STRIP, _DEVICE_STRIP = 2**19, 2**25  # elements of a strip: what stays in a
 _DEVICE_CHUNK = 2**27  # elements of an upsampled tensor elsewhere than on a CPU, 0.5 GB of float32
 PHASES = (0.125, 0.375, 0.625, 0.875)  # where output pixels lie between two input pixels at a ratio of four
 _LARGEST = 1e30  # logits beyond, as that of a class that is excluded, are taken to be this
-_PREDICTED = 2**15  # pixels of a strip whose classes are chosen together
+_PREDICTED, _MOST_PREDICTED = 2**15, 2**18  # pixels whose classes are chosen together: for each thread, and at most
 _C_COMPILERS = ("cc", "gcc", "clang")  # one of which Triton needs, or the one that CC names
 
 
@@ -151,7 +151,7 @@ def _predict_ratio_four(x: Tensor) -> Tensor:
     _, h, w = x.shape
     out = torch.empty((h + 1, 4, w + 1, 4), dtype=torch.long, device=x.device)
     t = x.new_tensor(PHASES)[:, None, None]
-    step = max(1, _PREDICTED // (16 * (w + 1)))
+    step = max(1, min(_PREDICTED * torch.get_num_threads(), _MOST_PREDICTED) // (16 * (w + 1)))
     for first in range(0, h + 1, step):
         rows = min(step, h + 1 - first)
         strip, _ = with_border(x, first, rows)  # (K, rows+1, w+2)
