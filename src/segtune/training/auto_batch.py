@@ -48,7 +48,14 @@ logger = logging.getLogger(__name__)
 # Bytes that stay free beside a trial step: for decoding images, for evaluations, for the gaps between allocations that
 # earlier trials have left and, where addresses are limited, for what the C library reserves for each thread.
 HEADROOM = 2**29
-_TRIALS = "from segtune.training.auto_batch import _try_for_another; _try_for_another()"
+_TRIALS = """
+import gc
+gc.disable()  # of what libraries leave when they are imported, hardly anything is garbage
+from segtune.training.auto_batch import _try_for_another
+gc.freeze()
+gc.enable()
+_try_for_another()
+"""
 _FITS = "fits"  # before a number, what the process of the trials says
 # What a launcher tells its processes, by which the process of the trials would join theirs.
 _LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "PMI_", "OMPI_", "MV2_")
