@@ -32,9 +32,8 @@ from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentatio
 TILES = Path(segtune.__file__).parent / "data" / "earth" / "images" / "test"
 PHOTOGRAPHS = 20
 CROPS = ((333, 251), (65, 97))  # width, height
-B2 = {"hidden_sizes": (64, 128, 320, 512), "depths": (3, 4, 6, 3), "decoder_hidden_size": 768}
 RANDOM: dict[str, dict[str, Any]] = {  # the default is B0
-    "B2 of 60 labels": {**B2, "num_labels": 60},
+    "B2 of 60 labels": {"variant": "b2", "num_labels": 60},
     "one logit": {"num_labels": 1},
     "four channels": {"num_labels": 11, "num_channels": 4},
 }
@@ -56,7 +55,7 @@ def write_random(folder: Path, fields: dict[str, Any], image: np.ndarray) -> Non
     channels = fields.get("num_channels", 3)
     processor = SegformerImageProcessor(do_resize=False, image_mean=[0.45] * channels, image_std=[0.22] * channels)
     torch.manual_seed(0)
-    model = SegformerForSemanticSegmentation(SegformerConfig(**fields)).eval()
+    model = SegformerForSemanticSegmentation(SegformerConfig.from_variant(**{"variant": "b0", **fields})).eval()
     with torch.no_grad():
         logits = model(**processor(image, return_tensors="pt", input_data_format="channels_last")).logits
         classifier = model.decode_head.classifier

@@ -69,9 +69,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     oneDNN's "could not create a primitive" is counted among them, though it says the same of a shape that it cannot do.
     """
-    if (
-        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    ):  # torch's, which is not loaded here
+    # torch's class is known by its name, since torch is not loaded here
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     told = str(error).lower()
     return isinstance(error, RuntimeError | OSError) and any(words in told for words in _OUT_OF_MEMORY)

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from segtune.data.config import TransformConfig
 from segtune.data.dataset import DatasetConfig, find_label_map, load_segmentation_dataset
-from segtune.errors import UsageError
+from segtune.errors import DataError, UsageError
 from segtune.finetune import train
 from segtune.inference.processor import processor_from_transforms
 from segtune.recipe.recipe import load_recipe
@@ -171,10 +172,23 @@ def test_other_errors_are_not_taken_for_it(data: tuple[Any, Any], monkeypatch: p
 def test_trials_in_another_process(data: tuple[Any, Any], caplog: pytest.LogCaptureFixture) -> None:
     trial = trials(data, ema_decay=0.9)
     trial.processes_here = 2
-    assert auto_batch.largest_elsewhere(trial, 2) == 2
-    assert not caplog.records
-    trial.transforms = TRANSFORMS.model_copy(update={"crop_size": 2**17})  # 51 GB for an image
-    assert auto_batch.largest_elsewhere(trial, 2) == 0
+    with caplog.at_level("INFO", "segtune"):
+        assert auto_batch.largest_elsewhere(trial, 2) == 2
+        assert not caplog.records
+        trial.transforms = TRANSFORMS.model_copy(update={"crop_size": 2**17})  # 51 GB for an image
+        assert auto_batch.largest_elsewhere(trial, 2) == 0
+    assert caplog.messages == ["a micro-batch of 1 does not fit"]
+
+
+def test_a_fault_of_the_data_comes_out_of_another_process_as_it_is(data: tuple[Any, Any], tmp_path: Path) -> None:
+    for kind in ("images", "masks"):
+        (tmp_path / kind / "train").mkdir(parents=True)
+        Image.effect_noise((64, 64), 50).save(tmp_path / kind / "train" / "a.png")
+    image = tmp_path / "images" / "train" / "a.png"
+    image.write_bytes(image.read_bytes()[:2000])  # the header is whole
+    broken = load_segmentation_dataset(str(tmp_path))["train"]
+    with pytest.raises(DataError, match=r"a\.png"):
+        auto_batch.largest_elsewhere(trials((broken, data[1])), 2)
 
 
 @pytest.mark.parametrize(

@@ -244,6 +244,7 @@ def _add_normalizers_of_ratio_four(x: Tensor, a: Tensor, gradient: Tensor | None
     and what the last column of a row makes with the first one of the next has `a = 0`.
     """
     num_labels, h, w = x.shape
+    t = x.new_tensor(PHASES)[:, None, None]
     # Between the h + 2 input rows (border included) lie h + 1 gaps of four output rows each, of which the two outermost
     # at either end are outside of the map: a = 0 there. Columns alike, with one gap more that ends each row.
     a = F.pad(a, (2, 2, 2, 2)).view(h + 1, 4, w + 1, 4).permute(3, 1, 0, 2)  # (column, row, h+1, w+1)
@@ -258,7 +259,6 @@ def _add_normalizers_of_ratio_four(x: Tensor, a: Tensor, gradient: Tensor | None
         shape = (num_labels, 4, rows, w + 2)
         p1, p3, p5, p7, pairs, *grad = (flat[: math.prod(shape)].view(num_labels, -1) for flat in work)  # (K, R)
         # p = (1-t) upper + t lower for the four phases t of a row, then P = exp(p/8)
-        t = x.new_tensor(PHASES)[:, None, None]
         torch.lerp(strip[:, None, :-1] / 8, strip[:, None, 1:] / 8, t, out=p1.view(shape)).exp_()
         # P², P³, P⁵ = P² P³ and P⁷ = P² P⁵; Q is P of the next position
         torch.mul(p1, p1, out=p7)

@@ -379,12 +379,10 @@ def _sum_upsampled(first: Tensor, weight: Tensor, bias: Tensor, maps: Sequence[T
     total = first.new_empty((*first.shape[:3], len(bias)))
     heights = [linear_weights(each.shape[1], height, each.device) for each in maps]
     for i, strip in _strips(total):
-        out, part = total[i, strip], linear(first[i, strip], weight, bias)  # (rows, W, D)
-        for number, (each, weights) in enumerate(zip(maps, heights, strict=True), start=1):
-            # the last sum is written where it stays
-            torch.add(part, upsampled_strip(each[i], weights, strip, width), out=out if number == len(maps) else part)
-        if not maps:
-            out.copy_(part)
+        out = total[i, strip]  # (rows, W, D)
+        linear_into(out.flatten(0, 1), first[i, strip].flatten(0, 1), weight, bias)
+        for each, weights in zip(maps, heights, strict=True):
+            out += upsampled_strip(each[i], weights, strip, width)
     return total
 
 

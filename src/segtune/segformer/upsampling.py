@@ -14,7 +14,7 @@ import importlib.util
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -156,41 +156,47 @@ def _predict_ratio_four(x: Tensor) -> Tensor:
         rows = min(step, h + 1 - first)
         strip, _ = with_border(x, first, rows)  # (K, rows+1, w+2)
         lines = x.new_empty((4, rows, w + 2))
-        best, score = x.new_empty((2, 4, 4, rows, w + 1))  # (column, row, rows, w+1)
-        higher = torch.empty_like(best, dtype=torch.bool)
-        label, *others = _candidates(strip).tolist()
-        ids = torch.full_like(best, label, dtype=torch.int32)
-        _interpolate(strip[label], t, lines, best)
-        # ascending labels and a strict comparison: of equal logits the first class wins, as in argmax
-        for label in others:
-            _interpolate(strip[label], t, lines, score)
-            torch.gt(score, best, out=higher)
-            ids.masked_fill_(higher, label)
-            torch.maximum(best, score, out=best)
+
+        def interpolate(label: int, values: Tensor, strip: Tensor = strip, lines: Tensor = lines) -> None:
+            torch.lerp(strip[label, :-1], strip[label, 1:], t, out=lines)
+            torch.lerp(lines[..., :-1], lines[..., 1:], t[..., None], out=values)
+
+        ids = _largest_of(_candidates(strip).tolist(), interpolate, (4, 4, rows, w + 1), x)  # (column, row, rows, w+1)
         out[first : first + rows] = ids.permute(2, 1, 3, 0)
     return out.view(4 * (h + 1), 4 * (w + 1))[2:-2, 2:-2]
 
 
-def _interpolate(x: Tensor, t: Tensor, lines: Tensor, out: Tensor) -> None:
-    """The phases `t` between the rows of x `(rows+1, w+2)` into `lines`, and between their columns into `out`."""
-    torch.lerp(x[:-1], x[1:], t, out=lines)
-    torch.lerp(lines[..., :-1], lines[..., 1:], t[..., None], out=out)
-
-
 def _predict_whole(x: Tensor, size: Sequence[int]) -> Tensor:
-    """`(K, h, w)` -> `(H, W)`: the candidates upsampled one after another, the best so far kept for each pixel."""
+    """`(K, h, w)` -> `(H, W)`, int64."""
     candidates = _candidates(x).tolist()
     if not candidates:  # not a number everywhere
         return upsample(x[None], size)[0].argmax(0)
-    first, *others = candidates
-    ids = torch.full(tuple(size), first, dtype=torch.long, device=x.device)
-    if others:
-        best = upsample(x[None, first : first + 1], size)  # (1, 1, H, W)
-        score, higher = torch.empty_like(best), torch.empty_like(ids, dtype=torch.bool)
-    # ascending labels and a strict comparison: of equal logits the first class wins, as in argmax
+
+    def interpolate(label: int, values: Tensor) -> None:
+        plane, out = x[None, label : label + 1], values[None, None]
+        torch.ops.aten.upsample_bilinear2d.out(plane, list(size), False, out=out)
+
+    return _largest_of(candidates, interpolate, tuple(size), x).long()
+
+
+def _largest_of(
+    labels: Sequence[int], interpolate: Callable[[int, Tensor], None], shape: tuple[int, ...], like: Tensor
+) -> Tensor:
+    """At each place that of some labels, ascending, which has the largest value, int32 of `shape`.
+
+    They are interpolated one after another, by a function that writes the values of a label, and the best so far is
+    kept for each place. By a strict comparison the first one wins of equal logits, as in argmax.
+    """
+    first, *others = labels
+    ids = torch.full(shape, first, dtype=torch.int32, device=like.device)
+    if not others:
+        return ids
+    best, score = like.new_empty((2, *shape))
+    higher = torch.empty_like(best, dtype=torch.bool)
+    interpolate(first, best)
     for label in others:
-        torch.ops.aten.upsample_bilinear2d.out(x[None, label : label + 1], list(size), False, out=score)
-        torch.gt(score[0, 0], best[0, 0], out=higher)
+        interpolate(label, score)
+        torch.gt(score, best, out=higher)
         ids.masked_fill_(higher, label)
         torch.maximum(best, score, out=best)
     return ids

@@ -8,6 +8,7 @@ with B alone, and so B is the largest divisor of G / P that every process has ro
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import math
 import os
@@ -29,7 +30,7 @@ from torch import nn
 
 from segtune.data.config import TransformConfig
 from segtune.data.loader import TrainingBatches
-from segtune.errors import UsageError, is_out_of_memory
+from segtune.errors import DataError, SegtuneError, UsageError, is_out_of_memory
 from segtune.labels.label_map import LabelMap
 from segtune.segformer.image_processing_segformer import SegformerImageProcessor
 from segtune.segformer.modeling_segformer import SegformerForSemanticSegmentation
@@ -56,7 +57,7 @@ gc.freeze()
 gc.enable()
 _try_for_another()
 """
-_FITS = "fits"  # before a number, what the process of the trials says
+_FITS, _FAULT = "fits", "fault"  # before a number, and before an exit code and a message: what their process says
 # What a launcher tells its processes, by which the process of the trials would join theirs.
 _LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "PMI_", "OMPI_", "MV2_")
 
@@ -276,6 +277,7 @@ def largest_elsewhere(trials: TrialSteps, images: int) -> int:
     is asked again; the C library's heap has grown to the limit, in pieces; and some libraries do not survive at all.
 
     Raises:
+        SegtuneError: of the process, as its `seconds` raised it.
         RuntimeError: the process failed for another reason than memory; with what it said.
     """
     told = {
@@ -306,8 +308,15 @@ def largest_elsewhere(trials: TrialSteps, images: int) -> int:
             fault = RuntimeError(f"a trial step failed:\n{errors.read().decode(errors='replace').strip()}")
             if process.returncode > 0 and not is_out_of_memory(fault):  # else a signal of the system, or its own
                 raise fault
-            logger.info("a micro-batch that does not fit ended its process: %s", process.returncode)
-    return max((int(line.split()[1]) for line in said.decode().splitlines() if line.startswith(_FITS)), default=0)
+    lines = [line.partition(" ") for line in said.decode().splitlines()]
+    for word, _, told_of in lines:
+        if word == _FAULT:
+            code, message = json.loads(told_of)
+            raise (UsageError if code == UsageError.exit_code else DataError)(message)
+    found = max((int(number) for word, _, number in lines if word == _FITS), default=0)
+    if found < images:
+        logger.info("a micro-batch of %d does not fit", next(n for n in divisors(images) if n > found))
+    return found
 
 
 def _try_for_another() -> None:
@@ -315,12 +324,14 @@ def _try_for_another() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run hears it, and ends this
     told, share, images, threads = pickle.load(sys.stdin.buffer)
     torch.set_num_threads(threads)
-    config: TrainingConfig = told["config"]
-    trials = TrialSteps(**told, accelerator=make_accelerator("cpu", config.mixed_precision))
+    trials = TrialSteps(**told, accelerator=make_accelerator("cpu", told["config"].mixed_precision))
     for name, value in share.items():
         setattr(trials, name, value)
-    for batch in trials.fitting(images):
-        print(_FITS, batch, flush=True)
+    try:
+        for batch in trials.fitting(images):
+            print(_FITS, batch, flush=True)
+    except SegtuneError as error:
+        print(_FAULT, json.dumps([error.exit_code, str(error)]), flush=True)
 
 
 @contextmanager
